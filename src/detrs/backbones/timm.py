@@ -1,0 +1,169 @@
+"""Any timm feature extractor as a backbone, normalised and frozen as detectors want it."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import timm
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from detrs.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """Which timm model, from which weights, and what of it trains."""
+
+    name: str = "resnet50.tv_in1k"
+    """Name of a timm model that supports ``features_only``; ``.tv_in1k`` are torchvision's original weights."""
+    weights: str = "timm"
+    """Where training starts. ``timm``: the pretrained weights of ``name``, downloaded once; ``none``: random; else
+    the path of a ``.safetensors`` file of that model."""
+    stages: tuple[int, ...] = (3, 4, 5)
+    """Stages handed to the neck, C2 to C5: stage k has stride ``2**k``."""
+    dilated: bool = False
+    """DC5: C5 keeps stride 16, its later blocks are dilated by 2."""
+    norm: Literal["frozen", "batch"] = "frozen"
+    """``frozen``: statistics and affine parameters of BatchNorm never change (pretrained weights, small batches).
+    ``batch``: ordinary BatchNorm (training from scratch)."""
+    freeze_stem: bool = True
+    """Never train what comes before C3: the stem and the first stage."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of each colour channel that the weights expect, on [0, 1]."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation of each colour channel that the weights expect, on [0, 1]."""
+    pad_type: str = ""
+    """Padding of convolutions, for timm models that take it (``same`` for TensorFlow's weights)."""
+
+
+class TimmBackbone(nn.Module):
+    """A timm model that returns the feature maps of ``config.stages``, fine to coarse.
+
+    Args:
+        config: which model.
+        pretrained: start from ``config.weights`` instead of random numbers.
+
+    Raises:
+        UserError: when the model is unknown, has other strides, or its weights cannot be had.
+    """
+
+    def __init__(self, config: BackboneConfig, pretrained: bool = False) -> None:
+        super().__init__()
+        self.body = create(config, pretrained)
+        self.channels = tuple(self.body.feature_info.channels())
+        if config.norm == "frozen":
+            freeze_batch_norm(self.body)
+        if config.freeze_stem:
+            freeze_below_c3(self.body)
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
+        return self.body(images)
+
+
+def create(config: BackboneConfig, pretrained: bool) -> nn.Module:
+    """The timm model, with weights if asked for."""
+    if not timm.is_model(config.name):
+        raise UserError(
+            f"model.backbone.name is '{config.name}', which timm does not know."
+            f"{did_you_mean(config.name, timm.list_models() + timm.list_pretrained())}"
+        )
+    if not config.stages or any(not 2 <= stage <= 5 for stage in config.stages):
+        raise UserError(f"model.backbone.stages is {config.stages}, but must name stages between 2 and 5.")
+    options: dict[str, object] = {"pad_type": config.pad_type} if config.pad_type else {}
+    if config.dilated:
+        options["output_stride"] = 16
+    if pretrained and config.weights not in ("timm", "none"):
+        options["pretrained_cfg_overlay"] = {"file": str(existing(config.weights)), "hf_hub_id": None}
+    try:
+        body = timm.create_model(
+            config.name,
+            pretrained=pretrained and config.weights != "none",
+            features_only=True,
+            out_indices=[stage - 6 for stage in config.stages],  # C5 is the last feature map of every timm model
+            **options,
+        )
+    except OSError as error:
+        raise UserError(
+            f"The pretrained weights of '{config.name}' could not be downloaded ({type(error).__name__}): connect once, "
+            f"pass --backbone with a .safetensors file, or train from scratch with --model.backbone.weights none."
+        ) from error
+    except RuntimeError as error:
+        if pretrained:
+            raise UserError(f"'{config.weights}' holds no weights of the timm model '{config.name}': {error}") from error
+        raise
+    expected = [16 if config.dilated and stage == 5 else 2**stage for stage in config.stages]
+    if list(body.feature_info.reduction()) != expected:
+        raise UserError(
+            f"The timm model '{config.name}' has feature maps of strides {body.feature_info.reduction()}, but stages "
+            f"{config.stages} need {expected}: choose a model with four stages of strides 4 to 32."
+        )
+    return body
+
+
+def with_weights(config: BackboneConfig, weights: str) -> BackboneConfig:
+    """``config`` starting from ``weights``: the name of a timm model, or a ``.safetensors`` file of one.
+
+    A file may say in its metadata what it is: ``timm_model``, ``pad_type``, ``mean`` and ``std``.
+    Without, it is taken to be of the model that ``config`` names.
+    """
+    if not weights.endswith(".safetensors"):
+        return replace(config, name=weights, weights="timm")
+    try:
+        with safe_open(existing(weights), framework="pt") as file:
+            meta = file.metadata() or {}
+    except SafetensorError as error:
+        raise UserError(f"'{weights}' is no valid .safetensors file: {error}.") from error
+    known = {"name": meta.get("timm_model"), "pad_type": meta.get("pad_type")}
+    colours = {key: numbers(meta[key]) for key in ("mean", "std") if key in meta}
+    return replace(config, weights=weights, **{key: value for key, value in known.items() if value}, **colours)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """The numbers in ``"0.5,0.5,0.5"``, brackets or not."""
+    return tuple(float(number) for number in text.strip("[]()").split(","))
+
+
+def existing(path: str) -> Path:
+    if not Path(path).is_file():
+        raise UserError(f"The backbone weights '{path}' do not exist: pass the path of a .safetensors file.")
+    return Path(path)
+
+
+class FrozenBatchNorm(nn.Module):
+    """BatchNorm whose statistics and affine parameters are buffers: the same function in training and evaluation.
+
+    ``y = weight * (x - mean) / sqrt(var + eps) + bias``, then the activation that timm fused into the layer, if any.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.eps = norm.eps
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, getattr(norm, name).detach().clone())
+        self.activation = getattr(norm, "act", nn.Identity())
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps)
+        return self.activation(y)
+
+
+def freeze_batch_norm(module: nn.Module) -> None:
+    """Replace every BatchNorm inside ``module`` by its frozen form."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, FrozenBatchNorm(child))
+        else:
+            freeze_batch_norm(child)
+
+
+def freeze_below_c3(body: nn.Module) -> None:
+    """Switch off the gradient of everything up to C2, in the order in which timm registers its modules."""
+    c2 = [info["module"] for info in body.feature_info.info if info["reduction"] == 4][-1]
+    inside = tuple(f"{name}." for name in (c2, c2.replace(".", "_")))  # timm flattens the names of some models
+    names = [name for name, _ in body.named_parameters()]
+    last = max(i for i, name in enumerate(names) if name.startswith(inside))
+    for parameter in list(body.parameters())[: last + 1]:
+        parameter.requires_grad_(False)

@@ -1,0 +1,50 @@
+"""Boxes: conversions, overlap, and how a head's raw output becomes a box."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def cxcywh_to_xyxy(boxes: Float[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
+    """(cx, cy, w, h) to (x1, y1, x2, y2), same unit."""
+    center, size = boxes.split(2, dim=-1)
+    return torch.cat([center - size / 2, center + size / 2], dim=-1)
+
+
+def xyxy_to_cxcywh(boxes: Float[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
+    """(x1, y1, x2, y2) to (cx, cy, w, h), same unit."""
+    low, high = boxes.split(2, dim=-1)
+    return torch.cat([(low + high) / 2, high - low], dim=-1)
+
+
+def generalized_iou(a_xyxy: Float[Tensor, "... 4"], b_xyxy: Float[Tensor, "... 4"]) -> Float[Tensor, "..."]:
+    """Generalized IoU (Rezatofighi et al. 2019) of boxes that broadcast against each other, in [-1, 1].
+
+    ``generalized_iou(a[:, None], b[None])`` is the matrix of all pairs. No epsilon: two boxes without area give NaN,
+    as in the official repositories.
+    """
+    area_a = (a_xyxy[..., 2:] - a_xyxy[..., :2]).prod(-1)
+    area_b = (b_xyxy[..., 2:] - b_xyxy[..., :2]).prod(-1)
+    low, high = torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2]), torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:])
+    overlap = (high - low).clamp(min=0).prod(-1)
+    union = area_a + area_b - overlap
+    hull_low, hull_high = torch.minimum(a_xyxy[..., :2], b_xyxy[..., :2]), torch.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:])
+    hull = (hull_high - hull_low).prod(-1)
+    return overlap / union - (hull - union) / hull
+
+
+def inverse_sigmoid(x: Float[Tensor, "..."], eps: float = 1e-5) -> Float[Tensor, "..."]:
+    """log(x / (1 - x)) with both clamped to at least ``eps``: finite on all of [0, 1]."""
+    x = x.clamp(0, 1)
+    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+
+
+def offset_from_point(raw: Float[Tensor, "... 4"], point: Float[Tensor, "... 2"]) -> Float[Tensor, "... 4"]:
+    """The box whose centre is ``raw``'s first half away from a reference point, in logit space; its size is free."""
+    center, size = raw.split(2, dim=-1)
+    return torch.cat([center + inverse_sigmoid(point), size], dim=-1).sigmoid()
+
+
+def offset_from_box(raw: Float[Tensor, "... 4"], box: Float[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
+    """The box that is ``raw`` away from a reference box, in logit space (Deformable DETR, A.2)."""
+    return (raw + inverse_sigmoid(box)).sigmoid()

@@ -1,0 +1,1 @@
+"""How wrong a set of boxes is: matching and losses."""

@@ -1,0 +1,84 @@
+"""Bipartite matching: which query answers for which object (DETR, Eq. 1)."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from detrs.boxes import cxcywh_to_xyxy, generalized_iou
+
+
+class Costs(NamedTuple):
+    """Weights of the matching cost."""
+
+    class_weight: float
+    box_weight: float
+    giou_weight: float
+    focal_alpha: float
+    focal_gamma: float
+
+
+class Matches(NamedTuple):
+    """Matched pairs over all layers and images, as parallel index vectors of length N."""
+
+    layer: Int[Tensor, "N"]
+    image: Int[Tensor, "N"]
+    query: Int[Tensor, "N"]
+    target: Int[Tensor, "N"]
+    """Index within the image's own targets."""
+
+
+@torch.no_grad()
+def pairwise_cost(
+    logits: Float[Tensor, "Y B Q K"],
+    boxes: Float[Tensor, "Y B Q 4"],
+    labels: Int[Tensor, "B N"],
+    target_boxes: Float[Tensor, "B N 4"],
+    costs: Costs,
+) -> Float[Tensor, "Y B Q N"]:
+    """Cost of every query of an image answering for every object of the same image, for all layers at once.
+
+    Focal cost of the object's class, L1 of normalised boxes and negative GIoU, weighted (Deformable DETR, A.4).
+    """
+    picked = logits.float().sigmoid().take_along_dim(labels[None, :, None, :], dim=-1)  # (Y, B, Q, N)
+    alpha, gamma = costs.focal_alpha, costs.focal_gamma
+    positive = alpha * (1 - picked) ** gamma * -(picked + 1e-8).log()
+    negative = (1 - alpha) * picked**gamma * -(1 - picked + 1e-8).log()
+    distance = torch.cdist(boxes.float(), target_boxes.expand(len(boxes), -1, -1, -1), p=1.0)
+    overlap = generalized_iou(
+        cxcywh_to_xyxy(boxes.float())[..., :, None, :], cxcywh_to_xyxy(target_boxes)[None, :, None, :, :]
+    )
+    return costs.class_weight * (positive - negative) + costs.box_weight * distance - costs.giou_weight * overlap
+
+
+def match(costs: list[Float[Tensor, "Y B Q N"]], num_targets: list[int]) -> list[Matches]:
+    """Solve one assignment per layer and image; objects beyond an image's own ``num_targets`` are padding.
+
+    All cost blocks travel to the host in one copy. A cost that is not finite (a diverging model) counts as the
+    largest finite number, so that matching still ends and the loss tells.
+
+    Args:
+        costs: one block per group of predictions (decoder layers, proposals).
+        num_targets: number of objects of each of the B images.
+    """
+    device = costs[0].device
+    compact = [cost[:, image, :, :n] for cost in costs for image, n in enumerate(num_targets)]
+    host = torch.cat([block.flatten() for block in compact]).cpu().numpy()
+    host = np.nan_to_num(host, nan=1e30, posinf=1e30, neginf=-1e30)
+    blocks = iter(np.split(host, np.cumsum([block.numel() for block in compact])[:-1]))
+    matches = []
+    for cost in costs:
+        columns: list[list[np.ndarray]] = [[], [], [], []]
+        for image, n in enumerate(num_targets):
+            for layer, block in enumerate(next(blocks).reshape(len(cost), cost.shape[2], n)):
+                query, target = linear_sum_assignment(block)
+                for column, values in zip(
+                    columns, (np.full(len(query), layer), np.full(len(query), image), query, target), strict=True
+                ):
+                    column.append(values)
+        indices = torch.from_numpy(np.stack([np.concatenate(column) for column in columns])).to(device)
+        matches.append(Matches(*indices.unbind(0)))
+    return matches

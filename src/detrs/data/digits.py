@@ -1,0 +1,215 @@
+"""The built-in demo set: real handwritten digits on crops of real photographs.
+
+Digits and photographs are those that come with scikit-learn: 8 x 8 scans from the UCI collection "Optical Recognition of
+Handwritten Digits" (E. Alpaydin, C. Kaynak, 1998; CC BY 4.0) and two photographs (CC BY). Everything is made in memory,
+offline, on demand, and is the same on every machine. Training and validation share neither digits nor photograph regions.
+"""
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision import tv_tensors
+
+from detrs.data.sample import Classes, Sample
+from detrs.errors import UserError
+
+SIZE = (128, 160)
+"""(height, width) of every picture."""
+NUM_IMAGES = {"train": 2000, "val": 200}
+MAX_OBJECTS = 6
+HEIGHTS = (14.0, 72.0)
+"""Height of a digit before trimming, in pixels; drawn uniformly in its logarithm."""
+ASPECTS = (0.65, 1.0)
+"""Width of a digit relative to its height, before trimming."""
+MIN_CONTRAST = 90.0
+"""Least difference in brightness (0 .. 255) between a digit and what lies under it."""
+MAX_OVERLAP = 0.1
+"""Largest shared area of two boxes, relative to the smaller one."""
+VERSION = 1
+"""To be raised with every change of a pixel: it is part of the fingerprint."""
+
+
+class _Material(NamedTuple):
+    """What one split is made of."""
+
+    digits: NDArray[np.float32]
+    """(N, 8, 8) ink in [0, 1]."""
+    labels: NDArray[np.int64]
+    photographs: list[Image.Image]
+
+
+@lru_cache(maxsize=2)
+def _material(split: str) -> _Material:
+    try:
+        from sklearn.datasets import load_digits, load_sample_images  # type: ignore[import-untyped,unused-ignore]
+    except ImportError as error:
+        raise UserError("The demo set needs scikit-learn: pip install 'detrs[demo]'.") from error
+    digits = load_digits()
+    border = len(digits.images) * 4 // 5  # the files are ordered by writer
+    part = slice(0, border) if split == "train" else slice(border, None)
+    photographs = []
+    for photograph in load_sample_images().images:
+        middle = photograph.shape[1] * 7 // 10
+        photographs.append(Image.fromarray(photograph[:, :middle] if split == "train" else photograph[:, middle:]))
+    return _Material((digits.images[part] / 16).astype(np.float32), digits.target[part].astype(np.int64), photographs)
+
+
+class DigitsDataset:
+    """One split of the demo set; the pictures are made when first asked for, then kept."""
+
+    def __init__(self, split: str, num_images: int | None = None) -> None:
+        """``split`` is ``train`` or ``val``; ``num_images`` is by default 2000 or 200. Raises ``UserError``."""
+        if split not in NUM_IMAGES:
+            raise UserError(f"The demo set has the splits train and val, not '{split}'.")
+        self.split = split
+        self.classes = Classes(tuple(map(str, range(10))), tuple(range(10)))
+        self.image_ids = list(range(1, (num_images or NUM_IMAGES[split]) + 1))
+        self.max_objects = MAX_OBJECTS
+        self.num_empty = 0
+        self.notes: list[str] = []
+        self._samples: dict[int, Sample] = {}
+        _material(split)  # a missing scikit-learn is told now
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        if index not in self._samples:
+            self._samples[index] = self._make(range(len(self))[index])
+        return self._samples[index]
+
+    def size_of(self, index: int) -> tuple[int, int]:
+        return SIZE
+
+    def path_of(self, index: int) -> str:
+        return f"{self.split}_{self.image_ids[index]:05d}.png"
+
+    def fingerprint(self) -> str:
+        material = _material(self.split)
+        digest = hashlib.sha256(f"digits {VERSION} {self.split} {len(self)}".encode())
+        for array in (material.digits, material.labels, *map(np.asarray, material.photographs)):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def ground_truth(self) -> dict[str, Any]:
+        images, annotations = [], []
+        for index, image_id in enumerate(self.image_ids):
+            sample = self[index]
+            images.append({"id": image_id, "file_name": self.path_of(index), "height": SIZE[0], "width": SIZE[1]})
+            for (x1, y1, x2, y2), label in zip(sample.boxes.tolist(), sample.labels.tolist(), strict=True):
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": image_id,
+                        "category_id": self.classes.category_ids[label],
+                        "bbox": [x1, y1, x2 - x1, y2 - y1],
+                        "area": (x2 - x1) * (y2 - y1),
+                        "iscrowd": 0,
+                    }
+                )
+        categories = [
+            {"id": id_, "name": name}
+            for id_, name in zip(self.classes.category_ids, self.classes.names, strict=True)
+        ]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+    def _make(self, index: int) -> Sample:
+        material = _material(self.split)
+        random = np.random.default_rng((VERSION, list(NUM_IMAGES).index(self.split), index + 1))
+        canvas = _background(material.photographs, random)  # (H, W, 3) float32
+        boxes: list[tuple[int, int, int, int]] = []
+        labels: list[int] = []
+        num_objects = int(random.integers(1, MAX_OBJECTS, endpoint=True))
+        for _ in range(4 * num_objects):  # some find no room
+            if len(boxes) == num_objects:
+                break
+            number = int(random.integers(len(material.digits)))
+            ink = _ink(material.digits[number], random)  # (h, w)
+            height, width = ink.shape
+            top = int(random.integers(0, SIZE[0] - height, endpoint=True))
+            left = int(random.integers(0, SIZE[1] - width, endpoint=True))
+            box = (left, top, left + width, top + height)
+            if any(_overlap(box, other) > MAX_OVERLAP for other in boxes):
+                continue
+            region = canvas[top : top + height, left : left + width]
+            colour = _colour(region, ink, random)
+            region += (colour - region) * ink[..., None]
+            boxes.append(box)
+            labels.append(int(material.labels[number]))
+        image = torch.from_numpy(canvas.round().clip(0, 255).astype(np.uint8)).permute(2, 0, 1).contiguous()
+        return Sample(
+            tv_tensors.Image(image),
+            tv_tensors.BoundingBoxes(torch.tensor(boxes, dtype=torch.float32), format="XYXY", canvas_size=SIZE),
+            torch.tensor(labels, dtype=torch.int64),
+            self.image_ids[index],
+            SIZE,
+            self.path_of(index),
+        )
+
+
+def _background(photographs: list[Image.Image], random: np.random.Generator) -> NDArray[np.float32]:
+    """A window of a photograph, sometimes mirrored, at the size of the canvas: (H, W, 3) in 0 .. 255."""
+    photograph = photographs[random.integers(len(photographs))]
+    height, width = SIZE
+    widest = min(photograph.width, photograph.height * width / height)
+    window_width = random.uniform(min(0.5 * width, widest), widest)
+    window_height = window_width * height / width
+    left = random.uniform(0, photograph.width - window_width)
+    top = random.uniform(0, photograph.height - window_height)
+    window = photograph.resize(
+        (width, height), Image.Resampling.BILINEAR, (left, top, left + window_width, top + window_height)
+    )
+    if random.random() < 0.5:
+        window = window.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(window).astype(np.float32)
+
+
+def _ink(digit: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
+    """The opacity in [0, 1] of a digit at a random size, trimmed to its visible part: (h, w)."""
+    height = float(np.exp(random.uniform(*np.log(HEIGHTS))))
+    width = height * random.uniform(*ASPECTS)
+    size = max(4, round(width)), max(4, round(height))
+    large = np.asarray(Image.fromarray(np.pad(digit, 1)).resize(size, Image.Resampling.BICUBIC))
+    opacity = ((large - 0.2) / 0.35).clip(0, 1)
+    rows, columns = np.nonzero(opacity.max(1) > 0.5)[0], np.nonzero(opacity.max(0) > 0.5)[0]
+    return opacity[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _colour(
+    region: NDArray[np.float32], ink: NDArray[np.float32], random: np.random.Generator
+) -> NDArray[np.float32]:
+    """A random colour that stands out from what it will cover."""
+    weights = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    covered = (region @ weights)[ink > 0.5]
+    while True:
+        colour = random.uniform(0, 255, 3).astype(np.float32)
+        if abs(float(colour @ weights) - float(covered.mean())) >= MIN_CONTRAST:
+            return colour
+
+
+def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
+    """Area that two xyxy boxes share, relative to the smaller box."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    areas = ((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+    return max(0, width) * max(0, height) / min(areas)
+
+
+def export_coco(root: Path) -> None:
+    """Write the demo set as a COCO folder: ``annotations/{train,val}.json`` and ``images/``."""
+    import json
+
+    from torchvision.io import write_png
+
+    (root / "annotations").mkdir(parents=True, exist_ok=True)
+    (root / "images").mkdir(exist_ok=True)
+    for split in NUM_IMAGES:
+        dataset = DigitsDataset(split)
+        (root / "annotations" / f"{split}.json").write_text(json.dumps(dataset.ground_truth()))
+        for index in range(len(dataset)):
+            write_png(dataset[index].image, str(root / "images" / dataset.path_of(index)), compression_level=1)

@@ -1,0 +1,222 @@
+"""Batches for training and evaluation, the same ones however the work is divided.
+
+The order of an epoch is a function of (seed, epoch), the augmentation of a picture one of (seed, epoch, position in that
+order), and the size a batch is padded to one of its whole global batch. So workers, processes, micro-batches and a
+resumed run all see the same pixels, and no global random state is touched.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from detrs.config import DataConfig
+from detrs.data import transforms
+from detrs.data.collate import collate
+from detrs.data.sample import Dataset, Sample
+from detrs.errors import UserError
+from detrs.structures import Batch
+
+WORKER_TIMEOUT_S = 120
+"""A worker that needs longer for one batch hangs: say so instead of waiting for ever."""
+
+
+def steps_per_epoch(num_images: int, batch_size: int) -> int:
+    """Optimizer steps of one epoch: the incomplete last batch is left out, but there is at least one step.
+
+    The pictures left out differ from epoch to epoch. With fewer pictures than ``batch_size`` they repeat in the batch.
+    """
+    return max(1, num_images // batch_size)
+
+
+def training_batches(
+    dataset: Dataset,
+    config: DataConfig,
+    *,
+    seed: int,
+    epoch: int,
+    first_step: int = 0,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    accumulate: int = 1,
+    pin_memory: bool = False,
+) -> Iterator[tuple[Batch, ...]]:
+    """One epoch: for each optimizer step the ``accumulate`` micro-batches of process ``rank``.
+
+    Args:
+        dataset: what to train on.
+        config: augmentation, image size and the *global* batch size, a multiple of ``world_size * accumulate``.
+        seed: start of all random streams.
+        epoch: counts from 0.
+        first_step: step of the epoch to begin with; a resumed run continues where it stopped.
+        workers: loader processes; 0: load in this process.
+        rank: this process among ``world_size``.
+        world_size: number of training processes.
+        accumulate: micro-batches per optimizer step.
+        pin_memory: put batches into page-locked memory, for copies to a GPU.
+
+    Raises:
+        UserError: the batch cannot be divided; while iterating: a picture cannot be read.
+    """
+    parts = world_size * accumulate
+    if config.batch_size % parts:
+        raise UserError(
+            f"The batch of {config.batch_size} images cannot be divided among {world_size} processes with {accumulate} "
+            f"micro-batches each: choose a multiple of {parts}."
+        )
+    plans = _TrainingPlans(dataset, config, seed, epoch, first_step, rank, world_size, accumulate)
+    batches = _load(plans, workers, pin_memory)
+    return zip(*[batches] * accumulate, strict=True)
+
+
+def evaluation_batches(
+    dataset: Dataset,
+    image_size: tuple[int, int],
+    batch_size: int,
+    *,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """Every picture exactly once over all processes, in the order of the data set, resized to ``image_size``.
+
+    Process ``rank`` gets every ``world_size``-th batch, so that the batches do not depend on the number of processes.
+
+    Raises:
+        UserError: while iterating: a picture cannot be read.
+    """
+    return _load(_EvaluationPlans(dataset, image_size, batch_size, rank, world_size), workers, pin_memory)
+
+
+class _Item(NamedTuple):
+    index: int
+    plan: transforms.Plan
+
+
+class _Plan(NamedTuple):
+    """One batch to be made, as numbers."""
+
+    items: list[_Item]
+    size: tuple[int, int]
+    """(height, width) to pad to."""
+
+
+class _Plans(Protocol):
+    dataset: Dataset
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int) -> _Plan: ...
+
+
+class _TrainingPlans:
+    """The batches of one epoch for one process, each drawn when it is asked for."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: DataConfig,
+        seed: int,
+        epoch: int,
+        first_step: int,
+        rank: int,
+        world_size: int,
+        accumulate: int,
+    ) -> None:
+        self.dataset, self.config, self.seed, self.epoch = dataset, config, seed, epoch
+        self.first_step, self.rank, self.world_size, self.accumulate = first_step, rank, world_size, accumulate
+        self.order = np.random.default_rng((seed, epoch)).permutation(len(dataset))
+
+    def __len__(self) -> int:
+        return max(0, steps_per_epoch(len(self.dataset), self.config.batch_size) - self.first_step) * self.accumulate
+
+    def __getitem__(self, number: int) -> _Plan:
+        step, micro_batch = divmod(number, self.accumulate)
+        batch_size = self.config.batch_size
+        first = (self.first_step + step) * batch_size
+        items = [self._item(position) for position in range(first, first + batch_size)]
+        share = batch_size // (self.world_size * self.accumulate)
+        start = (micro_batch * self.world_size + self.rank) * share
+        return _Plan(items[start : start + share], _common_size(items))
+
+    def _item(self, position: int) -> _Item:
+        index = int(self.order[position % len(self.order)])
+        random = np.random.default_rng((self.seed, self.epoch, position + 1))  # 0 would be the stream of the order
+        return _Item(index, transforms.plan(self.config, self.dataset.size_of(index), random))
+
+
+class _EvaluationPlans:
+    """The evaluation batches of one process."""
+
+    def __init__(
+        self, dataset: Dataset, image_size: tuple[int, int], batch_size: int, rank: int, world_size: int
+    ) -> None:
+        self.dataset, self.image_size, self.batch_size = dataset, image_size, batch_size
+        self.starts = range(rank * batch_size, len(dataset), world_size * batch_size)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, number: int) -> _Plan:
+        start = self.starts[number]
+        items = []
+        for index in range(start, min(start + self.batch_size, len(self.dataset))):
+            size = transforms.resized_size(self.dataset.size_of(index), self.image_size)
+            items.append(_Item(index, transforms.Plan(False, None, size)))
+        return _Plan(items, _common_size(items))
+
+
+def _common_size(items: list[_Item]) -> tuple[int, int]:
+    return max(item.plan.size[0] for item in items), max(item.plan.size[1] for item in items)
+
+
+class _Loading(torch.utils.data.Dataset[Any]):
+    """Makes planned batches, in a worker or here."""
+
+    def __init__(self, plans: _Plans) -> None:
+        self.plans = plans
+
+    def __getitem__(self, number: int) -> Batch | UserError:
+        dataset, plan = self.plans.dataset, self.plans[number]
+        samples: list[Sample] = []
+        for item in plan.items:
+            try:
+                samples.append(transforms.apply(item.plan, dataset[item.index]))
+            except UserError as error:
+                return error  # raised in _load: torch would wrap a worker's exception into its traceback
+            except Exception as error:
+                error.add_note(f"while loading {dataset.path_of(item.index)}")
+                raise
+        return collate(samples, plan.size)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _load(plans: _Plans, workers: int, pin_memory: bool) -> Iterator[Batch]:
+    loader: DataLoader[Any] = DataLoader(
+        _Loading(plans),
+        batch_size=None,
+        sampler=range(len(plans)),
+        num_workers=workers,
+        collate_fn=_unchanged,
+        timeout=WORKER_TIMEOUT_S if workers else 0,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # else torch draws a seed from the global stream, and a resumed run differs
+    )
+    batches = iter(loader)
+    for number in range(len(plans)):
+        try:
+            batch = next(batches)
+        except RuntimeError as error:  # a worker that died, hangs or raised
+            paths = ", ".join(plans.dataset.path_of(item.index) for item in plans[number].items)
+            error.add_note(f"while waiting for these images: {paths}")
+            raise
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch

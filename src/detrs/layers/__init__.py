@@ -1,0 +1,1 @@
+"""The parts every detector is assembled from, in the order of the sentence."""

@@ -1,0 +1,46 @@
+"""Sine embeddings of positions (Attention Is All You Need, 3.5; DETR, A.4)."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+TEMPERATURE = 10000.0
+
+
+def sine_features(coordinates: Float[Tensor, "..."], dim: int) -> Float[Tensor, "... dim"]:
+    """Sine and cosine features of angles, interleaved (sin, cos, sin, cos, ...), in float32.
+
+    Args:
+        coordinates: angles in radians; a position in [0, 1] is multiplied by 2 pi first.
+        dim: number of features per coordinate, even.
+    """
+    index = torch.arange(dim, device=coordinates.device, dtype=torch.float32)
+    wavelength = TEMPERATURE ** (2 * torch.div(index, 2, rounding_mode="floor") / dim)
+    angles = coordinates.float()[..., None] / wavelength
+    return torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], dim=-1).flatten(-2)
+
+
+class SinePosition(nn.Module):
+    """Position embedding of a feature map: the row's features, then the column's.
+
+    Rows and columns are counted over valid cells only and normalised to (0, 2 pi]. In fully padded rows and columns
+    the values are meaningless; nothing reads them. Computed in float32 under autocast too.
+
+    Args:
+        dim: number of channels, divisible by 4.
+        shift: added to the one-based count; -0.5 puts positions at cell centres (Deformable DETR), 0 is DETR.
+    """
+
+    def __init__(self, dim: int, shift: float) -> None:
+        super().__init__()
+        self.features = dim // 2
+        self.shift = shift
+
+    def forward(self, padding: Bool[Tensor, "B H W"]) -> Float[Tensor, "B H W C"]:
+        valid = (~padding).float()
+        y, x = valid.cumsum(1), valid.cumsum(2)  # (B, H, W), first valid cell is 1
+        y = (y + self.shift) / (y[:, -1:, :] + 1e-6) * 2 * math.pi
+        x = (x + self.shift) / (x[:, :, -1:] + 1e-6) * 2 * math.pi
+        return torch.cat([sine_features(y, self.features), sine_features(x, self.features)], dim=-1)

@@ -1,0 +1,73 @@
+"""Where object queries come from: learned, or from the encoder's own proposals."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from detrs.layers.heads import DetectionHead
+from detrs.layers.initialization import xavier_linear
+from detrs.layers.position import sine_features
+from detrs.structures import Prediction, Pyramid, Queries
+
+
+class LearnedQueries(nn.Module):
+    """One-stage: content and position are parameters, the reference point is a function of the position."""
+
+    def __init__(self, num_queries: int, dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_queries, 2 * dim)  # position, then content, as in official checkpoints
+        self.reference_points = xavier_linear(dim, 2, zero_bias=True)
+
+    def forward(self, memory: Pyramid) -> tuple[Queries, None]:
+        weight = self.embedding.weight[None].expand(memory.tokens.shape[0], -1, -1)
+        position, content = weight.chunk(2, dim=-1)
+        return Queries(content, position, self.reference_points(position).sigmoid()), None
+
+
+class ProposalQueries(nn.Module):
+    """Two-stage: every token proposes a box; the best become references and make their queries (4.2, A.4).
+
+    A token's proposal is centred on it, ``0.05 * 2**l`` of the image wide and high. Tokens that are padding, or whose
+    proposal is not inside (0.01, 0.99), are blanked and propose the whole image (logit of +inf). "Best" is the logit
+    of class 0, which the encoder's loss trains as "any object".
+
+    Args:
+        num_queries: how many proposals become queries; all tokens where there are fewer.
+        dim: width of tokens and queries.
+        head: predicts class and box of each token; its own, not shared with the decoder.
+    """
+
+    def __init__(self, num_queries: int, dim: int, head: DetectionHead) -> None:
+        super().__init__()
+        self.num_queries = num_queries
+        self.dim = dim
+        self.token_proj = xavier_linear(dim, dim)
+        self.token_norm = nn.LayerNorm(dim)
+        self.head = head
+        self.box_proj = xavier_linear(2 * dim, 2 * dim)
+        self.box_norm = nn.LayerNorm(2 * dim)
+
+    def forward(self, memory: Pyramid) -> tuple[Queries, Prediction]:
+        anchors, usable = proposal_anchors(memory)
+        tokens = self.token_norm(self.token_proj(memory.tokens.masked_fill(~usable, 0.0)))
+        proposals = self.head(tokens, anchors)
+        best = proposals.logits[..., 0].topk(min(self.num_queries, tokens.shape[1]), dim=1).indices  # (B, Q)
+        reference = proposals.boxes.gather(1, best[..., None].expand(-1, -1, 4)).detach()
+        features = sine_features(reference * 2 * math.pi, self.dim // 2).flatten(2).to(tokens.dtype)  # (B, Q, 2C)
+        position, content = self.box_norm(self.box_proj(features)).chunk(2, dim=-1)
+        return Queries(content, position, reference), proposals
+
+
+def proposal_anchors(memory: Pyramid) -> tuple[Float[Tensor, "B S 4"], Tensor]:
+    """The box each token starts from, as logits (+inf where blanked), and which tokens are usable (B, S, 1)."""
+    sizes = torch.cat([memory.reference.new_full((h * w,), 0.05 * 2**level) for level, (h, w) in enumerate(memory.shapes)])
+    boxes = torch.cat([memory.reference, sizes[None, :, None].expand(memory.reference.shape)], dim=-1)
+    usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1, keepdim=True) & ~memory.padding[..., None]
+    return torch.log(boxes / (1 - boxes)).masked_fill(~usable, torch.inf), usable
+
+
+def offset_from_logits(raw: Float[Tensor, "B S 4"], anchor_logits: Float[Tensor, "B S 4"]) -> Float[Tensor, "B S 4"]:
+    """Box coder of the proposal head: anchors come as logits already, unclamped, +inf where blanked."""
+    return (raw + anchor_logits).sigmoid()

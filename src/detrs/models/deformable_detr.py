@@ -1,0 +1,152 @@
+"""Deformable DETR: deformable transformers for end-to-end object detection (Zhu et al. 2020, arXiv 2010.04159).
+
+Idea: a query reads a few learned points around a reference instead of every pixel, so feature maps may be large and
+many, and training takes a tenth of DETR's epochs.
+
+================================  ==========================================
+paper                             here
+================================  ==========================================
+z_q, content of a query           ``Queries.content``
+p_q, reference point              ``Queries.reference``
+x^l, feature map of level l       ``Pyramid.tokens`` (all levels, flattened)
+Delta p_mlqk, A_mlqk              ``sampling_offsets``, ``attention_weights``
+W'_m, W_m                         ``value_proj``, ``output_proj``
+M, K, L                           ``num_heads``, ``num_points``, ``num_levels``
+iterative bounding box refinement ``reference="refine"``
+two-stage                         ``queries="proposals"``
+================================  ==========================================
+
+Deviations from the paper, all as in the authors' code: refinement starts from points, not from boxes of 0.1; all
+levels share nothing but the encoder. Deviation from the code: with fewer tokens than queries, every token becomes a
+query instead of an error.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from detrs.backbones.timm import BackboneConfig, TimmBackbone
+from detrs.boxes import offset_from_box, offset_from_point
+from detrs.errors import UserError
+from detrs.layers.attention import SelfAttention
+from detrs.layers.decoder import Decoder, DecoderLayer, keep, refine
+from detrs.layers.deformable_attention import DeformableLook, DeformableSelfAttention, Locate, around_box, around_point
+from detrs.layers.encoder import Encoder, EncoderLayer
+from detrs.layers.feedforward import FeedForward
+from detrs.layers.heads import DetectionHead
+from detrs.layers.neck import ChannelMapper, PyramidNeck
+from detrs.layers.position import SinePosition
+from detrs.layers.queries import LearnedQueries, ProposalQueries, offset_from_logits
+from detrs.models.detector import Detector
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeformableDETRConfig:
+    """Deformable DETR and its variants."""
+
+    num_classes: int = 91
+    """Number of classes; training sets it from the data set."""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    num_levels: int = 4
+    """Levels of the pyramid; those beyond the backbone's are made by strided convolutions."""
+    dim: int = 256
+    """Width of tokens and queries (C); a multiple of 32 and of ``num_heads``."""
+    num_heads: int = 8
+    """M, attention heads."""
+    num_points: int = 4
+    """P, sampling points per head and level."""
+    encoder_layers: int = 6
+    """Layers of the encoder; 0: the neck's tokens as they are."""
+    decoder_layers: int = 6
+    """Layers of the decoder, each with a prediction."""
+    ffn_dim: int = 1024
+    """Width inside the feed-forward networks."""
+    dropout: float = 0.1
+    """Dropout after attention and inside feed-forward networks, in training."""
+    num_queries: int = 300
+    """Objects the detector can find in one image."""
+    queries: Literal["learned", "proposals"] = "learned"
+    """``learned``: one-stage. ``proposals``: two-stage, the encoder's best proposals; needs ``refine``."""
+    reference: Literal["keep", "refine"] = "keep"
+    """``refine``: iterative box refinement between decoder layers, each with heads of its own."""
+
+
+def build(config: DeformableDETRConfig, pretrained: bool = False) -> Detector:
+    """Assemble the variant that ``config`` describes.
+
+    Raises:
+        UserError: for settings that contradict each other.
+    """
+    check(config)
+    backbone = TimmBackbone(config.backbone, pretrained)
+    return Detector(
+        backbone=backbone,
+        neck=PyramidNeck(
+            ChannelMapper(backbone.channels, config.dim, config.num_levels),
+            SinePosition(config.dim, shift=-0.5),
+            config.dim,
+            config.num_levels,
+        ),
+        encoder=Encoder(encoder_layer(config) for _ in range(config.encoder_layers)),
+        queries=queries(config),
+        decoder=decoder(config),
+    )
+
+
+def queries(config: DeformableDETRConfig) -> LearnedQueries | ProposalQueries:
+    """Learned, or from proposals with a head of their own."""
+    if config.queries == "learned":
+        return LearnedQueries(config.num_queries, config.dim)
+    head = DetectionHead(config.dim, config.num_classes, offset_from_logits, size_bias=0.0)
+    return ProposalQueries(config.num_queries, config.dim, head)
+
+
+def decoder(config: DeformableDETRConfig) -> Decoder:
+    """Layers and heads: what the first refers to depends on the queries, what the others do on the refinement."""
+    first = (around_point, offset_from_point) if config.queries == "learned" else (around_box, offset_from_box)
+    layers = config.decoder_layers
+    if config.reference == "keep":
+        head = DetectionHead(config.dim, config.num_classes, first[1], size_bias=-2.0)
+        return Decoder([decoder_layer(config, first[0]) for _ in range(layers)], [head] * layers, keep)
+    locates = [first[0]] + [around_box] * (layers - 1)
+    coders = [first[1]] + [offset_from_box] * (layers - 1)
+    biases = [-2.0 if config.queries == "learned" else 0.0] + [0.0] * (layers - 1)
+    heads = [
+        DetectionHead(config.dim, config.num_classes, coder, bias) for coder, bias in zip(coders, biases, strict=True)
+    ]
+    return Decoder([decoder_layer(config, locate) for locate in locates], heads, refine)
+
+
+def encoder_layer(config: DeformableDETRConfig) -> EncoderLayer:
+    attention = DeformableSelfAttention(config.dim, config.num_heads, config.num_levels, config.num_points)
+    return EncoderLayer(attention, feedforward(config), config.dim, config.dropout)
+
+
+def decoder_layer(config: DeformableDETRConfig, locate: Locate) -> DecoderLayer:
+    self_attention = SelfAttention(config.dim, config.num_heads, config.dropout)
+    look = DeformableLook(config.dim, config.num_heads, config.num_levels, config.num_points, locate)
+    return DecoderLayer(self_attention, look, feedforward(config), config.dim, config.dropout)
+
+
+def feedforward(config: DeformableDETRConfig) -> FeedForward:
+    return FeedForward(config.dim, config.ffn_dim, config.dropout)
+
+
+def check(config: DeformableDETRConfig) -> None:
+    """Refuse what cannot be built, with the setting's name."""
+    if config.dim % 32 or config.dim % config.num_heads:
+        raise UserError(
+            f"model.dim is {config.dim}, but must be a multiple of 32 (GroupNorm) and of model.num_heads "
+            f"({config.num_heads})."
+        )
+    if config.num_levels < len(config.backbone.stages):
+        raise UserError(
+            f"model.num_levels is {config.num_levels}, but the backbone hands over "
+            f"{len(config.backbone.stages)} maps (model.backbone.stages): raise the one or shorten the other."
+        )
+    if config.queries == "proposals" and config.reference == "keep":
+        raise UserError("model.queries 'proposals' needs model.reference 'refine': two-stage always refines its boxes.")
+    for name in ("num_classes", "num_points", "decoder_layers", "num_queries", "ffn_dim"):
+        if getattr(config, name) < 1:
+            raise UserError(f"model.{name} is {getattr(config, name)}, but must be 1 or above.")
+    if not 0 <= config.dropout < 1:
+        raise UserError(f"model.dropout is {config.dropout}, but must be in [0, 1).")
