@@ -1,0 +1,50 @@
+"""The DETR family, practical for everyone who trains a detector on their own images.
+
+::
+
+    result = detrs.train(detrs.preset("deformable-detr-small"), Path("runs/first"))
+    scores = detrs.evaluate(result.checkpoint, data="my-data")
+    found = detrs.load(result.checkpoint)("pictures/*.jpg", threshold=0.5)
+
+The names below are loaded when first used: ``import detrs`` alone imports neither torch nor anything slow.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from detrs.engine.evaluate import evaluate_checkpoint as evaluate
+    from detrs.engine.train import train
+    from detrs.predictor import Predictor, load
+    from detrs.presets import preset
+    from detrs.structures import Detections
+
+    __version__: str
+
+__all__ = ["Detections", "Predictor", "__version__", "evaluate", "load", "preset", "train"]
+
+_HOMES = {
+    "Detections": ("detrs.structures", "Detections"),
+    "Predictor": ("detrs.predictor", "Predictor"),
+    "evaluate": ("detrs.engine.evaluate", "evaluate_checkpoint"),
+    "load": ("detrs.predictor", "load"),
+    "preset": ("detrs.presets", "preset"),
+    "train": ("detrs.engine.train", "train"),
+}
+"""Public name -> module and name there."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = importlib.import_module("importlib.metadata").version("detrs")
+    elif name in _HOMES:
+        module, there = _HOMES[name]
+        value = getattr(importlib.import_module(module), there)
+    else:
+        raise AttributeError(f"module 'detrs' has no attribute '{name}'")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

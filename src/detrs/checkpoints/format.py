@@ -7,6 +7,8 @@ a full disk. So here every byte is verified, each tensor by its own hash and the
 Any safetensors reader opens these files; the JSON is the entry ``detrs`` of their metadata.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -75,7 +77,8 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there may be none, or what prevented the writing prevents this too
+            temporary.unlink()
         if isinstance(error, OSError):
             needed = len(header) + len(data)
             raise UserError(
@@ -108,6 +111,7 @@ def load(path: Path, *, allow_non_finite: bool = False) -> Checkpoint:
     if hashes.keys() != tensors.keys():
         raise UserError(f"The checkpoint {path} is damaged (its list of tensors is wrong); use another copy of it.")
 
+    tensors = {name: tensors[name] for name in hashes}  # the order they were saved in
     wrong = [name for name, tensor in tensors.items() if _sha256(tensor) != hashes[name]]
     if wrong:
         raise UserError(
@@ -120,7 +124,7 @@ def load(path: Path, *, allow_non_finite: bool = False) -> Checkpoint:
             f"The checkpoint {path} holds NaN or infinity in {_some(poisoned)}: the run that wrote it had diverged; "
             "use an earlier checkpoint."
         )
-    return Checkpoint({name: tensors[name] for name in hashes}, meta)
+    return Checkpoint(tensors, meta)
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -255,9 +259,13 @@ def _free_space(folder: Path, needed: int) -> str:
 
 def _sync_folder(folder: Path) -> None:
     """Puts the new name on the disk; without it a power cut may bring the old file back."""
-    if os.name == "posix":  # elsewhere a folder cannot be opened, and the rename itself is durable
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    if os.name != "posix":  # elsewhere a folder cannot be opened, and the rename itself is durable
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # network file systems that cannot do it
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,8 +1,9 @@
 """The built-in demo set: real handwritten digits on crops of real photographs.
 
-Digits and photographs are those that come with scikit-learn: 8 x 8 scans from the UCI collection "Optical Recognition of
-Handwritten Digits" (E. Alpaydin, C. Kaynak, 1998; CC BY 4.0) and two photographs (CC BY). Everything is made in memory,
-offline, on demand, and is the same on every machine. Training and validation share neither digits nor photograph regions.
+Digits and photographs are those that come with scikit-learn: 8 x 8 scans from the UCI collection "Optical Recognition
+of Handwritten Digits" (E. Alpaydin, C. Kaynak, 1998; CC BY 4.0) and two photographs (CC BY). Everything is made in
+memory, offline, on demand, from fixed random streams. Training and validation share neither digits nor regions of the
+photographs.
 """
 
 import hashlib
@@ -23,10 +24,10 @@ SIZE = (128, 160)
 """(height, width) of every picture."""
 NUM_IMAGES = {"train": 2000, "val": 200}
 MAX_OBJECTS = 6
-HEIGHTS = (14.0, 72.0)
-"""Height of a digit before trimming, in pixels; drawn uniformly in its logarithm."""
-ASPECTS = (0.65, 1.0)
-"""Width of a digit relative to its height, before trimming."""
+HEIGHTS = (14.0, 76.0)
+"""Height of the 8 x 8 scan in pixels; drawn uniformly in its logarithm."""
+ASPECTS = (0.8, 1.15)
+"""Width of the scan relative to its height; the ink itself is narrower."""
 MIN_CONTRAST = 90.0
 """Least difference in brightness (0 .. 255) between a digit and what lies under it."""
 MAX_OVERLAP = 0.1
@@ -39,7 +40,7 @@ class _Material(NamedTuple):
     """What one split is made of."""
 
     digits: NDArray[np.float32]
-    """(N, 8, 8) ink in [0, 1]."""
+    """(N, 10, 10) ink in [0, 1], with an empty margin."""
     labels: NDArray[np.int64]
     photographs: list[Image.Image]
 
@@ -57,7 +58,8 @@ def _material(split: str) -> _Material:
     for photograph in load_sample_images().images:
         middle = photograph.shape[1] * 7 // 10
         photographs.append(Image.fromarray(photograph[:, :middle] if split == "train" else photograph[:, middle:]))
-    return _Material((digits.images[part] / 16).astype(np.float32), digits.target[part].astype(np.int64), photographs)
+    scans = np.pad(digits.images[part].astype(np.float32) / 16, ((0, 0), (1, 1), (1, 1)))
+    return _Material(scans, digits.target[part].astype(np.int64), photographs)
 
 
 class DigitsDataset:
@@ -98,7 +100,8 @@ class DigitsDataset:
         return digest.hexdigest()
 
     def ground_truth(self) -> dict[str, Any]:
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for index, image_id in enumerate(self.image_ids):
             sample = self[index]
             images.append({"id": image_id, "file_name": self.path_of(index), "height": SIZE[0], "width": SIZE[1]})
@@ -114,8 +117,7 @@ class DigitsDataset:
                     }
                 )
         categories = [
-            {"id": id_, "name": name}
-            for id_, name in zip(self.classes.category_ids, self.classes.names, strict=True)
+            {"id": id_, "name": name} for id_, name in zip(self.classes.category_ids, self.classes.names, strict=True)
         ]
         return {"images": images, "annotations": annotations, "categories": categories}
 
@@ -130,8 +132,8 @@ class DigitsDataset:
             if len(boxes) == num_objects:
                 break
             number = int(random.integers(len(material.digits)))
-            ink = _ink(material.digits[number], random)  # (h, w)
-            height, width = ink.shape
+            ink = _ink(material.digits[number], random)  # (h, w, 1)
+            height, width, _ = ink.shape
             top = int(random.integers(0, SIZE[0] - height, endpoint=True))
             left = int(random.integers(0, SIZE[1] - width, endpoint=True))
             box = (left, top, left + width, top + height)
@@ -139,10 +141,10 @@ class DigitsDataset:
                 continue
             region = canvas[top : top + height, left : left + width]
             colour = _colour(region, ink, random)
-            region += (colour - region) * ink[..., None]
+            region += (colour - region) * ink
             boxes.append(box)
             labels.append(int(material.labels[number]))
-        image = torch.from_numpy(canvas.round().clip(0, 255).astype(np.uint8)).permute(2, 0, 1).contiguous()
+        image = torch.from_numpy(np.ascontiguousarray(canvas.astype(np.uint8).transpose(2, 0, 1)))
         return Sample(
             tv_tensors.Image(image),
             tv_tensors.BoundingBoxes(torch.tensor(boxes, dtype=torch.float32), format="XYXY", canvas_size=SIZE),
@@ -171,26 +173,23 @@ def _background(photographs: list[Image.Image], random: np.random.Generator) -> 
 
 
 def _ink(digit: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
-    """The opacity in [0, 1] of a digit at a random size, trimmed to its visible part: (h, w)."""
-    height = float(np.exp(random.uniform(*np.log(HEIGHTS))))
-    width = height * random.uniform(*ASPECTS)
-    size = max(4, round(width)), max(4, round(height))
-    large = np.asarray(Image.fromarray(np.pad(digit, 1)).resize(size, Image.Resampling.BICUBIC))
-    opacity = ((large - 0.2) / 0.35).clip(0, 1)
-    rows, columns = np.nonzero(opacity.max(1) > 0.5)[0], np.nonzero(opacity.max(0) > 0.5)[0]
-    return opacity[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    """The opacity in [0, 1] of a digit at a random size, trimmed to its visible part: (h, w, 1)."""
+    height = float(np.exp(random.uniform(*np.log(HEIGHTS)))) * len(digit) / (len(digit) - 2)
+    size = round(height * random.uniform(*ASPECTS)), round(height)
+    large = np.asarray(Image.fromarray(digit).resize(size, Image.Resampling.BICUBIC))
+    visible = large > 0.5
+    rows, columns = np.flatnonzero(visible.any(1)), np.flatnonzero(visible.any(0))
+    trimmed = large[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1, None]
+    return ((trimmed - 0.3) / 0.4).clip(0, 1)
 
 
-def _colour(
-    region: NDArray[np.float32], ink: NDArray[np.float32], random: np.random.Generator
-) -> NDArray[np.float32]:
+def _colour(region: NDArray[np.float32], ink: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
     """A random colour that stands out from what it will cover."""
     weights = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    covered = (region @ weights)[ink > 0.5]
-    while True:
-        colour = random.uniform(0, 255, 3).astype(np.float32)
-        if abs(float(colour @ weights) - float(covered.mean())) >= MIN_CONTRAST:
-            return colour
+    covered = float((region * ink).sum((0, 1)) @ weights) / float(ink.sum())
+    colours = random.uniform(0, 255, (64, 3)).astype(np.float32)
+    difference = np.abs(colours @ weights - covered)
+    return colours[np.argmax(difference >= MIN_CONTRAST)]
 
 
 def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:

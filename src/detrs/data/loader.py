@@ -1,7 +1,7 @@
 """Batches for training and evaluation, the same ones however the work is divided.
 
-The order of an epoch is a function of (seed, epoch), the augmentation of a picture one of (seed, epoch, position in that
-order), and the size a batch is padded to one of its whole global batch. So workers, processes, micro-batches and a
+The order of an epoch is a function of (seed, epoch), the augmentation of a picture one of (seed, epoch, position in
+that order), and the size a batch is padded to one of its whole global batch. So workers, processes, micro-batches and a
 resumed run all see the same pixels, and no global random state is touched.
 """
 
@@ -93,7 +93,8 @@ def evaluation_batches(
 
 
 class _Item(NamedTuple):
-    index: int
+    number: int
+    """Position in the data set."""
     plan: transforms.Plan
 
 
@@ -185,11 +186,11 @@ class _Loading(torch.utils.data.Dataset[Any]):
         samples: list[Sample] = []
         for item in plan.items:
             try:
-                samples.append(transforms.apply(item.plan, dataset[item.index]))
+                samples.append(transforms.apply(item.plan, dataset[item.number]))
             except UserError as error:
                 return error  # raised in _load: torch would wrap a worker's exception into its traceback
             except Exception as error:
-                error.add_note(f"while loading {dataset.path_of(item.index)}")
+                error.add_note(f"while loading {dataset.path_of(item.number)}")
                 raise
         return collate(samples, plan.size)
 
@@ -214,7 +215,7 @@ def _load(plans: _Plans, workers: int, pin_memory: bool) -> Iterator[Batch]:
         try:
             batch = next(batches)
         except RuntimeError as error:  # a worker that died, hangs or raised
-            paths = ", ".join(plans.dataset.path_of(item.index) for item in plans[number].items)
+            paths = ", ".join(plans.dataset.path_of(item.number) for item in plans[number].items)
             error.add_note(f"while waiting for these images: {paths}")
             raise
         if isinstance(batch, UserError):

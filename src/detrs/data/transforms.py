@@ -1,13 +1,14 @@
 """What happens to a picture before the detector sees it, in uint8.
 
 Every augmentation is drawn first as a ``Plan`` of plain numbers, a pure function of a random stream and of the size of
-the picture, and then applied. So the padded size of a batch is known before any picture is decoded, and no global random
-state is touched.
+the picture, and then applied. So the padded size of a batch is known before any picture is decoded, and no global
+random state is touched.
 
 The recipe is DETR's (Carion et al., arXiv 2005.12872, A.4), and ``crop`` is the same recipe at any ``image_size``:
 
 1. horizontal flip in half of the pictures;
-2. in half of the pictures: resize the short side to 400, 500 or 600 of 800, and cut out a window with sides in 384..600;
+2. in half of the pictures: resize the short side to 400, 500 or 600 of 800, and cut out a window with sides in
+   384..600;
 3. resize the short side to one of 11 steps between 480 and 800 of 800, the long side at most 1333.
 """
 

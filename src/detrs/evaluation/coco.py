@@ -10,18 +10,21 @@ pycocotools; boxes and scores are never rounded (rounding boxes to whole pixels 
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import hotcoco
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 
 from detrs.errors import UserError
 
-SIZES = ("all", "small", "medium", "large")  # COCO: areas below 32^2, below 96^2, and above
+Id = int | str
+
+ALL, SMALL, MEDIUM, LARGE = range(4)  # the evaluator's axis of object sizes: any, below 32^2, below 96^2, above
 
 
 @dataclass(frozen=True)
@@ -65,18 +68,19 @@ class CocoReport:
     def table(self) -> RenderableType:
         """The report for people: the twelve numbers, then the classes."""
         summary = Table(
-            title=f"COCO on {self.num_images:,} images: {self.num_objects:,} objects, {self.num_crowd:,} crowd regions, "
+            title=f"{self.num_images:,} images, {self.num_objects:,} objects, {self.num_crowd:,} crowd regions, "
             f"{self.num_detections:,} detections",
             title_justify="left",
+            box=SIMPLE_HEAD,
         )
-        for column in ("", "all", "IoU 0.50", "IoU 0.75", "1 per image", "10 per image", "small", "medium", "large"):
+        for column in ("", "all", "IoU 0.50", "IoU 0.75", "top 1", "top 10", "small", "medium", "large"):
             summary.add_column(column, justify="right")
         precision = (self.ap, self.ap50, self.ap75, None, None, self.ap_small, self.ap_medium, self.ap_large)
         recall = (self.ar100, None, None, self.ar1, self.ar10, self.ar_small, self.ar_medium, self.ar_large)
-        summary.add_row("[bold]precision", *map(_figure, precision))
-        summary.add_row("[bold]recall", *map(_figure, recall))
-        classes = Table("class", title="classes", title_justify="left")
-        for column in ("objects", "AP", "AP50", "recall"):
+        summary.add_row("AP", *map(_figure, precision), style="bold")
+        summary.add_row("AR", *map(_figure, recall))
+        classes = Table("class", box=SIMPLE_HEAD)
+        for column in ("objects", "AP", "AP50", "AR"):
             classes.add_column(column, justify="right")
         for name, numbers in self.per_class.items():
             figures = [_figure(numbers[key]) for key in ("ap", "ap50", "ar")]
@@ -90,8 +94,8 @@ def coco_report(
     """Scores detections against ground truth.
 
     Args:
-        ground_truth: COCO's dictionary: ``images``, ``annotations``, ``categories``. Ids may be any integers or strings,
-            ``iscrowd`` (0) and ``area`` (w h of the box) may be missing. Not changed.
+        ground_truth: COCO's dictionary: ``images``, ``annotations``, ``categories``. Ids may be any integers or
+            strings, ``iscrowd`` (0) and ``area`` (w h of the box) may be missing. Not changed.
         results: ``{image_id, category_id, bbox: [x, y, w, h], score}`` with the ids of ``ground_truth``, boxes in
             pixels, unrounded.
         max_detections: Detections considered per image and class, best first.
@@ -102,42 +106,135 @@ def coco_report(
     """
     if max_detections < 1:
         raise UserError(f"max_detections must be at least 1, and is {max_detections}.")
-    images = _numbers(image["id"] for image in ground_truth["images"])
-    categories = _numbers(category["id"] for category in ground_truth["categories"])
+    images = _numbering(image["id"] for image in ground_truth["images"])
+    categories = _numbering(category["id"] for category in ground_truth["categories"])
     annotations = ground_truth["annotations"]
-    truth = _ground_truth(annotations, images, categories)
-    crowd = np.array([bool(annotation.get("iscrowd", 0)) for annotation in annotations], dtype=bool)
+    is_crowd = np.array([bool(annotation.get("iscrowd", 0)) for annotation in annotations], dtype=bool)  # (N,)
 
+    truth = _ground_truth(annotations, is_crowd, images, categories)
     evaluator = hotcoco.COCOeval(truth, truth.load_res(_rows(results, images, categories)), "bbox")
     evaluator.params.max_dets = [min(1, max_detections), min(10, max_detections), max_detections]
     evaluator.evaluate()
     evaluator.accumulate()
     assert evaluator.eval is not None
-    precision = evaluator.eval["precision"]  # (T thresholds, R recalls, K classes, 4 sizes, 3 limits), -1: undefined
-    recall = evaluator.eval["recall"]  # (T, K, 4, 3)
+    precision = evaluator.eval["precision"]  # (10 IoU thresholds, 101 recalls, K, 4 sizes, 3 limits); -1: undefined
+    recall = evaluator.eval["recall"]  # (10, K, 4, 3)
 
-    objects = Counter(
-        annotation["category_id"] for annotation, is_crowd in zip(annotations, crowd, strict=True) if not is_crowd
-    )
-    per_class = {
-        name: {
-            "ap": _mean(precision[:, :, k, 0, -1]),
-            "ap50": _mean(precision[0, :, k, 0, -1]),
-            "ar": _mean(recall[:, k, 0, -1]),
-            "num_objects": objects[category_id],
-        }
-        for k, (category_id, name) in enumerate(_names(ground_truth["categories"], categories).items())
-    }
+    names = _names(ground_truth["categories"])
+    objects = Counter(a["category_id"] for a, crowd in zip(annotations, is_crowd, strict=True) if not crowd)
     return CocoReport(
-        ap50=_mean(precision[0, :, :, 0, -1]),
-        ap75=_mean(precision[5, :, :, 0, -1]),
-        ar1=_mean(recall[:, :, 0, 0]),
-        ar10=_mean(recall[:, :, 0, 1]),
-        **{_key("ap", "ap", size): _mean(precision[:, :, :, i, -1]) for i, size in enumerate(SIZES)},
-        **{_key("ar", "ar100", size): _mean(recall[:, :, i, -1]) for i, size in enumerate(SIZES)},
-        per_class=per_class,
+        ap=_mean(precision[:, :, :, ALL, -1]),
+        ap50=_mean(precision[0, :, :, ALL, -1]),
+        ap75=_mean(precision[5, :, :, ALL, -1]),
+        ap_small=_mean(precision[:, :, :, SMALL, -1]),
+        ap_medium=_mean(precision[:, :, :, MEDIUM, -1]),
+        ap_large=_mean(precision[:, :, :, LARGE, -1]),
+        ar1=_mean(recall[:, :, ALL, 0]),
+        ar10=_mean(recall[:, :, ALL, 1]),
+        ar100=_mean(recall[:, :, ALL, 2]),
+        ar_small=_mean(recall[:, :, SMALL, -1]),
+        ar_medium=_mean(recall[:, :, MEDIUM, -1]),
+        ar_large=_mean(recall[:, :, LARGE, -1]),
+        per_class={
+            names[category_id]: {
+                "ap": _mean(precision[:, :, k, ALL, -1]),
+                "ap50": _mean(precision[0, :, k, ALL, -1]),
+                "ar": _mean(recall[:, k, ALL, -1]),
+                "num_objects": objects[category_id],
+            }
+            for k, category_id in enumerate(categories)
+        },
         num_images=len(images),
         num_objects=objects.total(),
-        num_crowd=int(crowd.sum()),
+        num_crowd=int(is_crowd.sum()),
         num_detections=len(results),
     )
+
+
+def _numbering(ids: Iterable[Id]) -> dict[Id, int]:
+    """Each id (sorted, as the evaluator sorts them) -> 1, 2, .."""
+    return {id: number for number, id in enumerate(sorted(set(ids), key=lambda id: (isinstance(id, str), id)), start=1)}
+
+
+def _names(categories: list[dict[str, Any]]) -> dict[Id, str]:
+    """Category id -> name, made unique by the id where two categories have one name."""
+    names = {category["id"]: str(category.get("name", category["id"])) for category in categories}
+    count = Counter(names.values())
+    return {id: name if count[name] == 1 else f"{name} ({id})" for id, name in names.items()}
+
+
+def _ground_truth(
+    annotations: list[dict[str, Any]], is_crowd: np.ndarray, images: dict[Id, int], categories: dict[Id, int]
+) -> hotcoco.COCO:
+    """The annotations with all ids renumbered from 1 (the evaluator takes an annotation 0 for "not matched")."""
+    repeated = [id for id, count in Counter(a["id"] for a in annotations if "id" in a).items() if count > 1]
+    if repeated:
+        raise UserError(f"The ground truth has the duplicate annotation id {repeated[0]!r}; ids must be unique.")
+
+    def name(index: int) -> str:
+        return f"Annotation {annotations[index].get('id', index)!r}"
+
+    _refuse_unknown_ids(annotations, name, images, categories)
+    boxes = _boxes(annotations, name)  # (N, 4)
+    return hotcoco.COCO.from_arrays(
+        [{"id": number} for number in images.values()],
+        [{"id": number, "name": str(id)} for id, number in categories.items()],
+        [images[annotation["image_id"]] for annotation in annotations],
+        [categories[annotation["category_id"]] for annotation in annotations],
+        boxes,
+        area=[float(a.get("area", w * h)) for a, (w, h) in zip(annotations, boxes[:, 2:].tolist(), strict=True)],
+        iscrowd=is_crowd.astype(int),
+    )
+
+
+def _rows(results: Sequence[dict[str, Any]], images: dict[Id, int], categories: dict[Id, int]) -> np.ndarray:
+    """The detections, checked and renumbered, as (N, 7): image, x, y, w, h, score, category."""
+
+    def name(index: int) -> str:
+        return f"Detection {index} (image id {results[index]['image_id']!r})"
+
+    _refuse_unknown_ids(results, name, images, categories)
+    boxes = _boxes(results, name)
+    scores = np.array([result["score"] for result in results], dtype=np.float64)
+    wrong = np.flatnonzero(~np.isfinite(scores))
+    if wrong.size:
+        raise UserError(
+            f"{name(int(wrong[0]))} has the score {scores[wrong[0]]} ({wrong.size} of {len(scores)} scores are not "
+            "finite): the model has diverged; use an earlier one."
+        )
+    image_column = np.array([images[result["image_id"]] for result in results], dtype=np.float64)
+    category_column = np.array([categories[result["category_id"]] for result in results], dtype=np.float64)
+    return np.column_stack([image_column, boxes, scores, category_column])
+
+
+def _boxes(entries: Sequence[dict[str, Any]], name: Callable[[int], str]) -> np.ndarray:
+    """The boxes (x, y, w, h) of annotations or detections as (N, 4), all finite, no negative size."""
+    boxes = np.array([entry["bbox"] for entry in entries], dtype=np.float64).reshape(-1, 4)
+    wrong = np.flatnonzero(~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] < 0).any(axis=1))
+    if wrong.size:
+        raise UserError(
+            f"{name(int(wrong[0]))} has the box {boxes[wrong[0]].tolist()}: four finite numbers x, y, width, height "
+            f"with no negative size were expected ({wrong.size} of {len(boxes)} boxes are wrong). "
+            "If a model made it, the model has diverged; use an earlier one."
+        )
+    return boxes
+
+
+def _refuse_unknown_ids(
+    entries: Sequence[dict[str, Any]], name: Callable[[int], str], images: dict[Id, int], categories: dict[Id, int]
+) -> None:
+    for index, entry in enumerate(entries):
+        for kind, known in (("image", images), ("category", categories)):
+            id = entry[f"{kind}_id"]
+            if id not in known:
+                raise UserError(f"{name(index)} has the {kind} id {id!r}, which the ground truth does not list.")
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """Mean over what is defined; the evaluator marks the rest with -1."""
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else None
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

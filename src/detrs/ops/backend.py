@@ -1,14 +1,13 @@
 """Which implementation runs: a decision anyone can predict, force and read.
 
-``reference`` is plain PyTorch and runs anywhere; ``numba`` is compiled for the CPU. Without a wish, tensors on the CPU
-use numba where it is installed and everything else the reference. A wish comes from :class:`use` or from the environment
-variable ``DETRS_OPS`` as it was when the library was imported.
+``reference`` is plain PyTorch and runs anywhere; ``numba`` is compiled for the CPU. Left alone, tensors on the CPU use
+numba where it can be imported, and everything else uses the reference. A wish comes from :class:`use` or from the
+environment variable ``DETRS_OPS`` (read once, at import).
 """
 
 import functools
 import importlib
 import os
-from types import TracebackType
 
 import torch
 
@@ -16,7 +15,9 @@ from detrs.errors import UserError, did_you_mean
 
 BACKENDS = ("reference", "numba")
 
-_NUMBA_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_DTYPES = {"numba": (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+
+_forced: str | None = os.environ.get("DETRS_OPS") or None
 
 
 def choose(device_type: str, dtype: torch.dtype, installed: frozenset[str], forced: str | None) -> str:
@@ -26,53 +27,56 @@ def choose(device_type: str, dtype: torch.dtype, installed: frozenset[str], forc
         device_type: ``"cpu"``, ``"cuda"``, ...
         dtype: Type of the values.
         installed: Packages that can be imported.
-        forced: A name out of ``BACKENDS``, or ``None`` for the best one.
+        forced: One of ``BACKENDS``, or ``None`` for the best that can run.
 
     Raises:
-        UserError: The forced backend cannot run here.
+        UserError: There is no such backend, or it cannot run here.
     """
     obstacle = None
     if device_type != "cpu":
-        obstacle = f"it computes on the CPU and the tensors are on {device_type}"
-    elif "numba" not in installed:
-        obstacle = "the package numba cannot be imported (pip install numba)"
-    elif dtype not in _NUMBA_DTYPES:
+        obstacle = f"it runs on the CPU only and the tensors are on '{device_type}'"
+    elif dtype not in _DTYPES["numba"]:
         obstacle = f"it has no kernel for {dtype}"
+    elif "numba" not in installed:
+        obstacle = "the package numba cannot be imported here (detrs.ops.describe() tells why)"
     if forced is None:
         return "numba" if obstacle is None else "reference"
-    if forced not in BACKENDS:
-        raise UserError(
-            f"Unknown backend '{forced}': expected one of {', '.join(BACKENDS)}.{did_you_mean(forced, BACKENDS)}"
-        )
+    _check(forced)
     if forced == "numba" and obstacle is not None:
-        raise UserError(f"The backend 'numba' was asked for, but {obstacle}; use 'reference' instead.")
+        raise UserError(f"The backend 'numba' was asked for, but {obstacle}; ask for 'reference' instead.")
     return forced
 
 
-_forced: str | None = os.environ.get("DETRS_OPS") or None
+def _check(name: str) -> None:
+    if name not in BACKENDS:
+        raise UserError(
+            f"Expected a backend out of {', '.join(BACKENDS)}, got '{name}' (from detrs.ops.use or DETRS_OPS)."
+            f"{did_you_mean(name, BACKENDS)}"
+        )
 
 
 class use:
-    """Forces a backend in the whole process: for good, or for the length of a ``with`` block.
+    """Forces a backend in the whole process: for good, or for the length of a ``with`` block. ``None`` forces nothing.
 
     >>> with use("reference"):
     ...     describe().splitlines()[0]
     'forced: reference'
+
+    Raises:
+        UserError: There is no such backend. (Whether it can run is known when tensors come.)
     """
 
     def __init__(self, name: str | None) -> None:
         global _forced
         if name is not None:
-            choose("cpu", torch.float32, frozenset(), "reference" if name in BACKENDS else name)
+            _check(name)
         self._before = _forced
         _forced = name
 
-    def __enter__(self) -> "use":
-        return self
+    def __enter__(self) -> None:
+        pass
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         global _forced
         _forced = self._before
 
@@ -82,34 +86,31 @@ def _why_not(package: str) -> str | None:
     """Why a package cannot be imported; ``None`` where it can."""
     try:
         importlib.import_module(package)
-    except ImportError as error:  # numba also raises it for a numpy that is too new
+    except ImportError as error:  # numba raises it also for a numpy that is too new for it
         return str(error)
     return None
 
 
 @torch.compiler.assume_constant_result
-def _has(package: str) -> bool:
+def _importable(package: str) -> bool:
     return _why_not(package) is None
 
 
 def current(device_type: str, dtype: torch.dtype) -> str:
     """The backend for tensors of this kind, here and now."""
-    # What is exported has to run where this library is not installed.
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_exporting():  # what is exported has to run where this library is not installed
         return "reference"
-    installed = frozenset(("numba",)) if device_type == "cpu" and _has("numba") else frozenset[str]()
+    installed = frozenset(["numba"]) if device_type == "cpu" and _importable("numba") else frozenset([])
     return choose(device_type, dtype, installed, _forced)
 
 
 def describe() -> str:
-    """What runs where and why, for people and for bug reports."""
-    why = _why_not("numba")
-    installed = frozenset(("numba",)) if why is None else frozenset[str]()
-    lines = [f"forced: {_forced or 'nothing'}", f"numba: {'importable' if why is None else why}"]
+    """What runs where and why, for people and bug reports."""
+    why_not = _why_not("numba")
+    lines = [f"forced: {_forced or 'nothing'}", f"numba: {'can be imported' if why_not is None else why_not}"]
     for device_type in ("cpu", "cuda"):
         try:
-            chosen = choose(device_type, torch.float32, installed, _forced)
+            lines.append(f"{device_type}: {current(device_type, torch.float32)}")
         except UserError as error:
-            chosen = str(error)
-        lines.append(f"{device_type}: {chosen}")
+            lines.append(f"{device_type}: {error}")
     return "\n".join(lines)

@@ -18,28 +18,31 @@ def ms_deform_attn(
     """Weighted sums of bilinear samples (Deformable DETR, arXiv 2010.04159, Eq. 3 without its projections).
 
     Args:
-        value: Tokens of all levels, fine to coarse, row-major within a level, cut into heads. Any strides.
-        shapes: (height, width) of each level; the products add up to S.
-        locations: Sampling locations (x, y), relative to each level: 0 and 1 are its outer edges. Samples beyond the
-            edges are zero; a location that is NaN or infinite is beyond.
-        weights: Attention weights, as they are: nothing is normalised here.
+        value: Tokens of all levels, row-major within a level, cut into heads. Any strides.
+        shapes: (height, width) of each level in pixels; the products add up to S.
+        locations: Sampling locations (x, y) relative to each level: 0 and 1 are its outer edges, pixel centres lie at
+            (i + 0.5) / size. Beyond the edges there are zeros; NaN and infinity are beyond.
+        weights: Attention weights, used as they are (nothing is normalised here).
 
     Returns:
-        One row per query in the type of ``value``. Everything is computed in float32, or in float64 where any input is.
+        One row per query in the type of ``value``. Computed in float32, or in float64 if any input is float64; for
+        half precision give ``value`` in half and ``locations`` in float32, because half coordinates jump by pixels.
 
     Raises:
-        TypeError: An input is no floating-point tensor.
-        ValueError: Shapes or devices contradict each other, or the forced backend cannot run.
+        TypeError: An input is not a floating-point tensor.
+        ValueError: Sizes or devices contradict each other, or the forced backend cannot run here.
     """
     _validate(value, shapes, locations, weights)
-    compute = torch.float64 if torch.float64 in (value.dtype, locations.dtype, weights.dtype) else torch.float32
+    dtype = value.dtype
+    compute = torch.float64 if torch.float64 in (dtype, locations.dtype, weights.dtype) else torch.float32
     locations = locations.to(compute)
     weights = weights.to(compute)
+    if compute == torch.float64:
+        value = value.double()
     if backend.current(value.device.type, value.dtype) == "numba":
-        if compute == torch.float64:
-            return operator.ms_deform_attn(value.double(), [n for s in shapes for n in s], locations, weights).to(value.dtype)
-        return operator.ms_deform_attn(value, [size for shape in shapes for size in shape], locations, weights)
-    return reference.ms_deform_attn(value.to(compute), shapes, locations, weights).to(value.dtype)
+        sizes = [size for shape in shapes for size in shape]
+        return operator.ms_deform_attn(value, sizes, locations, weights).to(dtype)
+    return reference.ms_deform_attn(value.to(compute), shapes, locations, weights).to(dtype)
 
 
 def _validate(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> None:
@@ -51,14 +54,14 @@ def _validate(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor)
     if value.ndim != 4:
         raise ValueError(f"value: expected (B, S, M, D), got {tuple(value.shape)}")
     batch, tokens, heads, _ = value.shape
+    if not shapes or min(min(shape) for shape in shapes) < 1 or sum(h * w for h, w in shapes) != tokens:
+        raise ValueError(f"shapes: expected (height, width) of levels with {tokens} pixels in all, got {shapes}")
     if locations.ndim != 6 or locations.shape[5] != 2:
         raise ValueError(f"locations: expected (B, Q, M, L, P, 2), got {tuple(locations.shape)}")
-    if locations.shape[0] != batch or locations.shape[2] != heads or locations.shape[3] != len(shapes):
+    if (locations.shape[0], locations.shape[2], locations.shape[3]) != (batch, heads, len(shapes)):
         raise ValueError(
-            f"locations: expected (B={batch}, Q, M={heads}, L={len(shapes)}, P, 2) after value {tuple(value.shape)} and "
-            f"{len(shapes)} levels, got {tuple(locations.shape)}"
+            f"locations: expected B={batch}, M={heads} (as value has) and L={len(shapes)} (as shapes has) "
+            f"in (B, Q, M, L, P, 2), got {tuple(locations.shape)}"
         )
     if weights.shape != locations.shape[:5]:
-        raise ValueError(f"weights: expected {tuple(locations.shape[:5])} after locations, got {tuple(weights.shape)}")
-    if sum(h * w for h, w in shapes) != tokens:
-        raise ValueError(f"shapes {tuple(shapes)} hold {sum(h * w for h, w in shapes)} tokens, but value has {tokens}")
+        raise ValueError(f"weights: expected {tuple(locations.shape[:5])} as locations has, got {tuple(weights.shape)}")

@@ -1,42 +1,40 @@
-"""Multi-scale deformable attention on the CPU, compiled by numba. README.md in this folder tells how it works.
+"""Multi-scale deformable attention on the CPU, compiled by numba. The README of this folder tells how it works.
 
-One file on purpose: numba's on-disk cache only watches the file in which a cached function is defined.
+One file on purpose: numba's cache on disk only watches the file in which a cached function is defined.
 """
+# mypy: allow-untyped-defs, allow-untyped-decorators
 
 import functools
+import math
 import os
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import literally, njit, prange, types
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import njit, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 from torch import Tensor
 
-STORAGE = {
-    torch.float32: "float32",
-    torch.float64: "float64",
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
-}
-"""How rows of ``value`` lie in memory; half precision is widened to float32 as it is loaded."""
+STORAGE = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
+"""How ``value`` lies in memory. Half precision is widened to float32 as it is loaded."""
 
 MAX_WIDTH = 128
-"""Channels handled as one vector. A larger D is cut into equal pieces."""
+"""Channels in one vector. A larger D is cut into equal pieces; if it is prime, of one channel: right but slow."""
 
 TILE = 32
-"""Queries per task of the forward pass."""
+"""Queries in one task of the forward pass."""
 
 SERIAL_BELOW = 100_000
-"""Points x channels below which starting threads costs more than it saves (about 50 microseconds of work)."""
+"""Points times channels below which waking the threads costs more than they save: about 50 microseconds of work."""
 
-# NaN and infinity must survive, so neither nnan nor ninf. Divisions by zero cannot occur.
-COMPILE = {
+# NaN and infinity have to survive: neither nnan nor ninf.
+COMPILE: dict[str, Any] = {
     "fastmath": {"nsz", "contract", "arcp", "reassoc"},
     "error_model": "numpy",
     "boundscheck": False,
@@ -45,11 +43,12 @@ COMPILE = {
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Rows of channels as values: LLVM cuts <D x float> into the registers this CPU has, and keeps them there.
+# The channels of one head as one value. LLVM cuts <D x float> into the registers this CPU has and keeps it there; from
+# loops over channels numba makes code that is almost three times slower.
 
 
 class Row(types.Type):
-    """``width`` channels of one head, as one LLVM vector."""
+    """``width`` channels as one LLVM vector."""
 
     def __init__(self, element: types.Float, width: int) -> None:
         super().__init__(name=f"Row({element}, {width})")
@@ -59,43 +58,33 @@ class Row(types.Type):
 
 @register_model(Row)
 class RowModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, row: Row) -> None:
+    def __init__(self, manager, row):
         super().__init__(manager, row, ir.VectorType(manager.lookup(row.element).get_value_type(), row.width))
 
 
-def _row_type(storage: types.StringLiteral, width: types.IntegerLiteral) -> Row:
+def _row(storage: types.StringLiteral, width: types.IntegerLiteral) -> Row:
     return Row(types.float64 if storage.literal_value == "float64" else types.float32, width.literal_value)
 
 
-def _splat(builder: ir.IRBuilder, scalar: ir.Value, width: int) -> ir.Value:
-    undefined = ir.Constant(ir.VectorType(scalar.type, width), ir.Undefined)
-    first = builder.insert_element(undefined, scalar, ir.IntType(32)(0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width))
+@intrinsic(prefer_literal=True)
+def zero_row(context, storage, width):
+    def generate(context, builder, signature, arguments):
+        return ir.Constant(context.get_value_type(signature.return_type), None)
+
+    return _row(storage, width)(storage, width), generate
 
 
 @intrinsic(prefer_literal=True)
-def zero_row(context, storage, width):  # type: ignore[no-untyped-def]
-    row = _row_type(storage, width)
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        return ir.Constant(context.get_value_type(row), None)
-
-    return row(storage, width), generate
-
-
-@intrinsic(prefer_literal=True)
-def load_row(context, address, storage, width):  # type: ignore[no-untyped-def]
-    row = _row_type(storage, width)
+def load_row(context, address, storage, width):
+    """The row at an address (in bytes, aligned to one channel), stored as ``storage`` says."""
+    row = _row(storage, width)
     kind = storage.literal_value
-    stored = {"float16": ir.HalfType(), "bfloat16": ir.IntType(16)}
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, arguments):
         result = context.get_value_type(row)
-        element = stored.get(kind, result.element)
-        vector = ir.VectorType(element, row.width)
-        loaded = builder.load(builder.inttoptr(arguments[0], vector.as_pointer()), align=8 if kind == "float64" else 4)
-        if kind in stored:
-            loaded.align = 2
+        stored = {"float16": ir.HalfType(), "bfloat16": ir.IntType(16)}.get(kind, result.element)
+        source = builder.inttoptr(arguments[0], ir.VectorType(stored, row.width).as_pointer())
+        loaded = builder.load(source, align=2 if kind in ("float16", "bfloat16") else row.element.bitwidth // 8)
         if kind == "float16":
             return builder.fpext(loaded, result)
         if kind == "bfloat16":  # the upper half of a float32
@@ -107,8 +96,8 @@ def load_row(context, address, storage, width):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def store_row(context, address, row):  # type: ignore[no-untyped-def]
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+def store_row(context, address, row):
+    def generate(context, builder, signature, arguments):
         address, vector = arguments
         builder.store(vector, builder.inttoptr(address, vector.type.as_pointer()), align=row.element.bitwidth // 8)
         return context.get_dummy_value()
@@ -117,50 +106,53 @@ def store_row(context, address, row):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def multiply_add(context, total, factor, row):  # type: ignore[no-untyped-def]
+def multiply_add(context, total, factor, row):
     """``total + factor * row``, fused where the CPU can."""
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, arguments):
         total, factor, vector = arguments
-        product = builder.fmul(_splat(builder, factor, row.width), vector, flags=("contract",))
+        empty = ir.Constant(vector.type, ir.Undefined)
+        first = builder.insert_element(empty, factor, ir.IntType(32)(0))
+        everywhere = ir.Constant(ir.VectorType(ir.IntType(32), row.width), [0] * row.width)
+        product = builder.fmul(builder.shuffle_vector(first, empty, everywhere), vector, flags=("contract",))
         return builder.fadd(product, total, flags=("contract",))
 
     return row(row, row.element, row), generate
 
 
 @intrinsic
-def dot(context, left, right):  # type: ignore[no-untyped-def]
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+def dot(context, left, right):
+    def generate(context, builder, signature, arguments):
         vector = arguments[0].type
-        # llvmlite cannot name intrinsics overloaded on vectors, hence the mangled name.
+        # llvmlite cannot name intrinsics that are overloaded on vectors, hence the mangled name.
         name = f"llvm.vector.reduce.fadd.v{left.width}f{left.element.bitwidth}"
-        kind = ir.FunctionType(vector.element, [vector.element, vector])
-        add_up = cgutils.get_or_insert_function(builder.module, kind, name)
-        product = builder.fmul(*arguments)
-        return builder.call(
-            add_up, [ir.Constant(vector.element, -0.0), product], fastmath=("reassoc", "nsz", "contract")
-        )
+        signature = ir.FunctionType(vector.element, [vector.element, vector])
+        add_up = cgutils.get_or_insert_function(builder.module, signature, name)
+        start = ir.Constant(vector.element, 0.0)
+        return builder.call(add_up, [start, builder.fmul(*arguments)], fastmath=("reassoc", "nsz", "contract"))
 
     return left.element(left, right), generate
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The maths
+# The mathematics. ``value`` is an address and strides in bytes, everything else a contiguous array; ``levels`` holds
+# (height, width, first token). Only a point with -1 < x < width and -1 < y < height touches a pixel; put that way, NaN
+# is outside, and nothing outside is ever turned into an address.
 
 
 @njit(**COMPILE)
-def _neighbours(position, size):  # type: ignore[no-untyped-def]
+def _neighbours(position, size):
     """The two pixels around a position (in pixels, -1 < position < size) along one axis.
 
     Returns:
-        Index, index; bilinear weight, weight; derivative of each weight by the position. A pixel outside the level gets
-        weight and derivative 0 and the index of the other one, so that reading it is harmless.
+        Index, index; bilinear weight, weight; derivative of each weight by the position. A pixel beyond the edge has
+        weight and derivative 0 and repeats the index of the other one, which is safe to read.
     """
     one = type(position)(1)
     zero = type(position)(0)
     low = int(np.floor(position))
-    fraction = position - type(position)(low)
     high = low + 1
+    fraction = position - type(position)(low)
     if low < 0:
         return high, high, zero, fraction, zero, one
     if high >= size:
@@ -169,136 +161,146 @@ def _neighbours(position, size):  # type: ignore[no-untyped-def]
 
 
 @njit(**COMPILE)
-def _forward_rows(value, strides, levels, locations, weights, out, first, last, channels, width, storage):  # type: ignore[no-untyped-def]
-    """Output rows ``first .. last`` of the B*Q, all heads."""
-    width = literally(width)
-    storage = literally(storage)
+def _forward_rows(value, strides, levels, locations, weights, out, first, last, channels, width, storage):
+    """Output of the queries ``first .. last - 1`` out of all B*Q, all heads."""
     queries, heads, num_levels, points = locations.shape[1:5]
-    element = locations.itemsize
-    half = locations.dtype.type(0.5)
+    real = locations.dtype.type
     for row in range(first, last):
-        n = row // queries
-        q = row % queries
+        n, q = divmod(row, queries)
         for m in range(heads):
             for channel in range(0, channels, width):
-                base = value + n * strides[0] + m * strides[2] + channel * strides[3]
+                head = value + n * strides[0] + m * strides[2] + channel * strides[3]
                 total = zero_row(storage, width)
-                for l in range(num_levels):
-                    height, breadth, start = levels[l]
-                    level = base + start * strides[1]
+                for i in range(num_levels):
+                    h, w, start = levels[i]
+                    level = head + start * strides[1]
                     for p in range(points):
-                        x = locations[n, q, m, l, p, 0] * locations.dtype.type(breadth) - half
-                        y = locations[n, q, m, l, p, 1] * locations.dtype.type(height) - half
-                        weight = weights[n, q, m, l, p]
-                        # Also false for NaN: such a point is outside.
-                        if x > -1 and y > -1 and x < breadth and y < height:
-                            x0, x1, wx0, wx1, _, _ = _neighbours(x, breadth)
-                            y0, y1, wy0, wy1, _, _ = _neighbours(y, height)
-                            upper = level + y0 * breadth * strides[1]
-                            lower = level + y1 * breadth * strides[1]
+                        x = locations[n, q, m, i, p, 0] * real(w) - real(0.5)
+                        y = locations[n, q, m, i, p, 1] * real(h) - real(0.5)
+                        weight = weights[n, q, m, i, p]
+                        if x > -1 and y > -1 and x < w and y < h:
+                            x0, x1, wx0, wx1, _, _ = _neighbours(x, w)
+                            y0, y1, wy0, wy1, _, _ = _neighbours(y, h)
+                            above = level + y0 * w * strides[1]
+                            below = level + y1 * w * strides[1]
                             wy0 *= weight
                             wy1 *= weight
-                            total = multiply_add(total, wy0 * wx0, load_row(upper + x0 * strides[1], storage, width))
-                            total = multiply_add(total, wy0 * wx1, load_row(upper + x1 * strides[1], storage, width))
-                            total = multiply_add(total, wy1 * wx0, load_row(lower + x0 * strides[1], storage, width))
-                            total = multiply_add(total, wy1 * wx1, load_row(lower + x1 * strides[1], storage, width))
-                store_row(out.ctypes.data + ((row * heads + m) * channels + channel) * element, total)
+                            total = multiply_add(total, wy0 * wx0, load_row(above + x0 * strides[1], storage, width))
+                            total = multiply_add(total, wy0 * wx1, load_row(above + x1 * strides[1], storage, width))
+                            total = multiply_add(total, wy1 * wx0, load_row(below + x0 * strides[1], storage, width))
+                            total = multiply_add(total, wy1 * wx1, load_row(below + x1 * strides[1], storage, width))
+                        elif not math.isfinite(weight):  # 0 * NaN, as everywhere
+                            total = multiply_add(total, weight * real(0), total)
+                store_row(out.ctypes.data + ((row * heads + m) * channels + channel) * out.itemsize, total)
+
+
+@njit(**COMPILE)
+def _add(address, factor, row, compute, width):
+    store_row(address, multiply_add(load_row(address, compute, width), factor, row))
 
 
 @njit(**COMPILE)
 def _backward_level(
-    value, strides, levels, locations, weights, grad_out, grad_value, grad_locations, grad_weights, needs,
-    task, channels, width, storage, compute,
-):  # type: ignore[no-untyped-def]  # fmt: skip
-    """All gradients that flow through one (image, head, level): nobody else writes where this writes."""
-    width = literally(width)
-    storage = literally(storage)
-    compute = literally(compute)
+    task, value, strides, levels, locations, weights, grad_out, grad_value, grad_locations, grad_weights, needs,
+    channels, width, storage, compute,
+):  # fmt: skip
+    """All gradients through one (image, head, level), of which ``task`` is the number. No other task writes here."""
     queries, heads, num_levels, points = locations.shape[1:5]
-    tokens = grad_value.shape[1]
-    n = task // (heads * num_levels)
-    m = task // num_levels % heads
-    l = task % num_levels
-    element = locations.itemsize
-    zero = locations.dtype.type(0)
-    half = locations.dtype.type(0.5)
-    height, breadth, start = levels[l]
+    real = locations.dtype.type
+    size = locations.itemsize
+    rest, i = divmod(task, num_levels)
+    n, m = divmod(rest, heads)
+    h, w, start = levels[i]
+    tokens = levels[-1, 0] * levels[-1, 1] + levels[-1, 2]
     level = value + n * strides[0] + start * strides[1] + m * strides[2]
-    grad_step = heads * channels * element
-    grad_level = grad_value.ctypes.data + (n * tokens + start) * grad_step + m * channels * element
+    grad_token = heads * channels * size
+    grad_level = grad_value.ctypes.data + (n * tokens + start) * grad_token + m * channels * size
     for q in range(queries):
-        grad_row = grad_out.ctypes.data + ((n * queries + q) * heads + m) * channels * element
+        grad_row = grad_out.ctypes.data + ((n * queries + q) * heads + m) * channels * size
         for p in range(points):
-            x = locations[n, q, m, l, p, 0] * locations.dtype.type(breadth) - half
-            y = locations[n, q, m, l, p, 1] * locations.dtype.type(height) - half
-            if not (x > -1 and y > -1 and x < breadth and y < height):
+            x = locations[n, q, m, i, p, 0] * real(w) - real(0.5)
+            y = locations[n, q, m, i, p, 1] * real(h) - real(0.5)
+            if not (x > -1 and y > -1 and x < w and y < h):
                 if needs[1]:
-                    grad_locations[n, q, m, l, p, 0] = zero
-                    grad_locations[n, q, m, l, p, 1] = zero
+                    grad_locations[n, q, m, i, p, 0] = 0
+                    grad_locations[n, q, m, i, p, 1] = 0
                 if needs[2]:
-                    grad_weights[n, q, m, l, p] = zero
+                    grad_weights[n, q, m, i, p] = 0
                 continue
-            weight = weights[n, q, m, l, p]
-            x0, x1, wx0, wx1, sx0, sx1 = _neighbours(x, breadth)
-            y0, y1, wy0, wy1, sy0, sy1 = _neighbours(y, height)
-            t00 = y0 * breadth + x0
-            t01 = y0 * breadth + x1
-            t10 = y1 * breadth + x0
-            t11 = y1 * breadth + x1
-            d00 = d01 = d10 = d11 = zero
+            weight = weights[n, q, m, i, p]
+            x0, x1, wx0, wx1, dx0, dx1 = _neighbours(x, w)
+            y0, y1, wy0, wy1, dy0, dy1 = _neighbours(y, h)
+            t00, t01, t10, t11 = y0 * w + x0, y0 * w + x1, y1 * w + x0, y1 * w + x1
+            g00 = g01 = g10 = g11 = real(0)  # grad_out . pixel
             for channel in range(0, channels, width):
-                grad = load_row(grad_row + channel * element, compute, width)
+                grad = load_row(grad_row + channel * size, compute, width)
                 if needs[1] or needs[2]:
-                    rows = level + channel * strides[3]
-                    d00 += dot(grad, load_row(rows + t00 * strides[1], storage, width))
-                    d01 += dot(grad, load_row(rows + t01 * strides[1], storage, width))
-                    d10 += dot(grad, load_row(rows + t10 * strides[1], storage, width))
-                    d11 += dot(grad, load_row(rows + t11 * strides[1], storage, width))
+                    pixels = level + channel * strides[3]
+                    g00 += dot(grad, load_row(pixels + t00 * strides[1], storage, width))
+                    g01 += dot(grad, load_row(pixels + t01 * strides[1], storage, width))
+                    g10 += dot(grad, load_row(pixels + t10 * strides[1], storage, width))
+                    g11 += dot(grad, load_row(pixels + t11 * strides[1], storage, width))
                 if needs[0]:
-                    rows = grad_level + channel * element
-                    a00 = rows + t00 * grad_step
-                    a01 = rows + t01 * grad_step
-                    a10 = rows + t10 * grad_step
-                    a11 = rows + t11 * grad_step
-                    store_row(a00, multiply_add(load_row(a00, compute, width), weight * wy0 * wx0, grad))
-                    store_row(a01, multiply_add(load_row(a01, compute, width), weight * wy0 * wx1, grad))
-                    store_row(a10, multiply_add(load_row(a10, compute, width), weight * wy1 * wx0, grad))
-                    store_row(a11, multiply_add(load_row(a11, compute, width), weight * wy1 * wx1, grad))
-            upper = wx0 * d00 + wx1 * d01
-            lower = wx0 * d10 + wx1 * d11
+                    pixels = grad_level + channel * size
+                    _add(pixels + t00 * grad_token, weight * wy0 * wx0, grad, compute, width)
+                    _add(pixels + t01 * grad_token, weight * wy0 * wx1, grad, compute, width)
+                    _add(pixels + t10 * grad_token, weight * wy1 * wx0, grad, compute, width)
+                    _add(pixels + t11 * grad_token, weight * wy1 * wx1, grad, compute, width)
+            above = wx0 * g00 + wx1 * g01
+            below = wx0 * g10 + wx1 * g11
             if needs[1]:
-                along_x = wy0 * (sx0 * d00 + sx1 * d01) + wy1 * (sx0 * d10 + sx1 * d11)
-                along_y = sy0 * upper + sy1 * lower
-                grad_locations[n, q, m, l, p, 0] = weight * locations.dtype.type(breadth) * along_x
-                grad_locations[n, q, m, l, p, 1] = weight * locations.dtype.type(height) * along_y
+                along_x = wy0 * (dx0 * g00 + dx1 * g01) + wy1 * (dx0 * g10 + dx1 * g11)
+                along_y = dy0 * above + dy1 * below
+                grad_locations[n, q, m, i, p, 0] = weight * real(w) * along_x
+                grad_locations[n, q, m, i, p, 1] = weight * real(h) * along_y
             if needs[2]:
-                grad_weights[n, q, m, l, p] = wy0 * upper + wy1 * lower
+                grad_weights[n, q, m, i, p] = wy0 * above + wy1 * below
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Kernels for one number of channels and one storage type. Both are closures over plain numbers and strings, which
-# numba's cache recognises in the next process. Serial and parallel are separate functions because the cache does not
-# tell apart one function compiled both ways.
+# One pair of kernels, serial and parallel, per number of channels and storage type. They are closures over numbers and
+# strings only, which numba's cache recognises in the next process (not so closures over functions). Serial and parallel
+# are two functions because the cache would not tell apart one function compiled both ways.
 
 
 def _width(channels: int) -> int:
     return max(width for width in range(1, MAX_WIDTH + 1) if channels % width == 0)
 
 
+def _compile(parallel: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """``njit``, kept on disk for the next process where numba finds a place to write."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        try:
+            return njit(function, cache=True, parallel=parallel, **COMPILE)
+        except RuntimeError as error:
+            warnings.warn(
+                f"Kernels are compiled anew in each process (some seconds), because numba cannot write them anywhere "
+                f"({error}). Set the environment variable NUMBA_CACHE_DIR to a folder of yours.",
+                stacklevel=2,
+            )
+            return njit(function, parallel=parallel, **COMPILE)
+
+    return decorate
+
+
+Kernels = tuple[Callable[..., None], Callable[..., None]]
+
+
 @functools.cache
-def _forward_kernels(channels: int, storage: str) -> tuple[Callable[..., None], Callable[..., None]]:
+def _forward_kernels(channels: int, storage: str) -> Kernels:
     width = _width(channels)
 
-    @njit(cache=True, **COMPILE)
-    def serial(value, strides, levels, locations, weights, out):  # type: ignore[no-untyped-def]
+    @_compile(parallel=False)
+    def serial(value, strides, levels, locations, weights, out):
         rows = locations.shape[0] * locations.shape[1]
         _forward_rows(value, strides, levels, locations, weights, out, 0, rows, channels, width, storage)
 
-    @njit(cache=True, parallel=True, **COMPILE)
-    def parallel(value, strides, levels, locations, weights, out):  # type: ignore[no-untyped-def]
+    @_compile(parallel=True)
+    def parallel(value, strides, levels, locations, weights, out):
         rows = locations.shape[0] * locations.shape[1]
         for tile in prange((rows + TILE - 1) // TILE):
-            first = tile * TILE
+            first = np.int64(tile) * TILE  # prange counts in uint64, and uint64 with int64 makes float64
             last = min(first + TILE, rows)
             _forward_rows(value, strides, levels, locations, weights, out, first, last, channels, width, storage)
 
@@ -306,28 +308,24 @@ def _forward_kernels(channels: int, storage: str) -> tuple[Callable[..., None], 
 
 
 @functools.cache
-def _backward_kernels(channels: int, storage: str) -> tuple[Callable[..., None], Callable[..., None]]:
+def _backward_kernels(channels: int, storage: str) -> Kernels:
     width = _width(channels)
     compute = "float64" if storage == "float64" else "float32"
 
-    @njit(cache=True, **COMPILE)
-    def serial(
-        value, strides, levels, locations, weights, grad_out, grad_value, grad_locations, grad_weights, needs
-    ):  # type: ignore[no-untyped-def]  # fmt: skip
+    @_compile(parallel=False)
+    def serial(value, strides, levels, locations, weights, grad_out, grad_value, grad_locations, grad_weights, needs):
         for task in range(locations.shape[0] * locations.shape[2] * locations.shape[3]):
             _backward_level(
-                value, strides, levels, locations, weights, grad_out, grad_value, grad_locations, grad_weights, needs,
-                task, channels, width, storage, compute,
+                task, value, strides, levels, locations, weights, grad_out, grad_value, grad_locations, grad_weights,
+                needs, channels, width, storage, compute,
             )  # fmt: skip
 
-    @njit(cache=True, parallel=True, **COMPILE)
-    def parallel(
-        value, strides, levels, locations, weights, grad_out, grad_value, grad_locations, grad_weights, needs
-    ):  # type: ignore[no-untyped-def]  # fmt: skip
+    @_compile(parallel=True)
+    def parallel(value, strides, levels, locations, weights, grad_out, grad_value, grad_locations, grad_weights, needs):
         for task in prange(locations.shape[0] * locations.shape[2] * locations.shape[3]):
             _backward_level(
-                value, strides, levels, locations, weights, grad_out, grad_value, grad_locations, grad_weights, needs,
-                task, channels, width, storage, compute,
+                np.int64(task), value, strides, levels, locations, weights, grad_out, grad_value, grad_locations,
+                grad_weights, needs, channels, width, storage, compute,
             )  # fmt: skip
 
     return serial, parallel
@@ -338,34 +336,38 @@ def _backward_kernels(channels: int, storage: str) -> tuple[Callable[..., None],
 
 
 _team = threading.Lock()
-"""Held while the threads of numba are at work: not every threading layer survives two callers at once."""
+"""Held while numba's threads work: not every threading layer of numba survives two callers at once."""
 
 _forked = False
+"""Threads do not survive a fork, and GNU OpenMP kills a child that asks for them again."""
 
 
 def _after_fork() -> None:
-    global _forked, _team
-    _forked = True  # threads do not survive a fork, and GNU OpenMP aborts a child that asks for them again
+    global _team, _forked
     _team = threading.Lock()
+    _forked = True
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _launch(kernels: tuple[Callable[..., None], Callable[..., None]], work: int, *arguments: Any) -> None:
-    """Runs the parallel kernel on as many threads as torch uses, or the serial one where that is better or safer."""
+def _run(kernels: Kernels, work: int, *arguments: Any) -> None:
+    """The parallel kernel on as many threads as torch uses, or the serial one where that is faster or safer.
+
+    Both give the same bits.
+    """
     serial, parallel = kernels
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
     if threads == 1 or work < SERIAL_BELOW or _forked or not _team.acquire(blocking=False):
         serial(*arguments)
         return
+    before = numba.get_num_threads()
     try:
-        before = numba.get_num_threads()
         numba.set_num_threads(threads)
         parallel(*arguments)
-        numba.set_num_threads(before)
     finally:
+        numba.set_num_threads(before)
         _team.release()
 
 
@@ -373,33 +375,34 @@ def _launch(kernels: tuple[Callable[..., None], Callable[..., None]], work: int,
 def _levels(shapes: tuple[int, ...]) -> np.ndarray:
     """(L, 3): height, width and first token of each level."""
     sizes = np.array(shapes, dtype=np.int64).reshape(-1, 2)
-    ends = sizes.prod(1).cumsum()
-    return np.column_stack([sizes, ends - sizes.prod(1)])
+    areas = sizes.prod(axis=1)
+    return np.column_stack([sizes, areas.cumsum() - areas])
 
 
-def _rows(value: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
-    """``value`` with contiguous channels, and its strides in bytes."""
+def _rows(value: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """``value`` such that the channels of a head lie side by side, and its strides in bytes."""
     if value.stride(3) != 1:
         value = value.contiguous()
-    size = value.element_size()
-    n, s, m, _ = value.stride()
-    return value, (n * size, s * size, m * size, size)
+    return value, tuple(stride * value.element_size() for stride in value.stride())
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().contiguous().numpy()
 
 
 def forward(value: Tensor, shapes: tuple[int, ...], locations: Tensor, weights: Tensor) -> Tensor:
-    """(B, S, M, D), (h, w, h, w, ...), (B, Q, M, L, P, 2), (B, Q, M, L, P) -> (B, Q, M*D) in the type of ``value``."""
-    batch, queries, heads, num_levels, points, _ = locations.shape
+    """See ``operator.ms_deform_attn``; locations and weights are float32, or float64 if ``value`` is."""
     channels = value.shape[3]
     value, strides = _rows(value)
-    out = locations.new_empty(batch, queries, heads * channels)
-    _launch(
+    out = locations.new_empty(locations.shape[0], locations.shape[1], value.shape[2] * channels)
+    _run(
         _forward_kernels(channels, STORAGE[value.dtype]),
         weights.numel() * channels,
         value.data_ptr(),
         strides,
         _levels(shapes),
-        locations.detach().contiguous().numpy(),
-        weights.detach().contiguous().numpy(),
+        _array(locations),
+        _array(weights),
         out.numpy(),
     )
     return out.to(value.dtype)
@@ -413,21 +416,21 @@ def backward(
     weights: Tensor,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of value, locations and weights; an empty tensor for each that is not needed."""
+    """See ``operator.ms_deform_attn_backward``."""
     channels = value.shape[3]
     value, strides = _rows(value)
-    grad_value = locations.new_zeros(value.shape) if needs[0] else locations.new_empty(0, value.shape[1], 0, 0)
-    grad_locations = torch.empty_like(locations, memory_format=torch.contiguous_format) if needs[1] else locations.new_empty((0,) * 6)
-    grad_weights = torch.empty_like(weights, memory_format=torch.contiguous_format) if needs[2] else locations.new_empty((0,) * 5)
-    _launch(
+    grad_value = locations.new_zeros(value.shape if needs[0] else (0,) * 4)
+    grad_locations = locations.new_empty(locations.shape if needs[1] else (0,) * 6)
+    grad_weights = locations.new_empty(weights.shape if needs[2] else (0,) * 5)
+    _run(
         _backward_kernels(channels, STORAGE[value.dtype]),
         2 * weights.numel() * channels,
         value.data_ptr(),
         strides,
         _levels(shapes),
-        locations.detach().contiguous().numpy(),
-        weights.detach().contiguous().numpy(),
-        grad_out.detach().to(locations.dtype).contiguous().numpy(),
+        _array(locations),
+        _array(weights),
+        _array(grad_out.to(locations.dtype)),
         grad_value.numpy(),
         grad_locations.numpy(),
         grad_weights.numpy(),

@@ -1,4 +1,7 @@
-"""Multi-scale deformable attention as PyTorch operators: what autograd and the compiler see of the kernels."""
+"""Multi-scale deformable attention as PyTorch operators: what autograd and the compiler see of the kernels.
+
+Another device registers its kernels on the same two operators (``ms_deform_attn.register_kernel("cuda")``).
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +13,7 @@ from torch import Tensor
 @torch.library.custom_op("detrs::ms_deform_attn", mutates_args=(), device_types="cpu")
 def ms_deform_attn(value: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
     """(B, S, M, D), (h, w, h, w, ...), (B, Q, M, L, P, 2), (B, Q, M, L, P) -> (B, Q, M*D) in the type of ``value``."""
-    from detrs.ops.ms_deform_attn import numba_cpu  # here, because importing numba takes about a second
+    from detrs.ops.ms_deform_attn import numba_cpu  # not before it is needed: importing numba takes a second
 
     return numba_cpu.forward(value, tuple(shapes), locations, weights)
 
@@ -31,7 +34,7 @@ def ms_deform_attn_backward(
     needs_locations: bool,
     needs_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of value, locations and weights; one that is not needed is an empty tensor."""
+    """Gradients of value, locations and weights; a tensor without elements stands for one that is not needed."""
     from detrs.ops.ms_deform_attn import numba_cpu
 
     needs = (needs_value, needs_locations, needs_weights)
@@ -50,16 +53,15 @@ def _(
     needs_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
-        value.new_empty(value.shape if needs_value else (0,)),
-        locations.new_empty(locations.shape if needs_locations else (0,)),
-        weights.new_empty(weights.shape if needs_weights else (0,)),
+        value.new_empty(value.shape if needs_value else (0,) * 4),
+        locations.new_empty(locations.shape if needs_locations else (0,) * 6),
+        weights.new_empty(weights.shape if needs_weights else (0,) * 5),
     )
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, Sequence[int], Tensor, Tensor], output: Tensor) -> None:
-    value, shapes, locations, weights = inputs
+def _setup_context(ctx: Any, inputs: tuple[Tensor, Sequence[int], Tensor, Tensor], output: Tensor) -> None:
+    value, ctx.shapes, locations, weights = inputs
     ctx.save_for_backward(value, locations, weights)
-    ctx.shapes = shapes
 
 
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None]:
@@ -76,4 +78,4 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, None, Tensor |
     )
 
 
-ms_deform_attn.register_autograd(_backward, setup_context=_save)
+ms_deform_attn.register_autograd(_backward, setup_context=_setup_context)

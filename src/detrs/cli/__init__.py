@@ -1,0 +1,84 @@
+"""``detrs VERB ...``: one file per verb, loaded when asked for, so that ``detrs --help`` answers at once.
+
+Exit codes: 0; 2 for a fault of the input, told in one sentence; 130 and 143 for Ctrl-C and SIGTERM. Any other exception
+is a fault of ours and keeps its traceback.
+"""
+
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+
+from detrs.errors import UserError, did_you_mean
+
+VERBS = {
+    "demo": "train a small detector on built-in pictures, in minutes, and show what it finds",
+    "train": "train a preset on your own pictures",
+    "evaluate": "score a checkpoint: COCO AP, each class",
+    "predict": "find objects in files and folders: JSON and annotated pictures",
+    "presets": "list the detectors and their recipes",
+    "profile": "parameters, multiply-adds and latency of a preset",
+}
+"""Verb -> what it does. ``detrs.cli.VERB.run(argv)`` does it."""
+
+INTERRUPTED = 130
+
+
+def usage() -> str:
+    """What ``detrs --help`` says."""
+    verbs = "\n".join(f"  {verb:<10}{what}" for verb, what in VERBS.items())
+    return (
+        "usage: detrs VERB [...]\n\n"
+        "The DETR family, practical for everyone who trains a detector on their own images.\n\n"
+        f"{verbs}\n\n"
+        "detrs VERB --help lists the flags of a verb, detrs train PRESET --help all settings of a preset.\n"
+        "detrs --version prints the version."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        argv: words of the command line after ``detrs``; by default those of this process.
+
+    Returns:
+        The exit code.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return dispatch(words)
+    except UserError as error:
+        complain(str(error))
+        return 2
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED
+    except SystemExit as end:  # tyro's after --help and bad values, the engine's after a signal
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+
+
+def dispatch(words: list[str]) -> int:
+    """Find the verb and run it."""
+    if not words:
+        print(usage(), file=sys.stderr)
+        return 2
+    verb, *rest = words
+    if verb in ("--help", "-h"):
+        print(usage())
+    elif verb == "--version":
+        print(importlib.metadata.version("detrs"))
+    elif verb in VERBS:
+        importlib.import_module(f"detrs.cli.{verb}").run(rest)
+    else:
+        raise UserError(f"detrs has no verb '{verb}'.{did_you_mean(verb, VERBS)} See: detrs --help")
+    return 0
+
+
+def complain(sentence: str) -> None:
+    """One sentence on the standard error stream, after a red ``error:`` where that is a terminal."""
+    from rich.console import Console
+    from rich.text import Text
+
+    text = Text.assemble(("error: ", "bold red"), sentence)
+    Console(stderr=True, highlight=False).print(text, soft_wrap=True)

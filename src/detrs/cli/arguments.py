@@ -1,0 +1,70 @@
+"""The arguments of a verb: a dataclass filled by tyro, and a sentence with the nearest flag for a misspelt one."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from detrs.errors import UserError
+
+T = TypeVar("T")
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+"""A switch that is off unless given."""
+Size = Annotated[tuple[int] | tuple[int, int], tyro.conf.arg(metavar="INT [INT]")]
+"""One or two numbers; one stands for both."""
+
+
+def parse(kind: type[T], argv: list[str], prog: str, default: T | None = None) -> T:
+    """``argv`` as an instance of the dataclass ``kind``.
+
+    Args:
+        kind: dataclass; its docstrings are the help.
+        argv: words after the verb.
+        prog: how the command is called, for the help.
+        default: values of what ``argv`` does not name.
+
+    Raises:
+        UserError: ``argv`` has a word too many, or a flag that is none.
+        SystemExit: 0 after ``--help``, 2 after a missing word or a bad value.
+    """
+    missing: Any = tyro.MISSING_NONPROP if default is None else default
+    values, unknown = tyro.cli(kind, args=argv, prog=prog, default=missing, return_unknown_args=True)
+    if not unknown:
+        return values
+    flag = next((word for word in unknown if word.startswith("-")), "")
+    if not flag:
+        raise UserError(f"{prog} does not take '{unknown[0]}'. See: {prog} --help")
+    name = flag.partition("=")[0]
+    known = ["--help", *flags(values)]
+    # a setting is also known by its last word: --num-queries is meant to be --model.num-queries
+    words = {flag.rpartition(".")[2]: flag for flag in known if "." in flag} | {flag[2:]: flag for flag in known}
+    near = difflib.get_close_matches(name.lstrip("-").replace("_", "-"), words, n=1)
+    hint = f" Did you mean '{words[near[0]]}'?" if near else ""
+    raise UserError(f"{prog} has no flag '{name}'.{hint} See: {prog} --help")
+
+
+def flags(values: Any, prefix: str = "--") -> Iterator[str]:
+    """The flags of the dataclass instance ``values``; a section named ``settings`` has no prefix of its own."""
+    for field in dataclasses.fields(values):
+        value, name = getattr(values, field.name), field.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            yield from flags(value, prefix if name == "settings" else f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def both(size: tuple[int] | tuple[int, int]) -> tuple[int, int]:
+    """``(n,)`` as ``(n, n)``."""
+    return (size[0], size[-1])
+
+
+def new_folder(name: str) -> Path:
+    """``runs/NAME-N`` with the first number that is free."""
+    number = 1
+    while (path := Path("runs", f"{name}-{number}")).exists():
+        number += 1
+    return path

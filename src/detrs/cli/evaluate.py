@@ -1,0 +1,62 @@
+"""``detrs evaluate``: how good."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from detrs.cli.arguments import Flag, Size, both, parse
+from detrs.cli.report import console, print_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArguments:
+    """Score a checkpoint on a data set; without further flags, exactly as training scored it."""
+
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
+    """A best.safetensors."""
+    data: str = ""
+    """Folder with COCO annotations, or digits; by default the data set of training."""
+    split: str = ""
+    """Split to score; by default the validation split of training."""
+    image_size: Size | None = None
+    """Short and long side in pixels, or one number for both; by default as in training."""
+    batch_size: int = 0
+    """Images per forward pass; 0: as in training."""
+    max_detections: int = 0
+    """Detections per image; 0: as in training."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    workers: int = 0
+    """Loader processes; 0: load in this process."""
+    results: Path | None = None
+    """File to write the detections to, in COCO's format of results."""
+    json: Flag = False
+    """Print one JSON object; the table goes to the standard error stream."""
+
+
+def run(argv: list[str]) -> None:
+    """Score a checkpoint."""
+    arguments = parse(EvaluateArguments, argv, "detrs evaluate")
+    from detrs.engine.evaluate import evaluate_checkpoint
+    from detrs.engine.runtime import is_main_process
+
+    scores = evaluate_checkpoint(
+        arguments.checkpoint,
+        data=arguments.data,
+        split=arguments.split,
+        image_size=both(arguments.image_size) if arguments.image_size else None,
+        batch_size=arguments.batch_size,
+        max_detections=arguments.max_detections,
+        device=arguments.device,
+        workers=arguments.workers,
+    )
+    if not is_main_process():
+        return
+    if arguments.results:
+        arguments.results.write_text(json.dumps(scores.results))
+    console(as_json=arguments.json).print(scores.report.table())
+    if arguments.json:
+        print_json({"checkpoint": str(arguments.checkpoint), **scores.report.to_json()})

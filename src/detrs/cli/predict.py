@@ -1,0 +1,117 @@
+"""``detrs predict``: objects in files and folders, as JSON and as annotated pictures."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from detrs.cli.arguments import Flag, new_folder, parse
+from detrs.cli.report import console, print_json
+from detrs.errors import UserError
+
+if TYPE_CHECKING:
+    from detrs.structures import Detections
+
+MAX_ROWS = 40
+"""Rows of the table; predictions.json has all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictArguments:
+    """Find objects in pictures.
+
+    Writes every picture with its boxes, and predictions.json, to a new folder. Files that are no pictures are named at
+    the end (exit code 2); the others are done all the same.
+    """
+
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
+    """A best.safetensors."""
+    sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SOURCE...")] = ()
+    """Files, folders, quoted glob patterns (** for sub-folders)."""
+    output: Path | None = None
+    """Folder to make; by default runs/predict-N."""
+    threshold: float = 0.5
+    """Smallest score of a detection."""
+    batch_size: int = 8
+    """Images per forward pass."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    allow_urls: Flag = False
+    """Fetch sources that begin with http:// or https://."""
+    json: Flag = False
+    """Print one JSON object; the table goes to the standard error stream."""
+
+
+def run(argv: list[str]) -> None:
+    """Predict, draw, write."""
+    arguments = parse(PredictArguments, argv, "detrs predict")
+    if not arguments.sources:
+        raise UserError("There is nothing to look at: detrs predict CHECKPOINT SOURCE... takes files, folders or globs.")
+    from rich.table import Table
+
+    from detrs.explain.draw import draw_detections
+    from detrs.predictor import Predictor
+
+    predictor = Predictor.load(arguments.checkpoint, arguments.device)
+    output = empty_folder(arguments.output or new_folder("predict"))
+    errors: dict[str, UserError] = {}
+    images: list[dict[str, Any]] = []
+    table = Table("picture", "found")
+    for image, found in predictor.predict_iter(
+        arguments.sources,
+        threshold=arguments.threshold,
+        batch_size=arguments.batch_size,
+        allow_urls=arguments.allow_urls,
+        on_error=errors.__setitem__,
+    ):
+        picture = free_name(output, Path(found.source).stem)
+        draw_detections(image, found, arguments.threshold).save(picture, quality=95)
+        images.append({**found.to_json(), "picture": picture.name})
+        if len(images) <= MAX_ROWS:
+            table.add_row(found.source, counts(found))
+    skipped = [{"source": source, "reason": str(error)} for source, error in errors.items()]
+    predictions = output / "predictions.json"
+    values = {"checkpoint": str(arguments.checkpoint), "threshold": arguments.threshold}
+    predictions.write_text(json.dumps({**values, "images": images, "skipped": skipped}, indent=1) + "\n")
+
+    screen = console(as_json=arguments.json)
+    if images:
+        screen.print(table)
+    objects = sum(len(image["detections"]) for image in images)
+    screen.print(f"{objects} objects in {len(images)} pictures: {predictions}", soft_wrap=True)
+    if arguments.json:
+        summary = {"num_images": len(images), "num_detections": objects, "skipped": skipped}
+        print_json({"output": str(output), "predictions": str(predictions), **values, **summary})
+    if errors:
+        raise UserError(" ".join(list(map(str, errors.values()))[:3] + ["..."] * (len(errors) > 3)))
+
+
+def counts(found: "Detections") -> str:
+    """``WBC 1, RBC 12``, the most frequent first."""
+    return ", ".join(f"{name} {count}" for name, count in Counter(found.names).most_common()) or "-"
+
+
+def empty_folder(path: Path) -> Path:
+    """``path``, made if need be.
+
+    Raises:
+        UserError: it holds something already, for pictures are never overwritten, or it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The output folder '{path}' cannot be made: {error.strerror}.") from error
+    if any(path.iterdir()):
+        raise UserError(f"The output folder '{path}' is not empty: choose another.")
+    return path
+
+
+def free_name(folder: Path, stem: str) -> Path:
+    """``STEM.jpg`` in ``folder``, with a number behind it if pictures of several folders have the same name."""
+    path, number = folder / f"{stem}.jpg", 2
+    while path.exists():
+        path, number = folder / f"{stem}-{number}.jpg", number + 1
+    return path

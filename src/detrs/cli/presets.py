@@ -1,0 +1,38 @@
+"""``detrs presets``: what can be trained."""
+
+import inspect
+from dataclasses import dataclass
+
+from detrs.cli.arguments import Flag, parse
+from detrs.cli.report import console, print_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class PresetsArguments:
+    """List the presets: published scores, input size and recipe of each."""
+
+    json: Flag = False
+    """Print one JSON object instead of a table."""
+
+
+def run(argv: list[str]) -> None:
+    """List the presets."""
+    arguments = parse(PresetsArguments, argv, "detrs presets")
+    from rich.table import Table
+
+    from detrs.presets import PRESETS, preset
+
+    table = Table("preset", "image size", "epochs", "batch", "about")
+    rows = []
+    for name, make in PRESETS.items():
+        about, experiment = inspect.getdoc(make) or "", preset(name)
+        size, epochs = experiment.data.image_size, experiment.schedule.epochs
+        batch_size = experiment.data.batch_size
+        table.add_row(name, f"{size[0]}, {size[1]}", str(epochs), str(batch_size), about)
+        rows.append(
+            {"name": name, "image_size": list(size), "epochs": epochs, "batch_size": batch_size, "about": about}
+        )
+    if arguments.json:
+        print_json({"presets": rows})
+    else:
+        console(as_json=False).print(table)

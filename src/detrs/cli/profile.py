@@ -1,0 +1,50 @@
+"""``detrs profile``: how large and how fast."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from detrs.cli.arguments import Flag, Size, both, parse
+from detrs.cli.report import console, print_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileArguments:
+    """Parameters, multiply-adds and latency of a preset's detector, on noise."""
+
+    preset: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PRESET")]
+    """Name of a preset; see detrs presets."""
+    image_size: Size | None = None
+    """Height and width in pixels, or one number for both; by default the preset's."""
+    batch_size: int = 1
+    """Images per forward pass."""
+    repeats: int = 5
+    """Timed forward passes; the median counts."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    json: Flag = False
+    """Print one JSON object instead of a table."""
+
+
+def run(argv: list[str]) -> None:
+    """Measure a preset."""
+    arguments = parse(ProfileArguments, argv, "detrs profile")
+    from detrs import models
+    from detrs.engine.runtime import pick_device
+    from detrs.evaluation.speed import profile
+    from detrs.presets import preset
+
+    experiment = preset(arguments.preset)
+    device = pick_device(arguments.device)
+    report = profile(
+        models.build(experiment.model),
+        both(arguments.image_size) if arguments.image_size else experiment.data.image_size,
+        batch_size=arguments.batch_size,
+        repeats=arguments.repeats,
+        device=device,
+    )
+    if arguments.json:
+        print_json({"preset": arguments.preset, **report.to_json()})
+    else:
+        console(as_json=False).print(report.table())

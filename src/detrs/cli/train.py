@@ -1,0 +1,147 @@
+"""``detrs train``: a preset on your own pictures. The flags people type daily are short, all others are in sections."""
+
+import dataclasses
+import operator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from detrs import config
+from detrs.backbones.timm import with_weights
+from detrs.cli.arguments import Flag, Size, both, new_folder, parse
+from detrs.cli.report import console, print_json
+from detrs.config import Experiment
+from detrs.engine.run import RunFolder
+from detrs.engine.runtime import is_main_process
+from detrs.engine.train import TrainResult, train
+from detrs.errors import UserError
+from detrs.presets import preset
+
+SHORT_FLAGS = {
+    "data": "data.path",
+    "epochs": "schedule.epochs",
+    "batch_size": "data.batch_size",
+    "image_size": "data.image_size",
+    "lr": "optimizer.lr",
+    "device": "runtime.device",
+    "workers": "runtime.workers",
+    "max_minutes": "schedule.max_minutes",
+}
+"""Short flag -> the setting that it stands for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArguments:
+    """Train a detector.
+
+    PRESET is one of detrs presets. To continue a run that was stopped: detrs train --resume FOLDER, which takes
+    all settings from the folder; or the command of the run once more, with --resume behind it.
+    """
+
+    data: str
+    """Folder with COCO annotations, or digits: the built-in demo set."""
+    epochs: int
+    """Passes over the training images."""
+    batch_size: int
+    """Images per optimizer step, over all processes."""
+    image_size: Size
+    """Short and long side in pixels, or one number for both."""
+    lr: float
+    """Learning rate of the transformer and the heads."""
+    device: str
+    """auto, cpu, cuda, cuda:1 or mps."""
+    workers: int
+    """Loader processes; 0: load in this process."""
+    max_minutes: float
+    """Stop, with a finished schedule, after this time; 0: no limit."""
+    backbone: str = ""
+    """Start from this timm model's weights: its name, or a .safetensors file of it. By default the preset's."""
+    output: Path | None = None
+    """Folder of the run; by default runs/PRESET-N."""
+    resume: Flag = False
+    """Continue the run in --output."""
+    quiet: Flag = False
+    """Show no progress."""
+    json: Flag = False
+    """Print one JSON object with the scores at the end."""
+    settings: Annotated[Experiment, tyro.conf.arg(name="")]
+
+
+def run(argv: list[str]) -> None:
+    """Train."""
+    experiment, output, arguments = read(argv)
+    result = train(experiment, output, resume=arguments.resume, quiet=arguments.quiet)
+    if not is_main_process():
+        return
+    console(as_json=arguments.json).print(summary(result), soft_wrap=True)
+    if arguments.json:
+        print_json(to_json(result))
+
+
+def summary(result: TrainResult) -> str:
+    """What came out, for people."""
+    figures = {name: result.scores.get(key) for name, key in (("AP", "ap"), ("AP50", "ap50"))}
+    scores = ", ".join(f"{name} {'-' if value is None else f'{value:.3f}'}" for name, value in figures.items())
+    return f"{scores} at step {result.best_step} of {result.steps}, in {result.seconds:.0f} s: {result.checkpoint}"
+
+
+def to_json(result: TrainResult) -> dict[str, Any]:
+    """What came out, for programs."""
+    return {
+        **result.scores,
+        "checkpoint": str(result.checkpoint),
+        "output": str(result.output),
+        "best_step": result.best_step,
+        "steps": result.steps,
+        "seconds": round(result.seconds, 3),
+    }
+
+
+def read(argv: list[str]) -> tuple[Experiment, Path, TrainArguments]:
+    """What to train, where, and the arguments that say so."""
+    start, rest, folder = Experiment(), argv, None
+    name = "PRESET"
+    if argv[:1] == ["--resume"] and len(argv) > 1 and not argv[1].startswith("-"):
+        folder, rest = Path(argv[1]), ["--resume", *argv[2:]]
+        RunFolder(folder).check(resume=True)
+        start, name = config.load(RunFolder(folder).experiment), f"--resume {folder}"
+    elif argv and not argv[0].startswith("-"):
+        name, rest = argv[0], argv[1:]
+        start = preset(name)
+    elif not {"--help", "-h"} & set(argv):
+        raise UserError("detrs train needs a preset first: detrs train PRESET --data FOLDER. See: detrs presets")
+    short: Any = {flag: operator.attrgetter(place)(start) for flag, place in SHORT_FLAGS.items()}
+    arguments = parse(TrainArguments, rest, f"detrs train {name}", TrainArguments(**short, output=folder, settings=start))
+    if arguments.resume and arguments.output is None:
+        raise UserError("--resume needs the folder of the run: detrs train --resume FOLDER")
+    return merged(start, arguments), arguments.output or new_folder(start.name), arguments
+
+
+def merged(start: Experiment, arguments: TrainArguments) -> Experiment:
+    """The settings, with the short flags put in their places.
+
+    Raises:
+        UserError: a short flag and the setting it stands for were both given, with different values.
+    """
+    experiment = arguments.settings
+    for flag, place in SHORT_FLAGS.items():
+        short, before, long = (
+            both(arguments.image_size) if flag == "image_size" else getattr(arguments, flag),
+            operator.attrgetter(place)(start),
+            operator.attrgetter(place)(experiment),
+        )
+        if short == before:
+            continue
+        if long not in (short, before):
+            names = f"--{flag} and --{place}".replace("_", "-")
+            raise UserError(f"{names} are the same setting, but were given as {short} and {long}: give one.")
+        section, _, setting = place.partition(".")
+        changed = dataclasses.replace(getattr(experiment, section), **{setting: short})
+        experiment = dataclasses.replace(experiment, **{section: changed})
+    if arguments.backbone:
+        model = experiment.model
+        model = dataclasses.replace(model, backbone=with_weights(model.backbone, arguments.backbone))
+        experiment = dataclasses.replace(experiment, model=model)
+    return experiment

@@ -1,0 +1,76 @@
+"""The wall clock of a run: time used, time to keep for the last evaluation, and how far the run is."""
+
+import math
+import time
+
+from detrs.engine.runtime import Runtime
+from detrs.engine.schedule import Pace
+
+
+class Clock:
+    """Measures a run. With a time budget all processes go by the main process's clock.
+
+    Args:
+        pace: steps and minutes of the run.
+        runtime: the processes that have to agree.
+        began: ``time.monotonic()`` when the run began.
+        steps_to_evaluate: images to evaluate, counted in batches of training.
+    """
+
+    def __init__(self, pace: Pace, runtime: Runtime, *, began: float, steps_to_evaluate: float) -> None:
+        self.pace, self.runtime, self.began, self.steps_to_evaluate = pace, runtime, began, steps_to_evaluate
+        self.seconds_before = 0.0
+        """Used before the run was resumed."""
+        self.step_began = self.saved_at = began
+        self.steps = 0
+        self.fastest_step = self.evaluation = self.saving = 0.0
+        """Durations in seconds."""
+        self.look()
+
+    def used(self) -> float:
+        """Seconds since the run began, those before it was resumed included."""
+        return self.seconds_before + time.monotonic() - self.began
+
+    def look(self) -> None:
+        """Set ``seconds`` (used) and ``reserve`` (to keep for the last evaluation)."""
+        # Before the first evaluation: a forward pass takes about a third of a training step.
+        evaluation = 1.25 * self.evaluation or 0.5 * self.fastest_step * self.steps_to_evaluate
+        times = self.used(), evaluation + self.saving + self.fastest_step
+        self.seconds, self.reserve = self.runtime.from_main(times) if self.pace.budget_seconds else times
+
+    def begin_step(self) -> None:
+        """Leave out of the next step's time whatever came before."""
+        self.step_began = time.monotonic()
+
+    def end_step(self) -> float:
+        """Seconds since the step before ended, data loading included."""
+        now = time.monotonic()
+        seconds, self.step_began = now - self.step_began, now
+        self.steps += 1
+        if self.steps > 1:  # the first one warms up
+            self.fastest_step = min(seconds, self.fastest_step or math.inf)
+        self.look()
+        return seconds
+
+    def end_evaluation(self, began: float) -> None:
+        """Note how long an evaluation took, which began at ``time.monotonic() == began``."""
+        self.evaluation = time.monotonic() - began
+        self.look()
+        self.begin_step()
+
+    def end_save(self, began: float) -> None:
+        """Note when a save ended and how long it took."""
+        self.saved_at = time.monotonic()
+        self.saving = self.saved_at - began
+        self.begin_step()
+
+    def progress(self, step: int) -> float:
+        """Share of the run that is over after ``step`` steps, in [0, 1]."""
+        return self.pace.progress(step, self.seconds, self.reserve)
+
+    def allows_evaluation(self) -> bool:
+        """Whether an evaluation now would leave enough time for the last one."""
+        return self.pace.allows(self.seconds, self.reserve)
+
+    def minutes_since_save(self) -> float:
+        return (time.monotonic() - self.saved_at) / 60

@@ -1,0 +1,232 @@
+"""What a run says about itself: ``metrics.jsonl`` for later, progress for now."""
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+from detrs.evaluation.coco import CocoReport
+
+logger = logging.getLogger("detrs")
+
+PLAIN_LINE_SECONDS = 10.0
+"""Seconds between two progress lines where the output is no terminal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """One optimizer step, as ``training`` yields it."""
+
+    step: int
+    """Optimizer steps done, this one included."""
+    total_steps: int
+    epoch: int
+    """Epoch this step belongs to; counts from 1."""
+    epochs: int
+    loss: float
+    """Total loss of the whole batch, over all processes and micro-batches."""
+    terms: dict[str, float]
+    """Its terms."""
+    lr: float
+    grad_norm: float
+    """L2 norm of the gradient before clipping."""
+    skipped: bool
+    """Loss or gradient were not finite: nothing was changed."""
+    images: int
+    """Images in the batch."""
+    images_per_s: float
+    seconds: float
+    """Wall-clock time since the run began, earlier parts of a resumed run included."""
+    progress: float
+    """Share of the run that is over, in [0, 1]."""
+    memory_bytes: int
+    evaluation: CocoReport | None = None
+    """Scores after this step, where it was followed by an evaluation."""
+    is_best: bool = False
+    """The evaluation was the best one so far."""
+
+
+@dataclass
+class Window:
+    """Sums since the last line of ``metrics.jsonl``."""
+
+    steps: int = 0
+    skipped: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    lr: float = 0.0
+    """Of the last step."""
+    sums: Counter[str] = field(default_factory=Counter)
+
+    def add(self, report: StepReport) -> None:
+        """Count one step."""
+        self.images += report.images
+        self.seconds += report.images / report.images_per_s
+        self.lr = report.lr
+        if report.skipped:
+            self.skipped += 1
+        else:
+            self.steps += 1
+            self.sums.update({"loss": report.loss, "grad_norm": report.grad_norm})
+            self.sums.update({f"terms/{name}": value for name, value in report.terms.items()})
+
+    def line(self) -> dict[str, Any]:
+        """Means over the window; ``None`` where every step was skipped."""
+        means = {name: value / self.steps for name, value in self.sums.items()}
+        return {
+            "loss": means.get("loss"),
+            "terms": {name.removeprefix("terms/"): v for name, v in means.items() if name.startswith("terms/")},
+            "lr": self.lr,
+            "images_per_s": round(self.images / self.seconds, 3),
+            "grad_norm": means.get("grad_norm"),
+            "skipped": self.skipped,
+        }
+
+
+class Metrics:
+    """``metrics.jsonl``: one line per ``log_every`` steps (means over them) and one per evaluation.
+
+    Args:
+        path: file to append to.
+        log_every: steps per line.
+        writes: only the main process writes.
+    """
+
+    def __init__(self, path: Path, log_every: int, *, writes: bool = True) -> None:
+        self.path, self.log_every, self.writes = path, log_every, writes
+        self.window = Window()
+
+    def step(self, report: StepReport) -> None:
+        """Count one step, and write a line where one is due."""
+        self.window.add(report)
+        if report.step % self.log_every == 0:
+            self._flush(report.step, report.epoch, report.seconds)
+
+    def evaluation(self, report: CocoReport, *, step: int, epoch: int, seconds: float) -> None:
+        """Write what is pending, and the scores after ``step``."""
+        if self.window.images:
+            self._flush(step, epoch, seconds)
+        self._write("evaluation", step, epoch, report.scalars(), seconds)
+
+    def _flush(self, step: int, epoch: int, seconds: float) -> None:
+        self._write("step", step, epoch, self.window.line(), seconds)
+        self.window = Window()
+
+    def _write(self, kind: str, step: int, epoch: int, values: dict[str, Any], seconds: float) -> None:
+        if self.writes:
+            line = {"kind": kind, "step": step, "epoch": epoch, **values, "seconds": round(seconds, 3)}
+            with self.path.open("a") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+
+    def state(self) -> dict[str, Any]:
+        """The sums not written yet, for ``resume``."""
+        return vars(self.window)
+
+    def resume(self, state: dict[str, Any], step: int, *, evaluated: bool) -> None:
+        """Take back every line written after ``step``; its evaluation too unless that was finished (``evaluated``)."""
+        self.window = Window(**{**state, "sums": Counter(state["sums"])})
+        if not self.writes or not self.path.exists():
+            return
+        kept = []
+        for text in self.path.read_text().splitlines(keepends=True):
+            if not text.endswith("\n"):
+                break  # the process died while it wrote this line
+            line = json.loads(text)
+            done = evaluated if line["kind"] == "evaluation" else not self.window.images
+            if line["step"] < step or (line["step"] == step and done):
+                kept.append(text)
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        temporary.write_text("".join(kept))
+        os.replace(temporary, self.path)
+
+
+class Display:
+    """Progress of a run on the standard error stream: a bar on terminals, plain lines elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.rate = 0.0
+        self.last_line = -PLAIN_LINE_SECONDS
+        self.bar = Progress(
+            SpinnerColumn(),
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%  {task.fields[status]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("", total=1.0, epoch="1", status="")
+
+    def show(self, report: StepReport) -> None:
+        """Say how far the run is."""
+        self.rate = 0.9 * self.rate + 0.1 * report.images_per_s if self.rate else report.images_per_s
+        epoch = f"{report.epoch}/{report.epochs}"
+        status = self._status(report)
+        self.bar.update(self.task, completed=report.progress, epoch=epoch, status=status)
+        if not self.console.is_terminal and report.seconds - self.last_line >= PLAIN_LINE_SECONDS:
+            self.last_line = report.seconds
+            say(self.console, f"epoch {epoch}  step {report.step}/{report.total_steps}  {status}")
+        if report.skipped:
+            say(self.console, f"step {report.step} skipped: the loss or its gradient is not finite")
+        if report.evaluation is not None:
+            scores = "  ".join(
+                f"{label} {'-' if value is None else f'{value:.4f}'}"
+                for label, value in (
+                    ("AP", report.evaluation.ap),
+                    ("AP50", report.evaluation.ap50),
+                    ("AP75", report.evaluation.ap75),
+                )
+            )
+            best = "  best so far" if report.is_best else ""
+            say(self.console, f"epoch {epoch}  step {report.step}  {scores}{best}")
+
+    def _status(self, report: StepReport) -> str:
+        remaining = report.seconds * (1 - report.progress) / max(report.progress, 1e-9)
+        left = timedelta(seconds=round(remaining)) if report.progress > 0.001 else "-"
+        return (
+            f"loss {report.loss:.4g}  lr {report.lr:.2g}  {self.rate:.3g} images/s  "
+            f"{report.memory_bytes / 2**30:.2f} GiB  {left} left"
+        )
+
+
+def say(console: Console, text: str) -> None:
+    """One line, as it is."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class ConsoleHandler(logging.Handler):
+    """What the library logs, above the progress bar."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        say(self.console, prefix + record.getMessage())
+
+
+@contextmanager
+def display(*, quiet: bool) -> Iterator[Display]:
+    """A ``Display`` that also shows what the library logs; ``quiet``: warnings only."""
+    console = Console(stderr=True, quiet=quiet)
+    shown = Display(console)
+    handler = ConsoleHandler(Console(stderr=True) if quiet else console)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    try:
+        with shown.bar:
+            yield shown
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

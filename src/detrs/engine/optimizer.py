@@ -1,0 +1,72 @@
+"""AdamW with the parameter groups of the official repositories, and its state as named tensors."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detrs.config import OptimizerConfig
+
+BACKBONE = "backbone."
+SAMPLING = ("reference_points", "sampling_offsets")
+
+
+def lr_factor_of(name: str, config: OptimizerConfig) -> float:
+    """Learning rate of the parameter ``name``, relative to ``config.lr``."""
+    if name.startswith(BACKBONE):
+        return config.backbone_lr_factor
+    if any(word in name for word in SAMPLING):
+        return config.sampling_lr_factor
+    return 1.0
+
+
+def build_optimizer(detector: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over the parameters that train, one group per learning rate.
+
+    A parameter whose factor is 0 is frozen here: no gradient is computed for it.
+    """
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in detector.named_parameters():
+        factor = lr_factor_of(name, config)
+        if factor == 0:
+            parameter.requires_grad_(False)
+        elif parameter.requires_grad:
+            groups.setdefault(factor, []).append(parameter)
+    # On CPU, fused is one vectorised pass per tensor instead of about ten.
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "lr_factor": factor, "lr": factor * config.lr}
+            for factor, parameters in sorted(groups.items(), reverse=True)
+        ],
+        lr=config.lr,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate: ``lr`` for the transformer and the heads, relative to it for the other groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, detector: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's state as ``{"<parameter>/<quantity>": tensor}``."""
+    state: dict[Any, dict[str, Tensor]] = optimizer.state
+    return {
+        f"{name}/{quantity}": tensor
+        for name, parameter in detector.named_parameters()
+        for quantity, tensor in state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, detector: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """The inverse of ``optimizer_tensors``."""
+    parameters = dict(detector.named_parameters())
+    optimizer.state.clear()
+    for key, tensor in tensors.items():
+        name, quantity = key.rsplit("/", 1)
+        parameter = parameters[name]
+        optimizer.state[parameter][quantity] = tensor.to(parameter.device, copy=True)

@@ -1,0 +1,156 @@
+"""How large and how fast a detector is."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from detrs.errors import UserError
+
+
+def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+UNLISTED_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_attention_math_for_mps: _attention_flops,
+    torch.ops.aten._scaled_dot_product_fused_attention_overrideable: _attention_flops,
+}
+"""Attention on devices that PyTorch's counter does not know: it would count nothing there, silently."""
+
+
+@dataclass(frozen=True)
+class SpeedReport:
+    """Size, work and time of one forward pass."""
+
+    parameters: int
+    """All parameters; the buffers of frozen normalisation are none."""
+    trainable_parameters: int
+    """Those that learn (``requires_grad``)."""
+    gflops: float
+    """Multiply-adds per image in 1e9, as papers count: convolutions, linear layers and matrix products (attention is
+    two of them). Sampling, normalisation and activations are not counted."""
+    latency_ms: float
+    """Median time of a forward pass of the whole batch in milliseconds."""
+    images_per_s: float
+    peak_memory_mib: float | None
+    """Most memory that tensors held on the GPU during a forward pass, in MiB; ``None`` on other devices."""
+    image_size: tuple[int, int]
+    """(height, width) in pixels."""
+    batch_size: int
+    device: str
+    """What it ran on: the GPU's name, or the number of CPU threads."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary, ready for ``json.dumps``."""
+        return dataclasses.asdict(self)
+
+    def table(self) -> Table:
+        """The report for people."""
+        height, width = self.image_size
+        table = Table(show_header=False, box=SIMPLE_HEAD)
+        table.add_column()
+        table.add_column(justify="right")
+        table.add_row("parameters", f"{self.parameters:,}")
+        table.add_row("trainable parameters", f"{self.trainable_parameters:,}")
+        table.add_row("multiply-adds per image", f"{self.gflops:,.2f} G")
+        table.add_row(f"latency, {height} x {width}, batch {self.batch_size}", f"{self.latency_ms:,.1f} ms")
+        table.add_row("images per second", f"{self.images_per_s:,.3g}")
+        if self.peak_memory_mib is not None:
+            table.add_row("peak GPU memory", f"{self.peak_memory_mib:,.0f} MiB")
+        table.add_row("measured on", self.device)
+        return table
+
+
+def profile(
+    detector: nn.Module,
+    image_size: tuple[int, int],
+    batch_size: int = 1,
+    repeats: int = 5,
+    device: torch.device | str = "cpu",
+) -> SpeedReport:
+    """Measures a detector on noise without padding, in evaluation mode.
+
+    Args:
+        detector: Takes images (B, 3, H, W) and padding (B, H, W); moved to ``device``, its mode is restored.
+        image_size: (height, width) in pixels.
+        batch_size: Images per forward pass.
+        repeats: Timed passes, after one that warms up and counts.
+        device: Where to run.
+
+    Raises:
+        UserError: A size or a count is not positive.
+    """
+    if min(*image_size, batch_size, repeats) < 1:
+        raise UserError(f"Sizes and counts must be at least 1: {image_size=}, {batch_size=}, {repeats=}.")
+    device = torch.device(device)
+    images = torch.randn(batch_size, 3, *image_size, generator=torch.Generator().manual_seed(0)).to(device)
+    padding = torch.zeros(batch_size, *image_size, dtype=torch.bool, device=device)
+    was_training = detector.training
+    detector.to(device).eval()
+    try:
+        flops = count_flops(detector, images, padding)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        seconds = [_time(lambda: detector(images, padding), device) for _ in range(repeats)]
+        peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
+    finally:
+        detector.train(was_training)
+    parameters = list(detector.parameters())
+    return SpeedReport(
+        parameters=sum(parameter.numel() for parameter in parameters),
+        trainable_parameters=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        gflops=flops / batch_size / 1e9,
+        latency_ms=1e3 * statistics.median(seconds),
+        images_per_s=batch_size / statistics.median(seconds),
+        peak_memory_mib=peak,
+        image_size=image_size,
+        batch_size=batch_size,
+        device=_describe(device),
+    )
+
+
+def count_flops(module: nn.Module, *inputs: Tensor) -> int:
+    """Multiply-adds of the convolutions, linear layers and matrix products in ``module(*inputs)``."""
+    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one fused operator, which the counter does not know
+    for parameter in learning:  # under no_grad the counter fails on a view of a parameter
+        parameter.requires_grad_(False)
+    try:
+        with FlopCounterMode(display=False, custom_mapping=UNLISTED_ATTENTION) as counter:
+            module(*inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for parameter in learning:
+            parameter.requires_grad_(True)
+    return int(counter.get_total_flops()) // 2  # the counter takes a multiply-add for two
+
+
+@torch.inference_mode()
+def _time(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds until the work is done, not only queued."""
+    _wait(device)
+    start = time.perf_counter()
+    run()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)

@@ -1,0 +1,85 @@
+"""A detector of a hundred thousand parameters on ten real pictures: seconds per run. Imported by the tests, and a script.
+
+python run_tiny.py OUTPUT [--resume] [--curve FILE] [SETTINGS AS JSON]
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from detrs.backbones.timm import BackboneConfig
+from detrs.config import DataConfig, Experiment, OptimizerConfig, RuntimeConfig, ScheduleConfig
+from detrs.data.digits import DigitsDataset
+from detrs.data.sample import Sample
+from detrs.engine import evaluate, trainer
+from detrs.models.deformable_detr import DeformableDETRConfig
+
+NUM_IMAGES = {"train": 14, "val": 5}
+BACKBONE = BackboneConfig(
+    name="test_efficientnet", weights="none", freeze_stem=False, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25)
+)
+MODEL = DeformableDETRConfig(
+    backbone=BACKBONE,
+    num_levels=4,
+    dim=32,
+    num_heads=4,
+    num_points=3,
+    encoder_layers=1,
+    decoder_layers=2,
+    ffn_dim=48,
+    dropout=0.1,
+    num_queries=17,
+    queries="proposals",
+    reference="refine",
+)
+EXPERIMENT = Experiment(
+    name="tiny",
+    model=MODEL,
+    data=DataConfig(path="tiny", image_size=(64, 96), augment="crop", batch_size=4),
+    optimizer=OptimizerConfig(lr=1e-3, ema_decay=0.9),
+    schedule=ScheduleConfig(epochs=2, kind="cosine", warmup_steps=1),
+    runtime=RuntimeConfig(device="cpu", log_every=2),
+)
+"""Two epochs of three steps."""
+
+
+def experiment(**changes: dict[str, Any]) -> Experiment:
+    """``EXPERIMENT`` with other settings: ``experiment(data={"batch_size": 2})``."""
+    values = {
+        section: dataclasses.replace(getattr(EXPERIMENT, section), **settings) for section, settings in changes.items()
+    }
+    return dataclasses.replace(EXPERIMENT, **values)
+
+
+class Tiny(DigitsDataset):
+    """A few pictures of the demo set; ``on_load`` is called with the index of each picture before it is loaded."""
+
+    def __init__(self, split: str, on_load: Callable[[int], None] = lambda index: None) -> None:
+        super().__init__(split, NUM_IMAGES[split])
+        self.on_load = on_load
+
+    def __getitem__(self, index: int) -> Sample:
+        self.on_load(index)
+        return super().__getitem__(index)
+
+
+def open_dataset(path: str, split: str, *, keep_empty: bool = True) -> Tiny:
+    assert path == "tiny"
+    return Tiny(split)
+
+
+if __name__ == "__main__":
+    from detrs.engine.train import training
+
+    arguments = sys.argv[1:]
+    trainer.open_dataset = evaluate.open_dataset = open_dataset
+    settings = json.loads(arguments[-1]) if arguments[-1].startswith("{") else {}
+    reports = []
+    for report in training(experiment(**settings), Path(arguments[0]), resume="--resume" in arguments):
+        reports.append(report)
+    if "--curve" in arguments and trainer.Runtime(RuntimeConfig(device="cpu")).is_main:
+        curve = [[r.loss, r.grad_norm, r.evaluation and r.evaluation.ap50] for r in reports]
+        Path(arguments[arguments.index("--curve") + 1]).write_text(json.dumps(curve))

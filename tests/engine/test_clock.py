@@ -1,0 +1,83 @@
+import time
+
+import pytest
+
+from detrs.config import RuntimeConfig
+from detrs.engine import clock
+from detrs.engine.clock import Clock
+from detrs.engine.runtime import Runtime
+from detrs.engine.schedule import Pace
+
+
+class Time:
+    """A clock that stands still until told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Time:
+    fake = Time()
+    monkeypatch.setattr(clock, "time", fake)
+    assert time is not fake
+    return fake
+
+
+def test_run_ends_within_its_budget_with_progress_one(fake: Time) -> None:
+    """Steps of 2 s (the first 30 s), evaluations of 20 s every 50 steps, 600 s in all."""
+    measured = Clock(Pace(10_000, 600), Runtime(RuntimeConfig(device="cpu")), began=fake.now, steps_to_evaluate=25)
+    seen = []
+    step = 0
+    while measured.progress(step) < 1:
+        fake.now += 30 if step == 0 else 2
+        step += 1
+        assert measured.end_step() in (30, 2)
+        seen.append(measured.progress(step))
+        if step % 50 == 0 and measured.allows_evaluation():
+            began = fake.now
+            fake.now += 20
+            measured.end_evaluation(began)
+        if step == 120:
+            began = fake.now
+            fake.now += 3
+            measured.end_save(began)
+    assert seen == sorted(seen) and seen[-1] == 1
+    assert seen[0] < 0.1  # the slow first step did not frighten it
+    assert 560 < measured.used() + 20 + 3 <= 600  # the last evaluation and save fit, and little is wasted
+
+
+def test_before_any_evaluation_its_time_is_guessed_from_steps(fake: Time) -> None:
+    measured = Clock(Pace(10_000, 600), Runtime(RuntimeConfig(device="cpu")), began=fake.now, steps_to_evaluate=40)
+    for seconds in (30, 2, 3):
+        fake.now += seconds
+        measured.end_step()
+    assert measured.reserve == pytest.approx(0.5 * 40 * 2 + 2)
+
+
+def test_time_before_a_resume_counts(fake: Time) -> None:
+    measured = Clock(Pace(100, 60), Runtime(RuntimeConfig(device="cpu")), began=fake.now, steps_to_evaluate=1)
+    measured.seconds_before = 30
+    fake.now += 15
+    measured.look()
+    assert measured.used() == 45 and measured.progress(1) == pytest.approx(0.75)
+
+
+def test_step_time_leaves_out_evaluations_and_saves(fake: Time) -> None:
+    measured = Clock(Pace(100, 0), Runtime(RuntimeConfig(device="cpu")), began=fake.now, steps_to_evaluate=1)
+    fake.now += 5
+    assert measured.end_step() == 5
+    began = fake.now
+    fake.now += 70
+    measured.end_evaluation(began)
+    fake.now += 7
+    measured.begin_step()
+    began = fake.now
+    fake.now += 11
+    measured.end_save(began)
+    fake.now += 2
+    assert measured.end_step() == 2
+    assert measured.minutes_since_save() == pytest.approx(2 / 60)

@@ -1,0 +1,72 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from detrs.config import RuntimeConfig
+from detrs.engine.runtime import Runtime, pick_device, seed_everything
+from detrs.errors import UserError
+
+
+def test_devices() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type in ("cpu", "cuda", "mps", "xpu")
+    with pytest.raises(UserError, match="'gpu' is no device"):
+        pick_device("gpu")
+    if not torch.cuda.is_available():
+        for name in ("cuda", "cuda:1"):
+            with pytest.raises(UserError, match=f"'{name}' is not here"):
+                pick_device(name)
+
+
+def test_fp16_needs_an_accelerator() -> None:
+    with pytest.raises(UserError, match="fp16.*bf16"):
+        Runtime(RuntimeConfig(device="cpu", precision="fp16"))
+
+
+def test_precision_may_change_from_run_to_run() -> None:
+    """accelerate keeps its state for the whole process and refuses a second precision."""
+    net = torch.nn.Linear(7, 5)
+    values = torch.randn(3, 7)
+    outputs = {}
+    for precision in ("fp32", "bf16", "fp32"):
+        runtime = Runtime(RuntimeConfig(device="cpu", precision=precision))
+        own = torch.nn.Linear(7, 5)
+        own.load_state_dict(net.state_dict())
+        model, _ = runtime.prepare(own, torch.optim.AdamW(own.parameters()))
+        outputs[precision] = model(values)
+        assert outputs[precision].dtype == torch.float32  # the criterion works in float32
+    assert torch.equal(outputs["fp32"], net(values))
+    assert not torch.equal(outputs["bf16"], net(values))
+    torch.testing.assert_close(outputs["bf16"], net(values), rtol=0.05, atol=0.05)
+
+
+def test_alone_everything_is_already_agreed() -> None:
+    runtime = Runtime(RuntimeConfig(device="cpu"))
+    assert (runtime.rank, runtime.world_size, runtime.is_main) == (0, 1, True)
+    assert runtime.total(5) == 5 and runtime.largest(3) == 3
+    assert runtime.gather([1, 2]) == [1, 2] and runtime.from_main("x") == "x"
+    assert torch.equal(runtime.mean(torch.tensor([1.0, 2.0])), torch.tensor([1.0, 2.0]))
+    assert runtime.memory_bytes() > 2**20
+
+
+def test_clip_measures_before_and_limits_after() -> None:
+    runtime = Runtime(RuntimeConfig(device="cpu"))
+    parameters = [torch.nn.Parameter(torch.zeros(n)) for n in (3, 5)]
+    for limit, expected in ((0.1, 0.1), (100.0, 2 * 8**0.5), (0.0, 2 * 8**0.5)):
+        for parameter in parameters:
+            parameter.grad = torch.full_like(parameter, 2.0)
+        assert float(runtime.clip(parameters, limit)) == pytest.approx(2 * 8**0.5)
+        gradients = torch.cat([p.grad for p in parameters if p.grad is not None])
+        assert float(gradients.norm()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_streams_are_functions_of_the_path() -> None:
+    def draw(*path: int) -> tuple[float, float, float]:
+        seed_everything(*path)
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    draws = {path: draw(*path) for path in [(42,), (42, 1, 0), (42, 1, 1), (42, 2, 0), (43, 1, 0), (2**63 - 1, 0, 0)]}
+    assert len(set(draws.values())) == len(draws)
+    assert all(draw(*path) == values for path, values in draws.items())

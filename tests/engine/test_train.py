@@ -1,0 +1,369 @@
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from detrs.checkpoints import format
+from detrs.config import Experiment
+from detrs.criterion.set_criterion import Losses, SetCriterion
+from detrs.engine import trainer
+from detrs.engine.interruption import Interrupted
+from detrs.engine.journal import StepReport
+from detrs.engine.train import TrainResult, train, training
+from detrs.engine.trainer import Trainer
+from detrs.errors import UserError
+
+TIMES = ("seconds", "images_per_s")
+
+
+def consume(experiment: Experiment, output: Path, **options: Any) -> list[StepReport]:
+    return list(training(experiment, output, **options))
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def assert_same_run(folder: Path, expected: Path) -> None:
+    """Weights, average, moments, best weights, scores and metrics, all to the bit."""
+    for name in ("last.safetensors", "best.safetensors"):
+        ours, theirs = format.load(folder / name), format.load(expected / name)
+        assert ours.tensors.keys() == theirs.tensors.keys()
+        wrong = [key for key, tensor in ours.tensors.items() if not torch.equal(tensor, theirs.tensors[key])]
+        assert not wrong, f"{name}: {len(wrong)} of {len(ours.tensors)} tensors differ, e.g. {wrong[:5]}"
+        for meta in (ours.meta, theirs.meta):
+            meta.pop("seconds", None)
+            for time_of in TIMES:
+                meta.get("metrics", {}).pop(time_of, None)
+        assert ours.meta == theirs.meta
+    assert metrics(folder) == metrics(expected)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbed."""
+    output = tmp_path_factory.mktemp("runs") / "finished"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "open_dataset", tiny.open_dataset)
+        consume(tiny.EXPERIMENT, output)
+    return output
+
+
+def test_run_leaves_its_files_and_one_report_per_step(tiny: ModuleType, tmp_path: Path) -> None:
+    output = tmp_path / "deep" / "run"
+    reports = consume(tiny.EXPERIMENT, output)
+    assert [report.step for report in reports] == [1, 2, 3, 4, 5, 6]
+    assert [report.epoch for report in reports] == [1, 1, 1, 2, 2, 2]
+    assert [report.evaluation is not None for report in reports] == [False, False, True] * 2
+    assert reports[-1].progress == 1 and not any(report.skipped for report in reports)
+    assert {path.name for path in output.iterdir()} == {
+        *("experiment.json", "metrics.jsonl", "results.png", "val_predictions.jpg"),
+        *("best.safetensors", "last.safetensors", "previous.safetensors"),
+        *("train_batch_0.jpg", "train_batch_1.jpg", "train_batch_2.jpg"),
+    }
+    saved = json.loads((output / "experiment.json").read_text())
+    assert saved["model"]["num_classes"] == 10  # from the data
+    assert [line["kind"] for line in metrics(output)] == ["step", "step", "evaluation", "step", "step", "evaluation"]
+
+
+def test_train_returns_the_best_scores(tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = train(tiny.EXPERIMENT, tmp_path / "run")
+    assert isinstance(result, TrainResult)
+    meta = format.read_meta(result.checkpoint)
+    assert result.scores == meta["scores"] and result.best_step == meta["step"] and result.steps == 6
+    assert 0 < result.seconds < 600
+    out, err = capsys.readouterr()
+    assert out == "" and "AP50" in err and "training on 14 images, validating on 5, 10 classes" in err
+
+
+def test_loss_falls(tiny: ModuleType, tmp_path: Path) -> None:
+    experiment = tiny.experiment(schedule={"epochs": 12}, evaluation={"every_epochs": 12}, data={"augment": "none"})
+    losses = [report.loss for report in training(experiment, tmp_path / "run")]
+    assert sum(losses[-6:]) < 0.8 * sum(losses[:6])
+
+
+def one_step(
+    tiny: ModuleType, experiment: Experiment, output: Path, monkeypatch: pytest.MonkeyPatch, signum: int, split: str
+) -> None:
+    """Start or resume a run that gets a signal while the first picture of ``split`` is loaded."""
+
+    def open_dataset(path: str, name: str, *, keep_empty: bool = True) -> Any:
+        sent = []
+
+        def send(index: int) -> None:
+            if name == split and not sent:
+                sent.append(index)
+                os.kill(os.getpid(), signum)
+                time.sleep(0.01)
+
+        return tiny.Tiny(name, send)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "open_dataset", open_dataset)
+        with pytest.raises(SystemExit) as raised:
+            consume(experiment, output, resume=output.exists())
+    assert raised.value.code == 128 + signum
+
+
+def test_run_stopped_after_every_single_step_equals_the_undisturbed_one(
+    tiny: ModuleType, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "run"
+    for step in range(1, 7):
+        one_step(tiny, tiny.EXPERIMENT, output, monkeypatch, (signal.SIGTERM, signal.SIGINT)[step % 2], "train")
+        meta = format.read_meta(output / "last.safetensors")
+        assert meta["step"] == step and meta["evaluated_step"] == (step - 1) // 3 * 3
+    assert not (output / "run.lock").exists()
+    consume(tiny.EXPERIMENT, output, resume=True)  # the last evaluation is still to be done
+    assert_same_run(output, finished)
+
+
+def test_run_stopped_in_its_evaluations_equals_the_undisturbed_one(
+    tiny: ModuleType, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "run"
+    for step in (3, 3):  # stopped in the first evaluation, resumed, and stopped in it again
+        one_step(tiny, tiny.EXPERIMENT, output, monkeypatch, signal.SIGTERM, "val")
+        assert format.read_meta(output / "last.safetensors")["step"] == step
+        assert not (output / "best.safetensors").exists()
+    consume(tiny.EXPERIMENT, output, resume=True)
+    assert_same_run(output, finished)
+
+
+def test_closing_the_generator_saves(tiny: ModuleType, finished: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    steps = training(tiny.EXPERIMENT, output)
+    for report in steps:
+        if report.step == 4:
+            break
+    steps.close()
+    torch.rand(17)  # what others do with the global streams must not matter
+    consume(tiny.EXPERIMENT, output, resume=True)
+    assert_same_run(output, finished)
+
+
+def test_process_stopped_by_sigterm_exits_143_and_resumes_exactly(
+    tiny: ModuleType, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    settings = {"schedule": {"epochs": 40}, "evaluation": {"every_epochs": 40}}
+    output = tmp_path / "run"
+    process = start(output, json.dumps(settings))
+    deadline = time.monotonic() + 120
+    while not (output / "metrics.jsonl").exists():  # it trains
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    stopped_at = format.read_meta(output / "last.safetensors")["step"]
+    assert 2 <= stopped_at < 120
+    expected = tmp_path / "expected"
+    reports = []
+    for report in training(tiny.experiment(**settings), expected):
+        reports.append(report)
+        if report.step == stopped_at + 3:
+            break
+    again = training(tiny.experiment(**settings), output, resume=True)
+    resumed = [next(again) for _ in range(3)]
+    again.close()
+    del report
+    assert [r.loss for r in resumed] == [r.loss for r in reports[-3:]]
+
+
+def test_finished_run_resumes_to_nothing(tiny: ModuleType, finished: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    result = train(tiny.EXPERIMENT, output, quiet=True)
+    again = train(tiny.EXPERIMENT, output, resume=True, quiet=True)
+    assert (again.scores, again.best_step, again.steps) == (result.scores, result.best_step, 6)
+    assert_same_run(output, finished)
+
+
+@pytest.mark.parametrize("runtime", [{"accumulate": 2}, {"checkpoint_activations": True}, {"workers": 1}])
+def test_runtime_settings_do_not_change_the_result(tiny: ModuleType, tmp_path: Path, runtime: dict[str, Any]) -> None:
+    settings: dict[str, Any] = {"model": {"dropout": 0.0}} if runtime.get("accumulate") else {}
+    expected = consume(tiny.experiment(**settings), tmp_path / "expected")
+    reports = consume(tiny.experiment(**settings, runtime=runtime), tmp_path / "run")
+    # Sums of other parts round differently: the last bits differ, and Adam amplifies them in parameters without gradient.
+    exact = "accumulate" not in runtime
+    for ours, theirs in zip(reports, expected, strict=True):
+        assert ours.loss == pytest.approx(theirs.loss, rel=0 if exact else 1e-4)
+        assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=0 if exact else 1e-3)
+        assert ours.terms == pytest.approx(theirs.terms, rel=0 if exact else 1e-3)
+
+
+def test_objects_are_counted_over_the_whole_batch(tiny: ModuleType, tmp_path: Path) -> None:
+    """Micro-batches with very different numbers of objects: a mean of means would differ."""
+    losses = []
+    for accumulate in (1, 2, 4):
+        settings = tiny.experiment(model={"dropout": 0.0}, runtime={"accumulate": accumulate})
+        steps = training(settings, tmp_path / str(accumulate))
+        losses.append(next(steps).loss)
+        steps.close()
+    assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-5)
+
+
+class Poisoned(SetCriterion):
+    """A criterion that gives non-finite numbers in some calls."""
+
+    loss_calls: tuple[int, ...] = ()
+    gradient_calls: tuple[int, ...] = ()
+    calls = 0
+
+    def __call__(self, predictions: Any, targets: Any, num_boxes: float) -> Losses:
+        losses = super().__call__(predictions, targets, num_boxes)
+        type(self).calls += 1
+        if self.calls in self.loss_calls:
+            return losses._replace(total=losses.total * torch.nan)
+        if self.calls in self.gradient_calls:  # the square root of 0 has an infinite slope, times 0
+            return losses._replace(total=losses.total + (predictions.last.logits.sum() * 0).sqrt())
+        return losses
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Poisoned]]:
+    monkeypatch.setattr(trainer, "SetCriterion", Poisoned)
+    yield Poisoned
+    Poisoned.loss_calls, Poisoned.gradient_calls, Poisoned.calls = (), (), 0
+
+
+@pytest.mark.parametrize("kind", ["loss_calls", "gradient_calls"])
+def test_step_that_is_not_finite_changes_nothing(
+    tiny: ModuleType, tmp_path: Path, poisoned: type[Poisoned], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainers: list[Trainer] = []
+    build = Trainer.__init__
+
+    def remember(self: Trainer, *args: Any, **kwargs: Any) -> None:
+        build(self, *args, **kwargs)
+        trainers.append(self)
+
+    monkeypatch.setattr(Trainer, "__init__", remember)
+    setattr(poisoned, kind, (3, 4, 6))
+    states = []
+    skipped = []
+    for report in training(tiny.EXPERIMENT, tmp_path / "run"):
+        states.append({key: tensor.clone() for key, tensor in trainers[0].state.tensors().items()})
+        skipped.append(report.skipped)
+    assert skipped == [False, False, True, True, False, True]
+    for step in (3, 4, 6):  # counted from 1
+        before, after = states[step - 2], states[step - 1]
+        assert all(torch.equal(tensor, before[key]) for key, tensor in after.items()), step
+    assert not torch.equal(
+        states[4]["model/decoder.heads.0.classify.weight"], states[3]["model/decoder.heads.0.classify.weight"]
+    )
+    for name in ("best.safetensors", "last.safetensors"):
+        format.load(tmp_path / "run" / name)  # refuses NaN
+    assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_third_step_in_a_row_that_is_not_finite_stops_the_run(
+    tiny: ModuleType, tmp_path: Path, poisoned: type[Poisoned]
+) -> None:
+    poisoned.loss_calls = (1, 3, 4, 5)
+    output = tmp_path / "run"
+    with pytest.raises(UserError, match="Training diverged: 3 steps in a row, the last being step 5") as raised:
+        consume(tiny.EXPERIMENT, output)
+    message = str(raised.value)
+    assert "giou" in message and "learning rate" in message and "images [" in message
+    assert format.load(output / "last.safetensors").meta["step"] == 3
+    assert not (output / "run.lock").exists()
+
+
+def test_resumed_run_still_counts_failures(tiny: ModuleType, tmp_path: Path, poisoned: type[Poisoned]) -> None:
+    poisoned.loss_calls = tuple(range(3, 9))
+    steps = training(tiny.EXPERIMENT, tmp_path / "run")
+    for report in steps:
+        if report.step == 4:
+            break
+    steps.close()
+    with pytest.raises(UserError, match="the last being step 5"):
+        consume(tiny.EXPERIMENT, tmp_path / "run", resume=True)
+
+
+def test_run_that_stops_improving_stops(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    aps = iter([0.1, 0.3, 0.2, 0.3, 0.25, 0.9])
+    evaluate = Trainer.evaluate
+
+    def scripted(self: Trainer) -> Any:
+        scores = evaluate(self)
+        object.__setattr__(scores.report, "ap", next(aps))
+        return scores
+
+    monkeypatch.setattr(Trainer, "evaluate", scripted)
+    experiment = tiny.experiment(schedule={"epochs": 6}, data={"batch_size": 14}, evaluation={"patience": 3})
+    reports = consume(experiment, tmp_path / "run")
+    assert [report.evaluation.ap for report in reports if report.evaluation] == [0.1, 0.3, 0.2, 0.3, 0.25]
+    assert [report.is_best for report in reports] == [True, True, False, True, False]
+    assert format.read_meta(tmp_path / "run" / "best.safetensors")["step"] == 4
+    assert consume(experiment, tmp_path / "run", resume=True) == []
+
+
+def test_time_budget_ends_a_run_with_a_low_learning_rate(tiny: ModuleType, tmp_path: Path) -> None:
+    experiment = tiny.experiment(
+        schedule={"epochs": 100_000, "max_minutes": 5 / 60}, evaluation={"every_epochs": 10}, optimizer={"lr": 1e-4}
+    )
+    began = time.monotonic()
+    reports = consume(experiment, tmp_path / "run")
+    assert 2 < time.monotonic() - began < 7
+    assert reports[-1].lr < 0.1 * max(report.lr for report in reports)
+    assert reports[-1].evaluation is not None and reports[-1].step < 300_000
+    assert consume(experiment, tmp_path / "run", resume=True) == []
+
+
+def test_augmentation_and_order_depend_on_the_seed(tiny: ModuleType, tmp_path: Path) -> None:
+    first = []
+    for seed in (42, 43):
+        import dataclasses
+
+        steps = training(dataclasses.replace(tiny.EXPERIMENT, seed=seed), tmp_path / str(seed))
+        first.append(next(steps).loss)
+        steps.close()
+    assert first[0] != first[1]
+
+
+def refused(experiment: Experiment, output: Path, match: str, **options: Any) -> None:
+    with pytest.raises(UserError, match=match):
+        consume(experiment, output, **options)
+
+
+def test_more_objects_than_queries_is_refused_before_anything_is_written(tiny: ModuleType, tmp_path: Path) -> None:
+    refused(tiny.experiment(model={"num_queries": 5}), tmp_path / "run", "6 objects.*only 5.*num_queries")
+    assert not (tmp_path / "run").exists()
+
+
+def test_splits_of_other_classes_are_refused(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_dataset(path: str, split: str, *, keep_empty: bool = True) -> Any:
+        dataset = tiny.Tiny(split)
+        if split == "val":
+            dataset.classes = dataset.classes._replace(names=("zero", *dataset.classes.names[1:]))
+        return dataset
+
+    monkeypatch.setattr(trainer, "open_dataset", open_dataset)
+    refused(tiny.EXPERIMENT, tmp_path / "run", "split 'train' has 0, 1.*split 'val' has zero, 1")
+    assert not (tmp_path / "run").exists()
+
+
+def test_changed_data_are_refused_on_resume(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = training(tiny.EXPERIMENT, tmp_path / "run")
+    next(steps)
+    steps.close()
+    monkeypatch.setattr(tiny.Tiny, "fingerprint", lambda self: "0" * 64)
+    refused(tiny.EXPERIMENT, tmp_path / "run", "data set 'tiny' is not what the run", resume=True)
+    assert not (tmp_path / "run" / "run.lock").exists()
+
+
+def test_invalid_settings_are_refused_first(tiny: ModuleType, tmp_path: Path) -> None:
+    refused(tiny.experiment(optimizer={"lr": -1.0}), tmp_path / "run", "optimizer.lr")
+
+
+def test_interrupted_is_a_system_exit() -> None:
+    assert issubclass(Interrupted, SystemExit)  # no traceback, and every "finally" on the way

@@ -1,0 +1,263 @@
+import random
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from detrs.explain.draw import (
+    OKABE_ITO,
+    Color,
+    Rectangle,
+    _font,
+    _place,
+    _shorten,
+    class_color,
+    contrast,
+    draw_boxes,
+    draw_detections,
+    grid,
+    text_color,
+)
+from detrs.structures import Detections
+
+NAMES = ("cell", "platelet", "white cell")
+
+
+def plain(height: int, width: int, color: Color = (10, 20, 30)) -> Tensor:
+    return torch.tensor(color, dtype=torch.uint8)[:, None, None].expand(3, height, width)
+
+
+def pixels(picture: Image.Image) -> np.ndarray:
+    assert picture.mode == "RGB"
+    return np.asarray(picture)  # (H, W, 3)
+
+
+def is_color(picture: Image.Image, color: Color) -> np.ndarray:
+    return (pixels(picture) == color).all(axis=2)  # (H, W)
+
+
+def draw(image: Tensor, boxes: list[list[float]], labels: list[int], scores: list[float] | None = None, **options):
+    return draw_boxes(
+        image,
+        torch.tensor(boxes).reshape(-1, 4),
+        torch.tensor(labels, dtype=torch.long),
+        NAMES,
+        None if scores is None else torch.tensor(scores),
+        **options,
+    )
+
+
+class TestBoxes:
+    def test_the_line_runs_along_the_inside(self) -> None:
+        """x is to the right, y downwards, the last pixel is x2 - 1; nothing else changes but for the name above."""
+        image = plain(397, 499)
+        picture = draw(image, [[101.0, 211.0, 311.0, 307.0]], [1])
+        box = is_color(picture, class_color(1))
+        assert box[211:307, 101].all() and box[211:307, 310].all()
+        assert box[211, 101:311].all() and box[306, 101:311].all()
+        untouched = is_color(picture, (10, 20, 30))
+        assert untouched[220:298, 110:302].all()  # inside
+        assert untouched[307:].all() and untouched[211:, :101].all() and untouched[211:, 311:].all()
+        assert untouched[:180].all()
+
+    def test_the_image_is_not_changed(self) -> None:
+        image = torch.randint(0, 256, (3, 397, 499), dtype=torch.uint8)
+        before = image.clone()
+        picture = draw(image, [[3.0, 50.0, 70.0, 90.0]], [0])
+        assert torch.equal(image, before)
+        drawn = torch.from_numpy(pixels(picture).copy()).permute(2, 0, 1)
+        assert torch.equal(drawn[:, 120:], image[:, 120:])
+
+    def test_without_boxes_it_is_the_picture(self) -> None:
+        image = torch.randint(0, 256, (3, 397, 499), dtype=torch.uint8)
+        assert torch.equal(torch.from_numpy(pixels(draw(image, [], [])).copy()).permute(2, 0, 1), image)
+        assert draw(image, [], [], []).size == (499, 397)
+
+    def test_what_cannot_be_drawn_is_left_out(self) -> None:
+        image, nan, inf = plain(397, 499), float("nan"), float("inf")
+        outside = [[-50.0, 5, -1, 9], [499, 5, 600, 9], [5, -9, 9, -1], [5, 397, 9, 500], [9, 9, 5, 12], [9, 9, 12, 5]]
+        wild = [[nan, 5, 9, 9], [5, 5, inf, 9], [-inf, 5, 9, 9]]
+        picture = draw(image, outside + wild, [0] * 9, [0.5] * 9)
+        assert is_color(picture, (10, 20, 30)).all()
+
+    def test_a_box_over_the_edge_is_cut(self) -> None:
+        picture = draw(plain(397, 499), [[-1e30, 300.0, 1e30, 1e30]], [0])
+        line = is_color(picture, class_color(0))
+        assert line[300].all() and line[396].all() and line[300:, 0].all() and line[300:, 498].all()
+
+    def test_the_best_is_on_top(self) -> None:
+        same = [[100.0, 100.0, 300.0, 200.0]] * 3
+        for best in range(3):
+            scores = [0.3] * 3
+            scores[best] = 0.9
+            picture = draw(plain(397, 499), same, [0, 1, 2], scores)
+            assert is_color(picture, class_color(best))[100:200, 100].all()
+
+    @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 700), (700, 1), (17, 23), (401, 2003)])
+    def test_any_boxes_on_any_size(self, height: int, width: int) -> None:
+        generator = torch.Generator().manual_seed(height)
+        starts = torch.rand(40, 2, generator=generator) * torch.tensor([width, height]) * 1.4 - 0.2 * height
+        sizes = torch.rand(40, 2, generator=generator) ** 4 * 2 * max(height, width)
+        sizes[:5] = 0
+        boxes = torch.cat([starts, starts + sizes], dim=1)
+        names = ("", "x" * 300, "two\nlines\r\n", "血小板", "\u202e\u0300é\x00")
+        picture = draw_boxes(plain(height, width), boxes, torch.arange(40) % 5, names, torch.rand(40), min_size=0)
+        assert picture.size == (width, height)
+
+    def test_small_pictures_grow_by_a_whole_factor(self) -> None:
+        assert draw(plain(53, 97), [], []).size == (4 * 97, 4 * 53)
+        assert draw(plain(383, 97), [], []).size == (2 * 97, 2 * 383)
+        assert draw(plain(384, 97), [], []).size == (97, 384)
+        assert draw(plain(53, 97), [], [], min_size=0).size == (97, 53)
+        picture = draw(plain(53, 97), [[20.0, 31.0, 60.0, 47.0]], [1])
+        line = is_color(picture, class_color(1))
+        assert line[4 * 31 : 4 * 47, 80].all() and line[4 * 47 - 1, 80:240].all()
+        assert not line[4 * 47 :].any()
+
+
+class TestNames:
+    def test_grow_with_the_picture(self) -> None:
+        heights = []
+        for factor in (1, 2, 4):
+            picture = draw(plain(400 * factor, 500 * factor), [[50.0 * factor, 100 * factor, 450 * factor, 390 * factor]], [0])
+            column = is_color(picture, class_color(0))[: 100 * factor, 50 * factor]
+            heights.append(int(column.sum()))
+        assert heights[0] >= 12
+        assert heights[1] == pytest.approx(2 * heights[0], rel=0.15)
+        assert heights[2] == pytest.approx(4 * heights[0], rel=0.15)
+
+    def test_shrink_among_small_objects(self) -> None:
+        def area(boxes: list[list[float]]) -> int:
+            return int(is_color(draw(plain(800, 1200), boxes, [0] * len(boxes)), class_color(0))[:100].sum())
+
+        large = [[100.0, 100.0, 700.0, 700.0]]
+        small = [[300.0 + 40 * i, 300.0, 315.0 + 40 * i, 320.0] for i in range(9)]
+        assert area(large) > 2 * area([[100.0, 100.0, 118.0, 118.0], *small]) > 0
+
+    @pytest.mark.parametrize(
+        "box",
+        [[0.0, 0, 60, 40], [470, 0, 499, 40], [0, 380, 60, 397], [480, 385, 499, 397], [0, 0, 499, 397], [497, 200, 499, 202]],
+    )
+    def test_stand_inside_the_picture(self, box: list[float]) -> None:
+        """The whole patch can be seen: as many pixels of it (and of its letters) as for a box in the middle."""
+
+        def patch(box: list[float]) -> int:
+            with_name = is_color(draw(plain(397, 499), [box], [2]), (10, 20, 30))
+            names = ("", "", "")
+            bare = draw_boxes(plain(397, 499), torch.tensor([box]), torch.tensor([2]), names)
+            return int((~with_name & is_color(bare, (10, 20, 30))).sum())
+
+        text = _font(round(0.025 * (397 * 499) ** 0.5)).getlength("white cell")
+        assert patch(box) > 0.6 * text * 10
+
+    def test_hide_no_other_name_if_there_is_room(self) -> None:
+        draw_ = random.Random(0)
+        for _ in range(300):
+            picture = (draw_.randrange(60, 500), draw_.randrange(40, 500))
+            size = (draw_.uniform(10, 50), draw_.uniform(8, 20))
+            left, top = draw_.uniform(0, picture[0] - 1), draw_.uniform(0, picture[1] - 1)
+            box = Rectangle(left, top, draw_.uniform(left, picture[0]), draw_.uniform(top, picture[1]))
+            first, hidden = _place(box, size, picture, [])
+            assert hidden == 0
+            assert first.left >= 0 and first.top >= 0 and first.right <= picture[0] + 1e-9 and first.bottom <= picture[1] + 1e-9
+            second, hidden = _place(box, size, picture, [first])
+            assert hidden == pytest.approx(second.overlap(first))
+            if box.bottom - box.top > 2 * size[1]:
+                assert hidden == 0  # the other edge of the box is free
+
+    def test_are_cut_to_the_width(self) -> None:
+        font = _font(20)
+        assert _shorten("cell", font, 1000) == "cell"
+        short = _shorten("a very long name of a class", font, 120)
+        assert short.startswith("a very") and short.endswith("…") and font.getlength(short) <= 120
+        assert _shorten("cell", font, 3) == ""
+
+    def test_have_contrast_and_colours_differ(self) -> None:
+        assert contrast((0, 0, 0), (255, 255, 255)) == pytest.approx(21)
+        assert contrast((119, 119, 119), (255, 255, 255)) == pytest.approx(4.48, abs=0.01)  # WCAG's own example of a fail
+        colors = [class_color(label) for label in range(1203)]  # as many as LVIS has
+        assert len(set(colors)) == 1203
+        assert min(contrast(text_color(color), color) for color in colors) >= 4.5
+
+    def test_first_colours_differ_for_colour_blind_people(self) -> None:
+        """Machado, Oliveira and Fernandes (2009), severity 1; distance in CIELAB, where about 2 can just be seen."""
+        views = {
+            "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+            "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+        }
+        for view in views.values():
+            seen = [lab(np.clip(np.array(view) @ linear(color), 0, 1)) for color in OKABE_ITO]
+            assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) > 15
+
+
+def linear(color: Color) -> np.ndarray:
+    c = np.array(color) / 255
+    return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb: np.ndarray) -> np.ndarray:
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = to_xyz @ rgb / [0.9505, 1, 1.089]
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+def test_detections_below_the_threshold_are_not_drawn() -> None:
+    image = plain(397, 499)
+    boxes = [[10.0, 50, 90, 99], [200, 100, 300, 300], [320, 100, 420, 390]]
+    found = Detections(
+        boxes_xyxy=torch.tensor(boxes),
+        scores=torch.tensor([0.9, 0.5, 0.4]),
+        labels=torch.tensor([2, 0, 1]),
+        names=NAMES,
+        category_ids=(1, 2, 3),
+        image_size=(397, 499),
+    )
+    assert draw_detections(image, found) == draw(image, boxes[:2], [2, 0], [0.9, 0.5])
+    assert draw_detections(image, found, 0.95) == draw(image, [], [])
+
+
+class TestGrid:
+    @pytest.mark.parametrize("number", [1, 2, 5, 16])
+    def test_every_picture_is_seen(self, number: int) -> None:
+        sizes = [(300, 200), (640, 480), (97, 211), (1200, 293)]
+        pictures = [Image.new("RGB", sizes[i % 4], class_color(i)) for i in range(number)]
+        sheet = grid(pictures)
+        assert max(sheet.size) <= 2400 * 1.1
+        for i in range(number):
+            assert is_color(sheet, class_color(i)).sum() > 2000
+
+    def test_row_by_row(self) -> None:
+        pictures = [Image.new("RGB", (60, 40), class_color(i)) for i in range(3)]
+        wide = pixels(grid(pictures, columns=3))
+        assert [tuple(wide[25, x]) for x in (30, 95, 160)] == [class_color(i) for i in range(3)]
+        tall = pixels(grid(pictures, columns=1))
+        assert [tuple(tall[y, 30]) for y in (20, 65, 110)] == [class_color(i) for i in range(3)]
+
+    def test_one_size_keeps_every_pixel(self) -> None:
+        noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (53, 97, 3), dtype=np.uint8))
+        sheet = pixels(grid([noise]))
+        assert (sheet[2:55, 2:99] == pixels(noise)).all()
+
+    def test_captions_need_room(self) -> None:
+        pictures = [Image.new("RGB", (97, 53), class_color(i)) for i in range(4)]
+        bare, named = grid(pictures), grid(pictures, captions=["a.jpg", "b.jpg", "c\n.jpg", "d" * 200])
+        assert bare.width == named.width and bare.height < named.height
+        assert is_color(named, (0, 0, 0)).any() and not is_color(bare, (0, 0, 0)).any()
+
+
+def test_real_pictures(shared: Path) -> None:
+    """A crowded aerial photograph: names stay readable because they are few and small."""
+    path = sorted((shared / "data" / "aerial_cars" / "images").iterdir())[0]
+    with Image.open(path) as file:
+        image = torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1)
+    height, width = image.shape[1:]
+    generator = torch.Generator().manual_seed(0)
+    starts = torch.rand(300, 2, generator=generator) * torch.tensor([width, height])
+    picture = draw_boxes(image, torch.cat([starts, starts + 15], dim=1), torch.zeros(300, dtype=torch.long), ("car",))
+    assert picture.size == (width, height)
+    assert (pixels(picture) == image.permute(1, 2, 0).numpy()).all(axis=2).mean() > 0.6
