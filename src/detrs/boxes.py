@@ -28,7 +28,10 @@ def generalized_iou(a_xyxy: Float[Tensor, "... 4"], b_xyxy: Float[Tensor, "... 4
     low, high = torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2]), torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:])
     overlap = (high - low).clamp(min=0).prod(-1)
     union = area_a + area_b - overlap
-    hull_low, hull_high = torch.minimum(a_xyxy[..., :2], b_xyxy[..., :2]), torch.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:])
+    hull_low, hull_high = (
+        torch.minimum(a_xyxy[..., :2], b_xyxy[..., :2]),
+        torch.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:]),
+    )
     hull = (hull_high - hull_low).prod(-1)
     return overlap / union - (hull - union) / hull
 

@@ -152,7 +152,7 @@ def from_dict(kind: Any, values: Any, where: str = "experiment") -> Any:
         if name not in known:
             raise UserError(f"{where}: unknown model kind {name!r}.{did_you_mean(str(name), known)}")
         kind, values = known[name], {key: value for key, value in values.items() if key != "kind"}
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not isinstance(values, dict):
             raise UserError(f"{where}: expected an object of settings, got {values!r}.")
         hints = typing.get_type_hints(kind)

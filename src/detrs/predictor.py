@@ -2,6 +2,7 @@
 
 import http.client
 import logging
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -131,8 +132,8 @@ class Predictor:
         """Look at pictures, a batch at a time, in the order given.
 
         Args:
-            sources: one source, or any iterable of them; it may be endless. A folder stands for the pictures directly in
-                it, a glob for those it matches (``**`` for sub-folders), both sorted and without hidden files.
+            sources: one source, or any iterable of them; it may be endless. A folder stands for the pictures directly
+                in it, a glob for those it matches (``**`` for sub-folders), both sorted and without hidden files.
             threshold: smallest score of a detection, in [0, 1].
             batch_size: images per forward pass. Images of a batch are padded to the largest, which changes the numbers
                 by rounding only (by more for DC5 models: use 1).
@@ -169,9 +170,7 @@ class Predictor:
         batch = normalize(batch.to(self.device), self.mean, self.std)
         predictions = self.detector(batch.images, batch.padding)
         sources = [source for source, _ in items]
-        found = detections(
-            predictions.last, sizes, self.classes, max_detections=self.max_detections, sources=sources
-        )
+        found = detections(predictions.last, sizes, self.classes, max_detections=self.max_detections, sources=sources)
         return [Found(image, each.filter(threshold)) for (_, image), each in zip(items, found, strict=True)]
 
 
@@ -183,7 +182,7 @@ def load(checkpoint: str | Path, device: str = "auto") -> Predictor:
 def _sample(image: Tensor, source: str) -> Sample:
     """A sample without objects; the detector is asked what there is."""
     size = (image.shape[1], image.shape[2])
-    boxes = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=size)  # type: ignore[call-overload]
+    boxes = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=size)
     return Sample(tv_tensors.Image(image), boxes, torch.zeros(0, dtype=torch.int64), 0, size, source)
 
 
@@ -207,8 +206,9 @@ def _decoded(
     sources: Source | Iterable[Source], allow_urls: bool, handle: Callable[[str, UserError], object]
 ) -> Iterator[tuple[str, Tensor]]:
     """(name, picture) of every source that can be read; the others go to ``handle``."""
-    single = isinstance(sources, str | Path | bytes | Image.Image | np.ndarray | Tensor)
-    for source in (sources,) if single else sources:
+    if isinstance(sources, str | Path | bytes | Image.Image | np.ndarray | Tensor):
+        sources = [sources]
+    for source in sources:
         try:
             pictures = _expanded(source)
         except UserError as error:
@@ -267,10 +267,15 @@ def _fetched(url: str, allowed: bool) -> Tensor:
     try:
         with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response:
             data = response.read(MAX_DOWNLOAD_BYTES + 1)
+    except urllib.error.HTTPError as error:
+        error.close()  # it holds the connection
+        raise UserError(f"{url} could not be fetched: {error}.") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise UserError(f"{url} could not be fetched: {error}.") from error
     if len(data) > MAX_DOWNLOAD_BYTES:
-        raise UserError(f"{url} is larger than {MAX_DOWNLOAD_BYTES // 10**6} MB: download it yourself and give the file.")
+        raise UserError(
+            f"{url} is larger than {MAX_DOWNLOAD_BYTES // 10**6} MB: download it yourself and give the file."
+        )
     try:
         return decode_image(data)
     except UserError as error:

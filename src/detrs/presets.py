@@ -90,7 +90,7 @@ def deformable_detr_r101_two_stage() -> Experiment:
 
 
 def deformable_detr_small() -> Experiment:
-    """For a few hundred images and for CPUs: two-stage on MobileNetV2, 3.2 M parameters; our own design."""
+    """For a few hundred images and for CPUs: two-stage on MobileNetV2, 2.9 M parameters; our own design."""
     return Experiment(
         model=DeformableDETRConfig(
             backbone=BackboneConfig(name="mobilenetv2_100.ra_in1k"),
@@ -105,25 +105,25 @@ def deformable_detr_small() -> Experiment:
             queries="proposals",
             reference="refine",
         ),
-        data=DataConfig(image_size=(256, 384), augment="flip", min_scale=0.7, batch_size=4),
-        optimizer=OptimizerConfig(lr=3e-4, backbone_lr_factor=0.3, sampling_lr_factor=0.3, ema_decay=0.998),
+        data=DataConfig(image_size=(256, 341), augment="flip", min_scale=0.75, batch_size=4),
+        optimizer=OptimizerConfig(lr=5e-4, backbone_lr_factor=0.3, sampling_lr_factor=0.3, ema_decay=0.998),
         schedule=ScheduleConfig(epochs=60, kind="cosine", warmup_steps=50),
     )
 
 
 def deformable_detr_tiny() -> Experiment:
-    """For a first try in minutes, on small images: two-stage on LCNet, 1.5 M parameters; our own design."""
+    """For a first try in minutes, on small images: two-stage on a ResNet of 0.4 M, 1.6 M parameters; our own design."""
     small = deformable_detr_small()
     return replace(
         small,
         model=replace(
             small.model,
-            backbone=BackboneConfig(name="lcnet_050.ra2_in1k"),
+            backbone=BackboneConfig(name="test_resnet.r160_in1k"),
             encoder_layers=1,
             num_queries=50,
         ),
-        data=DataConfig(image_size=(128, 192), augment="flip", min_scale=1.0, batch_size=8),
-        optimizer=OptimizerConfig(lr=5e-4, backbone_lr_factor=1.0, sampling_lr_factor=1.0, ema_decay=0.998),
+        data=DataConfig(image_size=(128, 192), augment="flip", min_scale=0.8, batch_size=8),
+        optimizer=OptimizerConfig(lr=1e-3, backbone_lr_factor=1.0, sampling_lr_factor=1.0, ema_decay=0.998),
     )
 
 

@@ -84,9 +84,7 @@ class Pyramid:
     def maps(self) -> list[Float[Tensor, "B C _ _"]]:
         """The tokens as one (B, C, H, W) map per level."""
         levels = self.tokens.split([h * w for h, w in self.shapes], dim=1)
-        return [
-            level.transpose(1, 2).unflatten(2, (h, w)) for level, (h, w) in zip(levels, self.shapes, strict=True)
-        ]
+        return [level.transpose(1, 2).unflatten(2, (h, w)) for level, (h, w) in zip(levels, self.shapes, strict=True)]
 
 
 @dataclass(frozen=True)

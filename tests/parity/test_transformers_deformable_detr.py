@@ -80,7 +80,11 @@ def renamed(name: str, stages: tuple[int, ...]) -> str | None:
         raise AssertionError(f"no name for {name}")
     # our box head is a sequence whose linear layers stand at 0, 2 and 4; further levels are a list of their own
     new = re.sub(r"\.box\.layers\.(\d)", lambda found: f".box.{2 * int(found[1])}", new)
-    part = "projections" if new.startswith("neck") and (level := re.search(r"levels\.(\d+)", new)) and int(level[1]) < len(stages) else "downsamples"
+    part = (
+        "projections"
+        if new.startswith("neck") and (level := re.search(r"levels\.(\d+)", new)) and int(level[1]) < len(stages)
+        else "downsamples"
+    )
     shift = 0 if part == "projections" else len(stages)
     return re.sub(r"mapper\.levels\.(\d+)", lambda found: f"mapper.{part}.{int(found[1]) - shift}", new)
 
@@ -99,12 +103,27 @@ def pair(variant: dict[str, Any], seed: int = 0) -> tuple[Detector, Any]:
     )  # fmt: skip
     theirs = transformers.DeformableDetrForObjectDetection(
         transformers.DeformableDetrConfig(
-            backbone_config=resnet, use_timm_backbone=False, d_model=64, encoder_layers=2, decoder_layers=LAYERS,
-            encoder_ffn_dim=96, decoder_ffn_dim=96, encoder_attention_heads=4, decoder_attention_heads=4,
-            encoder_n_points=ours.num_points, decoder_n_points=ours.num_points, num_feature_levels=ours.num_levels,
-            num_queries=QUERIES, two_stage_num_proposals=QUERIES, two_stage=ours.queries == "proposals",
-            with_box_refine=ours.reference == "refine", num_labels=CLASSES, class_cost=2, auxiliary_loss=True,
-            dropout=0.0, tie_word_embeddings=False,
+            backbone_config=resnet,
+            use_timm_backbone=False,
+            d_model=64,
+            encoder_layers=2,
+            decoder_layers=LAYERS,
+            encoder_ffn_dim=96,
+            decoder_ffn_dim=96,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_n_points=ours.num_points,
+            decoder_n_points=ours.num_points,
+            num_feature_levels=ours.num_levels,
+            num_queries=QUERIES,
+            two_stage_num_proposals=QUERIES,
+            two_stage=ours.queries == "proposals",
+            with_box_refine=ours.reference == "refine",
+            num_labels=CLASSES,
+            class_cost=2,
+            auxiliary_loss=True,
+            dropout=0.0,
+            tie_word_embeddings=False,
         )  # fmt: skip
     ).eval()
     with torch.no_grad():
@@ -112,7 +131,9 @@ def pair(variant: dict[str, Any], seed: int = 0) -> tuple[Detector, Any]:
             parameter.add_(torch.randn_like(parameter) * 0.1)
     if ours.reference == "keep":  # one head for all layers
         for head in (*theirs.class_embed[1:], *theirs.bbox_embed[1:]):
-            head.load_state_dict((theirs.class_embed if isinstance(head, nn.Linear) else theirs.bbox_embed)[0].state_dict())
+            head.load_state_dict(
+                (theirs.class_embed if isinstance(head, nn.Linear) else theirs.bbox_embed)[0].state_dict()
+            )
     decoder = theirs.model.decoder
     if decoder.bbox_embed is not None:  # untied, their decoder refines and proposes with heads of its own
         decoder.bbox_embed = theirs.bbox_embed
@@ -177,7 +198,10 @@ def test_encoder_memory_agrees_on_valid_tokens(name: str) -> None:
 def test_loss_terms_agree(name: str) -> None:
     ours, theirs = pair(VARIANTS[name])
     images, padding = torch.randn(2, 3, 97, 131), torch.zeros(2, 97, 131, dtype=torch.bool)
-    boxes = [torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.6, 0.5, 0.5, 0.2], [0.5, 0.5, 0.1, 0.1]]), torch.tensor([[0.7, 0.2, 0.2, 0.3]])]
+    boxes = [
+        torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.6, 0.5, 0.5, 0.2], [0.5, 0.5, 0.1, 0.1]]),
+        torch.tensor([[0.7, 0.2, 0.2, 0.3]]),
+    ]
     labels = [torch.tensor([1, 4, 0]), torch.tensor([2])]
     expected = theirs(images, (~padding).long(), labels=[
         {"class_labels": label, "boxes": box} for label, box in zip(labels, boxes, strict=True)
@@ -186,7 +210,9 @@ def test_loss_terms_agree(name: str) -> None:
     terms = SetCriterion(CriterionConfig())(ours(images, padding), targets, 4.0).terms
     for theirs_name, name in (("loss_ce", "class"), ("loss_bbox", "box"), ("loss_giou", "giou")):
         for suffix in ("", *(f"_{k}" for k in range(LAYERS - 1))):
-            torch.testing.assert_close(terms[name + suffix], expected[theirs_name + suffix].detach(), atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(
+                terms[name + suffix], expected[theirs_name + suffix].detach(), atol=1e-5, rtol=1e-4
+            )
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
 """Any timm feature extractor as a backbone, normalised and frozen as detectors want it."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from detrs.errors import UserError, did_you_mean
+
+logger = logging.getLogger("detrs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,11 @@ class TimmBackbone(nn.Module):
         self.body = create(config, pretrained)
         self.channels = tuple(self.body.feature_info.channels())
         if config.norm == "frozen":
+            if pretrained and config.weights == "none":
+                logger.warning(
+                    "The backbone starts from random weights with frozen BatchNorm, which learns little: "
+                    "add --model.backbone.norm batch --model.backbone.freeze-stem False."
+                )
             freeze_batch_norm(self.body)
         if config.freeze_stem:
             freeze_below_c3(self.body)
@@ -63,7 +71,7 @@ class TimmBackbone(nn.Module):
         return self.body(images)
 
 
-def create(config: BackboneConfig, pretrained: bool) -> nn.Module:
+def create(config: BackboneConfig, pretrained: bool) -> Any:
     """The timm model, with weights if asked for."""
     if not timm.is_model(config.name):
         raise UserError(
@@ -72,7 +80,7 @@ def create(config: BackboneConfig, pretrained: bool) -> nn.Module:
         )
     if not config.stages or any(not 2 <= stage <= 5 for stage in config.stages):
         raise UserError(f"model.backbone.stages is {config.stages}, but must name stages between 2 and 5.")
-    options: dict[str, object] = {"pad_type": config.pad_type} if config.pad_type else {}
+    options: dict[str, Any] = {"pad_type": config.pad_type} if config.pad_type else {}
     if config.dilated:
         options["output_stride"] = 16
     if pretrained and config.weights not in ("timm", "none"):
@@ -87,13 +95,16 @@ def create(config: BackboneConfig, pretrained: bool) -> nn.Module:
         )
     except OSError as error:
         raise UserError(
-            f"The pretrained weights of '{config.name}' could not be downloaded ({type(error).__name__}): connect once, "
-            f"pass --backbone with a .safetensors file, or train from scratch with --model.backbone.weights none."
+            f"The pretrained weights of '{config.name}' could not be downloaded ({type(error).__name__}): connect "
+            f"once, pass --backbone with a .safetensors file, or train from scratch with "
+            f"--model.backbone.weights none --model.backbone.norm batch --model.backbone.freeze-stem False."
         ) from error
     except RuntimeError as error:
         if pretrained:
-            raise UserError(f"'{config.weights}' holds no weights of the timm model '{config.name}': {error}") from error
+            raise UserError(f"'{config.weights}' does not fit the timm model '{config.name}': {error}") from error
         raise
+    if "pretrained_cfg_overlay" in options:
+        check_complete(body, config.weights)
     expected = [16 if config.dilated and stage == 5 else 2**stage for stage in config.stages]
     if list(body.feature_info.reduction()) != expected:
         raise UserError(
@@ -116,14 +127,27 @@ def with_weights(config: BackboneConfig, weights: str) -> BackboneConfig:
             meta = file.metadata() or {}
     except SafetensorError as error:
         raise UserError(f"'{weights}' is no valid .safetensors file: {error}.") from error
-    known = {"name": meta.get("timm_model"), "pad_type": meta.get("pad_type")}
-    colours = {key: numbers(meta[key]) for key in ("mean", "std") if key in meta}
-    return replace(config, weights=weights, **{key: value for key, value in known.items() if value}, **colours)
+    known: dict[str, Any] = {"name": meta.get("timm_model"), "pad_type": meta.get("pad_type")}
+    known |= {key: numbers(meta[key]) for key in ("mean", "std") if key in meta}
+    return replace(config, weights=weights, **{key: value for key, value in known.items() if value})
 
 
 def numbers(text: str) -> tuple[float, ...]:
     """The numbers in ``"0.5,0.5,0.5"``, brackets or not."""
     return tuple(float(number) for number in text.strip("[]()").split(","))
+
+
+def check_complete(body: nn.Module, path: str) -> None:
+    """timm loads what fits and keeps random numbers elsewhere; refuse a file that does not hold every weight."""
+    with safe_open(path, framework="pt") as file:
+        held = {name.replace("_", ".") for name in file.keys()}  # noqa: SIM118 (the file is no dictionary)
+    wanted = [name for name in body.state_dict() if not name.endswith("num_batches_tracked")]
+    missing = [name for name in wanted if name.replace("_", ".") not in held]  # timm writes some dots as underscores
+    if missing:
+        raise UserError(
+            f"'{path}' lacks {len(missing)} of the {len(wanted)} weights of the backbone, {', '.join(missing[:3])} "
+            f"among them: pass the weights of the timm model that model.backbone.name names."
+        )
 
 
 def existing(path: str) -> Path:
@@ -137,6 +161,11 @@ class FrozenBatchNorm(nn.Module):
 
     ``y = weight * (x - mean) / sqrt(var + eps) + bias``, then the activation that timm fused into the layer, if any.
     """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
@@ -159,7 +188,7 @@ def freeze_batch_norm(module: nn.Module) -> None:
             freeze_batch_norm(child)
 
 
-def freeze_below_c3(body: nn.Module) -> None:
+def freeze_below_c3(body: Any) -> None:
     """Switch off the gradient of everything up to C2, in the order in which timm registers its modules."""
     c2 = [info["module"] for info in body.feature_info.info if info["reduction"] == 4][-1]
     inside = tuple(f"{name}." for name in (c2, c2.replace(".", "_")))  # timm flattens the names of some models

@@ -32,6 +32,7 @@ def parse(kind: type[T], argv: list[str], prog: str, default: T | None = None) -
         SystemExit: 0 after ``--help``, 2 after a missing word or a bad value.
     """
     missing: Any = tyro.MISSING_NONPROP if default is None else default
+    values: T
     values, unknown = tyro.cli(kind, args=argv, prog=prog, default=missing, return_unknown_args=True)
     if not unknown:
         return values

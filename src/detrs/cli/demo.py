@@ -85,6 +85,7 @@ def draw(checkpoint: Path, folder: Path, device: str) -> Path:
     dataset = open_dataset(DATA, "val")
     images = (dataset[index].image for index in range(NUM_PICTURES))
     folder.mkdir()
-    for number, (image, found) in enumerate(Predictor.load(checkpoint, device).predict_iter(images, threshold=THRESHOLD)):
-        draw_detections(image, found, THRESHOLD).save(folder / f"{number + 1:02}.jpg", quality=95)
+    found = Predictor.load(checkpoint, device).predict_iter(images, threshold=THRESHOLD)
+    for number, (image, detections) in enumerate(found):
+        draw_detections(image, detections, THRESHOLD).save(folder / f"{number + 1:02}.jpg", quality=95)
     return folder

@@ -49,7 +49,9 @@ def run(argv: list[str]) -> None:
     """Predict, draw, write."""
     arguments = parse(PredictArguments, argv, "detrs predict")
     if not arguments.sources:
-        raise UserError("There is nothing to look at: detrs predict CHECKPOINT SOURCE... takes files, folders or globs.")
+        raise UserError(
+            "There is nothing to look at: detrs predict CHECKPOINT SOURCE... takes files, folders or globs."
+        )
     from rich.table import Table
 
     from detrs.explain.draw import draw_detections

@@ -113,7 +113,9 @@ def read(argv: list[str]) -> tuple[Experiment, Path, TrainArguments]:
     elif not {"--help", "-h"} & set(argv):
         raise UserError("detrs train needs a preset first: detrs train PRESET --data FOLDER. See: detrs presets")
     short: Any = {flag: operator.attrgetter(place)(start) for flag, place in SHORT_FLAGS.items()}
-    arguments = parse(TrainArguments, rest, f"detrs train {name}", TrainArguments(**short, output=folder, settings=start))
+    arguments = parse(
+        TrainArguments, rest, f"detrs train {name}", TrainArguments(**short, output=folder, settings=start)
+    )
     if arguments.resume and arguments.output is None:
         raise UserError("--resume needs the folder of the run: detrs train --resume FOLDER")
     return merged(start, arguments), arguments.output or new_folder(start.name), arguments

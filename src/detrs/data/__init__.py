@@ -5,8 +5,9 @@ from pathlib import Path
 from detrs.data.coco import CocoDataset
 from detrs.data.detect import find_split
 from detrs.data.digits import DigitsDataset
-from detrs.data.sample import Classes, Dataset, Sample
+from detrs.data.sample import Dataset, Sample
 from detrs.errors import UserError
+from detrs.structures import Classes
 
 __all__ = ["Classes", "CocoDataset", "Dataset", "DigitsDataset", "Sample", "open_dataset"]
 

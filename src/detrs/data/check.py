@@ -6,26 +6,26 @@ harm is, and told as a note. What other people's files simply look like is accep
 
 import json
 import math
-import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from detrs.data.detect import Split
+from detrs.data.findings import Findings
 from detrs.data.images import read_size
-from detrs.data.sample import Classes
+from detrs.data.locate import locate
 from detrs.errors import UserError
+from detrs.structures import Classes
 
-NUM_PLACES = 5
-"""Places named for each kind of problem."""
-MAX_SKIPPED = 0.01
-"""Share of missing images or stray annotations that is skipped with a note; more is an error."""
+MAX_STRAY = 0.01
+"""Share of annotations without their image that is skipped with a note; more is an error."""
 CLIPPED_SILENTLY = 2.0
 """Pixels by which a box may leave its image without a word: rounding."""
+MIN_SIDE = 0.01
+"""Pixels of a box that must lie inside its image, in each direction: less has no area in float32."""
 MIN_SUSPICIOUS = 5
 """Boxes that must look wrong in the same way before the whole file is suspected."""
 
@@ -57,29 +57,6 @@ class Annotations:
     objects: list[ObjectEntry]
     """In the order of the file."""
     notes: list[str]
-
-
-class Findings:
-    """Things found in a file, grouped by kind."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-        self._places: dict[str, list[str]] = {}
-
-    def add(self, kind: str, place: str) -> None:
-        self._counts[kind] += 1
-        if self._counts[kind] <= NUM_PLACES:
-            self._places.setdefault(kind, []).append(place)
-
-    def lines(self) -> list[str]:
-        return [
-            f"{count} x {kind}: {', '.join(self._places[kind])}{', ...' if count > NUM_PLACES else ''}"
-            for kind, count in self._counts.items()
-        ]
-
-    def raise_if_any(self, path: Path) -> None:
-        if self._counts:
-            raise UserError("\n  ".join([f"{path} cannot be used:", *self.lines()]))
 
 
 def read_annotations(split: Split) -> Annotations:
@@ -132,7 +109,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(text, parse_constant=refuse)
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno} (byte {len(text[: error.pos].encode())})"
+        byte = len(content) - len(text[error.pos :].encode())
+        place = f"line {error.lineno}, column {error.colno} (byte {byte})"
         raise UserError(f"{path}: no valid JSON at {place}: {error.msg}. It may have been cut off.") from None
     except RecursionError:
         raise UserError(f"{path} is nested too deeply to be COCO annotations.") from None
@@ -209,7 +187,7 @@ def _images(entries: list[Any], folders: tuple[Path, ...], errors: Findings, not
     for name, count in Counter(names.values()).items():
         if count > 1:
             notes.add("file listed as several images", name)
-    paths = _locate(names, folders, errors, notes)
+    paths = locate(names, folders, errors, notes)
     images = {}
     for id_, path in paths.items():
         size = sizes[id_]
@@ -229,50 +207,6 @@ def _declared_size(entry: dict[str, Any], place: str, errors: Findings) -> tuple
         errors.add("image whose width or height is no positive whole number", f"{place}: {width!r} x {height!r}")
         return None
     return size[0], size[1]
-
-
-def _locate(names: dict[int, str], folders: tuple[Path, ...], errors: Findings, notes: Findings) -> dict[int, Path]:
-    """Where each picture lies; the names are taken relative to the folder that holds most of the first ones."""
-    first = list(names.values())[:20]
-    root = max(folders, key=lambda folder: sum((folder / name.replace("\\", "/")).is_file() for name in first))
-    listings: dict[Path, dict[str, str]] = {}
-    paths: dict[int, Path] = {}
-    missing: list[str] = []
-    for id_, name in names.items():
-        relative = PurePosixPath(name if (root / name).is_file() else name.replace("\\", "/"))
-        if relative.is_absolute() or re.match(r"[A-Za-z]:", name) or ".." in relative.parts:
-            errors.add("file_name that leads out of the image folder", f"image {id_}: {name}")
-            continue
-        folder = root / relative.parent
-        if folder not in listings:
-            listings[folder] = _listing(folder)
-        actual = listings[folder].get(relative.name) or listings[folder].get(_normal(relative.name))
-        folded = listings[folder].get(relative.name.casefold())
-        if actual is not None:
-            paths[id_] = folder / actual
-        elif folded is not None:
-            errors.add("file whose name is spelt differently", f"image {id_}: {name} is {folded} in {folder}")
-        else:
-            missing.append(f"{root / relative}")
-    for place in missing:
-        if len(missing) <= MAX_SKIPPED * len(names):
-            notes.add("missing image, skipped", place)
-        else:
-            errors.add(f"missing image (of {len(names)})", place)
-    return paths
-
-
-def _listing(folder: Path) -> dict[str, str]:
-    """Names of the files in ``folder`` by their exact, their Unicode-normal and their caseless form."""
-    if not folder.is_dir():
-        return {}
-    names = [entry.name for entry in os.scandir(folder)]
-    forms = {name.casefold(): name for name in names} | {_normal(name): name for name in names}
-    return forms | {name: name for name in names}
-
-
-def _normal(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
 
 
 def _objects(
@@ -313,18 +247,21 @@ def _objects(
         elif image_id in images:  # its image may be a missing one, skipped with a note
             assert category_id is not None and bbox is not None
             x, y, width, height = map(float, bbox)
-            crowd = bool(entry.get("iscrowd", 0))
+            crowd = bool(entry.get("iscrowd"))
+            if entry.get("iscrowd") not in (None, 0, 1):
+                errors.add("iscrowd that is neither 0 nor 1", f"{place}: {entry['iscrowd']!r:.40}")
             key = (image_id, category_id, (x, y, width, height))
             trainable = not crowd and _usable((x, y, width, height), images[image_id].size, place, notes)
             if trainable and key in seen:
                 notes.add("box that is there twice, kept once", place)
                 trainable = False
-            seen.add(key)
+            if trainable:
+                seen.add(key)
             area = entry.get("area")
-            area = float(area) if isinstance(area, int | float) and area else width * height
+            area = float(area) if isinstance(area, int | float) and 0 < area < math.inf else width * height
             objects.append(ObjectEntry(image_id, category_id, key[2], area, crowd, trainable))
     for place in stray:
-        if len(stray) <= MAX_SKIPPED * len(entries):
+        if len(stray) <= MAX_STRAY * len(entries):
             notes.add("annotation of an image that is not listed, skipped", place)
         else:
             errors.add(f"annotation (of {len(entries)}) of an image that is not listed", place)
@@ -359,7 +296,8 @@ def _usable(bbox: tuple[float, ...], size: tuple[int, int], place: str, notes: F
     if width == 0 or height == 0:
         notes.add("box without area, not trained on", place)
         return False
-    if x >= size[1] or y >= size[0] or x + width <= 0 or y + height <= 0:
+    inside = min(x + width, size[1]) - max(x, 0), min(y + height, size[0]) - max(y, 0)
+    if min(inside) < MIN_SIDE:
         notes.add("box outside its image, not trained on", place)
         return False
     if _excess(bbox, size) > CLIPPED_SILENTLY:

@@ -1,6 +1,7 @@
 """A data set in COCO's format."""
 
 import hashlib
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torchvision import tv_tensors
 from detrs.data.check import ImageEntry, read_annotations
 from detrs.data.detect import Split
 from detrs.data.images import decode_image
-from detrs.data.sample import Classes, Sample
+from detrs.data.sample import Sample
 from detrs.errors import UserError
+from detrs.structures import Classes
 
 CACHE_BYTES = 1 << 30
 """Decoded pictures kept in memory by default: decoding is most of the work of loading."""
@@ -47,20 +49,20 @@ class CocoDataset:
                 x, y, width, height = thing.bbox
                 objects[thing.image_id].append((x, y, x + width, y + height, labels[thing.category_id]))
         self._images: list[ImageEntry] = [entry for entry in annotations.images if keep_empty or objects[entry.id]]
-        self._boxes: list[Tensor] = []  # (N, 4) xyxy in pixels
-        self._labels: list[Tensor] = []  # (N,)
-        for entry in self._images:
-            rows = torch.tensor(objects[entry.id], dtype=torch.float64).reshape(-1, 5)
-            limits = torch.tensor([entry.size[1], entry.size[0]] * 2)
-            self._boxes.append(rows[:, :4].clamp(min=0).minimum(limits).float())
-            self._labels.append(rows[:, 4].long())
+        counts = [len(objects[entry.id]) for entry in self._images]
+        self._starts = list(accumulate(counts, initial=0))
+        rows = torch.tensor([row for entry in self._images for row in objects[entry.id]], dtype=torch.float64)  # (T, 5)
+        sizes = torch.tensor([entry.size for entry in self._images], dtype=torch.float64)
+        limits = sizes.flip(1).repeat(1, 2).repeat_interleave(torch.tensor(counts), dim=0)  # (T, 4)
+        self._boxes = rows[:, :4].clamp(min=0).minimum(limits).float()  # (T, 4) xyxy in pixels, of all pictures
+        self._labels = rows[:, 4].long()  # (T,)
         kept = {entry.id for entry in self._images}
         self._objects = [thing for thing in annotations.objects if thing.image_id in kept]
         self.image_ids = [entry.id for entry in self._images]
-        self.max_objects = max(map(len, self._labels))
-        self.num_empty = sum(len(labels) == 0 for labels in self._labels)
+        self.max_objects = max(counts)
+        self.num_empty = counts.count(0)
         digest = hashlib.sha256(split.annotations.read_bytes())
-        digest.update("\0".join(str(entry.path.name) for entry in self._images).encode(errors="surrogateescape"))
+        digest.update("\0".join(entry.path.name for entry in self._images).encode(errors="surrogateescape"))
         self._fingerprint = digest.hexdigest()
         self._cache: dict[int, Tensor] = {}
         self._cache_bytes_left = cache_bytes
@@ -69,15 +71,20 @@ class CocoDataset:
         return len(self._images)
 
     def __getitem__(self, index: int) -> Sample:
+        index = range(len(self))[index]
         entry = self._images[index]
+        objects = slice(self._starts[index], self._starts[index + 1])
         return Sample(
-            image=tv_tensors.Image(self._pixels(range(len(self))[index])),
-            boxes=tv_tensors.BoundingBoxes(self._boxes[index], format="XYXY", canvas_size=entry.size),
-            labels=self._labels[index],
+            image=tv_tensors.Image(self._pixels(index)),
+            boxes=tv_tensors.BoundingBoxes(self._boxes[objects], format="XYXY", canvas_size=entry.size),
+            labels=self._labels[objects],
             image_id=entry.id,
             original_size=entry.size,
             path=str(entry.path),
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_cache": {}}  # a loader process keeps no pictures
 
     def size_of(self, index: int) -> tuple[int, int]:
         return self._images[index].size
@@ -118,10 +125,9 @@ class CocoDataset:
         image = decode_image(entry.path)  # (3, H, W)
         size = (image.shape[1], image.shape[2])
         if size != entry.size:
+            sizes = f"{size[1]} x {size[0]} pixels, but annotated as {entry.size[1]} x {entry.size[0]}"
             turned = ": it was annotated without its EXIF rotation" if size == entry.size[::-1] else ""
-            raise UserError(
-                f"{entry.path} is {size[1]} x {size[0]} pixels, but annotated as {entry.size[1]} x {entry.size[0]}{turned}."
-            )
+            raise UserError(f"{entry.path} is {sizes}{turned}.")
         if get_worker_info() is None and image.nbytes <= self._cache_bytes_left:
             self._cache[index] = image
             self._cache_bytes_left -= image.nbytes

@@ -29,7 +29,8 @@ def collate(samples: Sequence[Sample], size: tuple[int, int] | None = None) -> B
 def _target(sample: Sample, height: int, width: int) -> Target:
     boxes = sample.boxes.as_subclass(torch.Tensor)  # (N, 4)
     boxes = box_convert(boxes, "xyxy", "cxcywh") / torch.tensor([width, height, width, height], dtype=boxes.dtype)
-    return Target(boxes, sample.labels, sample.image_id, sample.original_size)
+    labels = sample.labels.clone()  # it may be a view of all labels of the data set, which a worker would send whole
+    return Target(boxes, labels, sample.image_id, sample.original_size)
 
 
 def normalize(batch: Batch, mean: Sequence[float], std: Sequence[float]) -> Batch:

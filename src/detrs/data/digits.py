@@ -7,6 +7,7 @@ photographs.
 """
 
 import hashlib
+import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,13 +18,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision import tv_tensors
 
-from detrs.data.sample import Classes, Sample
+from detrs.data.sample import Sample
 from detrs.errors import UserError
+from detrs.structures import Classes
 
 SIZE = (128, 160)
 """(height, width) of every picture."""
 NUM_IMAGES = {"train": 2000, "val": 200}
-MAX_OBJECTS = 6
+MAX_OBJECTS = 10
 HEIGHTS = (14.0, 76.0)
 """Height of the 8 x 8 scan in pixels; drawn uniformly in its logarithm."""
 ASPECTS = (0.8, 1.15)
@@ -82,9 +84,13 @@ class DigitsDataset:
         return len(self.image_ids)
 
     def __getitem__(self, index: int) -> Sample:
+        index = range(len(self))[index]
         if index not in self._samples:
-            self._samples[index] = self._make(range(len(self))[index])
+            self._samples[index] = self._make(index)
         return self._samples[index]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_samples": {}}  # a loader process makes its own
 
     def size_of(self, index: int) -> tuple[int, int]:
         return SIZE
@@ -189,7 +195,8 @@ def _colour(region: NDArray[np.float32], ink: NDArray[np.float32], random: np.ra
     covered = float((region * ink).sum((0, 1)) @ weights) / float(ink.sum())
     colours = random.uniform(0, 255, (64, 3)).astype(np.float32)
     difference = np.abs(colours @ weights - covered)
-    return colours[np.argmax(difference >= MIN_CONTRAST)]
+    chosen: NDArray[np.float32] = colours[np.argmax(difference >= MIN_CONTRAST)]
+    return chosen
 
 
 def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
@@ -201,14 +208,11 @@ def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> floa
 
 def export_coco(root: Path) -> None:
     """Write the demo set as a COCO folder: ``annotations/{train,val}.json`` and ``images/``."""
-    import json
-
-    from torchvision.io import write_png
-
     (root / "annotations").mkdir(parents=True, exist_ok=True)
     (root / "images").mkdir(exist_ok=True)
     for split in NUM_IMAGES:
         dataset = DigitsDataset(split)
         (root / "annotations" / f"{split}.json").write_text(json.dumps(dataset.ground_truth()))
         for index in range(len(dataset)):
-            write_png(dataset[index].image, str(root / "images" / dataset.path_of(index)), compression_level=1)
+            pixels = dataset[index].image.permute(1, 2, 0).numpy()
+            Image.fromarray(pixels).save(root / "images" / dataset.path_of(index), compress_level=1)

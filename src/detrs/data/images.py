@@ -238,5 +238,5 @@ def _from_array(array: NDArray[Any], kind: str, shape: tuple[int, ...]) -> Tenso
     if channels == 4:
         alpha = array[..., 3:].astype(np.float64) / 255
         array = np.rint(array[..., :3] * alpha + WHITE * (1 - alpha)).astype(np.uint8)
-    image = torch.from_numpy(np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3))))
+    image = torch.from_numpy(np.array(np.broadcast_to(array, (*array.shape[:2], 3))))
     return image.permute(2, 0, 1)  # (3, H, W)

@@ -61,6 +61,7 @@ def training_batches(
     Raises:
         UserError: the batch cannot be divided; while iterating: a picture cannot be read.
     """
+    assert config.keep_empty or not dataset.num_empty, "keep_empty is a matter of open_dataset"
     parts = world_size * accumulate
     if config.batch_size % parts:
         raise UserError(

@@ -6,7 +6,8 @@ random state is touched.
 
 The recipe is DETR's (Carion et al., arXiv 2005.12872, A.4), and ``crop`` is the same recipe at any ``image_size``:
 
-1. horizontal flip in half of the pictures;
+1. horizontal flip in half of the pictures (done last here, when the picture is smallest: windows fall evenly, so the
+   outcome has the same distribution);
 2. in half of the pictures: resize the short side to 400, 500 or 600 of 800, and cut out a window with sides in
    384..600;
 3. resize the short side to one of 11 steps between 480 and 800 of 800, the long side at most 1333.
@@ -37,6 +38,7 @@ class Plan(NamedTuple):
     """The fate of one picture; all sizes are (height, width) in pixels."""
 
     flip: bool
+    """Mirror left and right, after all the rest."""
     crop: tuple[tuple[int, int], tuple[int, int, int, int]] | None
     """Size to resize to before cropping, and the window (top, left, height, width) in it."""
     size: tuple[int, int]
@@ -101,8 +103,6 @@ def _crop(
 def apply(plan: Plan, sample: Sample) -> Sample:
     """``sample`` flipped, cropped and resized as planned; boxes are clipped, those without area dropped."""
     image, boxes, labels = sample.image, sample.boxes, sample.labels
-    if plan.flip:
-        image, boxes = F.horizontal_flip(image), F.horizontal_flip(boxes)
     if plan.crop is not None:
         before, window = plan.crop
         image, boxes = F.resize(image, list(before)), F.resize(boxes, list(before))
@@ -110,6 +110,8 @@ def apply(plan: Plan, sample: Sample) -> Sample:
         keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         boxes, labels = tv_tensors.wrap(boxes[keep], like=boxes), labels[keep]
     image, boxes = F.resize(image, list(plan.size)), F.resize(boxes, list(plan.size))
+    if plan.flip:
+        image, boxes = F.horizontal_flip(image), F.horizontal_flip(boxes)
     return sample._replace(image=image, boxes=boxes, labels=labels)
 
 

@@ -123,7 +123,7 @@ def draw_detections(
     """Draws the detections whose score is at least ``threshold`` on the image they were found in."""
     assert tuple(image.shape[1:]) == tuple(detections.image_size), (image.shape, detections.image_size)
     found = detections.filter(threshold)
-    return draw_boxes(image, found.boxes_xyxy, found.labels, found.names, found.scores, min_size=min_size)
+    return draw_boxes(image, found.boxes_xyxy, found.labels, found.classes.names, found.scores, min_size=min_size)
 
 
 def grid(

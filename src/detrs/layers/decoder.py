@@ -44,9 +44,7 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """Layers and the head that reads each; ``next_reference`` is ``keep`` or ``refine``."""
 
-    def __init__(
-        self, layers: Iterable[nn.Module], heads: Iterable[nn.Module], next_reference: NextReference
-    ) -> None:
+    def __init__(self, layers: Iterable[nn.Module], heads: Iterable[nn.Module], next_reference: NextReference) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.heads = nn.ModuleList(heads)

@@ -26,14 +26,14 @@ class DetectionHead(nn.Module):
         super().__init__()
         self.box_coder = box_coder
         self.classes = nn.Linear(dim, num_classes)
-        self.box = nn.Sequential(
-            nn.Linear(dim, dim), nn.ReLU(inplace=True), nn.Linear(dim, dim), nn.ReLU(inplace=True), nn.Linear(dim, 4)
-        )
         nn.init.constant_(self.classes.bias, prior_bias(0.01))
-        raw = self.box[-1]
+        raw = nn.Linear(dim, 4)
         nn.init.zeros_(raw.weight)
         nn.init.zeros_(raw.bias)
         nn.init.constant_(raw.bias[2:], size_bias)
+        self.box = nn.Sequential(
+            nn.Linear(dim, dim), nn.ReLU(inplace=True), nn.Linear(dim, dim), nn.ReLU(inplace=True), raw
+        )
 
     def forward(self, content: Float[Tensor, "B Q C"], reference: Float[Tensor, "B Q R"]) -> Prediction:
         return Prediction(self.classes(content), self.box_coder(self.box(content), reference))

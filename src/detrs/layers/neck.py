@@ -34,7 +34,7 @@ def projection(in_channels: int, dim: int, kernel: int) -> nn.Sequential:
     """Convolution (stride 2 when 3x3) and GroupNorm with 32 groups."""
     convolution = nn.Conv2d(in_channels, dim, kernel, stride=kernel // 2 + 1, padding=kernel // 2)
     nn.init.xavier_uniform_(convolution.weight)
-    nn.init.zeros_(convolution.bias)
+    nn.init.zeros_(convolution.get_parameter("bias"))
     return nn.Sequential(convolution, nn.GroupNorm(32, dim))
 
 

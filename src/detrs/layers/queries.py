@@ -62,7 +62,9 @@ class ProposalQueries(nn.Module):
 
 def proposal_anchors(memory: Pyramid) -> tuple[Float[Tensor, "B S 4"], Tensor]:
     """The box each token starts from, as logits (+inf where blanked), and which tokens are usable (B, S, 1)."""
-    sizes = torch.cat([memory.reference.new_full((h * w,), 0.05 * 2**level) for level, (h, w) in enumerate(memory.shapes)])
+    sizes = torch.cat(
+        [memory.reference.new_full((h * w,), 0.05 * 2**level) for level, (h, w) in enumerate(memory.shapes)]
+    )
     boxes = torch.cat([memory.reference, sizes[None, :, None].expand(memory.reference.shape)], dim=-1)
     usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1, keepdim=True) & ~memory.padding[..., None]
     return torch.log(boxes / (1 - boxes)).masked_fill(~usable, torch.inf), usable

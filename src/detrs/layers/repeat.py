@@ -12,4 +12,4 @@ def checkpoint_activations(layers: nn.ModuleList) -> None:
     Dropout repeats itself exactly; parameters and their names stay as they are.
     """
     for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

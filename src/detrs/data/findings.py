@@ -1,0 +1,33 @@
+"""Things found in a file, grouped by kind, with the first places of each."""
+
+from collections import Counter
+from pathlib import Path
+
+from detrs.errors import UserError
+
+NUM_PLACES = 5
+"""Places named for each kind."""
+
+
+class Findings:
+    """Collects findings; a million of one kind cost no more to keep than five."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._places: dict[str, list[str]] = {}
+
+    def add(self, kind: str, place: str) -> None:
+        self._counts[kind] += 1
+        if self._counts[kind] <= NUM_PLACES:
+            self._places.setdefault(kind, []).append(place)
+
+    def lines(self) -> list[str]:
+        """One line for each kind: ``"7 x missing image: a.jpg, b.jpg, c.jpg, d.jpg, e.jpg, ..."``."""
+        return [
+            f"{count} x {kind}: {', '.join(self._places[kind])}{', ...' if count > NUM_PLACES else ''}"
+            for kind, count in self._counts.items()
+        ]
+
+    def raise_if_any(self, path: Path) -> None:
+        if self._counts:
+            raise UserError("\n  ".join([f"{path} cannot be used:", *self.lines()]))

@@ -1,0 +1,119 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from detrs.backbones.timm import BackboneConfig, FrozenBatchNorm, TimmBackbone, with_weights
+from detrs.errors import UserError
+
+TINY = BackboneConfig(name="test_resnet", norm="batch", freeze_stem=False)
+
+
+def randomize_statistics(module: nn.Module) -> None:
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, 0.5, 1.5)
+            nn.init.normal_(layer.bias)
+            nn.init.normal_(layer.running_mean)
+            nn.init.uniform_(layer.running_var, 0.5, 1.5)
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "with activation"])
+def test_frozen_norm_is_the_norm_in_evaluation_always(fused: bool) -> None:
+    norm = timm.layers.BatchNormAct2d(7) if fused else nn.BatchNorm2d(7)
+    randomize_statistics(nn.Sequential(norm))
+    frozen, x = FrozenBatchNorm(norm), torch.randn(2, 7, 5, 3)
+    expected = norm.eval()(x)
+    torch.testing.assert_close(frozen.train()(x), expected)
+    torch.testing.assert_close(frozen.eval()(x), expected)
+    assert list(frozen.parameters()) == []
+    assert set(frozen.state_dict()) == {"weight", "bias", "running_mean", "running_var"}
+
+
+def test_maps_have_the_strides_of_their_stages() -> None:
+    images = torch.randn(1, 3, 64, 96)
+    sizes = [tuple(feature.shape[-2:]) for feature in TimmBackbone(replace(TINY, stages=(2, 3, 4, 5)))(images)]
+    assert sizes == [(16, 24), (8, 12), (4, 6), (2, 3)]
+
+
+def test_dilated_c5_keeps_stride_16_and_all_weights() -> None:
+    plain, dilated = TimmBackbone(BackboneConfig(stages=(5,))), TimmBackbone(BackboneConfig(stages=(5,), dilated=True))
+    dilated.load_state_dict(plain.state_dict())
+    assert dilated(torch.randn(1, 3, 64, 96))[0].shape == (1, 2048, 4, 6)
+    blocks = dilated.body["layer4"]
+    assert [(block.conv2.stride, block.conv2.dilation, block.conv2.padding) for block in blocks] == [
+        ((1, 1), (1, 1), (1, 1)),
+        ((1, 1), (2, 2), (2, 2)),
+        ((1, 1), (2, 2), (2, 2)),
+    ]
+
+
+def test_stem_and_first_stage_of_a_resnet_never_train() -> None:
+    backbone = TimmBackbone(BackboneConfig())
+    frozen = [name.removeprefix("body.") for name, p in backbone.named_parameters() if not p.requires_grad]
+    assert {name.split(".")[0] for name in frozen} == {"conv1", "layer1"}
+    assert sum(p.numel() for p in backbone.parameters() if not p.requires_grad) == 222_400
+    assert sum(p.numel() for p in backbone.parameters() if p.requires_grad) == 23_232_512
+    assert sum(b.numel() for b in backbone.buffers()) == 106_240
+
+
+def test_stem_of_a_model_with_blocks_never_trains() -> None:
+    backbone = TimmBackbone(BackboneConfig(name="mobilenetv2_100"))
+    frozen = {name.split(".")[1] + name.split(".")[2] for name, p in backbone.named_parameters() if not p.requires_grad}
+    assert frozen == {"conv_stemweight", "blocks0", "blocks1"}
+
+
+def test_shared_weights_are_those_of_the_classifier(shared: Path) -> None:
+    path = str(shared / "weights" / "mobilenetv2_100.imagenet1k.safetensors")
+    config = with_weights(replace(BackboneConfig(), stages=(5,)), path)
+    assert (config.name, config.pad_type, config.mean, config.std) == (
+        "mobilenetv2_100", "same", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5),
+    )  # fmt: skip
+    classifier = timm.create_model(
+        "mobilenetv2_100", pad_type="same", pretrained=True, pretrained_cfg_overlay={"file": path}
+    ).eval()
+    image = torch.randn(1, 3, 97, 131)
+    features = []
+    classifier.blocks.register_forward_hook(lambda module, args, output: features.append(output))
+    classifier(image)
+    (c5,) = TimmBackbone(config, pretrained=True).eval()(image)
+    torch.testing.assert_close(c5, features[0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_file_without_metadata_belongs_to_the_named_model(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    weights = timm.create_model("test_resnet").state_dict()
+    save_file(weights, file)
+    config = with_weights(TINY, str(file))
+    assert config.name == "test_resnet"
+    backbone = TimmBackbone(config, pretrained=True)
+    torch.testing.assert_close(backbone.body.state_dict()["layer1.0.conv1.weight"], weights["layer1.0.conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (replace(TINY, name="test_resne"), "Did you mean 'test_resnet'"),
+        (replace(TINY, stages=(1, 5)), "stages between 2 and 5"),
+        (replace(TINY, stages=()), "stages between 2 and 5"),
+        (replace(TINY, weights="nowhere.safetensors"), "do not exist"),
+        (replace(TINY, name="test_vit"), "strides"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(config: BackboneConfig, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TimmBackbone(config, pretrained=config.weights != "timm")
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "other.safetensors"
+    save_file({"nothing": torch.zeros(1)}, file)
+    with pytest.raises(UserError, match=r"lacks .* of the .* weights"):
+        TimmBackbone(with_weights(TINY, str(file)), pretrained=True)
+    file.write_text("<html>")
+    with pytest.raises(UserError, match="no valid"):
+        with_weights(TINY, str(file))

@@ -1,0 +1,73 @@
+"""What a batch holds, and what a normalised batch holds where there is no picture."""
+
+import torch
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
+
+from detrs.data.collate import collate, normalize
+from detrs.data.sample import Sample
+
+SIZES = ((31, 47), (53, 29), (37, 41))
+
+
+def samples() -> list[Sample]:
+    torch.manual_seed(0)
+    made = []
+    for number, (height, width) in enumerate(SIZES):
+        corners = torch.rand(number, 2, 2).sort(dim=1).values.flatten(1) * torch.tensor([width, height] * 2)
+        made.append(
+            Sample(
+                tv_tensors.Image(torch.randint(0, 256, (3, height, width), dtype=torch.uint8)),
+                tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=(height, width)),
+                torch.arange(number) + 3,
+                100 + number,
+                (2 * height, 2 * width),
+                "",
+            )
+        )
+    return made
+
+
+def test_pictures_lie_top_left_and_the_rest_is_padding() -> None:
+    batch = collate(samples())
+    assert batch.images.shape == (3, 3, 53, 47) and batch.images.dtype == torch.uint8
+    for sample, (height, width), image, padding in zip(samples(), SIZES, batch.images, batch.padding, strict=True):
+        assert torch.equal(image[:, :height, :width], sample.image)
+        assert not padding[:height, :width].any()
+        assert padding.sum() == 53 * 47 - height * width
+        assert image[:, padding].sum() == 0
+
+
+def test_boxes_are_relative_to_their_own_picture() -> None:
+    for sample, (height, width), target in zip(samples(), SIZES, collate(samples()).targets, strict=True):
+        assert target.boxes.shape == (len(sample.labels), 4) and target.boxes.dtype == torch.float32
+        centre, size = target.boxes[:, :2], target.boxes[:, 2:]
+        corners = torch.cat([centre - size / 2, centre + size / 2], dim=1) * torch.tensor([width, height] * 2)
+        torch.testing.assert_close(corners, sample.boxes.as_subclass(torch.Tensor))
+        assert torch.equal(target.labels, sample.labels)
+        assert (target.image_id, target.original_size) == (sample.image_id, sample.original_size)
+        assert type(target.boxes) is torch.Tensor
+
+
+def test_padded_size_can_be_given() -> None:
+    batch = collate(samples(), (64, 96))
+    assert batch.images.shape == (3, 3, 64, 96) and batch.padding.shape == (3, 64, 96)
+    assert torch.equal(batch.images[:, :, :53, :47], collate(samples()).images)
+
+
+def test_labels_are_not_a_view_of_the_data_set() -> None:
+    every_label = torch.arange(1000)
+    sample = samples()[2]._replace(labels=every_label[5:7])
+    assert collate([sample]).targets[0].labels.untyped_storage().nbytes() == 16
+
+
+def test_normalize() -> None:
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    batch = collate(samples())
+    images = normalize(batch, mean, std).images
+    assert images.dtype == torch.float32 and images.is_contiguous()
+    for sample, (height, width), image, padding in zip(samples(), SIZES, images, batch.padding, strict=True):
+        expected = F.normalize(sample.image.as_subclass(torch.Tensor).float() / 255, list(mean), list(std))
+        torch.testing.assert_close(image[:, :height, :width], expected, rtol=1e-5, atol=1e-6)
+        assert (image[:, padding] == 0).all()
+    assert batch.images.dtype == torch.uint8  # unchanged

@@ -1,0 +1,298 @@
+"""Every kind of file that people have becomes the same kind of pixels, or one sentence."""
+
+import io
+import json
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps, PngImagePlugin
+
+from detrs.data import images
+from detrs.data.images import decode_image, read_size
+from detrs.errors import UserError
+
+RANDOM = np.random.default_rng(3)
+PHOTO = RANDOM.integers(0, 256, (37, 53, 3), dtype=np.uint8)
+
+
+def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format, **options)
+    return stream.getvalue()
+
+
+def pixels(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    assert tensor.dtype == torch.uint8 and tensor.ndim == 3 and tensor.shape[0] == 3
+    return tensor.permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "WEBP"])
+def test_lossless_formats_give_the_stored_pixels(format: str) -> None:
+    data = encoded(Image.fromarray(PHOTO), format, **({"lossless": True} if format == "WEBP" else {}))
+    np.testing.assert_array_equal(pixels(decode_image(data)), PHOTO)
+
+
+def test_jpeg_is_near_the_original() -> None:
+    smooth = np.asarray(Image.fromarray(PHOTO[:3, :5]).resize((53, 37), Image.Resampling.BICUBIC))
+    for options in ({}, {"progressive": True}):
+        ours = pixels(decode_image(encoded(Image.fromarray(smooth), "JPEG", quality=95, subsampling=0, **options)))
+        assert np.abs(ours.astype(int) - smooth).max() < 12
+
+
+def test_every_kind_of_source_gives_the_same_pixels(tmp_path: Path) -> None:
+    data = encoded(Image.fromarray(PHOTO), "PNG")
+    path = tmp_path / "50% of #1,\n ünï.png"
+    path.write_bytes(data)
+    tensor = torch.from_numpy(PHOTO).permute(2, 0, 1)
+    sources = [path, str(path), data, Image.open(path), PHOTO, tensor, tensor.float() / 255, PHOTO / 255.0]
+    for source in sources:
+        np.testing.assert_array_equal(pixels(decode_image(source)), PHOTO)
+
+
+def stored_as(visual: np.ndarray[Any, Any], orientation: int) -> np.ndarray[Any, Any]:
+    """The raster that EXIF defines: where the visual side lies that its first row and its first column show."""
+    row, column = (
+        ("top", "left"),
+        ("top", "right"),
+        ("bottom", "right"),
+        ("bottom", "left"),
+        ("left", "top"),
+        ("right", "top"),
+        ("right", "bottom"),
+        ("left", "bottom"),
+    )[orientation - 1]
+    raster = visual if row in ("top", "bottom") else visual.transpose(1, 0, 2)
+    raster = raster[::-1] if row in ("bottom", "right") else raster
+    return np.ascontiguousarray(raster[:, ::-1] if column in ("bottom", "right") else raster)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "JPEG"])
+def test_exif_orientation(orientation: int, format: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(stored_as(PHOTO, orientation))
+    path = tmp_path / f"photo.{format.lower()}"
+    path.write_bytes(encoded(image, format, exif=exif, **({"quality": 95, "subsampling": 0} if format == "JPEG" else {})))
+    difference = np.abs(pixels(decode_image(path)).astype(int) - PHOTO)
+    assert difference.mean() < (5 if format == "JPEG" else 1e-9)
+    assert read_size(path) == (37, 53)
+    with Image.open(path) as opened:
+        np.testing.assert_array_equal(pixels(decode_image(path)), np.asarray(ImageOps.exif_transpose(opened)))
+        np.testing.assert_array_equal(pixels(decode_image(opened)), pixels(decode_image(path)))
+
+
+def test_grey_and_single_bit() -> None:
+    grey = PHOTO[..., 0]
+    for image in (Image.fromarray(grey), Image.fromarray(grey > 127)):
+        expected = np.repeat(np.asarray(image.convert("L"))[..., None], 3, axis=2)
+        np.testing.assert_array_equal(pixels(decode_image(encoded(image, "PNG"))), expected)
+    np.testing.assert_array_equal(pixels(decode_image(grey)), np.repeat(grey[..., None], 3, axis=2))
+
+
+def composited(rgb: np.ndarray[Any, Any], alpha: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    share = alpha[..., None] / 255
+    return rgb * share + 255 * (1 - share)
+
+
+def test_transparency_is_composited_on_white() -> None:
+    alpha = RANDOM.integers(0, 256, PHOTO.shape[:2], dtype=np.uint8)
+    alpha[:5], alpha[5:10] = 0, 255
+    rgba = np.dstack([PHOTO, alpha])
+    for source in (rgba, torch.from_numpy(rgba).permute(2, 0, 1), encoded(Image.fromarray(rgba), "PNG")):
+        ours = pixels(decode_image(source))
+        assert np.abs(ours - composited(PHOTO, alpha)).max() <= 1
+        assert (ours[:5] == 255).all() and (ours[5:10] == PHOTO[5:10]).all()
+    grey = np.dstack([PHOTO[..., 0], alpha])
+    ours = pixels(decode_image(encoded(Image.fromarray(grey, "LA"), "PNG")))
+    assert np.abs(ours[..., 1] - composited(PHOTO[..., :1], alpha)[..., 0]).max() <= 1
+
+
+def test_palette_with_transparency() -> None:
+    indices = RANDOM.integers(0, 3, (23, 31), dtype=np.uint8)
+    image = Image.fromarray(indices)
+    image.putpalette([255, 0, 0, 0, 200, 0, 0, 0, 90])
+    opaque = pixels(decode_image(encoded(image, "PNG")))
+    table = np.array([[255, 0, 0], [0, 200, 0], [0, 0, 90]], dtype=np.uint8)
+    np.testing.assert_array_equal(opaque, table[indices])
+    table[1] = 255
+    np.testing.assert_array_equal(pixels(decode_image(encoded(image, "PNG", transparency=1))), table[indices])
+
+
+def test_a_transparent_colour_in_rgb() -> None:
+    photo = PHOTO.copy()
+    photo[3:9, 4:20] = (1, 2, 3)
+    ours = pixels(decode_image(encoded(Image.fromarray(photo), "PNG", transparency=(1, 2, 3))))
+    assert (ours[3:9, 4:20] == 255).all()
+    np.testing.assert_array_equal(ours[10:], photo[10:])
+
+
+def test_cmyk() -> None:
+    image = Image.fromarray(PHOTO).convert("CMYK")
+    ours = pixels(decode_image(encoded(image, "TIFF")))
+    np.testing.assert_array_equal(ours, PHOTO)
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_more_than_8_bits_are_scaled_by_the_bits_in_use(bits: int) -> None:
+    values = RANDOM.integers(0, 2**bits, (29, 41)).astype(np.uint16)
+    values[0, 0] = 2**bits - 1
+    expected = np.rint(values / (2**bits - 1) * 255).astype(np.uint8)
+    sources = [values] + [encoded(Image.fromarray(values), format) for format in ("PNG", "TIFF")]
+    for source in sources:
+        ours = pixels(decode_image(source))
+        np.testing.assert_array_equal(ours, np.repeat(expected[..., None], 3, axis=2))
+
+
+def test_8_bits_stored_in_16_come_back() -> None:
+    grey = PHOTO[..., 2].copy()
+    grey[0, 0] = 255
+    np.testing.assert_array_equal(pixels(decode_image(grey.astype(np.uint16) * 257))[..., 0], grey)
+
+
+def test_float_files() -> None:
+    unit = RANDOM.random((19, 43)).astype(np.float32)
+    ours = pixels(decode_image(encoded(Image.fromarray(unit), "TIFF")))[..., 0]
+    np.testing.assert_array_equal(ours, np.rint(unit.astype(float) * 255))
+    for low, high in ((-40.0, 1000.0), (0.0, 3e-3 * 1e6)):
+        values = (low + unit * (high - low)).astype(np.float32)
+        ours = pixels(decode_image(encoded(Image.fromarray(values), "TIFF")))[..., 0]
+        assert ours.min() == 0 and ours.max() == 255
+        assert np.corrcoef(ours.ravel(), values.ravel())[0, 1] > 0.999
+    assert (pixels(decode_image(encoded(Image.new("F", (7, 5), 12.0), "TIFF"))) == 0).all()  # constant, not NaN
+    with pytest.raises(UserError, match="not finite"):
+        decode_image(encoded(Image.new("F", (7, 5), float("nan")), "TIFF"))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (np.zeros((3, 20, 30), np.uint8), r"shape \(H, W, 3\) or \(H, W\), got \(3, 20, 30\)"),
+        (torch.zeros(20, 30, 3, dtype=torch.uint8), r"shape \(3, H, W\) or \(H, W\), got \(20, 30, 3\)"),
+        (np.zeros((0, 30, 3), np.uint8), "got"),
+        (np.zeros((20, 30, 3), np.int64), "int64"),
+        (np.full((20, 30, 3), 255.0), r"in \[0, 1\], got 255 to 255"),
+        (np.full((20, 30, 3), np.nan), r"in \[0, 1\]"),
+        (b"", "an empty file"),
+        (b"<!DOCTYPE html><html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "git lfs pull"),
+        (b"%PDF-1.7", "a PDF"),
+        (b"SIMPLE  =                    T", "a FITS file"),
+        (b"\x00\x00\x00\x1cftypheic", "an HEIC"),
+        (b"hello", "no readable image. Expected an image in one of the formats JPEG, PNG, WEBP, BMP and TIFF"),
+        ("https://example.com/a.jpg", "nothing is fetched"),
+    ],
+)
+def test_what_is_no_image_is_named(source: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        decode_image(source)
+
+
+@pytest.mark.parametrize("format", ["GIF", "ICO", "PPM", "TGA", "PCX", "JPEG2000"])
+def test_other_formats_are_refused_whatever_their_name(format: str, tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(encoded(Image.fromarray(PHOTO), format))
+    with pytest.raises(UserError, match=r"photo\.jpg is .* Expected an image"):
+        decode_image(path)
+
+
+def test_a_wrong_extension_does_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(encoded(Image.fromarray(PHOTO), "PNG"))
+    np.testing.assert_array_equal(pixels(decode_image(path)), PHOTO)
+
+
+def test_odd_places(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nothing")
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    for name, message in (
+        ("pipe.jpg", "no regular file"),
+        (".", "a folder"),
+        ("none.jpg", "does not exist"),
+        ("dangling.jpg", "does not exist"),
+        ("loop.jpg", "cannot be opened"),
+        ("x" * 300, "cannot be opened"),
+    ):
+        with pytest.raises(UserError, match=message):
+            decode_image(tmp_path / name)
+
+
+def test_a_truncated_file_is_refused_at_every_length(tmp_path: Path) -> None:
+    for format in ("JPEG", "PNG"):
+        data = encoded(Image.fromarray(PHOTO), format)
+        for length in range(1, len(data) - 12, 97):
+            with pytest.raises(UserError):
+                decode_image(data[:length])
+
+
+def test_size_limit_is_checked_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(Image.fromarray(PHOTO), "PNG")
+    monkeypatch.setattr(images, "MAX_PIXELS", PHOTO.shape[0] * PHOTO.shape[1])
+    decode_image(data)
+    monkeypatch.setattr(images, "MAX_PIXELS", PHOTO.shape[0] * PHOTO.shape[1] - 1)
+    with pytest.raises(UserError, match="cut it into tiles"):
+        decode_image(data)
+
+
+def test_a_text_bomb_is_refused() -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("comment", "x" * 80_000_000, zip=True)
+    with pytest.raises(UserError, match="damaged"):
+        decode_image(encoded(Image.fromarray(PHOTO), "PNG", pnginfo=info))
+
+
+def test_the_smallest_and_the_flattest(tmp_path: Path) -> None:
+    for height, width in ((1, 1), (10, 30000), (3000, 1)):
+        path = tmp_path / "image.png"
+        path.write_bytes(encoded(Image.new("RGB", (width, height), (9, 8, 7)), "PNG"))
+        assert decode_image(path).shape == (3, height, width)
+        assert read_size(path) == (height, width)
+
+
+def test_bad_images(shared: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """All 45 files end in pixels or in one sentence with the file's name, without a warning, each within 2 s."""
+    folder = shared / "data" / "bad_images"
+    refused_formats = {"GIF", "ICO", "PPM", "JPEG2000", "AVIF"}
+    entries = json.loads((folder / "MANIFEST.json").read_text())["files"]
+    assert len(entries) == 45
+    accepted = 0
+    for entry in entries:
+        path = folder / entry["file"]
+        should_decode = entry["outcome"] == "decodes" and entry["format"] not in refused_formats
+        start = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            if not should_decode:
+                with pytest.raises(UserError) as caught:
+                    decode_image(path)
+                assert entry["file"] in str(caught.value) and "\n" not in str(caught.value)
+            else:
+                image = decode_image(path)
+                width, height = entry["exif_transposed_size"]
+                assert image.shape == (3, height, width) and read_size(path) == (height, width)
+                if entry["mode"] in ("RGB", "L", "CMYK", "1"):
+                    assert float(image.float().mean()) == pytest.approx(entry["mean"], abs=0.06)
+                accepted += 1
+        assert time.perf_counter() - start < 2
+    assert accepted == 22
+    capfd.readouterr()  # libtiff writes to the file descriptor
+
+
+def test_the_same_portrait_in_seven_orientations(shared: Path) -> None:
+    folder = shared / "data" / "bad_images"
+    portraits = [decode_image(folder / f"hopper_orientation_{k}.jpg").float() for k in range(2, 9)]
+    for portrait in portraits[1:]:
+        assert (portrait - portraits[0]).abs().mean() < 6
+    assert (portraits[0].flip(2) - portraits[0]).abs().mean() > 20  # the portrait is not symmetrical
+
+
+def test_16_bit_files_are_not_clipped(shared: Path) -> None:
+    image = decode_image(shared / "data" / "bad_images" / "16bit.cropped.tif")
+    assert 60 < image.float().mean() < 180 and image.max() < 255

@@ -1,0 +1,219 @@
+"""The same pixels for any number of workers, processes and micro-batches, and after a resume."""
+
+import pickle
+import random
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from detrs.config import DataConfig
+from detrs.data import CocoDataset, DigitsDataset, Sample, loader
+from detrs.data.loader import evaluation_batches, steps_per_epoch, training_batches
+from detrs.errors import UserError
+from detrs.structures import Batch
+
+CONFIG = DataConfig(image_size=(67, 97), augment="crop", batch_size=8)
+N = 37
+
+
+@pytest.fixture(scope="module")
+def dataset() -> DigitsDataset:
+    return DigitsDataset("train", N)
+
+
+def steps(dataset: Any, config: DataConfig = CONFIG, **options: Any) -> list[tuple[Batch, ...]]:
+    return list(training_batches(dataset, config, **{"seed": 3, "epoch": 0} | options))
+
+
+def equal(first: Batch, second: Batch) -> bool:
+    return (
+        torch.equal(first.images, second.images)
+        and torch.equal(first.padding, second.padding)
+        and len(first.targets) == len(second.targets)
+        and all(
+            torch.equal(a.boxes, b.boxes) and torch.equal(a.labels, b.labels) and a[2:] == b[2:]
+            for a, b in zip(first.targets, second.targets, strict=True)
+        )
+    )
+
+
+def all_equal(first: list[tuple[Batch, ...]], second: list[tuple[Batch, ...]]) -> bool:
+    return len(first) == len(second) and all(
+        len(a) == len(b) and all(map(equal, a, b)) for a, b in zip(first, second, strict=True)
+    )
+
+
+def joined(parts: Iterable[Batch]) -> Batch:
+    """Batches of one padded size as one."""
+    parts = list(parts)
+    return Batch(
+        torch.cat([part.images for part in parts]),
+        torch.cat([part.padding for part in parts]),
+        tuple(target for part in parts for target in part.targets),
+    )
+
+
+def image_ids(batches: Iterable[Batch]) -> list[int]:
+    return [target.image_id for batch in batches for target in batch.targets]
+
+
+def test_steps_per_epoch(dataset: DigitsDataset) -> None:
+    assert [steps_per_epoch(n, 8) for n in (1, 7, 8, 15, 16, 37)] == [1, 1, 1, 1, 2, 4]
+    assert len(steps(dataset)) == 4
+
+
+def test_workers_change_nothing(dataset: DigitsDataset) -> None:
+    here = steps(dataset)
+    assert all_equal(here, steps(dataset, workers=2))
+    here = [(batch,) for batch in evaluation_batches(dataset, (67, 97), 5)]
+    assert all_equal(here, [(batch,) for batch in evaluation_batches(dataset, (67, 97), 5, workers=2)])
+
+
+@pytest.mark.parametrize(("world_size", "accumulate"), [(2, 1), (1, 4), (2, 2), (4, 2)])
+def test_processes_and_micro_batches_share_the_global_batch(
+    dataset: DigitsDataset, world_size: int, accumulate: int
+) -> None:
+    whole = steps(dataset)
+    ranks = [steps(dataset, rank=r, world_size=world_size, accumulate=accumulate) for r in range(world_size)]
+    assert all(len(step) == accumulate for rank in ranks for step in rank)
+    for step, (batch,) in enumerate(whole):
+        parts = [ranks[r][step][micro] for micro in range(accumulate) for r in range(world_size)]
+        assert {len(part.targets) for part in parts} == {8 // (world_size * accumulate)}
+        assert equal(joined(parts), batch)
+
+
+@pytest.mark.parametrize("first_step", [1, 3, 4, 9])
+def test_a_resumed_epoch_continues(dataset: DigitsDataset, first_step: int) -> None:
+    options = {"accumulate": 2, "epoch": 5}
+    assert all_equal(steps(dataset, **options)[first_step:], steps(dataset, first_step=first_step, **options))
+
+
+def test_epochs_and_seeds_differ_and_repeat(dataset: DigitsDataset) -> None:
+    runs = [image_ids(b for (b,) in steps(dataset, seed=s, epoch=e)) for s, e in ((3, 0), (3, 1), (4, 0), (4, 1))]
+    assert len({tuple(ids) for ids in runs}) == 4
+    for ids in runs:
+        assert len(set(ids)) == len(ids) == 32 and set(ids) <= set(range(1, N + 1))
+    assert all_equal(steps(dataset, seed=4, epoch=1), steps(dataset, seed=4, epoch=1))
+    assert len(steps(dataset, seed=2**63 - 1)) == 4
+
+
+def test_every_position_has_its_own_augmentation(dataset: DigitsDataset) -> None:
+    """The same picture, repeated to fill the batch, does not look the same."""
+    (batch,) = steps(DigitsDataset("train", 1))[0]
+    assert image_ids([batch]) == [1] * 8
+    distinct = {image.numpy().tobytes() for image in batch.images}
+    assert len(distinct) >= 7
+
+
+def test_no_picture_is_left_out_for_ever(dataset: DigitsDataset) -> None:
+    seen = {id_ for epoch in range(6) for id_ in image_ids(b for (b,) in steps(dataset, epoch=epoch))}
+    assert seen == set(range(1, N + 1))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_global_random_state_is_left_alone(dataset: DigitsDataset, workers: int) -> None:
+    torch.manual_seed(1)
+    np.random.seed(1)
+    random.seed(1)
+    state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index,union-attr]
+    batches = training_batches(dataset, CONFIG, seed=0, epoch=0, workers=workers)
+    next(batches)
+    list(evaluation_batches(dataset, (67, 97), 20, workers=workers))
+    assert torch.equal(state, torch.get_rng_state())
+    assert (numpy_state == np.random.get_state()[1]).all()  # type: ignore[index]
+    assert python_state == random.getstate()
+    torch.manual_seed(2)
+    assert equal(next(training_batches(dataset, CONFIG, seed=0, epoch=0))[0], steps(dataset, seed=0)[0][0])
+
+
+def test_a_batch_that_cannot_be_divided(dataset: DigitsDataset) -> None:
+    with pytest.raises(UserError, match="batch of 8 images cannot be divided among 3 processes.*multiple of 3"):
+        training_batches(dataset, CONFIG, seed=0, epoch=0, world_size=3)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 10])
+def test_evaluation_sees_every_picture_once(dataset: DigitsDataset, world_size: int) -> None:
+    ranks = [list(evaluation_batches(dataset, (67, 97), 5, rank=r, world_size=world_size)) for r in range(world_size)]
+    assert sorted(image_ids(batch for rank in ranks for batch in rank)) == list(range(1, N + 1))
+    single = list(evaluation_batches(dataset, (67, 97), 5))
+    assert image_ids(single) == list(range(1, N + 1))
+    for r, rank in enumerate(ranks):  # batches do not depend on the number of processes
+        assert all_equal([(b,) for b in rank], [(b,) for b in single[r::world_size]])
+
+
+def test_evaluation_only_resizes(dataset: DigitsDataset) -> None:
+    batch = next(evaluation_batches(dataset, (64, 999), 3))
+    assert batch.images.shape == (3, 3, 64, 80) and not batch.padding.any()
+    for index, target in enumerate(batch.targets):
+        sample = dataset[index]
+        centre = (sample.boxes[:, :2] + sample.boxes[:, 2:]) / 2 / torch.tensor([160, 128])
+        torch.testing.assert_close(target.boxes[:, :2], centre.as_subclass(torch.Tensor))
+        assert target.original_size == (128, 160)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_picture_is_named_in_one_sentence(folder: Any, workers: int) -> None:
+    dataset: CocoDataset = folder.open()
+    (folder.images / "photo 1.png").write_bytes(b"<html>")
+    with pytest.raises(UserError) as caught:
+        steps(dataset, replace(CONFIG, batch_size=1), workers=workers)
+    assert "photo 1.png is a web page" in str(caught.value) and "\n" not in str(caught.value)
+
+
+class Broken(DigitsDataset):
+    """Fails or hangs at one picture."""
+
+    hang = False
+
+    def __getitem__(self, index: int) -> Sample:
+        if index == 3:
+            time.sleep(60 * self.hang)
+            raise RuntimeError("no such luck")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_any_other_error_carries_the_name_too(workers: int) -> None:
+    with pytest.raises(RuntimeError, match="no such luck") as caught:
+        list(evaluation_batches(Broken("val", 6), (67, 97), 2, workers=workers))
+    assert any("val_00004.png" in note for note in caught.value.__notes__)
+
+
+def test_a_worker_that_hangs_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "WORKER_TIMEOUT_S", 2)
+    monkeypatch.setattr(Broken, "hang", True)
+    start = time.perf_counter()
+    with pytest.raises(RuntimeError, match="timed out") as caught:
+        list(evaluation_batches(Broken("val", 6), (67, 97), 2, workers=1))
+    assert any("val_00004.png" in note for note in caught.value.__notes__)
+    assert time.perf_counter() - start < 30
+
+
+def test_a_data_set_travels_to_a_spawned_worker_without_its_pictures(folder: Any, dataset: DigitsDataset) -> None:
+    coco: CocoDataset = folder.open()
+    first = coco[0]
+    for original, limit in ((coco, 20_000), (dataset, 20_000)):
+        data = pickle.dumps(original)
+        assert len(data) < limit
+        copy = pickle.loads(data)
+        assert torch.equal(copy[0].image, original[0].image) and torch.equal(copy[0].boxes, original[0].boxes)
+    assert first.image.nbytes + dataset[0].image.nbytes > 50_000
+
+
+def test_real_pictures(shared: Path) -> None:
+    from detrs.data import open_dataset
+
+    config = replace(CONFIG, image_size=(160, 224), batch_size=16)
+    dataset = open_dataset(str(shared / "data" / "bccd"), "train")
+    (batch,) = next(training_batches(dataset, config, seed=0, epoch=0))
+    assert batch.images.shape[0] == 16 and max(batch.images.shape[2:]) <= 224
+    assert sum(len(target.labels) for target in batch.targets) > 60
+    for target in batch.targets:
+        centre, size = target.boxes[:, :2], target.boxes[:, 2:]
+        assert (size > 0).all() and (centre - size / 2 > -1e-6).all() and (centre + size / 2 < 1 + 1e-6).all()

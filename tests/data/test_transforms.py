@@ -1,0 +1,218 @@
+"""Sizes to the pixel, boxes that stay on their objects, and the facts of the official recipe."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+
+from detrs.config import DataConfig
+from detrs.data.sample import Sample
+from detrs.data.transforms import Plan, apply, plan, resize, resized_size
+
+OFFICIAL = DataConfig(augment="official")
+
+
+def sample(height: int, width: int, boxes: list[list[int]]) -> Sample:
+    """A dark picture with a bright rectangle in each box."""
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    for x1, y1, x2, y2 in boxes:
+        image[:, y1:y2, x1:x2] = 255
+    tensor = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return Sample(
+        tv_tensors.Image(image),
+        tv_tensors.BoundingBoxes(tensor, format="XYXY", canvas_size=(height, width)),
+        torch.arange(len(boxes)),
+        1,
+        (height, width),
+        "",
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((480, 640), (800, 1066)),
+        ((427, 640), (800, 1199)),
+        ((375, 500), (800, 1066)),
+        ((360, 640), (750, 1333)),
+        ((612, 612), (800, 800)),
+        ((343, 200), (1332, 777)),
+        ((640, 480), (1066, 800)),
+        ((800, 801), (800, 801)),  # right already
+        ((800, 1333), (800, 1333)),
+        ((10, 30000), (1, 1333)),  # the official rule gives (0, 1333)
+        ((3000, 1), (1333, 1)),
+        ((1, 1), (800, 800)),
+        ((200, 533), (500, 1332)),  # 500.1875 rounded, then truncated
+    ],
+)
+def test_resized_size(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert resized_size(size, (800, 1333)) == expected
+
+
+def test_resized_size_never_vanishes_nor_explodes() -> None:
+    random = np.random.default_rng(0)
+    for size in np.exp(random.uniform(0, np.log(30000), (3000, 2))).astype(int).tolist():
+        height, width = resized_size((size[0], size[1]), (320, 448))
+        assert min(height, width) >= 1
+        if max(size) / min(size) < 100:
+            assert max(height, width) <= 448 * 1.15
+            assert min(height, width) == 320 or max(height, width) == pytest.approx(448, rel=0.15)
+            assert (height < width) == (size[0] < size[1]) or height == width or size[0] == size[1]
+
+
+def test_resize_is_pillow_bilinear() -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (61, 89, 3), dtype=np.uint8)
+    for image_size in ((29, 99), (113, 300)):
+        ours, boxes = resize(torch.from_numpy(pixels).permute(2, 0, 1), None, image_size)
+        height, width = resized_size((61, 89), image_size)
+        theirs = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)).astype(int)
+        assert boxes is None and ours.dtype == torch.uint8
+        assert np.abs(ours.permute(1, 2, 0).numpy() - theirs).max() <= 1
+
+
+def test_resize_moves_boxes_with_the_picture() -> None:
+    before = sample(60, 100, [[10, 6, 30, 54]])
+    image, boxes = resize(before.image, before.boxes, (30, 999))
+    assert image.shape == (3, 30, 50) and boxes is not None
+    torch.testing.assert_close(boxes.as_subclass(torch.Tensor), torch.tensor([[5.0, 3, 15, 27]]))
+
+
+@pytest.mark.parametrize("augment", ["none", "flip", "crop", "official"])
+@pytest.mark.parametrize("size", [(331, 467), (541, 223)])
+def test_boxes_stay_on_their_objects(augment: str, size: tuple[int, int]) -> None:
+    """Inside a transformed box it is bright, and nothing bright lies outside of all boxes."""
+    config = DataConfig(augment=augment, image_size=(211, 307))  # type: ignore[arg-type]
+    before = sample(*size, [[20, 31, 131, 97], [150, 140, 190, 311], [3, 180, 60, 240]])
+    seen = Counter[int]()
+    for seed in range(3 if augment == "official" else 25):
+        after = apply(plan(config, size, np.random.default_rng(seed)), before)
+        assert after.image.dtype == torch.uint8
+        height, width = after.image.shape[1:]
+        assert after.boxes.canvas_size == (height, width)
+        outside = torch.ones(height, width, dtype=torch.bool)
+        assert len(after.boxes) == len(after.labels)
+        for (x1, y1, x2, y2), label in zip(after.boxes.tolist(), after.labels.tolist(), strict=True):
+            assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
+            seen[label] += 1
+            inside = after.image[0, round(y1 + 2) : round(y2 - 2), round(x1 + 2) : round(x2 - 2)]
+            assert not inside.numel() or inside.float().mean() > 250
+            outside[max(0, round(y1 - 3)) : round(y2 + 3), max(0, round(x1 - 3)) : round(x2 + 3)] = False
+        assert not outside.any() or after.image[0][outside].max() < 60
+    assert set(seen) == {0, 1, 2}
+    if augment == "crop":
+        assert min(seen.values()) < 25  # some were cut off
+
+
+def test_a_box_that_is_cut_away_leaves_with_its_label() -> None:
+    before = sample(50, 70, [[0, 0, 10, 10], [30, 20, 60, 45], [25, 5, 41, 19]])
+    after = apply(Plan(False, ((50, 70), (15, 20, 30, 50)), (30, 50)), before)
+    assert after.labels.tolist() == [1, 2]
+    assert after.boxes.tolist() == [[10, 5, 40, 30], [5, 0, 21, 4]]
+    touching = apply(Plan(False, ((50, 70), (0, 41, 19, 20)), (19, 20)), before)  # the third ends where it starts
+    assert touching.labels.tolist() == [] and touching.boxes.shape == (0, 4)
+
+
+def test_the_sample_itself_stays_as_it_is() -> None:
+    before = sample(97, 61, [[5, 5, 40, 60]])
+    image, boxes = before.image.clone(), before.boxes.clone()
+    for seed in range(20):
+        apply(plan(DataConfig(image_size=(64, 96)), (97, 61), np.random.default_rng(seed)), before)
+    assert torch.equal(image, before.image) and torch.equal(boxes, before.boxes)
+
+
+def test_without_augmentation_only_the_size_changes() -> None:
+    config = DataConfig(augment="none", image_size=(100, 150))
+    for seed in range(5):
+        assert plan(config, (480, 640), np.random.default_rng(seed)) == Plan(False, None, (100, 133))
+
+
+def test_flip_has_no_crop_and_eleven_sizes() -> None:
+    config = DataConfig(augment="flip", image_size=(200, 999), min_scale=0.5)
+    plans = [plan(config, (30, 40), np.random.default_rng(seed)) for seed in range(600)]
+    assert all(p.crop is None for p in plans)
+    assert {p.size[0] for p in plans} == set(range(100, 201, 10))
+
+
+def uniform(counts: Counter[int], values: list[int]) -> bool:
+    """All of ``values`` and nothing else, equally often (within five standard deviations)."""
+    expected = sum(counts.values()) / len(values)
+    return set(counts) == set(values) and all(abs(counts[v] - expected) < 5 * expected**0.5 for v in values)
+
+
+def test_the_official_recipe() -> None:
+    """Flip 1/2; short side 480..800 by 32, long at most 1333; crop 1/2 from 400/500/600, sides 384..min(side, 600)."""
+    size = (427, 640)
+    n = 6000
+    plans = [plan(OFFICIAL, size, np.random.default_rng((7, seed))) for seed in range(n)]
+    sigma = (n / 4) ** 0.5
+    assert abs(sum(p.flip for p in plans) - n / 2) < 5 * sigma
+    crops = [p.crop for p in plans if p.crop is not None]
+    assert abs(len(crops) - n / 2) < 5 * sigma
+    assert abs(sum(p.flip and p.crop is not None for p in plans) - n / 4) < 5 * sigma  # independent
+    whole = [p for p in plans if p.crop is None]
+    sizes = [resized_size(size, (short, 1333)) for short in range(480, 801, 32)]
+    assert uniform(Counter(sizes.index(p.size) for p in whole), list(range(11)))
+    befores = [(400, 599), (500, 749), (600, 899)]
+    assert uniform(Counter(befores.index(before) for before, _ in crops), [0, 1, 2])
+    for p in plans:
+        if p.crop is not None:
+            (height, width), (top, left, h, w) = p.crop
+            assert 384 <= h <= min(height, 600) and 384 <= w <= min(width, 600)
+            assert 0 <= top <= height - h and 0 <= left <= width - w
+            assert p.size in {resized_size((h, w), (short, 1333)) for short in range(480, 801, 32)}
+    for before, low, high in (((400, 599), 384, 400), ((600, 899), 384, 600)):  # heights
+        heights = [h for b, (_, _, h, _) in crops if b == before]
+        assert min(heights) <= low + 2 and max(heights) >= high - 2
+        assert np.mean(heights) == pytest.approx((low + high) / 2, rel=0.02)
+    lefts = np.array([left / (width - w) for (_, width), (_, left, _, w) in crops if width > w])
+    tops = np.array([top / (height - h) for (height, _), (top, _, h, _) in crops if height - h > 50])
+    for positions in (lefts, tops):
+        assert positions.min() < 0.02 and positions.max() > 0.98 and abs(positions.mean() - 0.5) < 0.03
+    widths, heights = (np.array([window[k] for b, window in crops if b == (600, 899)]) for k in (3, 2))
+    assert abs(np.corrcoef(widths, heights)[0, 1]) < 0.1  # drawn separately
+
+
+def test_crop_is_the_official_recipe_at_its_own_size() -> None:
+    same = DataConfig(augment="crop", image_size=(800, 1333), min_scale=0.6)
+    quarter = replace(same, image_size=(200, 333))
+    for seed in range(50):
+        official = plan(OFFICIAL, (480, 640), np.random.default_rng(seed))
+        assert plan(same, (480, 640), np.random.default_rng(seed)) == official
+        small = plan(quarter, (480, 640), np.random.default_rng(seed))
+        assert small.flip == official.flip and (small.crop is None) == (official.crop is None)
+        if small.crop is not None:
+            assert min(small.crop[0]) in (100, 125, 150) and all(96 <= side <= 150 for side in small.crop[1][2:])
+
+
+def test_a_plan_depends_on_its_stream_and_the_size_only() -> None:
+    np.random.seed(0)
+    state = torch.get_rng_state()
+    first = [plan(OFFICIAL, (480, 640), np.random.default_rng(seed)) for seed in range(20)]
+    assert torch.equal(state, torch.get_rng_state())
+    np.random.seed(1)
+    torch.manual_seed(1)
+    assert first == [plan(OFFICIAL, (480, 640), np.random.default_rng(seed)) for seed in range(20)]
+
+
+@pytest.mark.parametrize("size", [(10, 30000), (30000, 10), (3000, 1), (1, 1), (3, 2)])
+@pytest.mark.parametrize("augment", ["none", "flip", "crop"])
+def test_extreme_shapes(size: tuple[int, int], augment: str) -> None:
+    before = sample(*size, [[0, 0, size[1], size[0]]])
+    for seed in range(4):
+        config = DataConfig(augment=augment, image_size=(64, 96))  # type: ignore[arg-type]
+        drawn = plan(config, size, np.random.default_rng(seed))
+        assert drawn.crop is None or np.prod(drawn.crop[0]) < 16 * 64**2 * 2
+        after = apply(drawn, before)
+        assert min(after.image.shape[1:]) >= 1 and after.image.shape[1:].numel() < 200 * 200
+        assert len(after.boxes) == len(after.labels)
+
+
+def test_a_picture_without_boxes() -> None:
+    for seed in range(10):
+        after = apply(plan(DataConfig(image_size=(64, 96)), (70, 50), np.random.default_rng(seed)), sample(70, 50, []))
+        assert after.boxes.shape == (0, 4) and after.labels.shape == (0,)

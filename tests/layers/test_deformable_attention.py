@@ -1,0 +1,84 @@
+import math
+
+import torch
+
+from detrs.layers.deformable_attention import DeformableAttention, around_box, around_point, star
+from detrs.layers.neck import centers
+from detrs.structures import Pyramid
+
+SHAPES = ((5, 7), (3, 2))
+TOKENS = 5 * 7 + 3 * 2
+
+
+def pyramid(dim: int, valid_ratio: torch.Tensor | None = None) -> Pyramid:
+    ratio = torch.ones(2, 2, 2) if valid_ratio is None else valid_ratio
+    tokens = torch.randn(2, TOKENS, dim, generator=torch.Generator().manual_seed(0))
+    padding = torch.zeros(2, TOKENS, dtype=torch.bool)
+    return Pyramid(tokens, torch.zeros_like(tokens), centers(SHAPES, ratio), padding, SHAPES, ratio)
+
+
+def test_star_of_eight_heads() -> None:
+    directions = [(1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1)]
+    offsets = star(8, 3, 4)
+    for head, direction in enumerate(directions):
+        for point in range(4):
+            expected = torch.tensor(direction) * (point + 1.0)
+            torch.testing.assert_close(offsets[head, 2, point], expected, atol=1e-5, rtol=0)
+
+
+def test_fresh_layer_looks_along_the_star_with_equal_weights() -> None:
+    layer = DeformableAttention(64, num_heads=4, num_levels=2, num_points=3, locate=around_point)
+    torch.testing.assert_close(layer.sampling_offsets.bias, star(4, 2, 3).flatten())
+    for parameter in (layer.sampling_offsets.weight, *layer.attention_weights.parameters()):
+        assert parameter.abs().max() == 0
+    bound = math.sqrt(6 / 128)
+    assert 0.9 * bound < layer.value_proj.weight.abs().max() <= bound
+
+
+def test_offsets_around_a_point_are_pixels_of_each_level() -> None:
+    ratio = torch.tensor([[[1.0, 1.0], [1.0, 1.0]], [[0.5, 0.8], [0.5, 1.0]]])
+    offsets = torch.zeros(2, 1, 1, 2, 1, 2)
+    offsets[..., 0], offsets[..., 1] = 1.0, 2.0
+    point = torch.tensor([[[0.4, 0.6]], [[0.4, 0.6]]])
+    locations = around_point(offsets, point, pyramid(32, ratio))[:, 0, 0, :, 0]  # (B, L, 2)
+    expected = torch.tensor(
+        [
+            [[0.4 + 1 / 7, 0.6 + 2 / 5], [0.4 + 1 / 2, 0.6 + 2 / 3]],
+            [[0.2 + 1 / 7, 0.48 + 2 / 5], [0.2 + 1 / 2, 0.6 + 2 / 3]],
+        ]
+    )
+    torch.testing.assert_close(locations, expected)
+
+
+def test_the_last_point_of_the_star_lies_on_the_edge_of_a_box() -> None:
+    offsets = star(8, 2, 4)[None, None].expand(2, 1, -1, -1, -1, -1)
+    box = torch.tensor([0.5, 0.4, 0.2, 0.6]).expand(2, 1, 4)
+    locations = around_box(offsets, box, pyramid(32))
+    torch.testing.assert_close(locations[0, 0, 0, 1, 3], torch.tensor([0.6, 0.4]), atol=1e-6, rtol=0)  # to the right
+    torch.testing.assert_close(locations[0, 0, 2, 1, 3], torch.tensor([0.5, 0.7]), atol=1e-6, rtol=0)  # below
+
+
+def test_padded_tokens_have_no_influence() -> None:
+    layer = DeformableAttention(64, num_heads=4, num_levels=2, num_points=3, locate=around_point)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    memory = pyramid(64)
+    memory.padding[:, 11:17] = True
+    query, point = torch.randn(2, 9, 64), torch.rand(2, 9, 2)
+    before = layer(query, point, memory)
+    memory.tokens[memory.padding] = 1e4
+    assert torch.equal(layer(query, point, memory), before)
+
+
+def test_a_query_reads_what_the_equation_says() -> None:
+    """One head, one point, offset zero: the result is the bilinear value at the reference, projected."""
+    layer = DeformableAttention(32, num_heads=1, num_levels=2, num_points=1, locate=around_point)
+    with torch.no_grad():
+        layer.sampling_offsets.bias.zero_()
+        layer.attention_weights.bias.copy_(torch.tensor([0.0, -torch.inf]))  # the first level alone
+    memory = pyramid(32)
+    row, column = 3, 5  # the centre of this cell, where bilinear interpolation is exact
+    point = torch.tensor([[[(column + 0.5) / 7, (row + 0.5) / 5]]]).expand(2, 1, 2)
+    expected = layer.output_proj(layer.value_proj(memory.tokens[:, row * 7 + column]))
+    torch.testing.assert_close(layer(torch.randn(2, 1, 32), point, memory)[:, 0], expected, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,46 @@
+import torch
+
+from detrs.layers.neck import ChannelMapper, PyramidNeck, centers, padding_at, valid_share
+from detrs.layers.position import SinePosition
+
+
+def test_levels_sizes_and_the_source_of_further_levels() -> None:
+    features = [torch.randn(2, 3, 40, 44), torch.randn(2, 5, 20, 22), torch.randn(2, 7, 10, 11)]
+    mapper = ChannelMapper((3, 5, 7), 32, num_levels=5)
+    assert [level.shape[-2:] for level in mapper(features)] == [(40, 44), (20, 22), (10, 11), (5, 6), (3, 3)]
+    assert mapper.downsamples[0][0].in_channels == 7  # the backbone's last map
+    assert mapper.downsamples[1][0].in_channels == 32  # then the level before
+
+
+def test_tokens_are_row_major_and_maps_undo_it() -> None:
+    neck = PyramidNeck(ChannelMapper((3, 5), 32, num_levels=3), SinePosition(32, -0.5), 32, 3)
+    features = [torch.randn(2, 3, 12, 14), torch.randn(2, 5, 6, 7)]
+    padding = torch.zeros(2, 96, 112, dtype=torch.bool)
+    pyramid = neck(features, padding)
+    assert pyramid.shapes == ((12, 14), (6, 7), (3, 4))
+    for level, expected in zip(pyramid.maps(), neck.mapper(features), strict=True):
+        torch.testing.assert_close(level, expected)
+    assert pyramid.position.shape == pyramid.tokens.shape == (2, 12 * 14 + 6 * 7 + 3 * 4, 32)
+
+
+def test_padding_of_a_level_is_that_of_its_nearest_pixel() -> None:
+    padding = torch.zeros(2, 97, 131, dtype=torch.bool)
+    padding[1, 61:] = True
+    padding[1, :, 83:] = True
+    level = padding_at(padding, (13, 17))
+    rows, columns = torch.arange(13) * 97 // 13, torch.arange(17) * 131 // 17
+    assert torch.equal(level, padding[:, rows][:, :, columns])
+
+
+def test_valid_share_is_width_then_height() -> None:
+    padding = torch.zeros(1, 10, 20, dtype=torch.bool)
+    padding[:, 4:] = True
+    padding[:, :, 15:] = True
+    torch.testing.assert_close(valid_share(padding), torch.tensor([[0.75, 0.4]]))
+
+
+def test_centers_are_those_of_the_image_without_padding() -> None:
+    ratio = torch.tensor([[[0.5, 1.0]]])
+    reference = centers(((2, 4),), ratio)[0].unflatten(0, (2, 4))
+    torch.testing.assert_close(reference[0, :, 0], torch.tensor([0.25, 0.75, 1.25, 1.75]))  # half the width is image
+    torch.testing.assert_close(reference[:, 0, 1], torch.tensor([0.25, 0.75]))

@@ -1,0 +1,222 @@
+"""What every variant of Deformable DETR must have."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from detrs.backbones.timm import BackboneConfig
+from detrs.criterion.set_criterion import CriterionConfig, SetCriterion
+from detrs.errors import UserError
+from detrs.layers.repeat import checkpoint_activations
+from detrs.models import build
+from detrs.models.deformable_detr import DeformableDETRConfig
+from detrs.models.detector import Detector
+from detrs.presets import preset
+from detrs.structures import Target
+
+TINY = DeformableDETRConfig(
+    num_classes=5,
+    backbone=BackboneConfig(name="test_resnet", norm="frozen", freeze_stem=False),
+    dim=64,
+    num_heads=2,
+    encoder_layers=2,
+    decoder_layers=3,
+    ffn_dim=96,
+    dropout=0.0,
+    num_queries=11,
+)
+VARIANTS = {
+    "single-scale": replace(TINY, num_levels=1, backbone=replace(TINY.backbone, stages=(5,))),
+    "single-scale-dc5": replace(TINY, num_levels=1, backbone=replace(TINY.backbone, stages=(5,), dilated=True)),
+    "multi-scale": TINY,
+    "refine": replace(TINY, reference="refine"),
+    "two-stage": replace(TINY, reference="refine", queries="proposals"),
+}
+TARGETS = (
+    Target(torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.6, 0.5, 0.5, 0.2]]), torch.tensor([4, 1]), 1, (97, 131)),
+    Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), 2, (67, 101)),
+)
+
+
+def randomized(config: DeformableDETRConfig) -> Detector:
+    """A detector without the zeros of a fresh one, which hide mistakes."""
+    torch.manual_seed(0)
+    detector = build(config)
+    with torch.no_grad():
+        for parameter in detector.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+        for buffer in detector.buffers():  # timm starts the last norm of a residual branch at zero
+            buffer.copy_(torch.rand_like(buffer) + 0.5)
+    return detector
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """An image of 97 x 131, and one of 67 x 101 padded to it."""
+    generator = torch.Generator().manual_seed(1)
+    images, padding = torch.randn(2, 3, 97, 131, generator=generator), torch.zeros(2, 97, 131, dtype=torch.bool)
+    padding[1, 67:] = True
+    padding[1, :, 101:] = True
+    return images.masked_fill(padding[:, None], 0.0), padding
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "trainable"),
+    [
+        ("deformable-detr-r50-single-scale", 34_066_593, 33_844_193),
+        ("deformable-detr-r50-single-scale-dc5", 34_066_593, 33_844_193),
+        ("deformable-detr-r50", 40_069_665, 39_847_265),
+        ("deformable-detr-r50-refine", 40_849_660, 40_627_260),
+        ("deformable-detr-r50-two-stage", 41_181_529, 40_959_129),
+        # ResNet-101 adds 18,939,904 parameters, as it does to DETR: 60,464,672 - 41,524,768
+        ("deformable-detr-r101-two-stage", 41_181_529 + 18_939_904, 40_959_129 + 18_939_904),
+    ],
+)
+def test_parameter_counts_of_the_authors_code(name: str, total: int, trainable: int) -> None:
+    parameters = list(build(preset(name).model).parameters())
+    assert sum(p.numel() for p in parameters) == total
+    assert sum(p.numel() for p in parameters if p.requires_grad) == trainable
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_parameter_learns(name: str) -> None:
+    detector = randomized(VARIANTS[name]).train()
+    SetCriterion(CriterionConfig())(detector(*batch()), TARGETS, 2.0).total.backward()
+    idle = [key for key, p in detector.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
+    assert idle == []
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@torch.no_grad()
+def test_content_of_the_padding_has_no_influence(name: str) -> None:
+    """The maps below the neck's convolutions see the padding; from the neck on nothing may."""
+    detector = randomized(VARIANTS[name]).eval()
+    images, padding = batch()
+    pyramid = detector.neck(detector.backbone(images), padding)
+    disturbed = pyramid.with_tokens(pyramid.tokens.masked_fill(pyramid.padding[..., None], 1e3))
+
+    def boxes(memory):  # type: ignore[no-untyped-def]
+        memory = detector.encoder(memory)
+        return detector.decoder(detector.queries(memory)[0], memory)[-1].boxes
+
+    torch.testing.assert_close(boxes(disturbed), boxes(pyramid), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@torch.no_grad()
+def test_a_batch_is_its_images_one_by_one(name: str) -> None:
+    detector = randomized(VARIANTS[name]).eval()
+    images = torch.randn(3, 3, 97, 131)
+    padding = torch.zeros(3, 97, 131, dtype=torch.bool)
+    together = detector(images, padding).last
+    for i in range(3):
+        alone = detector(images[i : i + 1], padding[i : i + 1]).last
+        torch.testing.assert_close(alone.logits[0], together.logits[i], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(alone.boxes[0], together.boxes[i], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["multi-scale", "refine"])
+@torch.no_grad()
+def test_shuffled_queries_give_shuffled_boxes(name: str) -> None:
+    detector = randomized(VARIANTS[name]).eval()
+    order = torch.randperm(11)
+    before = detector(*batch()).last
+    detector.queries.embedding.weight.copy_(detector.queries.embedding.weight[order].clone())
+    after = detector(*batch()).last
+    torch.testing.assert_close(after.boxes, before.boxes[:, order], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(after.logits, before.logits[:, order], atol=1e-5, rtol=1e-4)
+
+
+def test_refinement_stops_gradients_between_layers() -> None:
+    detector = randomized(VARIANTS["refine"]).train()
+    detector(*batch()).last.boxes.sum().backward()
+    assert detector.decoder.heads[0].box[-1].weight.grad is None
+    assert detector.decoder.heads[2].box[-1].weight.grad is not None
+
+
+def test_proposals_become_references_without_gradient() -> None:
+    detector = randomized(VARIANTS["two-stage"]).train()
+    images, padding = batch()
+    memory = detector.encoder(detector.neck(detector.backbone(images), padding))
+    queries, proposals = detector.queries(memory)
+    assert not queries.reference.requires_grad
+    best = proposals.logits[..., 0].topk(11).indices
+    torch.testing.assert_close(queries.reference, proposals.boxes.gather(1, best[..., None].expand(-1, -1, 4)))
+    assert proposals.boxes.shape[1] == memory.tokens.shape[1]
+
+
+@torch.no_grad()
+def test_fewer_tokens_than_queries_make_fewer_queries() -> None:
+    detector = build(replace(VARIANTS["two-stage"], num_queries=500)).eval()
+    boxes = detector(torch.randn(1, 3, 67, 41), torch.zeros(1, 67, 41, dtype=torch.bool)).last.boxes
+    assert boxes.shape[1] == 9 * 6 + 5 * 3 + 3 * 2 + 2 * 1
+
+
+def test_fresh_heads_start_where_the_authors_start_them() -> None:
+    base, refine, two_stage = (build(VARIANTS[name]) for name in ("multi-scale", "refine", "two-stage"))
+    assert base.decoder.heads[0] is base.decoder.heads[2]
+    assert [head.box[-1].bias[2:].tolist() for head in refine.decoder.heads] == [[-2, -2], [0, 0], [0, 0]]
+    assert [head.box[-1].bias[2:].tolist() for head in two_stage.decoder.heads] == [[0, 0]] * 3
+    for head in (*refine.decoder.heads, *two_stage.decoder.heads, two_stage.queries.head):
+        assert head.box[-1].weight.abs().max() == 0
+        torch.testing.assert_close(head.classes.bias, torch.full((5,), -4.59512))
+
+
+def test_fresh_spreads_are_those_of_the_authors_code() -> None:
+    """Standard deviations of the built R50 model; a uniform distribution has bound * 3 ** -0.5."""
+    detector = build(preset("deformable-detr-r50-refine").model)
+    layer = detector.decoder.layers[0]
+    assert layer.self_attention.attention.query_proj.weight.std().item() == pytest.approx(0.0442, rel=0.05)
+    assert layer.self_attention.attention.output_proj.weight.std().item() == pytest.approx(0.0625, rel=0.05)
+    assert layer.look.attention.value_proj.weight.std().item() == pytest.approx(0.0625, rel=0.05)
+    assert layer.feedforward.expand.weight.std().item() == pytest.approx((2 / (256 + 1024)) ** 0.5, rel=0.05)
+    assert detector.neck.level_embedding.std().item() == pytest.approx(1.0, rel=0.1)
+    assert detector.queries.embedding.weight.std().item() == pytest.approx(1.0, rel=0.05)
+    assert layer.self_attention.attention.query_proj.bias.abs().max() == 0
+
+
+def test_recomputed_layers_give_the_same_gradients() -> None:
+    def gradients(recompute: bool) -> list[torch.Tensor]:
+        detector = randomized(VARIANTS["two-stage"]).train()
+        if recompute:
+            checkpoint_activations(detector.encoder.layers)
+            checkpoint_activations(detector.decoder.layers)
+        SetCriterion(CriterionConfig())(detector(*batch()), TARGETS, 2.0).total.backward()
+        return [p.grad for p in detector.parameters() if p.grad is not None]
+
+    for plain, recomputed in zip(gradients(False), gradients(True), strict=True):
+        assert torch.equal(plain, recomputed)
+
+
+def test_one_image_is_learned_by_heart() -> None:
+    torch.manual_seed(0)
+    detector = build(replace(VARIANTS["two-stage"], encoder_layers=1, decoder_layers=2)).train()
+    optimizer = torch.optim.AdamW(detector.parameters(), lr=2e-3)
+    image, padding = torch.randn(1, 3, 67, 97), torch.zeros(1, 67, 97, dtype=torch.bool)
+    criterion = SetCriterion(CriterionConfig())
+    for _ in range(80):
+        optimizer.zero_grad()
+        losses = criterion(detector(image, padding), TARGETS[:1], 2.0)
+        losses.total.backward()
+        torch.nn.utils.clip_grad_norm_(detector.parameters(), 0.1)
+        optimizer.step()
+    prediction = detector(image, padding).last
+    scores, best = prediction.logits.sigmoid()[0].max(0)
+    assert scores[[4, 1]].min() > 0.5
+    torch.testing.assert_close(prediction.boxes[0, best[[4, 1]]], TARGETS[0].boxes, atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"dim": 72}, "model.dim"),
+        ({"num_heads": 3}, "model.num_heads"),
+        ({"num_levels": 2}, "model.num_levels"),
+        ({"queries": "proposals"}, "model.reference"),
+        ({"num_queries": 0}, "model.num_queries"),
+        ({"dropout": 1.0}, "model.dropout"),
+    ],
+)
+def test_contradictions_are_refused_by_name(change: dict[str, object], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        build(replace(TINY, **change))

@@ -1,0 +1,78 @@
+import pytest
+import torch
+
+from detrs import ops
+from detrs.errors import UserError
+from detrs.ops import backend
+
+BOTH = frozenset({"numba"})
+NONE = frozenset[str]()
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "installed", "forced", "chosen"),
+    [
+        ("cpu", torch.float32, BOTH, None, "numba"),
+        ("cpu", torch.bfloat16, BOTH, None, "numba"),
+        ("cpu", torch.float8_e5m2, BOTH, None, "reference"),
+        ("cpu", torch.float32, NONE, None, "reference"),
+        ("cuda", torch.float32, BOTH, None, "reference"),
+        ("meta", torch.float32, BOTH, None, "reference"),
+        ("cpu", torch.float32, BOTH, "reference", "reference"),
+        ("cuda", torch.float32, NONE, "reference", "reference"),
+        ("cpu", torch.float64, BOTH, "numba", "numba"),
+    ],
+)
+def test_choice_is_a_function_of_its_arguments(device, dtype, installed, forced, chosen) -> None:
+    with backend.use("reference"):  # what is forced in the process does not matter to it
+        assert backend.choose(device, dtype, installed, forced) == chosen
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "installed", "reason"),
+    [
+        ("cuda", torch.float32, BOTH, "cuda"),
+        ("cpu", torch.float32, NONE, "cannot be imported"),
+        ("cpu", torch.float8_e5m2, BOTH, "float8_e5m2"),
+    ],
+)
+def test_a_forced_backend_that_cannot_run_is_an_error(device, dtype, installed, reason) -> None:
+    with pytest.raises(ValueError, match=reason):
+        backend.choose(device, dtype, installed, "numba")
+
+
+def test_an_unknown_backend_is_an_error_with_the_nearest_name(monkeypatch) -> None:
+    with pytest.raises(UserError, match="Did you mean 'numba'"):
+        ops.use("nunba")
+    monkeypatch.setattr(backend, "_forced", "nunba")  # as from DETRS_OPS=nunba
+    with pytest.raises(UserError, match="DETRS_OPS"):
+        backend.current("cpu", torch.float32)
+    assert "Did you mean 'numba'" in ops.describe()
+
+
+def test_use_lasts_for_the_block_or_for_good(monkeypatch) -> None:
+    monkeypatch.setattr(backend, "_forced", None)
+    with ops.use("reference"):
+        assert backend.current("cpu", torch.float32) == "reference"
+        with ops.use("numba"):
+            assert backend.current("cpu", torch.float32) == "numba"
+        assert backend.current("cpu", torch.float32) == "reference"
+    assert backend.current("cpu", torch.float32) == "numba"
+    with pytest.raises(KeyError), ops.use("reference"):
+        raise KeyError
+    assert "forced: nothing" in ops.describe()
+    ops.use("reference")
+    assert "forced: reference" in ops.describe()
+    ops.use(None)
+    assert backend.current("cpu", torch.float32) == "numba"
+
+
+def test_describe_says_why_numba_does_not_run(monkeypatch) -> None:
+    monkeypatch.setattr(backend, "_forced", None)
+    monkeypatch.setattr(backend, "_why_not", lambda package: "Numba needs NumPy 2.4 or less")
+    assert ops.describe().splitlines() == [
+        "forced: nothing",
+        "numba: Numba needs NumPy 2.4 or less",
+        "cpu: reference",
+        "cuda: reference",
+    ]

@@ -1,0 +1,208 @@
+"""How multi-scale deformable attention lives with the rest: compiler, export, autocast, threads, forks, caches."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import pytest
+import torch
+from torch.autograd import grad
+from torch.utils.data import DataLoader, Dataset
+
+from detrs.ops import ms_deform_attn, use
+from detrs.ops.ms_deform_attn import numba_cpu, operator
+
+
+@pytest.fixture(autouse=True)
+def forced_numba():
+    with use("numba"):
+        yield
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def large(draw):
+    """Enough work for our threads to be worth their while, too little for those of torch itself (32768 elements)."""
+    inputs = draw(batch=1, queries=401, heads=2, channels=32, shapes=((11, 17), (3, 5)), dtype=torch.float32)
+    assert inputs.weights.numel() * 32 > numba_cpu.SERIAL_BELOW
+    return inputs
+
+
+def gradients(inputs):
+    tensors = [x.detach().clone().requires_grad_() for x in (inputs.value, inputs.locations, inputs.weights)]
+    out = ms_deform_attn(tensors[0], inputs.shapes, *tensors[1:])
+    return out.detach(), *grad(out, tensors, out.detach())
+
+
+# Compiler
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's own
+def test_opcheck(draw) -> None:
+    value, shapes, locations, weights = draw().differentiable()
+    sizes = [size for shape in shapes for size in shape]
+    torch.library.opcheck(torch.ops.detrs.ms_deform_attn.default, (value, sizes, locations, weights))
+    value, locations, weights = (x.detach() for x in (value, locations, weights))
+    arguments = (draw.normal(2, 11, 9), value, sizes, locations, weights, True, False, True)
+    torch.library.opcheck(torch.ops.detrs.ms_deform_attn_backward.default, arguments)
+
+
+def test_compiles_as_one_graph_with_any_number_of_queries(draw) -> None:
+    @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
+    def compiled(value, locations, weights):
+        return ms_deform_attn(value, ((5, 7), (3, 2)), locations, weights).sin()
+
+    for queries in (11, 17):
+        inputs = draw(queries=queries).differentiable()
+        tensors = [inputs.value, inputs.locations, inputs.weights]
+        out, eager = compiled(*tensors), ms_deform_attn(*inputs).sin()
+        assert torch.allclose(out, eager, rtol=0, atol=1e-14)
+        for ours, truth in zip(grad(out.sum(), tensors), grad(eager.sum(), tensors), strict=True):
+            assert torch.allclose(ours, truth, rtol=0, atol=1e-13)
+
+
+def test_export_sees_plain_pytorch(draw) -> None:
+    inputs = draw()
+
+    class Module(torch.nn.Module):
+        def forward(self, value, locations, weights):
+            return ms_deform_attn(value, inputs.shapes, locations, weights)
+
+    tensors = (inputs.value, inputs.locations, inputs.weights)
+    queries = torch.export.Dim("queries", min=2, max=1000)
+    dynamic = ({}, {1: queries}, {1: queries})
+    program = torch.export.export(Module(), tensors, dynamic_shapes=dynamic)
+    called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert any("grid_sampler" in name for name in called) and not any("detrs" in name for name in called)
+    other = draw(queries=23)
+    assert torch.allclose(program.module()(other.value, other.locations, other.weights), ms_deform_attn(*other))
+
+
+def test_autocast_keeps_coordinates(draw) -> None:
+    inputs = draw(channels=16, dtype=torch.float32)
+    projection = torch.nn.Linear(16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = projection(inputs.value)
+        out = ms_deform_attn(value, *inputs[1:])
+    assert value.dtype == out.dtype == torch.bfloat16
+    assert torch.equal(out, ms_deform_attn(value.float(), *inputs[1:]).bfloat16())
+    out.float().sum().backward()
+    assert projection.weight.grad.dtype == torch.float32 and projection.weight.grad.any()
+
+
+def test_second_derivatives_are_refused_not_wrong(draw) -> None:
+    inputs = draw().differentiable()
+    (first,) = grad(ms_deform_attn(*inputs).square().sum(), inputs.value, create_graph=True)
+    with pytest.raises(RuntimeError, match="autograd"):
+        first.sum().backward()
+    with use("reference"):
+        (first,) = grad(ms_deform_attn(*inputs).square().sum(), inputs.value, create_graph=True)
+        first.sum().backward()
+
+
+# Threads and processes
+
+
+def test_bits_do_not_depend_on_the_number_of_threads(draw, two_threads, monkeypatch) -> None:
+    inputs = large(draw)
+    launched = []
+    monkeypatch.setattr(numba, "set_num_threads", launched.append)
+    monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", 2)
+    torch.set_num_threads(1)
+    alone = gradients(inputs)
+    assert not launched
+    torch.set_num_threads(2)
+    monkeypatch.undo()
+    if numba.config.NUMBA_NUM_THREADS < 2:
+        pytest.skip("this machine has one core")
+    for _ in range(3):
+        for ours, same in zip(gradients(inputs), alone, strict=True):
+            assert torch.equal(ours, same)
+    channels = inputs.value.shape[3]
+    assert numba_cpu._forward_kernels(channels, "float32")[1].signatures, "the parallel kernel did not run"
+    assert numba_cpu._backward_kernels(channels, "float32")[1].signatures
+
+
+def test_concurrent_python_threads(draw, two_threads) -> None:
+    inputs = large(draw)
+    alone = gradients(inputs)
+
+    def work(_):
+        torch.set_num_threads(2)
+        return gradients(inputs)
+
+    with ThreadPoolExecutor(4) as pool:
+        for results in pool.map(work, range(16)):
+            assert all(torch.equal(ours, same) for ours, same in zip(results, alone, strict=True))
+
+
+class Attended(Dataset):
+    """Computes in the worker what the main process has computed with threads before."""
+
+    def __init__(self, inputs) -> None:
+        self.inputs = inputs
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index):
+        torch.set_num_threads(2)
+        value, shapes, locations, weights = self.inputs
+        sizes = [size for shape in shapes for size in shape]
+        out = ms_deform_attn(value, shapes, locations, weights)
+        return out, *operator.ms_deform_attn_backward(out, value, sizes, locations, weights, True, True, True)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_forked_workers_of_a_data_loader(draw, two_threads) -> None:
+    inputs = large(draw)
+    here = Attended(inputs)[0]  # starts the threads that a fork does not copy
+    loader = DataLoader(Attended(inputs), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
+    for there in loader:
+        assert all(torch.equal(ours, same) for ours, same in zip(there, here, strict=True))
+    assert not numba_cpu._forked
+
+
+# Cache
+
+
+NEXT_PROCESS = """
+import torch
+from detrs.ops.ms_deform_attn import numba_cpu
+numba_cpu.forward(torch.ones(1, 2, 1, 5), (1, 2), torch.ones(1, 1, 1, 1, 1, 2), torch.ones(1, 1, 1, 1, 1))
+serial, _ = numba_cpu._forward_kernels(5, "float32")
+print(len(serial.stats.cache_hits), len(serial.stats.cache_misses))
+"""
+
+
+def test_the_next_process_finds_the_kernels_compiled(tmp_path, monkeypatch) -> None:
+    """Fails if a kernel captures anything that is pickled differently in each process."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    numba_cpu._forward_kernels.cache_clear()
+    numba_cpu.forward(torch.ones(1, 2, 1, 5), (1, 2), torch.ones(1, 1, 1, 1, 1, 2), torch.ones(1, 1, 1, 1, 1))
+    numba_cpu._forward_kernels.cache_clear()
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.run([sys.executable, "-c", NEXT_PROCESS], env=environment, capture_output=True, text=True)
+    assert process.stdout.split() == ["1", "0"], process.stderr
+
+
+def test_without_a_place_for_the_cache_it_says_so_and_works(monkeypatch, draw) -> None:
+    monkeypatch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
+    kernels = numba_cpu._forward_kernels.__wrapped__
+    with pytest.warns(UserWarning, match="NUMBA_CACHE_DIR"):
+        serial, _ = kernels(3, "float64")
+    inputs = draw()
+    out = torch.empty(2, 11, 9, dtype=torch.float64)
+    value, strides = numba_cpu._rows(inputs.value)
+    arrays = (x.numpy() for x in (inputs.locations, inputs.weights, out))
+    serial(value.data_ptr(), strides, numba_cpu._levels((5, 7, 3, 2)), *arrays)
+    assert torch.equal(out, ms_deform_attn(*inputs))

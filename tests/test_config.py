@@ -1,0 +1,96 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detrs import config
+from detrs.config import Experiment
+from detrs.errors import UserError, did_you_mean
+from detrs.presets import PRESETS, preset
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_valid_survives_json_and_says_what_it_is(name: str, tmp_path: Path) -> None:
+    experiment = preset(name)
+    config.validate(experiment)
+    config.save(experiment, tmp_path / "experiment.json")
+    assert config.load(tmp_path / "experiment.json") == experiment
+    assert experiment.name == name
+    assert PRESETS[name].__doc__
+
+
+def changed(*path: str, value: Any) -> dict[str, Any]:
+    values = config.to_dict(Experiment())
+    section = values
+    for key in path[:-1]:
+        section = section[key]
+    section[path[-1]] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (changed("modle", value={}), "unknown setting 'modle'. Did you mean 'model'"),
+        (changed("optimizer", "lrr", value=1.0), "experiment.optimizer: unknown setting 'lrr'. Did you mean 'lr'"),
+        (changed("optimizer", "lr", value="fast"), "experiment.optimizer.lr: expected float, got 'fast'"),
+        (changed("schedule", "epochs", value=1.5), "expected int"),
+        (changed("schedule", "epochs", value=True), "expected int"),
+        (changed("schedule", "kind", value="cosin"), "not one of 'step', 'cosine'"),
+        (changed("data", "image_size", value=[1, 2, 3]), "experiment.data.image_size"),
+        (changed("model", "kind", value="DeformableDTRConfig"), "Did you mean 'DeformableDETRConfig'"),
+        (changed("model", value=3), "unknown model kind"),
+        (changed("data", value=[]), "expected an object of settings"),
+    ],
+)
+def test_unknown_or_mistyped_settings_are_refused_with_their_place(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message.replace("'", ".")):
+        config.from_dict(Experiment, values)
+
+
+def test_integers_are_good_floats_and_lists_become_tuples() -> None:
+    experiment = config.from_dict(Experiment, json.loads(json.dumps(changed("optimizer", "lr", value=1))))
+    assert experiment.optimizer.lr == 1.0
+    assert isinstance(experiment.optimizer.lr, float)
+    assert experiment.data.image_size == (800, 1333)
+
+
+def test_broken_json_is_told_with_line_and_column(tmp_path: Path) -> None:
+    file = tmp_path / "experiment.json"
+    file.write_text('{\n  "name": oops\n}')
+    with pytest.raises(UserError, match="line 2, column 11"):
+        config.load(file)
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("optimizer", {"lr": 0.0}, "optimizer.lr is 0.0, but must be above 0"),
+        ("optimizer", {"ema_decay": 1.0}, "optimizer.ema_decay"),
+        ("schedule", {"epochs": 0}, "schedule.epochs"),
+        ("data", {"batch_size": 0}, "data.batch_size"),
+        ("data", {"image_size": (640, 480)}, "data.image_size"),
+        ("runtime", {"workers": -1}, "runtime.workers"),
+        ("runtime", {"accumulate": 3}, "cannot be split"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(section: str, change: dict[str, Any], message: str) -> None:
+    experiment = Experiment()
+    with pytest.raises(UserError, match=message):
+        config.validate(replace(experiment, **{section: replace(getattr(experiment, section), **change)}))
+
+
+def test_seed_out_of_range_is_refused() -> None:
+    with pytest.raises(UserError, match="seed"):
+        config.validate(replace(Experiment(), seed=2**64))
+
+
+def test_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="Did you mean 'deformable-detr-tiny'"):
+        preset("deformable-detr-tny")
+
+
+def test_did_you_mean_is_silent_when_nothing_is_near() -> None:
+    assert did_you_mean("zebra", ["detr"]) == ""
