@@ -1,4 +1,4 @@
-"""Boxes come back in pixels of the original picture, whatever its size, orientation, kind, or neighbours in the batch."""
+"""Boxes come back in pixels of the original, whatever its size, orientation, kind and neighbours."""
 
 import logging
 import threading
@@ -98,7 +98,15 @@ def test_boxes_are_in_pixels_of_the_original(predictor: Predictor, batch_size: i
         assert each.boxes_xyxy.shape == (1, 4)
         expected = torch.tensor([picture(size)[1]], dtype=torch.float32)
         torch.testing.assert_close(each.boxes_xyxy, expected, rtol=0, atol=tolerance(size))
-    assert predictor.detector.batches[0][0] == min(batch_size, len(SIZES))  # type: ignore[union-attr,index]
+
+
+def test_pictures_of_one_size_go_together(predictor: Predictor) -> None:
+    sizes = [SIZES[0], SIZES[1], SIZES[0], SIZES[0], SIZES[1]]
+    found = predictor([picture(size)[0] for size in sizes], batch_size=4)
+    assert [each.image_size for each in found] == sizes
+    assert isinstance(predictor.detector, Finder)
+    wide, tall = (3, 61, 86), (3, 113, 36)
+    assert predictor.detector.batches == [(3, *wide), (1, *tall), (1, *tall)]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -291,7 +299,7 @@ def experiment() -> Experiment:
     backbone = BackboneConfig(name="test_efficientnet", weights="none", freeze_stem=False, mean=MEAN, std=STD)
     return Experiment(
         model=DeformableDETRConfig(
-            num_classes=2, backbone=backbone, dim=32, num_heads=4, encoder_layers=1, decoder_layers=2, ffn_dim=48,
+            num_classes=2, backbone=backbone, dim=64, num_heads=4, encoder_layers=1, decoder_layers=2, ffn_dim=48,
             num_queries=17, queries="proposals", reference="refine",
         )
     )  # fmt: skip
@@ -301,10 +309,10 @@ def test_batches_equal_single_pictures(experiment: Experiment) -> None:
     torch.manual_seed(0)
     predictor = Predictor(models.build(experiment.model), CLASSES, IMAGE_SIZE, MEAN, STD, "cpu")
     random = np.random.default_rng(0)
-    images = [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in SIZES]
+    images = [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in SIZES + SIZES[:3]]
     with use("reference"):
         single = [predictor(image, threshold=0)[0] for image in images]
-        for batch_size in (2, 5):
+        for batch_size in (6, 8):
             for each, alone in zip(predictor(images, threshold=0, batch_size=batch_size), single, strict=True):
                 torch.testing.assert_close(each.scores, alone.scores, rtol=0, atol=1e-5)
                 torch.testing.assert_close(each.boxes_xyxy, alone.boxes_xyxy, rtol=0, atol=1e-2)

@@ -14,17 +14,15 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torchvision import tv_tensors
 
-from detrs.data.collate import collate, normalize
+from detrs.data.collate import normalize
 from detrs.data.images import decode_image
-from detrs.data.sample import Sample
 from detrs.data.transforms import resize
 from detrs.engine.detector_file import load_detector
 from detrs.engine.runtime import pick_device
 from detrs.errors import UserError
 from detrs.postprocess import detections
-from detrs.structures import Classes, Detections
+from detrs.structures import Batch, Classes, Detections
 
 Source = str | Path | bytes | Image.Image | NDArray[Any] | Tensor
 """A file, folder, glob pattern or URL; the bytes of a file; a Pillow image; an array (H, W, 3); a tensor (3, H, W)."""
@@ -129,14 +127,14 @@ class Predictor:
         allow_urls: bool = False,
         on_error: OnError = "raise",
     ) -> Iterator[Found]:
-        """Look at pictures, a batch at a time, in the order given.
+        """Look at pictures, some at a time, in the order given.
 
         Args:
             sources: one source, or any iterable of them; it may be endless. A folder stands for the pictures directly
                 in it, a glob for those it matches (``**`` for sub-folders), both sorted and without hidden files.
             threshold: smallest score of a detection, in [0, 1].
-            batch_size: images per forward pass. Images of a batch are padded to the largest, which changes the numbers
-                by rounding only (by more for DC5 models: use 1).
+            batch_size: pictures to read at a time. Those of one size go through the detector together, without padding:
+                what is found in a picture does not depend on its neighbours.
             allow_urls: fetch ``http://`` and ``https://`` sources.
             on_error: what to do about a source that cannot be read.
 
@@ -165,13 +163,23 @@ class Predictor:
 
     @torch.inference_mode()
     def _predict(self, items: list[tuple[str, Tensor]], threshold: float) -> list[Found]:
-        sizes = [(image.shape[1], image.shape[2]) for _, image in items]
-        batch = collate([_sample(resize(image, None, self.image_size)[0], source) for source, image in items])
-        batch = normalize(batch.to(self.device), self.mean, self.std)
-        predictions = self.detector(batch.images, batch.padding)
-        sources = [source for source, _ in items]
-        found = detections(predictions.last, sizes, self.classes, max_detections=self.max_detections, sources=sources)
-        return [Found(image, each.filter(threshold)) for (_, image), each in zip(items, found, strict=True)]
+        """What is in some pictures; those of one size go through the detector together."""
+        groups: dict[torch.Size, list[int]] = {}
+        resized = [resize(image, None, self.image_size)[0] for _, image in items]
+        for index, image in enumerate(resized):
+            groups.setdefault(image.shape, []).append(index)
+        found: dict[int, Found] = {}
+        for group in groups.values():
+            batch = normalize(_batch([resized[index] for index in group]).to(self.device), self.mean, self.std)
+            detected = detections(
+                self.detector(batch.images, batch.padding).last,
+                [(items[index][1].shape[1], items[index][1].shape[2]) for index in group],
+                self.classes,
+                max_detections=self.max_detections,
+                sources=[items[index][0] for index in group],
+            )
+            found |= {i: Found(items[i][1], each.filter(threshold)) for i, each in zip(group, detected, strict=True)}
+        return [found[index] for index in range(len(items))]
 
 
 def load(checkpoint: str | Path, device: str = "auto") -> Predictor:
@@ -179,11 +187,10 @@ def load(checkpoint: str | Path, device: str = "auto") -> Predictor:
     return Predictor.load(checkpoint, device)
 
 
-def _sample(image: Tensor, source: str) -> Sample:
-    """A sample without objects; the detector is asked what there is."""
-    size = (image.shape[1], image.shape[2])
-    boxes = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=size)
-    return Sample(tv_tensors.Image(image), boxes, torch.zeros(0, dtype=torch.int64), 0, size, source)
+def _batch(images: list[Tensor]) -> Batch:
+    """Pictures of one size (3, H, W) as a batch without padding or targets."""
+    padding = torch.zeros(len(images), *images[0].shape[1:], dtype=torch.bool)  # (B, H, W)
+    return Batch(torch.stack(images), padding, ())
 
 
 def _handler(on_error: OnError) -> Callable[[str, UserError], object]:

@@ -112,13 +112,13 @@ def deformable_detr_small() -> Experiment:
 
 
 def deformable_detr_tiny() -> Experiment:
-    """For a first try in minutes, on small images: two-stage on a ResNet of 0.4 M, 1.6 M parameters; our own design."""
+    """From scratch in minutes, on small images, with no download: two-stage on a ResNet of 0.4 M; our own design."""
     small = deformable_detr_small()
     return replace(
         small,
         model=replace(
             small.model,
-            backbone=BackboneConfig(name="test_resnet.r160_in1k"),
+            backbone=BackboneConfig(name="test_resnet", weights="none", norm="batch", freeze_stem=False),
             encoder_layers=1,
             num_queries=50,
         ),

@@ -243,7 +243,7 @@ class TestOtherFiles:
     @pytest.mark.parametrize("zipped", [True, False])
     def test_pth(self, path: Path, zipped: bool) -> None:
         torch.save({"weight": torch.ones(3)}, path, _use_new_zipfile_serialization=zipped)
-        with pytest.raises(UserError, match="pickle|PyTorch .pth"):
+        with pytest.raises(UserError, match=r"pickle|PyTorch \.pth"):
             load(path)
 
     def test_safetensors_of_others(self, path: Path) -> None:
@@ -254,14 +254,14 @@ class TestOtherFiles:
 
     def test_missing_folder_and_link(self, tmp_path: Path) -> None:
         save(tmp_path / "best.safetensors", {}, {})
-        with pytest.raises(UserError, match="no checkpoint .*bst.safetensors. Did you mean 'best.safetensors'"):
+        with pytest.raises(UserError, match=r"no checkpoint .*bst.safetensors. Did you mean 'best.safetensors'"):
             load(tmp_path / "bst.safetensors")
         with pytest.raises(UserError, match="There is no checkpoint"):
             load(tmp_path / "nowhere" / "best.safetensors")
         with pytest.raises(UserError, match="is a folder"):
             load(tmp_path)
         (tmp_path / "link").symlink_to("gone.safetensors")
-        with pytest.raises(UserError, match="dangling link to gone.safetensors"):
+        with pytest.raises(UserError, match=r"dangling link to gone\.safetensors"):
             load(tmp_path / "link")
 
     def test_newer_format(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,7 +280,7 @@ class TestNonFinite:
         poisoned = torch.ones(3, 5, dtype=dtype)
         poisoned[1, 2] = value
         save(path, {"good": torch.ones(3), "decoder.bad": poisoned}, {})
-        with pytest.raises(UserError, match="NaN or infinity in decoder.bad:"):
+        with pytest.raises(UserError, match=r"NaN or infinity in decoder\.bad:"):
             load(path)
         loaded = load(path, allow_non_finite=True).tensors
         assert torch.equal(loaded["decoder.bad"].isfinite(), poisoned.isfinite())
@@ -320,10 +320,10 @@ class TestInterruption:
         assert list(path.parent.iterdir()) == []
 
     def test_no_folder_and_no_permission(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="Cannot write the checkpoint .*No such file or directory. A file"):
+        with pytest.raises(UserError, match=r"Cannot write the checkpoint .*No such file or directory. A file"):
             save(tmp_path / "nowhere" / "best.safetensors", tensors(), META)
         (tmp_path / "file").touch()
-        with pytest.raises(UserError, match="Cannot write the checkpoint .*Not a directory"):
+        with pytest.raises(UserError, match=r"Cannot write the checkpoint .*Not a directory"):
             save(tmp_path / "file" / "best.safetensors", tensors(), META)
         with pytest.raises(UserError, match="Cannot write the checkpoint"):
             save(Path("/proc/best.safetensors"), tensors(), META)

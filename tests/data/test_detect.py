@@ -55,7 +55,7 @@ def test_the_shared_sets(shared: Path) -> None:
 
 def test_a_missing_folder_with_the_nearest_name(tmp_path: Path) -> None:
     (tmp_path / "blood-cells").mkdir()
-    with pytest.raises(UserError, match="does not exist. Did you mean 'blood-cells'?"):
+    with pytest.raises(UserError, match=r"does not exist. Did you mean 'blood-cells'?"):
         find_split(tmp_path / "blood-cell", "train")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is no folder"):
@@ -66,9 +66,9 @@ def test_a_missing_folder_with_the_nearest_name(tmp_path: Path) -> None:
 
 def test_a_missing_split_tells_what_is_there(tmp_path: Path) -> None:
     root = lay_out(tmp_path, "annotations/train.json", "valid/_annotations.coco.json")
-    with pytest.raises(UserError, match="has no split 'test', but has: train, valid."):
+    with pytest.raises(UserError, match=r"has no split 'test', but has: train, valid."):
         find_split(root, "test")
-    with pytest.raises(UserError, match="Did you mean 'train'?"):
+    with pytest.raises(UserError, match=r"Did you mean 'train'?"):
         find_split(root, "trian")
 
 

@@ -50,7 +50,7 @@ def test_every_kind_of_source_gives_the_same_pixels(tmp_path: Path) -> None:
     path = tmp_path / "50% of #1,\n ünï.png"
     path.write_bytes(data)
     tensor = torch.from_numpy(PHOTO).permute(2, 0, 1)
-    sources = [path, str(path), data, Image.open(path), PHOTO, tensor, tensor.float() / 255, PHOTO / 255.0]
+    sources: list[Any] = [path, str(path), data, Image.open(path), PHOTO, tensor, tensor.float() / 255, PHOTO / 255.0]
     for source in sources:
         np.testing.assert_array_equal(pixels(decode_image(source)), PHOTO)
 
@@ -79,7 +79,9 @@ def test_exif_orientation(orientation: int, format: str, tmp_path: Path) -> None
     exif[0x0112] = orientation
     image = Image.fromarray(stored_as(PHOTO, orientation))
     path = tmp_path / f"photo.{format.lower()}"
-    path.write_bytes(encoded(image, format, exif=exif, **({"quality": 95, "subsampling": 0} if format == "JPEG" else {})))
+    path.write_bytes(
+        encoded(image, format, exif=exif, **({"quality": 95, "subsampling": 0} if format == "JPEG" else {}))
+    )
     difference = np.abs(pixels(decode_image(path)).astype(int) - PHOTO)
     assert difference.mean() < (5 if format == "JPEG" else 1e-9)
     assert read_size(path) == (37, 53)
@@ -243,7 +245,7 @@ def test_size_limit_is_checked_before_decoding(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_text_bomb_is_refused() -> None:
     info = PngImagePlugin.PngInfo()
-    info.add_text("comment", "x" * 80_000_000, zip=True)
+    info.add_text("comment", "x" * 3_000_000, zip=True)
     with pytest.raises(UserError, match="damaged"):
         decode_image(encoded(Image.fromarray(PHOTO), "PNG", pnginfo=info))
 

@@ -1,7 +1,6 @@
 """The same pixels for any number of workers, processes and micro-batches, and after a resume."""
 
 import pickle
-import random
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -90,7 +89,7 @@ def test_processes_and_micro_batches_share_the_global_batch(
 
 @pytest.mark.parametrize("first_step", [1, 3, 4, 9])
 def test_a_resumed_epoch_continues(dataset: DigitsDataset, first_step: int) -> None:
-    options = {"accumulate": 2, "epoch": 5}
+    options: dict[str, Any] = {"accumulate": 2, "epoch": 5}
     assert all_equal(steps(dataset, **options)[first_step:], steps(dataset, first_step=first_step, **options))
 
 
@@ -120,20 +119,18 @@ def test_no_picture_is_left_out_for_ever(dataset: DigitsDataset) -> None:
 def test_global_random_state_is_left_alone(dataset: DigitsDataset, workers: int) -> None:
     torch.manual_seed(1)
     np.random.seed(1)
-    random.seed(1)
-    state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index,union-attr]
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]
     batches = training_batches(dataset, CONFIG, seed=0, epoch=0, workers=workers)
     next(batches)
     list(evaluation_batches(dataset, (67, 97), 20, workers=workers))
     assert torch.equal(state, torch.get_rng_state())
     assert (numpy_state == np.random.get_state()[1]).all()  # type: ignore[index]
-    assert python_state == random.getstate()
     torch.manual_seed(2)
     assert equal(next(training_batches(dataset, CONFIG, seed=0, epoch=0))[0], steps(dataset, seed=0)[0][0])
 
 
 def test_a_batch_that_cannot_be_divided(dataset: DigitsDataset) -> None:
-    with pytest.raises(UserError, match="batch of 8 images cannot be divided among 3 processes.*multiple of 3"):
+    with pytest.raises(UserError, match=r"batch of 8 images cannot be divided among 3 processes.*multiple of 3"):
         training_batches(dataset, CONFIG, seed=0, epoch=0, world_size=3)
 
 
@@ -173,7 +170,7 @@ class Broken(DigitsDataset):
 
     def __getitem__(self, index: int) -> Sample:
         if index == 3:
-            time.sleep(60 * self.hang)
+            time.sleep(4 * self.hang)
             raise RuntimeError("no such luck")
         return super().__getitem__(index)
 
@@ -209,11 +206,11 @@ def test_a_data_set_travels_to_a_spawned_worker_without_its_pictures(folder: Any
 def test_real_pictures(shared: Path) -> None:
     from detrs.data import open_dataset
 
-    config = replace(CONFIG, image_size=(160, 224), batch_size=16)
+    config = replace(CONFIG, image_size=(160, 224), batch_size=6)
     dataset = open_dataset(str(shared / "data" / "bccd"), "train")
     (batch,) = next(training_batches(dataset, config, seed=0, epoch=0))
-    assert batch.images.shape[0] == 16 and max(batch.images.shape[2:]) <= 224
-    assert sum(len(target.labels) for target in batch.targets) > 60
+    assert batch.images.shape[0] == 6 and max(batch.images.shape[2:]) <= 224
+    assert sum(len(target.labels) for target in batch.targets) > 20
     for target in batch.targets:
         centre, size = target.boxes[:, :2], target.boxes[:, 2:]
         assert (size > 0).all() and (centre - size / 2 > -1e-6).all() and (centre + size / 2 < 1 + 1e-6).all()

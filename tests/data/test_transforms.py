@@ -147,7 +147,7 @@ def uniform(counts: Counter[int], values: list[int]) -> bool:
 def test_the_official_recipe() -> None:
     """Flip 1/2; short side 480..800 by 32, long at most 1333; crop 1/2 from 400/500/600, sides 384..min(side, 600)."""
     size = (427, 640)
-    n = 6000
+    n = 3000
     plans = [plan(OFFICIAL, size, np.random.default_rng((7, seed))) for seed in range(n)]
     sigma = (n / 4) ** 0.5
     assert abs(sum(p.flip for p in plans) - n / 2) < 5 * sigma
@@ -168,7 +168,7 @@ def test_the_official_recipe() -> None:
     for before, low, high in (((400, 599), 384, 400), ((600, 899), 384, 600)):  # heights
         heights = [h for b, (_, _, h, _) in crops if b == before]
         assert min(heights) <= low + 2 and max(heights) >= high - 2
-        assert np.mean(heights) == pytest.approx((low + high) / 2, rel=0.02)
+        assert np.mean(heights) == pytest.approx((low + high) / 2, rel=0.03)
     lefts = np.array([left / (width - w) for (_, width), (_, left, _, w) in crops if width > w])
     tops = np.array([top / (height - h) for (height, _), (top, _, h, _) in crops if height - h > 50])
     for positions in (lefts, tops):

@@ -27,11 +27,19 @@ def tiny() -> ModuleType:
 
 
 @pytest.fixture(autouse=True)
-def tiny_data(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every data set is the tiny one; results do not depend on threads, but speed on a busy machine does."""
+def tiny_data(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Every data set is the tiny one; and no time goes into pictures, unless a test asks for ``pictures``."""
     monkeypatch.setattr(trainer, "open_dataset", tiny.open_dataset)
     monkeypatch.setattr(evaluate, "open_dataset", tiny.open_dataset)
+    if "pictures" not in request.fixturenames:
+        for name in ("save_training_batch", "save_predictions", "results_figure"):
+            monkeypatch.setattr(trainer, name, lambda *arguments: None)
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def pictures() -> None:
+    """Asked for by a test that wants the pictures of a run."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A detector of a hundred thousand parameters on ten real pictures: seconds per run. Imported by the tests, and a script.
+"""A detector of a hundred thousand parameters on a few real pictures. Imported by the tests, and a script.
 
 python run_tiny.py OUTPUT [--resume] [--curve FILE] [SETTINGS AS JSON]
 """
@@ -72,14 +72,14 @@ def open_dataset(path: str, split: str, *, keep_empty: bool = True) -> Tiny:
 
 
 if __name__ == "__main__":
+    from detrs.engine.runtime import is_main_process
     from detrs.engine.train import training
 
     arguments = sys.argv[1:]
     trainer.open_dataset = evaluate.open_dataset = open_dataset
+    trainer.results_figure = trainer.save_predictions = trainer.save_training_batch = lambda *arguments: None
     settings = json.loads(arguments[-1]) if arguments[-1].startswith("{") else {}
-    reports = []
-    for report in training(experiment(**settings), Path(arguments[0]), resume="--resume" in arguments):
-        reports.append(report)
-    if "--curve" in arguments and trainer.Runtime(RuntimeConfig(device="cpu")).is_main:
+    reports = list(training(experiment(**settings), Path(arguments[0]), resume="--resume" in arguments))
+    if "--curve" in arguments and is_main_process():
         curve = [[r.loss, r.grad_norm, r.evaluation and r.evaluation.ap50] for r in reports]
         Path(arguments[arguments.index("--curve") + 1]).write_text(json.dumps(curve))

@@ -38,13 +38,11 @@ def test_run_ends_within_its_budget_with_progress_one(fake: Time) -> None:
         assert measured.end_step() in (30, 2)
         seen.append(measured.progress(step))
         if step % 50 == 0 and measured.allows_evaluation():
-            began = fake.now
-            fake.now += 20
-            measured.end_evaluation(began)
+            with measured.evaluating():
+                fake.now += 20
         if step == 120:
-            began = fake.now
-            fake.now += 3
-            measured.end_save(began)
+            with measured.saving_state():
+                fake.now += 3
     assert seen == sorted(seen) and seen[-1] == 1
     assert seen[0] < 0.1  # the slow first step did not frighten it
     assert 560 < measured.used() + 20 + 3 <= 600  # the last evaluation and save fit, and little is wasted
@@ -70,14 +68,10 @@ def test_step_time_leaves_out_evaluations_and_saves(fake: Time) -> None:
     measured = Clock(Pace(100, 0), Runtime(RuntimeConfig(device="cpu")), began=fake.now, steps_to_evaluate=1)
     fake.now += 5
     assert measured.end_step() == 5
-    began = fake.now
-    fake.now += 70
-    measured.end_evaluation(began)
-    fake.now += 7
-    measured.begin_step()
-    began = fake.now
-    fake.now += 11
-    measured.end_save(began)
+    with measured.evaluating():
+        fake.now += 70
+    with measured.saving_state():
+        fake.now += 11
     fake.now += 2
     assert measured.end_step() == 2
     assert measured.minutes_since_save() == pytest.approx(2 / 60)

@@ -49,7 +49,7 @@ def test_warmup_is_over_after_a_tenth_of_a_short_run() -> None:
     config = ScheduleConfig(epochs=1, drop_epochs=(), warmup_steps=10_000)
     ours = factors(config, 200)
     assert ours[19] < 1 and set(ours[20:]) == {1}
-    assert 0 < ours[0] and ours == sorted(ours)
+    assert ours[0] > 0 and ours == sorted(ours)
 
 
 def test_progress_follows_what_is_nearer_to_its_end() -> None:

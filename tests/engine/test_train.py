@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -14,7 +15,8 @@ import torch
 from detrs.checkpoints import format
 from detrs.config import Experiment
 from detrs.criterion.set_criterion import Losses, SetCriterion
-from detrs.engine import trainer
+from detrs.engine import clock, trainer
+from detrs.engine import train as train_module
 from detrs.engine.interruption import Interrupted
 from detrs.engine.journal import StepReport
 from detrs.engine.train import TrainResult, train, training
@@ -54,11 +56,13 @@ def finished(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path
     output = tmp_path_factory.mktemp("runs") / "finished"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "open_dataset", tiny.open_dataset)
+        for name in ("save_training_batch", "save_predictions", "results_figure"):
+            patch.setattr(trainer, name, lambda *arguments: None)
         consume(tiny.EXPERIMENT, output)
     return output
 
 
-def test_run_leaves_its_files_and_one_report_per_step(tiny: ModuleType, tmp_path: Path) -> None:
+def test_run_leaves_its_files_and_one_report_per_step(tiny: ModuleType, tmp_path: Path, pictures: None) -> None:
     output = tmp_path / "deep" / "run"
     reports = consume(tiny.EXPERIMENT, output)
     assert [report.step for report in reports] == [1, 2, 3, 4, 5, 6]
@@ -86,9 +90,9 @@ def test_train_returns_the_best_scores(tiny: ModuleType, tmp_path: Path, capsys:
 
 
 def test_loss_falls(tiny: ModuleType, tmp_path: Path) -> None:
-    experiment = tiny.experiment(schedule={"epochs": 12}, evaluation={"every_epochs": 12}, data={"augment": "none"})
+    experiment = tiny.experiment(schedule={"epochs": 9}, evaluation={"every_epochs": 9}, data={"augment": "none"})
     losses = [report.loss for report in training(experiment, tmp_path / "run")]
-    assert sum(losses[-6:]) < 0.8 * sum(losses[:6])
+    assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
 
 
 def one_step(
@@ -192,7 +196,7 @@ def test_runtime_settings_do_not_change_the_result(tiny: ModuleType, tmp_path: P
     settings: dict[str, Any] = {"model": {"dropout": 0.0}} if runtime.get("accumulate") else {}
     expected = consume(tiny.experiment(**settings), tmp_path / "expected")
     reports = consume(tiny.experiment(**settings, runtime=runtime), tmp_path / "run")
-    # Sums of other parts round differently: the last bits differ, and Adam amplifies them in parameters without gradient.
+    # Sums of other parts round differently: the last bits differ, and Adam amplifies them where gradients vanish.
     exact = "accumulate" not in runtime
     for ours, theirs in zip(reports, expected, strict=True):
         assert ours.loss == pytest.approx(theirs.loss, rel=0 if exact else 1e-4)
@@ -257,9 +261,7 @@ def test_step_that_is_not_finite_changes_nothing(
     for step in (3, 4, 6):  # counted from 1
         before, after = states[step - 2], states[step - 1]
         assert all(torch.equal(tensor, before[key]) for key, tensor in after.items()), step
-    assert not torch.equal(
-        states[4]["model/decoder.heads.0.classify.weight"], states[3]["model/decoder.heads.0.classify.weight"]
-    )
+    assert any(not torch.equal(tensor, states[3][key]) for key, tensor in states[4].items() if key.startswith("model/"))
     for name in ("best.safetensors", "last.safetensors"):
         format.load(tmp_path / "run" / name)  # refuses NaN
     assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
@@ -307,23 +309,35 @@ def test_run_that_stops_improving_stops(tiny: ModuleType, tmp_path: Path, monkey
     assert consume(experiment, tmp_path / "run", resume=True) == []
 
 
-def test_time_budget_ends_a_run_with_a_low_learning_rate(tiny: ModuleType, tmp_path: Path) -> None:
+def test_time_budget_ends_a_run_with_a_low_learning_rate(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Time:
+        """A quarter of a second goes by whenever someone looks at the clock."""
+
+        now = 0.0
+
+        def monotonic(self) -> float:
+            self.now += 0.25
+            return self.now
+
+    clocks = Time()
+    for module in (clock, train_module):
+        monkeypatch.setattr(module, "time", clocks)
     experiment = tiny.experiment(
-        schedule={"epochs": 100_000, "max_minutes": 5 / 60}, evaluation={"every_epochs": 10}, optimizer={"lr": 1e-4}
+        schedule={"epochs": 100_000, "max_minutes": 1}, evaluation={"every_epochs": 10}, optimizer={"lr": 1e-4}
     )
-    began = time.monotonic()
     reports = consume(experiment, tmp_path / "run")
-    assert 2 < time.monotonic() - began < 7
-    assert reports[-1].lr < 0.1 * max(report.lr for report in reports)
-    assert reports[-1].evaluation is not None and reports[-1].step < 300_000
+    assert 50 < reports[-1].seconds <= clocks.now <= 62
+    assert reports[-1].evaluation is not None and reports[-1].progress == 1
+    assert reports[-1].lr < 0.03 * max(report.lr for report in reports)
+    assert 20 < len(reports) < 100
     assert consume(experiment, tmp_path / "run", resume=True) == []
 
 
 def test_augmentation_and_order_depend_on_the_seed(tiny: ModuleType, tmp_path: Path) -> None:
     first = []
     for seed in (42, 43):
-        import dataclasses
-
         steps = training(dataclasses.replace(tiny.EXPERIMENT, seed=seed), tmp_path / str(seed))
         first.append(next(steps).loss)
         steps.close()
@@ -336,7 +350,9 @@ def refused(experiment: Experiment, output: Path, match: str, **options: Any) ->
 
 
 def test_more_objects_than_queries_is_refused_before_anything_is_written(tiny: ModuleType, tmp_path: Path) -> None:
-    refused(tiny.experiment(model={"num_queries": 5}), tmp_path / "run", "6 objects.*only 5.*num_queries")
+    most = tiny.Tiny("train").max_objects
+    experiment = tiny.experiment(model={"num_queries": most - 1})
+    refused(experiment, tmp_path / "run", f"{most} objects.*only {most - 1}.*num_queries")
     assert not (tmp_path / "run").exists()
 
 

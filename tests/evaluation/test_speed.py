@@ -119,6 +119,7 @@ def test_sizes_are_positive(bad: dict) -> None:
         profile(Tiny(), **{"image_size": (H, W), **bad})
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_memory_on_a_gpu() -> None:
     report = profile(Tiny(), (H, W), device="cuda")

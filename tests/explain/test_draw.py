@@ -171,7 +171,7 @@ class TestNames:
             assert min(first.left, first.top) >= 0
             assert first.right <= picture[0] + 1e-9 and first.bottom <= picture[1] + 1e-9
             second, hidden = _place(box, size, picture, [first])
-            assert hidden == pytest.approx(second.overlap(first))
+            assert hidden == pytest.approx(second.overlap([first]))
             if box.bottom - box.top > 2 * size[1]:
                 assert hidden == 0  # the other edge of the box is free
 

@@ -221,6 +221,12 @@ def test_nan_goes_where_it_belongs(draw) -> None:
             truth = ms_deform_attn(*case)
         assert ours.isnan().any() and not ours.isnan().all()
         assert torch.equal(ours.isnan(), truth.isnan())
+    weights = inputs.weights.detach().clone()
+    weights[0, 4, 1, 1, 1] = math.nan
+    for name in ("numba", "reference"):  # 0 * NaN is NaN beyond the edges too
+        with use(name):
+            out = ms_deform_attn(inputs.value, inputs.shapes, inputs.locations + 9, weights)
+        assert out[0, 4, 3:6].isnan().all() and out.isnan().sum() == 3 and not out.nan_to_num().any()
     out = ms_deform_attn(*inputs)
     upstream = torch.ones_like(out)
     upstream[0, 3, 0] = math.nan

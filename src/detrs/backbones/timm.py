@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import timm
-import torch.nn.functional as F
+import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from detrs.errors import UserError, did_you_mean
 
 logger = logging.getLogger("detrs")
+logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # it warns of heads left out; we check what matters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,8 @@ class TimmBackbone(nn.Module):
 
     def __init__(self, config: BackboneConfig, pretrained: bool = False) -> None:
         super().__init__()
-        self.body = create(config, pretrained)
+        # channels last: a quarter faster in convolutions on CPUs, what tensor cores want, and tokens without a copy
+        self.body = create(config, pretrained).to(memory_format=torch.channels_last)
         self.channels = tuple(self.body.feature_info.channels())
         if config.norm == "frozen":
             if pretrained and config.weights == "none":
@@ -68,7 +70,7 @@ class TimmBackbone(nn.Module):
             freeze_below_c3(self.body)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
-        return self.body(images)
+        return self.body(images.contiguous(memory_format=torch.channels_last))
 
 
 def create(config: BackboneConfig, pretrained: bool) -> Any:
@@ -175,8 +177,9 @@ class FrozenBatchNorm(nn.Module):
         self.activation = getattr(norm, "act", nn.Identity())
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps)
-        return self.activation(y)
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return self.activation(torch.addcmul(shift[:, None, None], x, scale[:, None, None]))
 
 
 def freeze_batch_norm(module: nn.Module) -> None:

@@ -9,6 +9,7 @@ import tyro
 
 from detrs.cli.arguments import Flag, Size, both, parse
 from detrs.cli.report import console, print_json
+from detrs.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,8 @@ class EvaluateArguments:
 def run(argv: list[str]) -> None:
     """Score a checkpoint."""
     arguments = parse(EvaluateArguments, argv, "detrs evaluate")
+    if arguments.results and not arguments.results.parent.is_dir():
+        raise UserError(f"The folder of --results does not exist: '{arguments.results.parent}'.")
     from detrs.engine.evaluate import evaluate_checkpoint
     from detrs.engine.runtime import is_main_process
 

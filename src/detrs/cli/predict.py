@@ -15,9 +15,6 @@ from detrs.errors import UserError
 if TYPE_CHECKING:
     from detrs.structures import Detections
 
-MAX_ROWS = 40
-"""Rows of the table; predictions.json has all."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class PredictArguments:
@@ -36,7 +33,7 @@ class PredictArguments:
     threshold: float = 0.5
     """Smallest score of a detection."""
     batch_size: int = 8
-    """Images per forward pass."""
+    """Pictures to read at a time; those of one size go through the detector together."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     allow_urls: Flag = False
@@ -52,37 +49,40 @@ def run(argv: list[str]) -> None:
         raise UserError(
             "There is nothing to look at: detrs predict CHECKPOINT SOURCE... takes files, folders or globs."
         )
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from detrs.explain.draw import draw_detections
     from detrs.predictor import Predictor
 
     predictor = Predictor.load(arguments.checkpoint, arguments.device)
-    output = empty_folder(arguments.output or new_folder("predict"))
+    output = unused(arguments.output or new_folder("predict"))
     errors: dict[str, UserError] = {}
     images: list[dict[str, Any]] = []
-    table = Table("picture", "found")
-    for image, found in predictor.predict_iter(
+    table = Table("picture", "found", box=SIMPLE_HEAD)
+    everything = predictor.predict_iter(
         arguments.sources,
         threshold=arguments.threshold,
         batch_size=arguments.batch_size,
         allow_urls=arguments.allow_urls,
         on_error=errors.__setitem__,
-    ):
-        picture = free_name(output, Path(found.source).stem)
-        draw_detections(image, found, arguments.threshold).save(picture, quality=95)
-        images.append({**found.to_json(), "picture": picture.name})
-        if len(images) <= MAX_ROWS:
+    )
+    with console(as_json=True).status("looking") as status:
+        for image, found in everything:
+            picture = free_name(output, Path(found.source).stem)
+            draw_detections(image, found, arguments.threshold).save(picture, quality=95)
+            images.append({**found.to_json(), "picture": picture.name})
             table.add_row(found.source, counts(found))
+            status.update(f"{len(images)} pictures")
     skipped = [{"source": source, "reason": str(error)} for source, error in errors.items()]
     predictions = output / "predictions.json"
     values = {"checkpoint": str(arguments.checkpoint), "threshold": arguments.threshold}
     predictions.write_text(json.dumps({**values, "images": images, "skipped": skipped}, indent=1) + "\n")
 
     screen = console(as_json=arguments.json)
+    objects = sum(len(image["detections"]) for image in images)
     if images:
         screen.print(table)
-    objects = sum(len(image["detections"]) for image in images)
     screen.print(f"{objects} objects in {len(images)} pictures: {predictions}", soft_wrap=True)
     if arguments.json:
         summary = {"num_images": len(images), "num_detections": objects, "skipped": skipped}
@@ -96,8 +96,8 @@ def counts(found: "Detections") -> str:
     return ", ".join(f"{name} {count}" for name, count in Counter(found.names).most_common()) or "-"
 
 
-def empty_folder(path: Path) -> Path:
-    """``path``, made if need be.
+def unused(path: Path) -> Path:
+    """The folder ``path``, made if need be.
 
     Raises:
         UserError: it holds something already, for pictures are never overwritten, or it cannot be made.

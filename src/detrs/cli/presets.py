@@ -18,11 +18,13 @@ class PresetsArguments:
 def run(argv: list[str]) -> None:
     """List the presets."""
     arguments = parse(PresetsArguments, argv, "detrs presets")
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from detrs.presets import PRESETS, preset
 
-    table = Table("preset", "image size", "epochs", "batch", "about")
+    table = Table("preset", "image size", "epochs", "batch", "about", box=SIMPLE_HEAD)
+    table.columns[0].no_wrap = True
     rows = []
     for name, make in PRESETS.items():
         about, experiment = inspect.getdoc(make) or "", preset(name)

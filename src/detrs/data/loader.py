@@ -6,7 +6,7 @@ resumed run all see the same pixels, and no global random state is touched.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -107,6 +107,7 @@ class _Plan(NamedTuple):
     """(height, width) to pad to."""
 
 
+@runtime_checkable
 class _Plans(Protocol):
     dataset: Dataset
 

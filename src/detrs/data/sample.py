@@ -1,6 +1,6 @@
 """One picture with its objects, and what every data set offers."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Int
 from torch import Tensor
@@ -26,6 +26,7 @@ class Sample(NamedTuple):
     """Where the picture came from."""
 
 
+@runtime_checkable
 class Dataset(Protocol):
     """What the loader, the engine and the evaluator need of a data set."""
 

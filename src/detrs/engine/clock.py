@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from detrs.engine.runtime import Runtime
 from detrs.engine.schedule import Pace
@@ -38,12 +40,8 @@ class Clock:
         times = self.used(), evaluation + self.saving + self.fastest_step
         self.seconds, self.reserve = self.runtime.from_main(times) if self.pace.budget_seconds else times
 
-    def begin_step(self) -> None:
-        """Leave out of the next step's time whatever came before."""
-        self.step_began = time.monotonic()
-
     def end_step(self) -> float:
-        """Seconds since the step before ended, data loading included."""
+        """Seconds since the step before, data loading included, evaluations and saves not."""
         now = time.monotonic()
         seconds, self.step_began = now - self.step_began, now
         self.steps += 1
@@ -52,17 +50,22 @@ class Clock:
         self.look()
         return seconds
 
-    def end_evaluation(self, began: float) -> None:
-        """Note how long an evaluation took, which began at ``time.monotonic() == began``."""
-        self.evaluation = time.monotonic() - began
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Around an evaluation and all that follows from it: note how long it takes."""
+        began = time.monotonic()
+        yield
+        self.step_began = time.monotonic()
+        self.evaluation = self.step_began - began
         self.look()
-        self.begin_step()
 
-    def end_save(self, began: float) -> None:
-        """Note when a save ended and how long it took."""
-        self.saved_at = time.monotonic()
+    @contextmanager
+    def saving_state(self) -> Iterator[None]:
+        """Around a save: note how long it takes, and when it ended."""
+        began = time.monotonic()
+        yield
+        self.saved_at = self.step_began = time.monotonic()
         self.saving = self.saved_at - began
-        self.begin_step()
 
     def progress(self, step: int) -> float:
         """Share of the run that is over after ``step`` steps, in [0, 1]."""

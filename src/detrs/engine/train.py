@@ -98,9 +98,10 @@ def training(experiment: Experiment, output: Path, *, resume: bool = False) -> G
 
 def evaluated(trainer: Trainer, interruption: Interruption) -> dict[str, Any]:
     """Score the weights, remember the scores, and give the fields that a ``StepReport`` has for them."""
-    with interruption.immediately():
-        scores = trainer.evaluate()
-    is_best = trainer.record(scores)
+    with trainer.clock.evaluating():
+        with interruption.immediately():
+            scores = trainer.evaluate()
+        is_best = trainer.record(scores)
     return {"evaluation": scores.report, "is_best": is_best}
 
 

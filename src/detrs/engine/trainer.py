@@ -4,7 +4,6 @@ import dataclasses
 import importlib.metadata
 import logging
 import math
-import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -205,9 +204,8 @@ class Trainer:
 
     def evaluate(self) -> Scores:
         """Score the averaged weights on the validation split."""
-        began = time.monotonic()
         experiment = self.experiment
-        scores = evaluate(
+        return evaluate(
             self.state.average.module,
             self.val_set,
             image_size=experiment.data.image_size,
@@ -219,8 +217,6 @@ class Trainer:
             workers=experiment.runtime.workers,
             names=self.classes.names,
         )
-        self.clock.end_evaluation(began)
-        return scores
 
     def record(self, scores: Scores) -> bool:
         """Remember the scores, draw curves and predictions, and save the weights if they are the best so far."""
@@ -232,6 +228,7 @@ class Trainer:
         state.evaluated_step = state.step
         if is_best:
             state.best_scores, state.best_step = report.scalars(), state.step
+        self.clock.look()
         epoch = (state.step - 1) // self.steps_per_epoch + 1
         self.metrics.evaluation(report, step=state.step, epoch=epoch, seconds=self.clock.seconds)
         if self.runtime.is_main:
@@ -247,13 +244,13 @@ class Trainer:
                 )
                 save_predictions(self.val_set, scores.results, folder.predictions)
             results_figure(folder.metrics, folder.results)
-        self.clock.begin_step()
         return is_best
 
     def save(self) -> None:
         """Write ``last``, from which the run can be continued to the bit."""
-        began = time.monotonic()
-        if self.runtime.is_main:
+        if not self.runtime.is_main:
+            return
+        with self.clock.saving_state():
             self.folder.save_last(
                 self.state.tensors(),
                 {
@@ -266,7 +263,6 @@ class Trainer:
                     **self.state.meta(),
                 },
             )
-        self.clock.end_save(began)
 
     def is_finished(self) -> bool:
         """Whether no step is left: by epochs, by the time budget, or by lack of progress."""

@@ -2,7 +2,7 @@
 
 Lines and letters grow with the picture, every class has its own colour (the first eight are Okabe and Ito's, told apart
 by colour-blind people too), a name stands on a patch of that colour in black or white, whichever contrasts more, and
-inside the picture where it hides no other name if that is possible.
+inside the picture, where it hides no other name and no small box if there is such a place.
 """
 
 import colorsys
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
+import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
@@ -44,11 +45,16 @@ class Rectangle(NamedTuple):
     right: float
     bottom: float
 
-    def overlap(self, other: "Rectangle") -> float:
-        """Shared area."""
-        width = min(self.right, other.right) - max(self.left, other.left)
-        height = min(self.bottom, other.bottom) - max(self.top, other.top)
-        return max(width, 0.0) * max(height, 0.0)
+    @property
+    def area(self) -> float:
+        return (self.right - self.left) * (self.bottom - self.top)
+
+    def overlap(self, others: Sequence["Rectangle"]) -> float:
+        """Area shared with each of the others, added up."""
+        left, top, right, bottom = np.array(others, dtype=np.float64).reshape(-1, 4).T
+        widths = np.minimum(self.right, right) - np.maximum(self.left, left)
+        heights = np.minimum(self.bottom, bottom) - np.maximum(self.top, top)
+        return float((widths.clip(min=0) * heights.clip(min=0)).sum())
 
 
 class Patch(NamedTuple):
@@ -106,9 +112,10 @@ def draw_boxes(
         if (box := rectangles[i]) is not None:
             text = _shorten(captions[i], font, picture.width - 2 * line)
             size = (font.getlength(text) + 2 * line, sum(font.getmetrics()))
-            place, hidden = _place(box, size, picture.size, [patch.place for patch in patches])
-            # Where names crowd, one that would cover others says less than they do: the colour names the class too.
-            if hidden < size[0] * size[1] / 2 or all(patch.color != colors[i] for patch in patches):
+            small = [other for other in rectangles if other is not None and other.area < 4 * size[0] * size[1]]
+            place, hidden = _place(box, size, picture.size, [*(patch.place for patch in patches), *small])
+            # In a crowd a name would hide more than it says, and the colour names the class as well.
+            if hidden < 0.4 * place.area or all(patch.color != colors[i] for patch in patches):
                 patches.append(Patch(place, text, colors[i]))
     for patch in reversed(patches):
         canvas.rectangle(_pixels(patch.place), fill=patch.color)
@@ -188,8 +195,7 @@ def contrast(one: Color, other: Color) -> float:
 def _letters(size: tuple[int, int], boxes: Sequence[Rectangle] = ()) -> int:
     """Size of the letters in pixels: in proportion to the picture, smaller where most boxes are small."""
     side = math.sqrt(size[0] * size[1])
-    areas = [(box.right - box.left) * (box.bottom - box.top) for box in boxes]
-    usual = math.sqrt(statistics.median(areas)) if areas else side
+    usual = math.sqrt(statistics.median(box.area for box in boxes)) if boxes else side
     return round(max(10, 0.014 * side, min(0.025 * side, 0.4 * usual)))
 
 
@@ -234,9 +240,9 @@ def _shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
 
 
 def _place(
-    box: Rectangle, size: tuple[float, float], picture: tuple[int, int], taken: list[Rectangle]
+    box: Rectangle, size: tuple[float, float], picture: tuple[int, int], taken: Sequence[Rectangle]
 ) -> tuple[Rectangle, float]:
-    """Where the name of a box hides least of the names that stand already, above the box if it can, and how much."""
+    """Where the name of a box hides least of what is ``taken``, above the box if it can, and how much it hides."""
     width, height = size
     starts = (
         (box.left, box.top - height),
@@ -250,7 +256,7 @@ def _place(
     for x, y in starts:
         left, top = min(max(x, 0.0), max(picture[0] - width, 0.0)), min(max(y, 0.0), max(picture[1] - height, 0.0))
         place = Rectangle(left, top, left + width, top + height)
-        hidden = sum(place.overlap(other) for other in taken)
+        hidden = place.overlap(taken)
         places.append((place, hidden))
         if hidden == 0:
             break

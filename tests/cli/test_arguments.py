@@ -1,0 +1,81 @@
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import tyro
+
+from detrs.cli.arguments import Flag, Size, both, flags, new_folder, parse
+from detrs.config import Experiment
+from detrs.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """For the test."""
+
+    name: tyro.conf.Positional[str] = "x"
+    """Something."""
+    batch_size: int = 3
+    """Images."""
+    image_size: Size | None = None
+    """Size."""
+    json: Flag = False
+    """JSON."""
+    settings: Annotated[Experiment, tyro.conf.arg(name="")] = field(default_factory=Experiment)
+
+
+def read(words: str) -> Arguments:
+    return parse(Arguments, words.split(), "detrs x")
+
+
+def test_values_arrive() -> None:
+    values = read("y --batch-size 5 --json --model.num-queries 7 --model.backbone.name abc --schedule.kind cosine")
+    assert (values.name, values.batch_size, values.json) == ("y", 5, True)
+    settings = values.settings
+    assert (settings.model.num_queries, settings.model.backbone.name, settings.schedule.kind) == (7, "abc", "cosine")
+    assert settings.model.dim == Experiment().model.dim
+
+
+@pytest.mark.parametrize(("words", "size"), [("320", (320, 320)), ("320 480", (320, 480))])
+def test_one_or_two_numbers(words: str, size: tuple[int, int]) -> None:
+    given = read(f"--image-size {words}").image_size
+    assert given is not None and both(given) == size
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--batch-sze 3", "no flag '--batch-sze'. Did you mean '--batch-size'"),
+        ("--batch_sze=3", "no flag '--batch_sze'. Did you mean '--batch-size'"),
+        ("--num-queries 3", "no flag '--num-queries'. Did you mean '--model.num-queries'"),
+        ("--model.num-querie 3", "no flag '--model.num-querie'. Did you mean '--model.num-queries'"),
+        ("--schedul.kind cosine", "no flag '--schedul.kind'. Did you mean '--schedule.kind'"),
+        ("--zzzzzz", "no flag '--zzzzzz'. See: detrs x --help"),
+        ("a b", "detrs x does not take 'b'"),
+    ],
+)
+def test_unknown_words_get_the_nearest_flag(words: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        read(words)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("words", ["--batch-size abc", "--image-size 1 2 3", "--data.augment nne", "--seed"])
+def test_bad_values_name_the_flag(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        read(words)
+    assert end.value.code == 2 and words.split()[0] in capsys.readouterr().err
+
+
+def test_flags_are_those_of_the_parser() -> None:
+    known = set(flags(Arguments()))
+    assert {"--batch-size", "--model.num-queries", "--model.backbone.name", "--seed"} <= known
+
+
+def test_new_folder_takes_the_first_free_number(plain: Callable) -> None:
+    assert new_folder("a") == Path("runs/a-1")
+    Path("runs/a-1").mkdir(parents=True)
+    Path("runs/a-3").mkdir()
+    assert new_folder("a") == Path("runs/a-2")

@@ -1,0 +1,96 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detrs.predictor import Predictor
+
+
+@pytest.fixture
+def folder(data: Path, tmp_path: Path) -> Path:
+    """The three pictures for validation, in a folder of their own."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for path in (data / "images").glob("val-*.png"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_json_and_pictures(detrs: Callable, checkpoint: Path, folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    words = ("--output", output, "--threshold", 0.001, "--device", "cpu", "--json")
+    done = detrs("predict", checkpoint, folder, *words)
+    assert done.code == 0 and len(done.out.splitlines()) == 1 and "val-0.png" in done.err
+    predictions = json.loads((output / "predictions.json").read_text())
+    expected = Predictor.load(checkpoint, "cpu")(folder, threshold=0.001)
+    assert [{**image, "picture": None} for image in predictions["images"]] == [
+        {**each.to_json(), "picture": None} for each in expected
+    ]
+    names = [image["picture"] for image in predictions["images"]]
+    assert names == ["val-0.jpg", "val-1.jpg", "val-2.jpg"]
+    assert sorted(path.name for path in output.iterdir()) == ["predictions.json", *names]
+    assert done.json == {
+        "output": str(output),
+        "predictions": str(output / "predictions.json"),
+        "checkpoint": str(checkpoint),
+        "threshold": 0.001,
+        "num_images": 3,
+        "num_detections": sum(map(len, expected)),
+        "skipped": [],
+    }
+    assert sum(map(len, expected)) > 0
+    with Image.open(folder / "val-0.png") as image, Image.open(output / "val-0.jpg") as picture:
+        original, drawn = (np.asarray(each.resize(image.size), float) for each in (image, picture))
+    assert np.abs(drawn - original).max() > 60  # something was drawn on it
+
+
+def test_a_file_that_is_no_picture_costs_only_itself(detrs: Callable, checkpoint: Path, folder: Path) -> None:
+    (folder / "val-1.png").write_text("a text")
+    done = detrs("predict", checkpoint, folder, "missing.png", "--device", "cpu", "--output", "out", "--json")
+    assert done.code == 2 and "Traceback" not in done.err
+    last = done.err.splitlines()[-1]
+    assert last.startswith("error: ") and "val-1.png is no readable image" in last and "missing.png" in last
+    assert done.json["num_images"] == 2
+    assert [Path(each["source"]).name for each in done.json["skipped"]] == ["val-1.png", "missing.png"]
+    predictions = json.loads(Path("out/predictions.json").read_text())
+    assert [image["picture"] for image in predictions["images"]] == ["val-0.jpg", "val-2.jpg"]
+    assert predictions["skipped"] == done.json["skipped"]
+
+
+def test_pictures_of_one_name_do_not_overwrite_each_other(detrs: Callable, checkpoint: Path, folder: Path) -> None:
+    Path("other").mkdir()
+    (folder / "val-0.png").rename("other/val-1.png")
+    done = detrs("predict", checkpoint, folder / "val-1.png", "other/val-1.png", "--device", "cpu")
+    assert done.code == 0 and "2 pictures: runs/predict-1/predictions.json" in done.out and not done.err
+    assert {path.name for path in Path("runs/predict-1").glob("*.jpg")} == {"val-1.jpg", "val-1-2.jpg"}
+
+
+def test_nothing_is_ever_overwritten(detrs: Callable, checkpoint: Path, folder: Path) -> None:
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    done = detrs("predict", checkpoint, folder, "--output", folder, "--device", "cpu")
+    assert done.code == 2 and "is not empty: choose another" in done.sentence
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        ((), "There is nothing to look at"),
+        (("nowhere",), "nowhere does not exist"),
+        (("https://example.com/a.jpg",), "--allow-urls"),
+        (("*.png",), "matches '*.png'"),
+        ((".",), "There is no picture"),
+    ],
+)
+def test_bad_sources(detrs: Callable, checkpoint: Path, sources: tuple[str, ...], message: str) -> None:
+    Path("out").mkdir()
+    done = detrs("predict", checkpoint, *sources, "--device", "cpu", "--json", "--output", "out")
+    assert done.code == 2 and message in done.err.splitlines()[-1] and "Traceback" not in done.err
+
+
+def test_bad_threshold(detrs: Callable, checkpoint: Path, folder: Path) -> None:
+    done = detrs("predict", checkpoint, folder, "--threshold", 50, "--device", "cpu")
+    assert done.code == 2 and done.sentence == "threshold is 50.0, but must be in [0, 1]."

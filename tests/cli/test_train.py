@@ -1,0 +1,205 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detrs import config
+from detrs.cli import train
+from detrs.errors import UserError
+from detrs.presets import preset
+
+SMALL = (
+    "--device cpu --batch-size 2 --image-size 61 83 --quiet --model.dim 64 --model.num-heads 4 --model.ffn-dim 48 "
+    "--model.decoder-layers 2 --model.encoder-layers 1 --model.num-queries 17 "
+    "--model.backbone.name test_efficientnet --model.backbone.weights none"
+)
+
+
+def experiment(words: str) -> config.Experiment:
+    return train.read(["deformable-detr-tiny", *words.split()])[0]
+
+
+def test_short_flags_set_their_settings() -> None:
+    values = experiment(
+        "--data D --epochs 3 --batch-size 6 --lr 1e-2 --device cpu --workers 2 --max-minutes 1.5 --seed 7 "
+        "--image-size 96 128"
+    )
+    assert (values.data.path, values.data.batch_size, values.data.image_size) == ("D", 6, (96, 128))
+    assert (values.optimizer.lr, values.runtime.device, values.runtime.workers) == (1e-2, "cpu", 2)
+    assert (values.schedule.epochs, values.schedule.max_minutes, values.seed) == (3, 1.5, 7)
+    assert values.name == "deformable-detr-tiny"
+    long = experiment(
+        "--data.path D --schedule.epochs 3 --data.batch-size 6 --optimizer.lr 1e-2 --runtime.device cpu "
+        "--runtime.workers 2 --schedule.max-minutes 1.5 --seed 7 --data.image-size 96 128"
+    )
+    assert long == values
+
+
+def test_without_flags_it_is_the_preset() -> None:
+    assert experiment("") == preset("deformable-detr-tiny")
+    assert train.read(["deformable-detr-r50-refine"])[0] == preset("deformable-detr-r50-refine")
+
+
+def test_one_number_is_both_sides() -> None:
+    assert experiment("--image-size 96").data.image_size == (96, 96)
+
+
+def test_one_setting_given_twice() -> None:
+    assert experiment("--epochs 3 --schedule.epochs 3").schedule.epochs == 3
+    with pytest.raises(UserError, match=r"--epochs and --schedule\.epochs are the same setting, .* as 3 and 4"):
+        experiment("--epochs 3 --schedule.epochs 4")
+    with pytest.raises(UserError, match=r"--batch-size and --data\.batch-size"):
+        experiment("--batch-size 3 --data.batch-size 5")
+
+
+def test_backbone_by_name_and_by_file(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    assert experiment("--backbone resnet18").model.backbone.name == "resnet18"
+    path = tmp_path / "weights.safetensors"
+    save_file(
+        {"x": torch.zeros(3)}, path, {"timm_model": "mobilenetv2_100", "mean": "0.1,0.2,0.3", "std": "0.4,0.5,0.6"}
+    )
+    backbone = experiment(f"--backbone {path}").model.backbone
+    assert (backbone.name, backbone.weights) == ("mobilenetv2_100", str(path))
+    assert (backbone.mean, backbone.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    with pytest.raises(UserError, match="do not exist"):
+        experiment(f"--backbone {tmp_path}/nowhere.safetensors")
+
+
+def test_default_output_is_a_new_folder() -> None:
+    Path("runs/deformable-detr-tiny-1").mkdir(parents=True)
+    assert train.read(["deformable-detr-tiny"])[1] == Path("runs/deformable-detr-tiny-2")
+
+
+def test_train_then_resume_by_folder_and_by_command(detrs: Callable, data: Path) -> None:
+    command = ["train", "deformable-detr-tiny", "--data", data, "--output", "run", "--json", *SMALL.split()]
+    first = detrs(*command, "--epochs", 1)
+    assert first.code == 0, first.err
+    assert len(first.out.splitlines()) == 1
+    assert (first.json["output"], first.json["checkpoint"]) == ("run", "run/best.safetensors")
+    assert first.json["steps"] == 2 and {"ap", "ap50", "best_step", "seconds"} <= set(first.json)
+    saved = config.load(Path("run/experiment.json"))
+    assert (saved.model.num_queries, saved.data.image_size, saved.model.num_classes) == (17, (61, 83), 2)
+
+    by_folder = detrs("train", "--resume", "run", "--epochs", 2, "--quiet", "--json")
+    assert by_folder.code == 0, by_folder.err
+    assert by_folder.json["steps"] == 4 and by_folder.json["output"] == "run"
+    by_command = detrs(*command, "--epochs", 3, "--resume")
+    assert by_command.code == 0, by_command.err
+    assert by_command.json["steps"] == 6
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["kind"] == "evaluation"] == [1, 2, 3]
+
+    again = detrs(*command, "--epochs", 3)
+    assert again.code == 2 and "is not empty" in again.sentence and "--resume" in again.sentence
+    changed = detrs("train", "--resume", "run", "--lr", 1)
+    assert changed.code == 2 and "optimizer.lr" in changed.sentence
+
+    scored = detrs("evaluate", "run/best.safetensors", "--device", "cpu", "--json")
+    assert scored.code == 0 and scored.json["ap"] == pytest.approx(by_command.json["ap"], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "detrs train needs a preset first"),
+        ("--data x", "detrs train needs a preset first"),
+        ("deformable-detr-tny --data x", "no preset 'deformable-detr-tny'. Did you mean 'deformable-detr-tiny'?"),
+        ("deformable-detr-tiny --epoch 3", "has no flag '--epoch'. Did you mean '--epochs'?"),
+        ("deformable-detr-tiny --model.num-querys 3", "Did you mean '--model.num-queries'?"),
+        ("deformable-detr-tiny extra", "does not take 'extra'"),
+        ("deformable-detr-tiny --resume", "--resume needs the folder of the run"),
+        ("--resume nowhere", "There is no run to resume in 'nowhere'"),
+        ("deformable-detr-tiny", "No data set was given"),
+        ("deformable-detr-tiny --data nowhere", "nowhere does not exist"),
+        ("deformable-detr-tiny --data digits --epochs 0", "schedule.epochs is 0, but must be 1 or above"),
+        ("deformable-detr-tiny --data digits --image-size 8", "data.image_size is (8, 8)"),
+        ("deformable-detr-tiny --data digits --device cupa", "'cupa' is no device"),
+    ],
+)  # fmt: skip
+def test_bad_input(detrs: Callable, words: str, message: str) -> None:
+    done = detrs("train", *words.split())
+    assert done.code == 2 and message in done.sentence and not done.out
+    assert not Path("runs").exists() or not any(Path("runs").iterdir())
+
+
+def damaged(data: Path, **changes: Any) -> Path:
+    """A copy of the data set with another train.json."""
+    root = Path("damaged")
+    (root / "annotations").mkdir(parents=True)
+    (root / "images").symlink_to(data / "images")
+    (root / "annotations" / "val.json").write_bytes((data / "annotations" / "val.json").read_bytes())
+    content = json.loads((data / "annotations" / "train.json").read_text())
+    (root / "annotations" / "train.json").write_text(json.dumps({**content, **changes}))
+    return root
+
+
+def test_bad_data(detrs: Callable, data: Path) -> None:
+    command = ("train", "deformable-detr-tiny", *SMALL.split(), "--output", "run", "--data")
+    root = damaged(data)
+    annotations = root / "annotations" / "train.json"
+    good = annotations.read_text()
+
+    annotations.write_text(good.replace('"images": [', '"images": [,', 1))
+    done = detrs(*command, root)
+    assert done.code == 2 and "train.json" in done.sentence and "line 1, column 13" in done.sentence
+
+    annotations.write_text(json.dumps({**json.loads(good), "images": [], "annotations": []}))
+    done = detrs(*command, root)
+    assert done.code == 2 and "train.json" in done.sentence
+
+    annotations.write_text(good.replace('"category_id": 3', '"category_id": 4', 1))
+    done = detrs(*command, root)
+    assert done.code == 2 and "4" in done.sentence and "categor" in done.sentence
+
+    annotations.write_text(good)
+    (root / "images").unlink()
+    (root / "images").mkdir()
+    for path in (data / "images").iterdir():
+        (root / "images" / path.name).write_bytes(path.read_bytes())
+    (root / "images" / "train-2.png").write_text("a text")
+    done = detrs(*command, root, "--epochs", 1)
+    assert done.code == 2 and "train-2.png" in done.sentence
+    assert not Path("run", "last.safetensors").exists()
+
+
+def test_a_checkpoint_of_other_classes(detrs: Callable, data: Path, checkpoint: Path) -> None:
+    categories = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]
+    root = damaged(data, categories=categories)
+    (root / "annotations" / "val.json").unlink()
+    done = detrs("evaluate", checkpoint, "--data", root, "--split", "train", "--device", "cpu")
+    assert done.code == 2
+    assert all(name in done.sentence for name in ("bright", "dark", "cat", "dog"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "There is no checkpoint"),
+        (b"", "best.safetensors"),
+        (b"{}", "JSON"),
+        (b"\x80\x02}q\x00.", "pickle"),
+        (b"\x08\0\0\0\0\0\0\0{}{}{}{}", "best.safetensors"),
+    ],
+)
+def test_bad_checkpoints(detrs: Callable, data: Path, content: bytes | None, message: str) -> None:
+    path = Path("best.safetensors")
+    if content is not None:
+        path.write_bytes(content)
+    for words in (("evaluate", path), ("predict", path, data / "images")):
+        done = detrs(*words)
+        assert done.code == 2 and str(path) in done.sentence and message in done.sentence
+
+
+def test_state_of_a_run_is_no_detector(detrs: Callable) -> None:
+    import torch
+
+    from detrs.checkpoints import format
+
+    format.save(Path("last.safetensors"), {"x": torch.zeros(3)}, {})
+    done = detrs("predict", "last.safetensors", "a.jpg")
+    assert done.code == 2 and "use best.safetensors beside it" in done.sentence
