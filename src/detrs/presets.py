@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Literal
 
 from detrs.backbones.timm import BackboneConfig
-from detrs.config import DataConfig, Experiment, OptimizerConfig, ScheduleConfig
+from detrs.config import DataConfig, EvaluationConfig, Experiment, OptimizerConfig, ScheduleConfig
 from detrs.errors import UserError, did_you_mean
 from detrs.models.deformable_detr import DeformableDETRConfig
 
@@ -97,7 +97,7 @@ def deformable_detr_small() -> Experiment:
             num_levels=3,
             dim=128,
             num_heads=4,
-            encoder_layers=2,
+            encoder_layers=1,
             decoder_layers=3,
             ffn_dim=512,
             dropout=0.0,
@@ -105,9 +105,10 @@ def deformable_detr_small() -> Experiment:
             queries="proposals",
             reference="refine",
         ),
-        data=DataConfig(image_size=(256, 341), augment="flip", min_scale=0.75, batch_size=4),
-        optimizer=OptimizerConfig(lr=5e-4, backbone_lr_factor=0.3, sampling_lr_factor=0.3, ema_decay=0.998),
+        data=DataConfig(image_size=(288, 384), augment="flip", min_scale=0.75, batch_size=4),
+        optimizer=OptimizerConfig(lr=1e-3, backbone_lr_factor=0.3, sampling_lr_factor=0.3, ema_decay=0.998),
         schedule=ScheduleConfig(epochs=60, kind="cosine", warmup_steps=50),
+        evaluation=EvaluationConfig(every_epochs=5),
     )
 
 
@@ -119,7 +120,6 @@ def deformable_detr_tiny() -> Experiment:
         model=replace(
             small.model,
             backbone=BackboneConfig(name="test_resnet", weights="none", norm="batch", freeze_stem=False),
-            encoder_layers=1,
             num_queries=50,
         ),
         data=DataConfig(image_size=(128, 192), augment="flip", min_scale=0.8, batch_size=8),

@@ -175,6 +175,15 @@ class TestNames:
             if box.bottom - box.top > 2 * size[1]:
                 assert hidden == 0  # the other edge of the box is free
 
+    def test_leave_a_crowd_to_be_seen(self) -> None:
+        """Of 600 small boxes side by side few are named, but every class is."""
+        starts = [(200 + 14 * (i % 30), 200 + 14 * (i // 30)) for i in range(600)]
+        boxes = [[float(x), float(y), x + 12.0, y + 12.0] for x, y in starts]
+        picture = draw(plain(600, 800), boxes, [0] * 300 + [1] + [0] * 299)
+        free = is_color(picture, (10, 20, 30))
+        assert np.mean([free[y + 3 : y + 9, x + 3 : x + 9] for x, y in starts]) > 0.8
+        assert is_color(picture, class_color(1)).sum() > 4 * 12 + 200  # more than its outline
+
     def test_are_cut_to_the_width(self) -> None:
         font = _font(20)
         assert _shorten("cell", font, 1000) == "cell"

@@ -165,8 +165,10 @@ class Attended(Dataset):
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_forked_workers_of_a_data_loader(draw, two_threads) -> None:
     inputs = large(draw)
+    torch.set_num_threads(1)
+    gradients(inputs)  # compiles what the workers will run
     here = Attended(inputs)[0]  # starts the threads that a fork does not copy
-    loader = DataLoader(Attended(inputs), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
+    loader = DataLoader(Attended(inputs), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=180)
     for there in loader:
         assert all(torch.equal(ours, same) for ours, same in zip(there, here, strict=True))
     assert not numba_cpu._forked

@@ -50,7 +50,7 @@ def run(argv: list[str]) -> None:
     experiment = preset(PRESET)
     experiment = dataclasses.replace(
         experiment,
-        data=dataclasses.replace(experiment.data, path=DATA),
+        data=dataclasses.replace(experiment.data, path=DATA, augment="none"),  # a mirrored digit is no digit
         schedule=dataclasses.replace(experiment.schedule, max_minutes=arguments.minutes),
         runtime=dataclasses.replace(experiment.runtime, device=arguments.device),
         seed=arguments.seed,
@@ -83,7 +83,7 @@ def draw(checkpoint: Path, folder: Path, device: str) -> Path:
     from detrs.predictor import Predictor
 
     dataset = open_dataset(DATA, "val")
-    images = (dataset[index].image for index in range(NUM_PICTURES))
+    images = (dataset[index].image for index in range(min(NUM_PICTURES, len(dataset))))
     folder.mkdir()
     found = Predictor.load(checkpoint, device).predict_iter(images, threshold=THRESHOLD)
     for number, (image, detections) in enumerate(found):

@@ -115,7 +115,7 @@ def draw_boxes(
             small = [other for other in rectangles if other is not None and other.area < 4 * size[0] * size[1]]
             place, hidden = _place(box, size, picture.size, [*(patch.place for patch in patches), *small])
             # In a crowd a name would hide more than it says, and the colour names the class as well.
-            if hidden < 0.4 * place.area or all(patch.color != colors[i] for patch in patches):
+            if hidden < 0.25 * place.area or all(patch.color != colors[i] for patch in patches):
                 patches.append(Patch(place, text, colors[i]))
     for patch in reversed(patches):
         canvas.rectangle(_pixels(patch.place), fill=patch.color)
@@ -227,6 +227,8 @@ def _outline(canvas: ImageDraw.ImageDraw, box: Rectangle, color: Color, line: in
         red, green, blue = color
         within = (left + line, top + line, right - line, bottom - line)
         canvas.rectangle(within, outline=(red // 3, green // 3, blue // 3), width=max(1, line // 3))
+    else:  # of a small object the line must leave something to be seen
+        line = max(1, line // 2)
     canvas.rectangle((left, top, right, bottom), outline=color, width=line)
 
 

@@ -1,0 +1,90 @@
+"""Everything the documentation shows is run: each ``detrs`` command and each Python block, in order, in one folder."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+from safetensors.torch import save_file
+
+from detrs import cli
+from detrs.data import digits
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGES = ("README.md", "docs/training.md")
+"""Those with commands, in the order in which a newcomer reads them."""
+
+SHORT = {
+    "train": "--epochs 1 --batch-size 2 --image-size 64 96 --quiet",
+    "demo": "--minutes 0.02 --output runs/demo --quiet",
+}
+"""What makes a documented command a matter of seconds."""
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of one language on a page."""
+    text = (REPOSITORY / page).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(page: str) -> list[str]:
+    """The ``detrs`` commands on a page, without launchers in front of them."""
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    found = [re.search(r"(?:^|uv run |-m )detrs (\S.*)$", line) for line in lines]
+    return [match[1] for match in found if match]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A place where the files that the documentation speaks of exist, four training pictures to a data set."""
+    root = tmp_path_factory.mktemp("prose")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits, "NUM_IMAGES", {"train": 4, "val": 2})
+        for name in ("my-data", "coco"):
+            digits.export_coco(root / name)
+    (root / "pictures").mkdir()
+    for path in (root / "my-data" / "images").glob("val*"):
+        shutil.copy(path, root / "pictures" / path.with_suffix(".jpg").name)  # told by content, not by name
+    save_file(timm.create_model("mobilenetv2_100").state_dict(), root / "mobilenetv2_100.safetensors")
+    return root
+
+
+def shortened(command: str) -> list[str]:
+    """The words of a command, made a matter of seconds and independent of the network."""
+    words = shlex.split(command)
+    if "--resume" not in words:
+        words += SHORT.get(words[0], "").split()
+    if words[0] == "train" and "--backbone" not in words and "--resume" not in words:
+        words += ["--model.backbone.weights", "none"]
+    return words
+
+
+def test_every_page_with_commands_is_read() -> None:
+    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")]
+    assert {str(page.relative_to(REPOSITORY)) for page in pages if blocks(str(page), "bash")} == set(PAGES)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_the_page_shows_runs(
+    page: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(digits, "NUM_IMAGES", {"train": 8, "val": 2})
+    shown = commands(page)
+    assert shown
+    for command in shown:
+        for output in re.findall(r"--output (runs/\S+)", command) if command.startswith("train") else []:
+            shutil.rmtree(output, ignore_errors=True)  # another page trained there
+        code = cli.main(shortened(command))
+        assert code == 0, f"detrs {command}: {capsys.readouterr().err}"
+    for block in blocks(page, "python"):
+        exec(compile(block, page, "exec"), {})
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").rglob("*.md")]:
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if not link.startswith("http"):
+                assert (page.parent / link).exists(), f"{page.name}: {link}"
