@@ -70,6 +70,7 @@ def test_broken_json_is_told_with_line_and_column(tmp_path: Path) -> None:
         ("optimizer", {"lr": 0.0}, "optimizer.lr is 0.0, but must be above 0"),
         ("optimizer", {"ema_decay": 1.0}, "optimizer.ema_decay"),
         ("schedule", {"epochs": 0}, "schedule.epochs"),
+        ("schedule", {"drop_at": (0.5, 40.0)}, "schedule.drop_at"),
         ("data", {"batch_size": 0}, "data.batch_size"),
         ("data", {"image_size": (640, 480)}, "data.image_size"),
         ("runtime", {"workers": -1}, "runtime.workers"),

@@ -84,6 +84,8 @@ def folder(tmp_path: Path) -> Path:
         Image.fromarray(picture(size)[0]).save(tmp_path / f"{number}.png")
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / "._0.png").write_bytes(b"what a Mac leaves behind")
+    (tmp_path / ".thumbnails").mkdir()
+    (tmp_path / ".thumbnails" / "0.png").write_bytes(b"what a file browser leaves behind")
     (tmp_path / "deeper").mkdir()
     Image.fromarray(picture((73, 91))[0]).save(tmp_path / "deeper" / "UPPER.JPG")
     return tmp_path
@@ -171,6 +173,8 @@ def test_relative_globs_and_home(predictor: Predictor, folder: Path, monkeypatch
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HOME", str(folder))
     assert [each.source for each in predictor("deeper/*.JPG")] == ["deeper/UPPER.JPG"]
+    (folder / ".thumbnails" / "0.png").write_bytes((folder / "0.png").read_bytes())
+    assert [each.source for each in predictor(".thumbnails/*.png")] == [".thumbnails/0.png"]
     assert [each.source for each in predictor("~/deeper")] == [str(folder / "deeper" / "UPPER.JPG")]
 
 

@@ -66,9 +66,9 @@ class ScheduleConfig:
     epochs: int = 50
     """Passes over the training images."""
     kind: Literal["step", "cosine"] = "step"
-    """``step``: x 0.1 at each of ``drop_epochs``. ``cosine``: down to ``final_lr_factor`` along half a cosine."""
-    drop_epochs: tuple[int, ...] = (40,)
-    """Epochs after which the learning rate is divided by ten (``step`` only)."""
+    """``step``: x 0.1 at each of ``drop_at``. ``cosine``: down to ``final_lr_factor`` along half a cosine."""
+    drop_at: tuple[float, ...] = (0.8,)
+    """Shares of the run after which the learning rate is divided by ten (``step`` only); 0.8 is epoch 40 of 50."""
     final_lr_factor: float = 0.01
     """Learning rate at the end, relative to the start (``cosine`` only)."""
     warmup_steps: int = 0
@@ -215,6 +215,7 @@ def validate(experiment: Experiment) -> None:
         ("optimizer.clip_norm", e.optimizer.clip_norm, e.optimizer.clip_norm >= 0, "0 or above"),
         ("optimizer.weight_decay", e.optimizer.weight_decay, e.optimizer.weight_decay >= 0, "0 or above"),
         ("schedule.epochs", e.schedule.epochs, e.schedule.epochs >= 1, "1 or above"),
+        ("schedule.drop_at", e.schedule.drop_at, all(0 < at < 1 for at in e.schedule.drop_at), "between 0 and 1"),
         ("schedule.warmup_steps", e.schedule.warmup_steps, e.schedule.warmup_steps >= 0, "0 or above"),
         ("schedule.max_minutes", e.schedule.max_minutes, e.schedule.max_minutes >= 0, "0 or above"),
         ("data.image_size", e.data.image_size, 32 <= short <= long, "(short, long), 32 <= short <= long"),

@@ -239,25 +239,28 @@ def _expanded(source: Source) -> list[Source]:
         return [source]
     path = Path(source).expanduser()
     if path.is_dir():
-        found: list[Source] = [*_pictures(path.iterdir())]
+        found: list[Source] = [*_pictures(path.iterdir(), path)]
         if not found:
-            within = f"; for those in its sub-folders give '{path}/**/*'" if _pictures(path.rglob("*")) else ""
+            within = f"; for those in its sub-folders give '{path}/**/*'" if _pictures(path.rglob("*"), path) else ""
             raise UserError(f"There is no picture ({', '.join(IMAGE_SUFFIXES)}) in the folder '{path}'{within}.")
         return found
     if path.exists() or not any(sign in str(path) for sign in "*?["):
         return [path]
     root = Path(path.anchor)
-    found = [*_pictures(root.glob(str(path.relative_to(path.anchor))))]
+    found = [*_pictures(root.glob(str(path.relative_to(path.anchor))), path)]
     if not found:
         raise UserError(f"No picture ({', '.join(IMAGE_SUFFIXES)}) matches '{path}'.")
     return found
 
 
-def _pictures(paths: Iterable[Path]) -> list[Path]:
+def _pictures(paths: Iterable[Path], asked: Path) -> list[Path]:
+    """The picture files among ``paths``, sorted; hidden ones only where ``asked`` says so."""
     return sorted(
         path
         for path in paths
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") and part not in asked.parts for part in path.parts)
+        and path.is_file()
     )
 
 

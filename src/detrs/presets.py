@@ -23,7 +23,7 @@ def official(model: DeformableDETRConfig) -> Experiment:
         model=model,
         data=DataConfig(image_size=(800, 1333), augment="official", batch_size=32),
         optimizer=OptimizerConfig(lr=2e-4, backbone_lr_factor=0.1, sampling_lr_factor=0.1, ema_decay=0.0),
-        schedule=ScheduleConfig(epochs=50, kind="step", drop_epochs=(40,)),
+        schedule=ScheduleConfig(epochs=50, kind="step", drop_at=(0.8,)),
     )
 
 

@@ -52,7 +52,11 @@ def test_a_file_that_is_no_picture_costs_only_itself(detrs: Callable, checkpoint
     done = detrs("predict", checkpoint, folder, "missing.png", "--device", "cpu", "--output", "out", "--json")
     assert done.code == 2 and "Traceback" not in done.err
     last = done.err.splitlines()[-1]
-    assert last.startswith("error: ") and "val-1.png is no readable image" in last and "missing.png" in last
+    assert (
+        last.startswith("error: ")
+        and "val-1.png is no readable image" in last
+        and "And 1 more could not be read" in last
+    )
     assert done.json["num_images"] == 2
     assert [Path(each["source"]).name for each in done.json["skipped"]] == ["val-1.png", "missing.png"]
     predictions = json.loads(Path("out/predictions.json").read_text())

@@ -7,6 +7,7 @@ import pytest
 
 from detrs import config
 from detrs.cli import train
+from detrs.engine import trainer
 from detrs.errors import UserError
 from detrs.presets import preset
 
@@ -42,6 +43,12 @@ def test_without_flags_it_is_the_preset() -> None:
     assert train.read(["deformable-detr-r50-refine"])[0] == preset("deformable-detr-r50-refine")
 
 
+def test_switches_of_settings_take_a_value() -> None:
+    start, values = experiment(""), experiment("--model.backbone.freeze-stem True --data.keep-empty False")
+    assert (start.model.backbone.freeze_stem, start.data.keep_empty) == (False, True)
+    assert (values.model.backbone.freeze_stem, values.data.keep_empty) == (True, False)
+
+
 def test_one_number_is_both_sides() -> None:
     assert experiment("--image-size 96").data.image_size == (96, 96)
 
@@ -75,7 +82,10 @@ def test_default_output_is_a_new_folder() -> None:
     assert train.read(["deformable-detr-tiny"])[1] == Path("runs/deformable-detr-tiny-2")
 
 
-def test_train_then_resume_by_folder_and_by_command(detrs: Callable, data: Path) -> None:
+def test_train_then_resume_by_folder_and_by_command(
+    detrs: Callable, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "results_figure", lambda metrics, png: None)  # slow, and tested elsewhere
     command = ["train", "deformable-detr-tiny", "--data", data, "--output", "run", "--json", *SMALL.split()]
     first = detrs(*command, "--epochs", 1)
     assert first.code == 0, first.err

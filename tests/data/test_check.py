@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -76,8 +77,11 @@ def read(folder: Any) -> Any:
             set_("images", 1, "file_name", value="Photo 1.PNG"),
             "spelt differently: image 11: Photo 1.PNG is photo 1.png",
         ),
-        (set_("images", 1, "width", value=0), "no positive whole number: image 11: 0 x 83"),
-        (set_("images", 1, "height", value="83"), "no positive whole number: image 11: 47 x '83'"),
+        (set_("images", 1, "file_name", value="x" * 300), r"missing image \(of 3\)"),
+        (set_("images", 1, "file_name", value="\ud800\n.png"), r"missing image \(of 3\): .*\\ud800\\n\.png"),
+        (set_("images", 1, "width", value=10**400), "no positive whole number of pixels"),
+        (set_("images", 1, "width", value=0), "no positive whole number of pixels: image 11: 0 x 83"),
+        (set_("images", 1, "height", value="83"), "no positive whole number of pixels: image 11: 47 x '83'"),
         (set_("categories", 1, "id", value=7), "category id used twice"),
         (set_("categories", 1, "id", value="3"), r"category without a whole number as id: categories\[1\]"),
         (set_("categories", 1, "name", value="cat"), "category name used twice"),
@@ -102,7 +106,8 @@ def read(folder: Any) -> Any:
         (box(1, 2, 3, None), r"not \[x, y, width, height\]"),
         (set_("annotations", 1, "bbox", value="1 2 3 4"), r"not \[x, y, width, height\]"),
         (box(1, 2, -3, 4), "negative width or height.*annotation 101"),
-        (box(1, 2, 1e9, 4), "box that is not finite"),
+        (box(1, 2, 1e9, 4), "box that is not finite or absurdly large: annotation 101"),
+        (box(1, 2, 10**400, 4), "not finite or absurdly large"),
         (every_box(lambda b: [v / 100 for v in b]), r"all lie in \[0, 1\]; they must be in pixels"),
         (every_box(lambda b: [b[0] + 30, b[1] + 30, b[0] + b[2] + 40, b[1] + b[3] + 30]), "may be .x1, y1, x2, y2."),
     ],
@@ -129,6 +134,11 @@ def test_refused(folder: Any, change: Callable[[Data], None], message: str) -> N
         (b'[{"image_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]', "looks like detections"),
         (b"[1]", "the top level is a list. Expected an object"),
         (b"3", "the top level is 3"),
+        (
+            b'{"images": [{"id": 1, "file_name": "photo 0.png"}], "categories": [{"id": 1, "name": "a"}],'
+            b'"annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 1e999, 1]}]}',
+            "not finite or absurdly large",
+        ),
         (b'{"images":\n [{"id": NaN}]}', "NaN at line 2, column 10 is no number"),
         (b'{"a": "NaN", "bbox": [1, -Infinity]}', "-Infinity at line 1, column 26"),
         (b'{"images": ' + b"[" * 100_000, "nested too deeply"),
@@ -139,7 +149,31 @@ def test_refused_as_a_file(folder: Any, content: bytes, message: str) -> None:
     folder.write(content)
     with pytest.raises(UserError, match=message) as caught:
         read(folder)
-    assert "\n" not in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_any_damage_ends_in_a_sentence(folder: Any) -> None:
+    """Values replaced at random: accepted or refused, never another exception."""
+    random = Random(4)
+    odd: list[Any] = [None, True, -1, 0, 0.5, 10**400, -(10**30), 1e300]
+    odd += ["", "x", "\0", "\ud800", "x" * 300, [], {}, {"id": 1}, "../a"]
+    original, refused = copy.deepcopy(folder.data), 0
+    for _ in range(400):
+        folder.data = copy.deepcopy(original)
+        for _ in range(random.randint(1, 3)):
+            inner: Any = folder.data
+            while True:
+                key = random.choice(list(inner) if isinstance(inner, dict) else range(len(inner)))
+                if not isinstance(inner[key], dict | list) or not inner[key] or random.random() < 0.1:
+                    break
+                inner = inner[key]
+            inner[key] = copy.deepcopy(random.choice(odd))
+        folder.write()
+        try:
+            folder.open()
+        except UserError:
+            refused += 1
+    assert 100 < refused < 390
 
 
 def test_all_problems_at_once_with_the_first_places(folder: Any) -> None:

@@ -189,7 +189,7 @@ def test_a_worker_that_hangs_is_reported(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(RuntimeError, match="timed out") as caught:
         list(evaluation_batches(Broken("val", 6), (67, 97), 2, workers=1))
     assert any("val_00004.png" in note for note in caught.value.__notes__)
-    assert time.perf_counter() - start < 30
+    assert time.perf_counter() - start < 60
 
 
 def test_a_data_set_travels_to_a_spawned_worker_without_its_pictures(folder: Any, dataset: DigitsDataset) -> None:

@@ -33,6 +33,8 @@ def run(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "open_dataset", tiny.open_dataset)
         patch.setattr(Trainer, "record", remember)
+        for name in ("save_training_batch", "save_predictions", "results_figure"):
+            patch.setattr(trainer, name, lambda *arguments: None)
         list(training(tiny.experiment(evaluation={"batch_size": 2}), output))
     best = max(recorded, key=lambda scores: (scores.report.ap or 0.0, recorded.index(scores)))
     return output / "best.safetensors", best
@@ -84,7 +86,7 @@ def test_classes_are_matched_by_name_whatever_their_order_and_ids(
 
         def ground_truth(self) -> dict[str, Any]:
             truth = super().ground_truth()
-            number = {name: id_ for name, id_ in zip(self.classes.names, self.classes.category_ids, strict=True)}
+            number = dict(zip(self.classes.names, self.classes.category_ids, strict=True))
             new = {old: number[str(label)] for label, old in enumerate(range(10))}
             base = tiny.Tiny(self.split).ground_truth()
             annotations = [{**a, "category_id": new[a["category_id"]]} for a in base["annotations"]]

@@ -14,7 +14,7 @@ def factors(config: ScheduleConfig, steps_per_epoch: int, batch_size: int = 16) 
 
 @pytest.mark.parametrize("steps_per_epoch", [1, 3, 7, 11, 7393])
 def test_step_schedule_is_that_of_pytorch(steps_per_epoch: int) -> None:
-    config = ScheduleConfig(epochs=13, kind="step", drop_epochs=(5, 11))
+    config = ScheduleConfig(epochs=13, kind="step", drop_at=(5 / 13, 11 / 13))
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     by_torch = torch.optim.lr_scheduler.MultiStepLR(optimizer, [5, 11])
     ours = factors(config, steps_per_epoch)
@@ -37,7 +37,7 @@ def test_cosine_falls_from_one_to_its_final_factor() -> None:
 
 @pytest.mark.parametrize("batch_size", [4, 16, 64])
 def test_warmup_spans_the_same_number_of_images_at_any_batch_size(batch_size: int) -> None:
-    config = ScheduleConfig(epochs=1, drop_epochs=(), warmup_steps=100)
+    config = ScheduleConfig(epochs=1, drop_at=(), warmup_steps=100)
     ours = factors(config, 100_000, batch_size)
     steps = 1600 // batch_size
     assert ours[steps - 2] < 1 and ours[steps - 1] == 1
@@ -46,7 +46,7 @@ def test_warmup_spans_the_same_number_of_images_at_any_batch_size(batch_size: in
 
 
 def test_warmup_is_over_after_a_tenth_of_a_short_run() -> None:
-    config = ScheduleConfig(epochs=1, drop_epochs=(), warmup_steps=10_000)
+    config = ScheduleConfig(epochs=1, drop_at=(), warmup_steps=10_000)
     ours = factors(config, 200)
     assert ours[19] < 1 and set(ours[20:]) == {1}
     assert ours[0] > 0 and ours == sorted(ours)

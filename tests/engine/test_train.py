@@ -191,17 +191,23 @@ def test_finished_run_resumes_to_nothing(tiny: ModuleType, finished: Path, tmp_p
     assert_same_run(output, finished)
 
 
-@pytest.mark.parametrize("runtime", [{"accumulate": 2}, {"checkpoint_activations": True}, {"workers": 1}])
-def test_runtime_settings_do_not_change_the_result(tiny: ModuleType, tmp_path: Path, runtime: dict[str, Any]) -> None:
-    settings: dict[str, Any] = {"model": {"dropout": 0.0}} if runtime.get("accumulate") else {}
-    expected = consume(tiny.experiment(**settings), tmp_path / "expected")
-    reports = consume(tiny.experiment(**settings, runtime=runtime), tmp_path / "run")
+@pytest.mark.parametrize("runtime", [{"checkpoint_activations": True}, {"workers": 1}])
+def test_runtime_settings_do_not_change_the_result(
+    tiny: ModuleType, finished: Path, tmp_path: Path, runtime: dict[str, Any]
+) -> None:
+    consume(tiny.experiment(runtime=runtime), tmp_path / "run")
+    assert metrics(tmp_path / "run") == metrics(finished)
+
+
+def test_micro_batches_give_the_curve_of_the_whole_batch(tiny: ModuleType, tmp_path: Path) -> None:
+    expected = consume(tiny.experiment(model={"dropout": 0.0}), tmp_path / "expected")
+    experiment = tiny.experiment(model={"dropout": 0.0}, runtime={"accumulate": 2})
+    reports = consume(experiment, tmp_path / "run")
     # Sums of other parts round differently: the last bits differ, and Adam amplifies them where gradients vanish.
-    exact = "accumulate" not in runtime
     for ours, theirs in zip(reports, expected, strict=True):
-        assert ours.loss == pytest.approx(theirs.loss, rel=0 if exact else 1e-4)
-        assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=0 if exact else 1e-3)
-        assert ours.terms == pytest.approx(theirs.terms, rel=0 if exact else 1e-3)
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-4)
+        assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-3)
+        assert ours.terms == pytest.approx(theirs.terms, rel=1e-3)
 
 
 def test_objects_are_counted_over_the_whole_batch(tiny: ModuleType, tmp_path: Path) -> None:
@@ -325,13 +331,13 @@ def test_time_budget_ends_a_run_with_a_low_learning_rate(
     for module in (clock, train_module):
         monkeypatch.setattr(module, "time", clocks)
     experiment = tiny.experiment(
-        schedule={"epochs": 100_000, "max_minutes": 1}, evaluation={"every_epochs": 10}, optimizer={"lr": 1e-4}
+        schedule={"epochs": 100_000, "max_minutes": 0.4}, evaluation={"every_epochs": 4}, optimizer={"lr": 1e-4}
     )
     reports = consume(experiment, tmp_path / "run")
-    assert 50 < reports[-1].seconds <= clocks.now <= 62
+    assert 20 < reports[-1].seconds <= clocks.now <= 24
     assert reports[-1].evaluation is not None and reports[-1].progress == 1
-    assert reports[-1].lr < 0.03 * max(report.lr for report in reports)
-    assert 20 < len(reports) < 100
+    assert reports[-1].lr < 0.1 * max(report.lr for report in reports)
+    assert 10 < len(reports) < 50
     assert consume(experiment, tmp_path / "run", resume=True) == []
 
 

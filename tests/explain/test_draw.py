@@ -166,12 +166,12 @@ class TestNames:
             size = (draw_.uniform(10, 50), draw_.uniform(8, 20))
             left, top = draw_.uniform(0, picture[0] - 1), draw_.uniform(0, picture[1] - 1)
             box = Rectangle(left, top, draw_.uniform(left, picture[0]), draw_.uniform(top, picture[1]))
-            first, hidden = _place(box, size, picture, [])
+            first, hidden = _place(box, size, picture, np.empty((0, 4)))
             assert hidden == 0
             assert min(first.left, first.top) >= 0
             assert first.right <= picture[0] + 1e-9 and first.bottom <= picture[1] + 1e-9
-            second, hidden = _place(box, size, picture, [first])
-            assert hidden == pytest.approx(second.overlap([first]))
+            second, hidden = _place(box, size, picture, np.array([first]))
+            assert hidden == pytest.approx(second.overlap(np.array([first])))
             if box.bottom - box.top > 2 * size[1]:
                 assert hidden == 0  # the other edge of the box is free
 

@@ -194,7 +194,7 @@ def test_one_image_is_learned_by_heart() -> None:
     optimizer = torch.optim.AdamW(detector.parameters(), lr=2e-3)
     image, padding = torch.randn(1, 3, 67, 97), torch.zeros(1, 67, 97, dtype=torch.bool)
     criterion = SetCriterion(CriterionConfig())
-    for _ in range(80):
+    for _ in range(160):
         optimizer.zero_grad()
         losses = criterion(detector(image, padding), TARGETS[:1], 2.0)
         losses.total.backward()

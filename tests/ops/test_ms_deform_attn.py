@@ -385,7 +385,7 @@ def test_contradictions_are_errors(draw, change, message) -> None:
 
 
 def test_integers_are_errors(draw) -> None:
-    with pytest.raises(TypeError, match="value.*floating-point.*int64"):
+    with pytest.raises(TypeError, match=r"value.*floating-point.*int64"):
         ms_deform_attn(*draw()._replace(value=torch.ones(2, 41, 3, 3, dtype=torch.int64)))
 
 

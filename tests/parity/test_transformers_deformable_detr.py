@@ -124,7 +124,7 @@ def pair(variant: dict[str, Any], seed: int = 0) -> tuple[Detector, Any]:
             auxiliary_loss=True,
             dropout=0.0,
             tie_word_embeddings=False,
-        )  # fmt: skip
+        )
     ).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():

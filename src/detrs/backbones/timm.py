@@ -88,7 +88,7 @@ def create(config: BackboneConfig, pretrained: bool) -> Any:
     if pretrained and config.weights not in ("timm", "none"):
         options["pretrained_cfg_overlay"] = {"file": str(existing(config.weights)), "hf_hub_id": None}
     try:
-        body = timm.create_model(
+        body: Any = timm.create_model(
             config.name,
             pretrained=pretrained and config.weights != "none",
             features_only=True,

@@ -60,6 +60,7 @@ def run(argv: list[str]) -> None:
     errors: dict[str, UserError] = {}
     images: list[dict[str, Any]] = []
     table = Table("picture", "found", box=SIMPLE_HEAD)
+    table.columns[0].overflow = "fold"
     everything = predictor.predict_iter(
         arguments.sources,
         threshold=arguments.threshold,
@@ -88,7 +89,8 @@ def run(argv: list[str]) -> None:
         summary = {"num_images": len(images), "num_detections": objects, "skipped": skipped}
         print_json({"output": str(output), "predictions": str(predictions), **values, **summary})
     if errors:
-        raise UserError(" ".join(list(map(str, errors.values()))[:3] + ["..."] * (len(errors) > 3)))
+        others = f" And {len(errors) - 1} more could not be read: see {predictions}." if len(errors) > 1 else ""
+        raise UserError(f"{next(iter(errors.values()))}{others}")
 
 
 def counts(found: "Detections") -> str:

@@ -66,7 +66,7 @@ class TrainArguments:
     """Show no progress."""
     json: Flag = False
     """Print one JSON object with the scores at the end."""
-    settings: Annotated[Experiment, tyro.conf.arg(name="")]
+    settings: Annotated[Experiment, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
 
 
 def run(argv: list[str]) -> None:

@@ -5,7 +5,6 @@ harm is, and told as a note. What other people's files simply look like is accep
 """
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -26,6 +25,8 @@ CLIPPED_SILENTLY = 2.0
 """Pixels by which a box may leave its image without a word: rounding."""
 MIN_SIDE = 0.01
 """Pixels of a box that must lie inside its image, in each direction: less has no area in float32."""
+MAX_COORDINATE = 1e9
+"""Pixels; infinity is beyond it, too, and so are whole numbers that no float can hold."""
 MIN_SUSPICIOUS = 5
 """Boxes that must look wrong in the same way before the whole file is suspected."""
 
@@ -203,8 +204,9 @@ def _declared_size(entry: dict[str, Any], place: str, errors: Findings) -> tuple
     if height is None and width is None:
         return None
     size = _integer(height), _integer(width)
-    if size[0] is None or size[1] is None or min(size[0], size[1]) < 1:
-        errors.add("image whose width or height is no positive whole number", f"{place}: {width!r} x {height!r}")
+    if size[0] is None or size[1] is None or not (0 < size[0] < MAX_COORDINATE and 0 < size[1] < MAX_COORDINATE):
+        sides = f"{place}: {width!r:.40} x {height!r:.40}"
+        errors.add("image whose width or height is no positive whole number of pixels", sides)
         return None
     return size[0], size[1]
 
@@ -258,7 +260,7 @@ def _objects(
             if trainable:
                 seen.add(key)
             area = entry.get("area")
-            area = float(area) if isinstance(area, int | float) and 0 < area < math.inf else width * height
+            area = float(area) if isinstance(area, int | float) and 0 < area < MAX_COORDINATE**2 else width * height
             objects.append(ObjectEntry(image_id, category_id, key[2], area, crowd, trainable))
     for place in stray:
         if len(stray) <= MAX_STRAY * len(entries):
@@ -278,8 +280,8 @@ def _fault(bbox: Any) -> str:
     numbers = isinstance(bbox, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in bbox)
     if not numbers or len(bbox) != 4:
         return "bbox that is not [x, y, width, height]"
-    if not all(math.isfinite(value) and abs(value) < 1e9 for value in bbox):
-        return "box that is not finite"
+    if not all(abs(value) < MAX_COORDINATE for value in bbox):
+        return "box that is not finite or absurdly large"
     if min(bbox[2:]) < 0:
         return "box of negative width or height; the format is [x, y, width, height], not [x1, y1, x2, y2]"
     return ""

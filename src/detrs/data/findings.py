@@ -19,7 +19,8 @@ class Findings:
     def add(self, kind: str, place: str) -> None:
         self._counts[kind] += 1
         if self._counts[kind] <= NUM_PLACES:
-            self._places.setdefault(kind, []).append(place)
+            printable = place.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
+            self._places.setdefault(kind, []).append(printable)
 
     def lines(self) -> list[str]:
         """One line for each kind: ``"7 x missing image: a.jpg, b.jpg, c.jpg, d.jpg, e.jpg, ..."``."""

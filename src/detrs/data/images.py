@@ -101,7 +101,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
 @contextmanager
 def _opened(source: str | Path | bytes) -> Iterator[Image.Image]:
     """The picture, header read; everything that goes wrong in the body becomes a sentence with the file's name."""
-    name = "The image" if isinstance(source, bytes) else str(source)
+    name = "The image" if isinstance(source, bytes) else _printable(source)
     with _explained(name), _stream(source) as stream:
         try:
             image = Image.open(stream, formats=FORMATS)
@@ -133,20 +133,26 @@ def _stream(source: str | Path | bytes) -> Iterator[IO[bytes]]:
     if isinstance(source, bytes):
         yield io.BytesIO(source)
         return
-    if "://" in str(source):
-        raise UserError(f"{source} is a URL, and nothing is fetched from the network: give a file.")
+    name = _printable(source)
+    if "://" in name:
+        raise UserError(f"{name} is a URL, and nothing is fetched from the network: give a file.")
     try:
         mode = os.stat(source).st_mode
         if not stat.S_ISREG(mode):  # a pipe would block for ever
             what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-            raise UserError(f"{source} is {what}. Expected an image.")
+            raise UserError(f"{name} is {what}. Expected an image.")
         stream = open(source, "rb")  # noqa: SIM115
     except FileNotFoundError:
-        raise UserError(f"{source} does not exist. Expected an image file.") from None
+        raise UserError(f"{name} does not exist. Expected an image file.") from None
     except OSError as error:
-        raise UserError(f"{source} cannot be opened: {error.strerror}.") from None
+        raise UserError(f"{name} cannot be opened: {error.strerror}.") from None
     with stream:
         yield stream
+
+
+def _printable(path: str | Path) -> str:
+    """A file name may hold bytes that are no UTF-8; printing it must not fail."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _what_it_is(head: bytes) -> str:

@@ -21,12 +21,12 @@ def locate(names: dict[int, str], folders: tuple[Path, ...], errors: Findings, n
         notes: gets the few pictures that are missing and skipped.
     """
     first = list(names.values())[:20]
-    root = max(folders, key=lambda folder: sum((folder / name.replace("\\", "/")).is_file() for name in first))
+    root = max(folders, key=lambda folder: sum(os.path.isfile(folder / name.replace("\\", "/")) for name in first))
     listings: dict[Path, dict[str, str]] = {}
     paths: dict[int, Path] = {}
     missing: list[str] = []
     for id_, name in names.items():
-        windows = "\\" in name and not (root / name).is_file()
+        windows = "\\" in name and not os.path.isfile(root / name)
         relative = PurePosixPath(name.replace("\\", "/") if windows else name)
         if relative.is_absolute() or re.match(r"[A-Za-z]:", name) or ".." in relative.parts:
             errors.add("file_name that leads out of the image folder", f"image {id_}: {name}")
@@ -52,7 +52,7 @@ def locate(names: dict[int, str], folders: tuple[Path, ...], errors: Findings, n
 
 def _listing(folder: Path) -> dict[str, str]:
     """Names of the files in ``folder`` by their exact, their Unicode-normal and their caseless form."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # False, not an exception, for names that no file can have
         return {}
     names = [entry.name for entry in os.scandir(folder)]
     forms = {name.casefold(): name for name in names} | {_normal(name): name for name in names}

@@ -65,9 +65,9 @@ def evaluate(
         UserError: boxes or scores are not finite, or an image cannot be read.
     """
     classes = classes_in_order(dataset.classes, names or dataset.classes.names)
+    own: Results = []
     was_training = detector.training
     detector.eval()
-    own: Results = []
     for batch in evaluation_batches(
         dataset, image_size, batch_size, workers=workers, rank=runtime.rank, world_size=runtime.world_size
     ):

@@ -69,4 +69,8 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, detector: nn.Module
     for key, tensor in tensors.items():
         name, quantity = key.rsplit("/", 1)
         parameter = parameters[name]
-        optimizer.state[parameter][quantity] = tensor.to(parameter.device, copy=True)
+        # A file forgets strides, and fused AdamW takes those of the moments for those of the parameter, unchecked:
+        # moments in another memory format than a channels-last weight would update the wrong elements.
+        like = parameter if tensor.shape == parameter.shape else tensor
+        kept = torch.empty_like(like, dtype=tensor.dtype, device=parameter.device, requires_grad=False)
+        optimizer.state[parameter][quantity] = kept.copy_(tensor)

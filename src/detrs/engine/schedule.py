@@ -25,8 +25,8 @@ def lr_factor(config: ScheduleConfig, step: int, progress: float, batch_size: in
     if config.kind == "cosine":
         decay = config.final_lr_factor + (1 - config.final_lr_factor) * (1 + math.cos(math.pi * progress)) / 2
     else:
-        epoch = progress * config.epochs + 1e-9  # the last bit of a quotient must not move a drop by a step
-        decay = 0.1 ** sum(epoch >= drop for drop in config.drop_epochs)
+        # the last bit of a quotient must not move a drop by a step
+        decay = 0.1 ** sum(progress + 1e-9 >= at for at in config.drop_at)
     return min(1.0, warmup) * decay
 
 

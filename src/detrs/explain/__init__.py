@@ -1,0 +1,1 @@
+"""Pictures that explain: boxes on images, curves of runs."""

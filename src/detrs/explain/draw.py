@@ -49,16 +49,16 @@ class Rectangle(NamedTuple):
     def area(self) -> float:
         return (self.right - self.left) * (self.bottom - self.top)
 
-    def overlap(self, others: Sequence["Rectangle"]) -> float:
-        """Area shared with each of the others, added up."""
-        left, top, right, bottom = np.array(others, dtype=np.float64).reshape(-1, 4).T
+    def overlap(self, others: np.ndarray) -> float:
+        """Area shared with each of the others (N, 4), added up."""
+        left, top, right, bottom = others.T
         widths = np.minimum(self.right, right) - np.maximum(self.left, left)
         heights = np.minimum(self.bottom, bottom) - np.maximum(self.top, top)
         return float((widths.clip(min=0) * heights.clip(min=0)).sum())
 
 
-class Patch(NamedTuple):
-    """A name on its colour."""
+class Mark(NamedTuple):
+    """A place in the picture with its name and colour: a box, or the patch its name stands on."""
 
     place: Rectangle
     text: str
@@ -90,34 +90,23 @@ def draw_boxes(
     factor = max(1, math.ceil(min_size / max(picture.size)))
     if factor > 1:
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
-    rectangles = [_clip(box, picture.size) for box in (boxes_xyxy.double() * factor).tolist()]
-    letters = _letters(picture.size, [box for box in rectangles if box is not None])
-    font = _font(letters)
-    line = max(2, round(letters / 5))
-
-    captions = [names[label] for label in labels.tolist()]
-    order = list(range(len(captions)))
+    texts = [names[label] for label in labels.tolist()]
+    order = list(range(len(texts)))
     if scores is not None:
-        captions = [f"{name} {score:.2f}" for name, score in zip(captions, scores.tolist(), strict=True)]
-        order.sort(key=scores.tolist().__getitem__, reverse=True)
+        values = scores.tolist()
+        texts = [f"{name} {value:.2f}" for name, value in zip(texts, values, strict=True)]
+        order.sort(key=lambda i: values[i], reverse=True)
+    places = [_clip(box, picture.size) for box in (boxes_xyxy.double() * factor).tolist()]
     colors = [class_color(label) for label in labels.tolist()]
+    boxes = [Mark(place, texts[i], colors[i]) for i in order if (place := places[i]) is not None]  # best first
 
+    letters = _letters(picture.size, [box.place.area for box in boxes])
+    line = max(2, round(letters / 5))
+    font = _font(letters)
     canvas = ImageDraw.Draw(picture)
-    for i in reversed(order):
-        if (box := rectangles[i]) is not None:
-            _outline(canvas, box, colors[i], line)
-
-    patches: list[Patch] = []
-    for i in order:
-        if (box := rectangles[i]) is not None:
-            text = _shorten(captions[i], font, picture.width - 2 * line)
-            size = (font.getlength(text) + 2 * line, sum(font.getmetrics()))
-            small = [other for other in rectangles if other is not None and other.area < 4 * size[0] * size[1]]
-            place, hidden = _place(box, size, picture.size, [*(patch.place for patch in patches), *small])
-            # In a crowd a name would hide more than it says, and the colour names the class as well.
-            if hidden < 0.25 * place.area or all(patch.color != colors[i] for patch in patches):
-                patches.append(Patch(place, text, colors[i]))
-    for patch in reversed(patches):
+    for box in reversed(boxes):
+        _outline(canvas, box.place, box.color, line)
+    for patch in reversed(_patches(boxes, font, line, picture.size)):
         canvas.rectangle(_pixels(patch.place), fill=patch.color)
         start = (patch.place.left + line, patch.place.top)
         canvas.text(start, patch.text, fill=text_color(patch.color), font=font)
@@ -192,10 +181,10 @@ def contrast(one: Color, other: Color) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def _letters(size: tuple[int, int], boxes: Sequence[Rectangle] = ()) -> int:
+def _letters(size: tuple[int, int], areas: Sequence[float] = ()) -> int:
     """Size of the letters in pixels: in proportion to the picture, smaller where most boxes are small."""
     side = math.sqrt(size[0] * size[1])
-    usual = math.sqrt(statistics.median(box.area for box in boxes)) if boxes else side
+    usual = math.sqrt(statistics.median(areas)) if areas else side
     return round(max(10, 0.014 * side, min(0.025 * side, 0.4 * usual)))
 
 
@@ -241,10 +230,27 @@ def _shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     return next((short for short in fitting if font.getlength(short) <= width), "")
 
 
+def _patches(boxes: Sequence[Mark], font: ImageFont.FreeTypeFont, margin: int, picture: tuple[int, int]) -> list[Mark]:
+    """Where the names of the boxes stand. The first box chooses first."""
+    places = np.array([box.place for box in boxes]).reshape(-1, 4)
+    areas = np.array([box.place.area for box in boxes])
+    patches: list[Mark] = []
+    for box in boxes:
+        text = _shorten(box.text, font, picture[0] - 2 * margin)
+        size = (font.getlength(text) + 2 * margin, sum(font.getmetrics()))
+        names = np.array([patch.place for patch in patches]).reshape(-1, 4)
+        small = places[areas < 4 * size[0] * size[1]]
+        place, hidden = _place(box.place, size, picture, np.concatenate([names, small]))
+        # In a crowd a name would hide more than it says, and the colour names the class as well.
+        if hidden < 0.25 * place.area or all(patch.color != box.color for patch in patches):
+            patches.append(Mark(place, text, box.color))
+    return patches
+
+
 def _place(
-    box: Rectangle, size: tuple[float, float], picture: tuple[int, int], taken: Sequence[Rectangle]
+    box: Rectangle, size: tuple[float, float], picture: tuple[int, int], taken: np.ndarray
 ) -> tuple[Rectangle, float]:
-    """Where the name of a box hides least of what is ``taken``, above the box if it can, and how much it hides."""
+    """Where a name hides least of what is ``taken`` (N, 4), above its box if it can, and how much it hides there."""
     width, height = size
     starts = (
         (box.left, box.top - height),

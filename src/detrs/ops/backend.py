@@ -91,7 +91,7 @@ def _why_not(package: str) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _importable(package: str) -> bool:
     return _why_not(package) is None
 
