@@ -106,7 +106,7 @@ def read(folder: Any) -> Any:
         (box(1, 2, 3, None), r"not \[x, y, width, height\]"),
         (set_("annotations", 1, "bbox", value="1 2 3 4"), r"not \[x, y, width, height\]"),
         (box(1, 2, -3, 4), "negative width or height.*annotation 101"),
-        (box(1, 2, 1e9, 4), "box that is not finite or absurdly large: annotation 101"),
+        (box(1, 2, 1.1e9, 4), "box that is not finite or absurdly large: annotation 101"),
         (box(1, 2, 10**400, 4), "not finite or absurdly large"),
         (every_box(lambda b: [v / 100 for v in b]), r"all lie in \[0, 1\]; they must be in pixels"),
         (every_box(lambda b: [b[0] + 30, b[1] + 30, b[0] + b[2] + 40, b[1] + b[3] + 30]), "may be .x1, y1, x2, y2."),

@@ -1,5 +1,6 @@
 """The same pixels for any number of workers, processes and micro-batches, and after a resume."""
 
+import gc
 import pickle
 import time
 from collections.abc import Iterable
@@ -160,6 +161,9 @@ def test_an_unreadable_picture_is_named_in_one_sentence(folder: Any, workers: in
     (folder.images / "photo 1.png").write_bytes(b"<html>")
     with pytest.raises(UserError) as caught:
         steps(dataset, replace(CONFIG, batch_size=1), workers=workers)
+    start = time.perf_counter()
+    gc.collect()
+    assert time.perf_counter() - start < 4  # workers ended with the loop, not with the garbage collection
     assert "photo 1.png is a web page" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -170,7 +174,7 @@ class Broken(DigitsDataset):
 
     def __getitem__(self, index: int) -> Sample:
         if index == 3:
-            time.sleep(4 * self.hang)
+            time.sleep(60 * self.hang)
             raise RuntimeError("no such luck")
         return super().__getitem__(index)
 
@@ -183,13 +187,16 @@ def test_any_other_error_carries_the_name_too(workers: int) -> None:
 
 
 def test_a_worker_that_hangs_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "WORKER_TIMEOUT_S", 2)
+    monkeypatch.setattr(loader, "WORKER_TIMEOUT_S", 1)
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.5)  # before a worker is killed
     monkeypatch.setattr(Broken, "hang", True)
     start = time.perf_counter()
     with pytest.raises(RuntimeError, match="timed out") as caught:
         list(evaluation_batches(Broken("val", 6), (67, 97), 2, workers=1))
     assert any("val_00004.png" in note for note in caught.value.__notes__)
     assert time.perf_counter() - start < 60
+    del caught
+    gc.collect()  # the worker ends here, not in a later test
 
 
 def test_a_data_set_travels_to_a_spawned_worker_without_its_pictures(folder: Any, dataset: DigitsDataset) -> None:

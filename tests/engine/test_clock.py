@@ -74,4 +74,4 @@ def test_step_time_leaves_out_evaluations_and_saves(fake: Time) -> None:
         fake.now += 11
     fake.now += 2
     assert measured.end_step() == 2
-    assert measured.minutes_since_save() == pytest.approx(2 / 60)
+    assert measured.seconds_since_save() == 2 and measured.saving == 11

@@ -198,9 +198,9 @@ def test_the_next_process_finds_the_kernels_compiled(tmp_path, monkeypatch) -> N
 
 
 def test_without_a_place_for_the_cache_it_says_so_and_works(monkeypatch, draw) -> None:
-    monkeypatch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
     kernels = numba_cpu._forward_kernels.__wrapped__
-    with pytest.warns(UserWarning, match="NUMBA_CACHE_DIR"):
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="NUMBA_CACHE_DIR"):
+        patch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
         serial, _ = kernels(3, "float64")
     inputs = draw()
     out = torch.empty(2, 11, 9, dtype=torch.float64)

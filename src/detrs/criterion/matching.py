@@ -54,7 +54,7 @@ def pairwise_cost(
     return costs.class_weight * (positive - negative) + costs.box_weight * distance - costs.giou_weight * overlap
 
 
-def match(costs: list[Float[Tensor, "Y B Q N"]], num_targets: list[int]) -> list[Matches]:
+def match(costs: list[Float[Tensor, "_ B _ N"]], num_targets: list[int]) -> list[Matches]:
     """Solve one assignment per layer and image; objects beyond an image's own ``num_targets`` are padding.
 
     All cost blocks travel to the host in one copy. A cost that is not finite (a diverging model) counts as the

@@ -277,10 +277,9 @@ def _fault(bbox: Any) -> str:
         return "annotation without bbox"
     if isinstance(bbox, list) and len(bbox) == 5:
         return "box of five numbers; rotated boxes are not supported"
-    numbers = isinstance(bbox, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in bbox)
-    if not numbers or len(bbox) != 4:
+    if not isinstance(bbox, list) or len(bbox) != 4 or not {*map(type, bbox)} <= {int, float}:
         return "bbox that is not [x, y, width, height]"
-    if not all(abs(value) < MAX_COORDINATE for value in bbox):
+    if max(bbox) > MAX_COORDINATE or min(bbox) < -MAX_COORDINATE:
         return "box that is not finite or absurdly large"
     if min(bbox[2:]) < 0:
         return "box of negative width or height; the format is [x, y, width, height], not [x1, y1, x2, y2]"

@@ -75,5 +75,5 @@ class Clock:
         """Whether an evaluation now would leave enough time for the last one."""
         return self.pace.allows(self.seconds, self.reserve)
 
-    def minutes_since_save(self) -> float:
-        return (time.monotonic() - self.saved_at) / 60
+    def seconds_since_save(self) -> float:
+        return time.monotonic() - self.saved_at

@@ -87,7 +87,7 @@ def evaluate(
 
 
 def evaluate_checkpoint(
-    path: Path,
+    path: Path | str,
     *,
     data: str = "",
     split: str = "",
@@ -113,7 +113,7 @@ def evaluate_checkpoint(
         UserError: no such checkpoint or data set, or they have other classes.
     """
     runtime = Runtime(RuntimeConfig(device=device))
-    detector, experiment, classes, meta = load_detector(path)
+    detector, experiment, classes, meta = load_detector(Path(path))
     data = data or experiment.data.path
     dataset = open_dataset(data, split or experiment.data.val_split)
     check_same_classes(classes.names, dataset.classes.names, f"the checkpoint '{path}'", f"the data set '{data}'")

@@ -32,6 +32,8 @@ class TrainingState:
     evaluations_without_gain: int = 0
     failures: int = 0
     """Steps in a row whose loss or gradient was not finite."""
+    is_whole: bool = True
+    """False while an optimizer step changes one part after the other."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, their average, and the optimizer's moments."""

@@ -37,7 +37,9 @@ class TrainResult:
     """Wall-clock time of the whole run, earlier parts of a resumed run included."""
 
 
-def training(experiment: Experiment, output: Path, *, resume: bool = False) -> Generator[StepReport, None, TrainResult]:
+def training(
+    experiment: Experiment, output: Path | str, *, resume: bool = False
+) -> Generator[StepReport, None, TrainResult]:
     """Train, one optimizer step per iteration; files appear in ``output`` as described in ``engine.run``.
 
     SIGTERM and Ctrl-C finish the step, save and raise ``SystemExit`` with 143 or 130. Closing the generator saves, too.
@@ -56,7 +58,7 @@ def training(experiment: Experiment, output: Path, *, resume: bool = False) -> G
     began = time.monotonic()
     config.validate(experiment)
     runtime = Runtime(experiment.runtime, unused_parameters=not experiment.criterion.auxiliary)
-    folder = RunFolder(output)
+    folder = RunFolder(Path(output))
     if runtime.is_main:
         folder.check(resume=resume)
     trainer = Trainer(experiment, folder, runtime, began=began, pretrained=not resume)
@@ -86,8 +88,14 @@ def training(experiment: Experiment, output: Path, *, resume: bool = False) -> G
             if not (isinstance(stop, Interrupted) and stop.at_once):
                 trainer.save()
             raise
+        except Exception as error:
+            # A signal for the whole process group also kills loader processes, whose death is raised here.
+            if interruption.signum and trainer.state.is_whole:
+                trainer.save()
+                raise Interrupted(interruption.signum) from error
+            raise
     return TrainResult(
-        output=output,
+        output=folder.path,
         checkpoint=folder.best,
         scores=trainer.state.best_scores or {},
         best_step=trainer.state.best_step,
@@ -105,7 +113,7 @@ def evaluated(trainer: Trainer, interruption: Interruption) -> dict[str, Any]:
     return {"evaluation": scores.report, "is_best": is_best}
 
 
-def train(experiment: Experiment, output: Path, *, resume: bool = False, quiet: bool = False) -> TrainResult:
+def train(experiment: Experiment, output: Path | str, *, resume: bool = False, quiet: bool = False) -> TrainResult:
     """Consume ``training``, with a progress bar (on terminals) or plain lines on the standard error stream.
 
     Args:

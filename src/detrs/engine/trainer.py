@@ -146,6 +146,7 @@ class Trainer:
         loss, grad_norm = terms.pop("total"), terms.pop("grad_norm")
 
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        state.is_whole = False
         if finite:
             self.optimizer.step()
             state.average.update()
@@ -156,6 +157,7 @@ class Trainer:
         if state.failures == MAX_FAILURES:
             self.give_up(batches, loss, grad_norm, terms, lr)
         state.step += 1
+        state.is_whole = True
 
         step_seconds = self.clock.end_step()
         report = StepReport(
@@ -278,9 +280,10 @@ class Trainer:
         return wanted and 0 < self.state.step != self.state.evaluated_step
 
     def is_save_due(self) -> bool:
-        """Whether the epoch is over, or the last save is long ago."""
-        is_late = self.clock.minutes_since_save() >= self.experiment.runtime.save_every_minutes
-        return is_late or self.state.step % self.steps_per_epoch == 0
+        """Whether the last save is long ago, or an epoch is over; saves take a twentieth of the time at most."""
+        seconds = self.clock.seconds_since_save()
+        is_epoch = self.state.step % self.steps_per_epoch == 0 and seconds >= 20 * self.clock.saving
+        return is_epoch or seconds >= 60 * self.experiment.runtime.save_every_minutes
 
     def fingerprints(self) -> dict[str, str]:
         """What the data were."""
