@@ -57,7 +57,7 @@ def shortened(command: str) -> list[str]:
     if "--resume" not in words:
         words += SHORT.get(words[0], "").split()
     if words[0] == "train" and "--backbone" not in words and "--resume" not in words:
-        words += ["--model.backbone.weights", "none"]
+        words += ["--model.backbone.weights", "none", "--model.backbone.name", "test_resnet"]
     return words
 
 
