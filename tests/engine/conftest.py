@@ -44,7 +44,7 @@ def pictures() -> None:
 
 @pytest.fixture
 def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.Popen[str]]:
-    """Start ``run_tiny.py`` as a process of its own: ``start(*arguments, launcher=(...))``."""
+    """Start ``run_tiny.py`` as a process group of its own: ``start(*arguments, launcher=(...))``."""
     # Where Python may not write bytecode, every process would compile torch again: half a minute.
     cache = tmp_path_factory.getbasetemp().parent / "pycache"
 
@@ -52,6 +52,6 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.
         own = {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "PYTHONPYCACHEPREFIX": str(cache)}
         environment = {**os.environ, **own, "PYTHONDONTWRITEBYTECODE": ""}
         command = [sys.executable, *launcher, str(SCRIPT), *map(str, arguments)]
-        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
     return start

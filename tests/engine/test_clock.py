@@ -53,7 +53,7 @@ def test_before_any_evaluation_its_time_is_guessed_from_steps(fake: Time) -> Non
     for seconds in (30, 2, 3):
         fake.now += seconds
         measured.end_step()
-    assert measured.reserve == pytest.approx(0.5 * 40 * 2 + 2)
+    assert measured.reserve == pytest.approx(0.5 * 40 * 2 + clock.DRAWING_SECONDS + 2)
 
 
 def test_time_before_a_resume_counts(fake: Time) -> None:
@@ -61,7 +61,7 @@ def test_time_before_a_resume_counts(fake: Time) -> None:
     measured.seconds_before = 30
     fake.now += 15
     measured.look()
-    assert measured.used() == 45 and measured.progress(1) == pytest.approx(0.75)
+    assert measured.used() == 45 and measured.progress(1) == pytest.approx(45 / (60 - clock.DRAWING_SECONDS))
 
 
 def test_step_time_leaves_out_evaluations_and_saves(fake: Time) -> None:

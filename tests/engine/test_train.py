@@ -158,14 +158,19 @@ def test_closing_the_generator_saves(tiny: ModuleType, finished: Path, tmp_path:
 def test_process_stopped_by_sigterm_exits_143_and_resumes_exactly(
     tiny: ModuleType, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    settings = {"schedule": {"epochs": 40}, "evaluation": {"every_epochs": 40}}
+    """As a scheduler does it: the signal goes to the loader's process, too."""
+    settings: dict[str, Any] = {
+        "schedule": {"epochs": 40},
+        "evaluation": {"every_epochs": 40},
+        "runtime": {"device": "cpu", "workers": 1, "log_every": 2},
+    }
     output = tmp_path / "run"
     process = start(output, json.dumps(settings))
     deadline = time.monotonic() + 120
     while not (output / "metrics.jsonl").exists():  # it trains
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
     stopped_at = format.read_meta(output / "last.safetensors")["step"]

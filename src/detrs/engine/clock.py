@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from detrs.engine.runtime import Runtime
 from detrs.engine.schedule import Pace
 
+DRAWING_SECONDS = 2.0
+
 
 class Clock:
     """Measures a run. With a time budget all processes go by the main process's clock.
@@ -35,8 +37,8 @@ class Clock:
 
     def look(self) -> None:
         """Set ``seconds`` (used) and ``reserve`` (to keep for the last evaluation)."""
-        # Before the first evaluation: a forward pass takes about a third of a training step.
-        evaluation = 1.25 * self.evaluation or 0.5 * self.fastest_step * self.steps_to_evaluate
+        # Before the first evaluation: a batch takes half of a training step, and drawing a second or two.
+        evaluation = 1.25 * self.evaluation or 0.5 * self.fastest_step * self.steps_to_evaluate + DRAWING_SECONDS
         times = self.used(), evaluation + self.saving + self.fastest_step
         self.seconds, self.reserve = self.runtime.from_main(times) if self.pace.budget_seconds else times
 
