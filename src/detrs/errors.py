@@ -11,6 +11,11 @@ class UserError(ValueError):
     """The input is at fault, not the program: shown as one sentence, never as a traceback."""
 
 
+def printable(text: object) -> str:
+    """``str(text)`` with what no stream can print spelt out: file names may hold bytes that are no UTF-8."""
+    return str(text).encode("utf-8", "backslashreplace").decode()
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` for the nearest known word, or ``""`` when none is near.
 

@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from detrs.data.check import read_annotations
 from detrs.data.detect import find_split
@@ -139,6 +140,7 @@ def test_refused(folder: Any, change: Callable[[Data], None], message: str) -> N
             b'"annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 1e999, 1]}]}',
             "not finite or absurdly large",
         ),
+        (b"NaN", "NaN at line 1, column 1 is no number"),
         (b'{"images":\n [{"id": NaN}]}', "NaN at line 2, column 10 is no number"),
         (b'{"a": "NaN", "bbox": [1, -Infinity]}', "-Infinity at line 1, column 26"),
         (b'{"images": ' + b"[" * 100_000, "nested too deeply"),
@@ -278,9 +280,56 @@ def test_missing_size_is_read_from_the_file(folder: Any) -> None:
         del image["width"], image["height"]
     folder.write()
     assert [entry.size for entry in read(folder).images] == [(61, 97), (83, 47), (59, 59)]
+
+
+def test_every_file_is_opened_and_all_faults_are_told_at_once(folder: Any) -> None:
+    for number in range(3):
+        Image.new("RGB", (97, 61)).save(folder.images / f"more {number}.jpg")
+        folder.data["images"].append({"id": 20 + number, "file_name": f"more {number}.jpg", "height": 61, "width": 97})
     (folder.images / "photo 2.png").write_bytes(b"<html>")
-    with pytest.raises(UserError, match=r"image without width and height that cannot be read: image 12: .*a web page"):
+    jpeg = folder.images / "more 0.jpg"
+    jpeg.write_bytes(jpeg.read_bytes()[:-40])  # its header is whole
+    folder.data["images"][0] |= {"height": 97, "width": 61}
+    folder.data["images"][1] |= {"height": 84}
+    folder.write()
+    with pytest.raises(UserError) as caught:
         read(folder)
+    sizes, unreadable = (line for line in str(caught.value).splitlines() if " x image " in line)
+    assert sizes.strip().startswith("2 x image of another size (width x height) than declared: image 10: ")
+    assert "photo 0.png is 97 x 61, not 61 x 97, annotated without its EXIF rotation" in sizes
+    assert sizes.endswith("photo 1.png is 47 x 83, not 47 x 84")
+    assert unreadable.strip().startswith("2 x image (of 6) that cannot be read: image 12: ")
+    assert "photo 2.png is a web page" in unreadable and "more 0.jpg" in unreadable and "truncated" in unreadable
+    assert "more 1.jpg" not in unreadable
+
+
+def test_what_lies_behind_the_end_of_a_picture_does_no_harm(folder: Any) -> None:
+    Image.new("RGB", (97, 61)).save(folder.images / "photo 0.png", format="JPEG")
+    for path in (folder.images / "photo 0.png", folder.images / "photo 1.png"):
+        path.write_bytes(path.read_bytes() + bytes(10_000))
+    folder.write()
+    assert len(read(folder).images) == 3
+
+
+@pytest.mark.parametrize(("unreadable", "accepted"), [(1, True), (2, False)])
+def test_one_percent_may_be_unreadable(folder: Any, unreadable: int, accepted: bool) -> None:
+    for number in range(unreadable):
+        (folder.images / f"page {number}.jpg").write_text("<!DOCTYPE html>")
+        folder.data["images"].append({"id": 500 + number, "file_name": f"page {number}.jpg", "height": 9, "width": 9})
+        folder.data["annotations"].append(
+            {"id": 600 + number, "image_id": 500 + number, "category_id": 7, "bbox": [1, 1, 5, 5]}
+        )
+    for number in range(100 - 3 - unreadable):
+        folder.data["images"].append({"id": 900 + number, "file_name": "photo 0.png", "height": 61, "width": 97})
+    folder.write()
+    if accepted:
+        annotations = read(folder)
+        assert len(annotations.images) == 99 and len(annotations.objects) == 6
+        (note,) = (note for note in annotations.notes if "read" in note)
+        assert note.startswith("1 x image that cannot be read, skipped: image 500: ") and "a web page" in note
+    else:
+        with pytest.raises(UserError, match=r"2 x image \(of 100\) that cannot be read: image 500: .*image 501: "):
+            read(folder)
 
 
 def test_names_are_found_as_people_write_them(folder: Any) -> None:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin
 
 from detrs.data import images
-from detrs.data.images import decode_image, read_size
+from detrs.data.images import decode_image, read_sizes
 from detrs.errors import UserError
 
 RANDOM = np.random.default_rng(3)
@@ -84,7 +84,7 @@ def test_exif_orientation(orientation: int, format: str, tmp_path: Path) -> None
     )
     difference = np.abs(pixels(decode_image(path)).astype(int) - PHOTO)
     assert difference.mean() < (5 if format == "JPEG" else 1e-9)
-    assert read_size(path) == (37, 53)
+    assert read_sizes([path]) == [(37, 53)]
     with Image.open(path) as opened:
         np.testing.assert_array_equal(pixels(decode_image(path)), np.asarray(ImageOps.exif_transpose(opened)))
         np.testing.assert_array_equal(pixels(decode_image(opened)), pixels(decode_image(path)))
@@ -158,7 +158,7 @@ def test_8_bits_stored_in_16_come_back() -> None:
     np.testing.assert_array_equal(pixels(decode_image(grey.astype(np.uint16) * 257))[..., 0], grey)
 
 
-def test_float_files() -> None:
+def test_float_files(tmp_path: Path) -> None:
     unit = RANDOM.random((19, 43)).astype(np.float32)
     ours = pixels(decode_image(encoded(Image.fromarray(unit), "TIFF")))[..., 0]
     np.testing.assert_array_equal(ours, np.rint(unit.astype(float) * 255))
@@ -170,6 +170,21 @@ def test_float_files() -> None:
     assert (pixels(decode_image(encoded(Image.new("F", (7, 5), 12.0), "TIFF"))) == 0).all()  # constant, not NaN
     with pytest.raises(UserError, match="not finite"):
         decode_image(encoded(Image.new("F", (7, 5), float("nan")), "TIFF"))
+    path = tmp_path / "depth.tif"
+    Image.new("F", (7, 5), float("nan")).save(path)
+    with pytest.raises(UserError, match=r"depth\.tif has pixels that are not finite"):
+        decode_image(path)
+
+
+def test_lack_of_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(image: Image.Image) -> None:
+        raise MemoryError
+
+    path = tmp_path / "large.png"
+    Image.fromarray(PHOTO).save(path)
+    monkeypatch.setattr(Image.Image, "load", fail)
+    with pytest.raises(UserError, match=r"large\.png cannot be decoded: there is not enough memory"):
+        decode_image(path)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +277,7 @@ def test_the_smallest_and_the_flattest(tmp_path: Path) -> None:
         path = tmp_path / "image.png"
         path.write_bytes(encoded(Image.new("RGB", (width, height), (9, 8, 7)), "PNG"))
         assert decode_image(path).shape == (3, height, width)
-        assert read_size(path) == (height, width)
+        assert read_sizes([path]) == [(height, width)]
 
 
 def test_bad_images(shared: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -285,7 +300,7 @@ def test_bad_images(shared: Path, capfd: pytest.CaptureFixture[str]) -> None:
             else:
                 image = decode_image(path)
                 width, height = entry["exif_transposed_size"]
-                assert image.shape == (3, height, width) and read_size(path) == (height, width)
+                assert image.shape == (3, height, width) and read_sizes([path]) == [(height, width)]
                 if entry["mode"] in ("RGB", "L", "CMYK", "1"):
                     assert float(image.float().mean()) == pytest.approx(entry["mean"], abs=0.06)
                 accepted += 1

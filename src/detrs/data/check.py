@@ -4,6 +4,7 @@ What would make results wrong is an error, and all errors are told at once. What
 harm is, and told as a note. What other people's files simply look like is accepted.
 """
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -14,11 +15,13 @@ from typing import Any, NamedTuple
 
 from detrs.data.detect import Split
 from detrs.data.findings import Findings
-from detrs.data.images import read_size
+from detrs.data.images import read_sizes
 from detrs.data.locate import locate
 from detrs.errors import UserError
 from detrs.structures import Classes
 
+MAX_UNREADABLE = 0.01
+"""Share of pictures that cannot be read and are skipped with a note; more is an error."""
 MAX_STRAY = 0.01
 """Share of annotations without their image that is skipped with a note; more is an error."""
 CLIPPED_SILENTLY = 2.0
@@ -58,6 +61,8 @@ class Annotations:
     objects: list[ObjectEntry]
     """In the order of the file."""
     notes: list[str]
+    content: "hashlib._Hash"
+    """SHA-256 of the file."""
 
 
 def read_annotations(split: Split) -> Annotations:
@@ -68,7 +73,7 @@ def read_annotations(split: Split) -> Annotations:
     """
     path = split.annotations
     errors, notes = Findings(), Findings()
-    data = _read_json(path, notes)
+    data, content = _read_json(path, notes)
     classes = _classes(data["categories"], errors, notes)
     images = _images(data["images"], split.folders, errors, notes)
     if not images:
@@ -83,11 +88,11 @@ def read_annotations(split: Split) -> Annotations:
     for name, id_ in zip(classes.names, classes.category_ids, strict=True):
         if used[id_] <= 1:
             notes.add("class with a single object" if used[id_] else "class without any object", repr(name))
-    return Annotations(classes, list(images.values()), objects, notes.lines())
+    return Annotations(classes, list(images.values()), objects, notes.lines(), content)
 
 
-def _read_json(path: Path, notes: Findings) -> dict[str, Any]:
-    """The top level of an annotation file, with its three lists in place."""
+def _read_json(path: Path, notes: Findings) -> tuple[dict[str, Any], "hashlib._Hash"]:
+    """The top level of an annotation file, with its three lists in place, and the digest of the file."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -103,7 +108,7 @@ def _read_json(path: Path, notes: Findings) -> dict[str, Any]:
         raise UserError(f"{path} is XML, perhaps Pascal VOC. Expected COCO annotations in JSON: convert it first.")
 
     def refuse(literal: str) -> None:
-        before = text[: re.search(rf"(?<=[\s:,\[]){re.escape(literal)}", text).start()]  # type: ignore[union-attr]
+        before = text[: re.search(rf"(?:^|(?<=[\s:,\[])){re.escape(literal)}", text).start()]  # type: ignore[union-attr]
         line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
         raise UserError(f"{path}: {literal} at line {line}, column {column} is no number. Correct or remove the box.")
 
@@ -139,7 +144,7 @@ def _read_json(path: Path, notes: Findings) -> dict[str, Any]:
             raise UserError(f"{path}: '{key}' {what}. Expected the three lists images, annotations and categories.")
     if not data["categories"]:
         raise UserError(f"{path}: 'categories' is empty, so no annotation has a class.")
-    return data
+    return data, hashlib.sha256(content)
 
 
 def _integer(value: Any) -> int | None:
@@ -196,14 +201,33 @@ def _images(entries: list[Any], folders: tuple[Path, ...], errors: Findings, not
     for name, count in Counter(names.values()).items():
         if count > 1:
             notes.add("file listed as several images", name)
-    paths = locate(names, folders, errors, notes)
-    images = {}
+    return _opened(locate(names, folders, errors, notes), sizes, errors, notes)
+
+
+def _opened(
+    paths: dict[int, Path], sizes: dict[int, tuple[int, int] | None], errors: Findings, notes: Findings
+) -> dict[int, ImageEntry]:
+    """The pictures that can be read and are as large as declared; what is wrong with a file is known now, not hours
+    later."""
+    distinct = list(dict.fromkeys(paths.values()))
+    found = dict(zip(distinct, read_sizes(distinct), strict=True))
+    images: dict[int, ImageEntry] = {}
+    unreadable: list[str] = []
     for id_, path in paths.items():
-        size = sizes[id_]
-        try:
-            images[id_] = ImageEntry(id_, path, size or read_size(path))
-        except UserError as error:
-            errors.add("image without width and height that cannot be read", f"image {id_}: {error}")
+        size, declared = found[path], sizes[id_]
+        if isinstance(size, UserError):
+            unreadable.append(f"image {id_}: {str(size).rstrip('.')}")
+            continue
+        if declared is not None and declared != size:
+            turned = ", annotated without its EXIF rotation" if declared == size[::-1] else ""
+            place = f"{path} is {size[1]} x {size[0]}, not {declared[1]} x {declared[0]}{turned}"
+            errors.add("image of another size (width x height) than declared", f"image {id_}: {place}")
+        images[id_] = ImageEntry(id_, path, declared or size)
+    for place in unreadable:
+        if len(unreadable) <= MAX_UNREADABLE * len(paths):
+            notes.add("image that cannot be read, skipped", place)
+        else:
+            errors.add(f"image (of {len(paths)}) that cannot be read", place)
     return images
 
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from detrs.errors import UserError
+from detrs.errors import UserError, printable
 
 NUM_PLACES = 5
 """Places named for each kind."""
@@ -19,8 +19,7 @@ class Findings:
     def add(self, kind: str, place: str) -> None:
         self._counts[kind] += 1
         if self._counts[kind] <= NUM_PLACES:
-            printable = place.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
-            self._places.setdefault(kind, []).append(printable)
+            self._places.setdefault(kind, []).append(printable(place).replace("\n", "\\n"))
 
     def lines(self) -> list[str]:
         """One line for each kind: ``"7 x missing image: a.jpg, b.jpg, c.jpg, d.jpg, e.jpg, ..."``."""

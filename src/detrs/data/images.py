@@ -12,7 +12,8 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -24,11 +25,17 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from detrs.errors import UserError
+from detrs.errors import UserError, printable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 MAX_PIXELS = 100_000_000
 WHITE = 255
+NUM_READERS = 8
+"""Threads that look at files before training; most of their time goes into waiting for the disk."""
+TAIL = 4096
+"""Bytes at the end of a file in which its format's last mark is looked for."""
+LAST_MARK = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+"""What a whole file ends with; others say their length at the start."""
 
 _ORIENTATION = 0x0112
 """The EXIF tag."""
@@ -82,26 +89,52 @@ def decode_image(source: str | Path | bytes | Image.Image | NDArray[Any] | Tenso
         return _from_array((array.movedim(0, -1) if array.ndim == 3 else array).numpy(), "tensor", tuple(source.shape))
     if isinstance(source, np.ndarray):
         return _from_array(source, "array", source.shape)
-    if isinstance(source, Image.Image):
-        with _explained("The Pillow image"):
-            _check_size(source)
-            return _pixels(source)
-    with _opened(source) as image:
-        return _pixels(image)
+    with _quiet():
+        if isinstance(source, Image.Image):
+            with _explained("The Pillow image"):
+                _check_size(source)
+                return _pixels(source, "The Pillow image")
+        with _opened(source) as image:
+            return _pixels(image, "The image" if isinstance(source, bytes) else printable(source))
 
 
-def read_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) of the upright picture in a file, from its header alone. Raises ``UserError``."""
-    with _opened(path) as image:
-        width, height = image.size
-        turned = image.format != "TIFF" and _orientation(image) >= 5  # Pillow turns TIFF by itself
-        return (width, height) if turned else (height, width)
+def read_sizes(paths: Sequence[str | Path]) -> list[tuple[int, int] | UserError]:
+    """(height, width) of the upright picture in each file, or why it cannot be read.
+
+    Only header and end of a file are read; one whose end is missing is decoded, to see what is left of it.
+    """
+    with _quiet(), ThreadPoolExecutor(NUM_READERS) as readers:
+        return list(readers.map(_size, paths, chunksize=1))
+
+
+def _size(path: str | Path) -> tuple[int, int] | UserError:
+    try:
+        with _opened(path) as image:
+            width, height = image.size
+            turned = image.format != "TIFF" and _orientation(image) >= 5  # Pillow turns TIFF by itself
+            if not _has_end(image):
+                image.load()
+            return (width, height) if turned else (height, width)
+    except UserError as error:
+        return error
+
+
+def _has_end(image: Image.Image) -> bool:
+    """Whether the file of a picture ends as its format does, so that nothing was cut off."""
+    mark, stream = LAST_MARK.get(image.format or ""), getattr(image, "fp", None)
+    if mark is None or stream is None:
+        return True
+    position = stream.tell()
+    stream.seek(-min(TAIL, stream.seek(0, os.SEEK_END)), os.SEEK_END)
+    found = mark in stream.read()
+    stream.seek(position)
+    return found
 
 
 @contextmanager
 def _opened(source: str | Path | bytes) -> Iterator[Image.Image]:
     """The picture, header read; everything that goes wrong in the body becomes a sentence with the file's name."""
-    name = "The image" if isinstance(source, bytes) else _printable(source)
+    name = "The image" if isinstance(source, bytes) else printable(source)
     with _explained(name), _stream(source) as stream:
         try:
             image = Image.open(stream, formats=FORMATS)
@@ -116,13 +149,21 @@ def _opened(source: str | Path | bytes) -> Iterator[Image.Image]:
 
 
 @contextmanager
+def _quiet() -> Iterator[None]:
+    """Odd metadata of a picture that decodes is of no interest. Around threads, not in them: filters are global."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
 def _explained(name: str) -> Iterator[None]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata of a picture that decodes is of no interest
-            yield
+        yield
     except UserError:
         raise
+    except MemoryError:
+        raise UserError(f"{name} cannot be decoded: there is not enough memory for its pixels.") from None
     except Exception as error:  # Pillow's decoders raise nearly everything, TypeError and struct.error included
         reason = str(error) or type(error).__name__
         raise UserError(f"{name} cannot be decoded as an image, it may be damaged: {reason}.") from error
@@ -133,7 +174,7 @@ def _stream(source: str | Path | bytes) -> Iterator[IO[bytes]]:
     if isinstance(source, bytes):
         yield io.BytesIO(source)
         return
-    name = _printable(source)
+    name = printable(source)
     if "://" in name:
         raise UserError(f"{name} is a URL, and nothing is fetched from the network: give a file.")
     try:
@@ -148,11 +189,6 @@ def _stream(source: str | Path | bytes) -> Iterator[IO[bytes]]:
         raise UserError(f"{name} cannot be opened: {error.strerror}.") from None
     with stream:
         yield stream
-
-
-def _printable(path: str | Path) -> str:
-    """A file name may hold bytes that are no UTF-8; printing it must not fail."""
-    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _what_it_is(head: bytes) -> str:
@@ -187,7 +223,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _pixels(image: Image.Image) -> Tensor:
+def _pixels(image: Image.Image, name: str) -> Tensor:
     image.load()
     turn = _UPRIGHT.get(_orientation(image))
     if turn is not None:
@@ -195,7 +231,7 @@ def _pixels(image: Image.Image) -> Tensor:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         grey = np.asarray(image)
         key = image.info.get("transparency")
-        scaled = _scaled(grey)
+        scaled = _scaled(grey, name)
         if isinstance(key, int):
             scaled = np.where(grey == key, WHITE, scaled).astype(np.uint8)
         image = Image.fromarray(scaled)
@@ -207,7 +243,7 @@ def _pixels(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)  # (3, H, W)
 
 
-def _scaled(array: NDArray[Any]) -> NDArray[np.uint8]:
+def _scaled(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
     """Values of more than 8 bits, as 8 bits.
 
     Whole numbers are divided by the range of 8, 10, 12, 14 or 16 bits, whichever just holds the largest value: cameras
@@ -215,7 +251,7 @@ def _scaled(array: NDArray[Any]) -> NDArray[np.uint8]:
     other values are stretched from their smallest to their largest.
     """
     if not np.isfinite(array).all():
-        raise UserError("The image has pixels that are not finite numbers.")
+        raise UserError(f"{name} has pixels that are not finite numbers.")
     values = array.astype(np.float64)
     low, high = float(values.min()), float(values.max())
     if not np.issubdtype(array.dtype, np.floating) and low >= 0 and high < 2**16:
@@ -235,9 +271,9 @@ def _from_array(array: NDArray[Any], kind: str, shape: tuple[int, ...]) -> Tenso
     elif array.dtype.kind == "f":
         if not (array.min() >= 0 and array.max() <= 1):
             raise UserError(f"An image {kind} of floats must lie in [0, 1], got {array.min():g} to {array.max():g}.")
-        array = _scaled(array)
+        array = _scaled(array, f"The {kind}")
     elif array.dtype == np.uint16:
-        array = _scaled(array)
+        array = _scaled(array, f"The {kind}")
     elif array.dtype != np.uint8:
         raise UserError(f"Expected an image {kind} of uint8, uint16, bool or float, got {array.dtype}.")
     array = array.reshape(*array.shape[:2], channels)
