@@ -5,16 +5,24 @@ Only ``runtime`` never changes the result. Saved as ``experiment.json``; unknown
 
 import dataclasses
 import json
+import math
+import operator
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from detrs import models
 from detrs.criterion.set_criterion import CriterionConfig
 from detrs.errors import UserError, did_you_mean
 from detrs.models import MODELS, ModelConfig
 from detrs.models.deformable_detr import DeformableDETRConfig
+
+OFFICIAL_SIZE = (800, 1333)
+OFFICIAL_MIN_SCALE = 0.6
+"""What DETR's own recipe trains at: ``image_size`` and ``min_scale``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +35,14 @@ class DataConfig:
     """Name of the split to train on."""
     val_split: str = "val"
     """Name of the split to evaluate on (``val``, ``valid`` and ``validation`` are the same word)."""
-    image_size: tuple[int, int] = (800, 1333)
+    image_size: tuple[int, int] = OFFICIAL_SIZE
     """(short, long) in pixels: the short side becomes ``short`` unless the long side would exceed ``long``."""
     augment: Literal["none", "flip", "crop", "official"] = "crop"
     """``flip``: horizontal flip and multi-scale. ``crop``: and a random crop in half of the images, scaled to
-    ``image_size``. ``official``: DETR's own recipe at its own sizes (480..800, 1333)."""
-    min_scale: float = 0.6
-    """Multi-scale: the short side is drawn from 11 steps between ``min_scale`` and 1 times ``image_size``."""
+    ``image_size``. ``official``: DETR's own recipe, at its own sizes only (480..800, 1333)."""
+    min_scale: float = OFFICIAL_MIN_SCALE
+    """Multi-scale: the short side is drawn from 11 steps between ``min_scale`` and 1 times ``image_size``; not with
+    ``none``."""
     batch_size: int = 16
     """Images per optimizer step, over all processes and accumulated micro-batches."""
     keep_empty: bool = True
@@ -101,6 +110,8 @@ class RuntimeConfig:
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
     workers: int = 0
     """Loader processes; 0: load in the training process."""
+    cache_gib: float = 1.0
+    """Decoded pictures of each split that a process keeps in memory, in GiB; loader processes keep none."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Autocast precision of the forward pass."""
     accumulate: int = 1
@@ -149,7 +160,7 @@ def from_dict(kind: Any, values: Any, where: str = "experiment") -> Any:
     if kind is ModelConfig or kind in MODELS:
         known = {cls.__name__: cls for cls in MODELS}
         name = values.get("kind") if isinstance(values, dict) else None
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise UserError(f"{where}: unknown model kind {name!r}.{did_you_mean(str(name), known)}")
         kind, values = known[name], {key: value for key, value in values.items() if key != "kind"}
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
@@ -192,11 +203,15 @@ def save(experiment: Experiment, path: Path) -> None:
 
 
 def load(path: Path) -> Experiment:
-    """Read what ``save`` wrote. Raises ``UserError`` naming line and column for broken JSON."""
+    """Read what ``save`` wrote. Raises ``UserError``, naming line and column for broken JSON."""
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: no valid JSON at line {error.lineno}, column {error.colno}: {error.msg}.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:  # no UTF-8, a number of too many digits, brackets without end
+        raise UserError(f"{path} is no experiment: {type(error).__name__}: {error}.") from None
     return typing.cast(Experiment, from_dict(Experiment, values))
 
 
@@ -204,33 +219,67 @@ def validate(experiment: Experiment) -> None:
     """Refuse values outside their range before any data is read.
 
     Raises:
-        UserError: naming the setting, its value and its range.
+        UserError: naming the setting, its value and its range; or settings that contradict each other.
     """
     e = experiment
+    for setting, value in _numbers(to_dict(e)):
+        if not math.isfinite(value):
+            raise UserError(f"{setting} is {value}, but must be a finite number.")
     short, long = e.data.image_size
-    micro_batches = e.runtime.accumulate
-    for setting, value, good, expected in (
-        ("optimizer.lr", e.optimizer.lr, e.optimizer.lr > 0, "above 0"),
-        ("optimizer.ema_decay", e.optimizer.ema_decay, 0 <= e.optimizer.ema_decay < 1, "in [0, 1)"),
-        ("optimizer.clip_norm", e.optimizer.clip_norm, e.optimizer.clip_norm >= 0, "0 or above"),
-        ("optimizer.weight_decay", e.optimizer.weight_decay, e.optimizer.weight_decay >= 0, "0 or above"),
-        ("schedule.epochs", e.schedule.epochs, e.schedule.epochs >= 1, "1 or above"),
-        ("schedule.drop_at", e.schedule.drop_at, all(0 < at < 1 for at in e.schedule.drop_at), "between 0 and 1"),
-        ("schedule.warmup_steps", e.schedule.warmup_steps, e.schedule.warmup_steps >= 0, "0 or above"),
-        ("schedule.max_minutes", e.schedule.max_minutes, e.schedule.max_minutes >= 0, "0 or above"),
-        ("data.image_size", e.data.image_size, 32 <= short <= long, "(short, long), 32 <= short <= long"),
-        ("data.batch_size", e.data.batch_size, e.data.batch_size >= 1, "1 or above"),
-        ("data.min_scale", e.data.min_scale, 0 < e.data.min_scale <= 1, "in (0, 1]"),
-        ("evaluation.every_epochs", e.evaluation.every_epochs, e.evaluation.every_epochs >= 1, "1 or above"),
-        ("evaluation.patience", e.evaluation.patience, e.evaluation.patience >= 0, "0 or above"),
-        ("runtime.workers", e.runtime.workers, e.runtime.workers >= 0, "0 or above"),
-        ("runtime.accumulate", micro_batches, micro_batches >= 1, "1 or above"),
-        ("seed", e.seed, 0 <= e.seed < 2**63, "in [0, 2^63)"),
+    for setting, good, expected in (
+        ("data.image_size", 32 <= short <= long, "(short, long), 32 <= short <= long"),
+        ("data.min_scale", 0.1 <= e.data.min_scale <= 1, "in [0.1, 1]"),
+        ("data.batch_size", e.data.batch_size >= 1, "1 or above"),
+        ("model.backbone.std", min(e.model.backbone.std) > 0, "above 0"),
+        ("criterion.class_weight", e.criterion.class_weight >= 0, "0 or above"),
+        ("criterion.box_weight", e.criterion.box_weight >= 0, "0 or above"),
+        ("criterion.giou_weight", e.criterion.giou_weight >= 0, "0 or above"),
+        ("criterion.focal_alpha", 0 <= e.criterion.focal_alpha <= 1, "in [0, 1]"),
+        ("criterion.focal_gamma", e.criterion.focal_gamma >= 0, "0 or above"),
+        ("optimizer.lr", e.optimizer.lr > 0, "above 0"),
+        ("optimizer.backbone_lr_factor", e.optimizer.backbone_lr_factor >= 0, "0 or above"),
+        ("optimizer.sampling_lr_factor", e.optimizer.sampling_lr_factor >= 0, "0 or above"),
+        ("optimizer.weight_decay", e.optimizer.weight_decay >= 0, "0 or above"),
+        ("optimizer.clip_norm", e.optimizer.clip_norm >= 0, "0 or above"),
+        ("optimizer.ema_decay", 0 <= e.optimizer.ema_decay < 1, "in [0, 1)"),
+        ("schedule.epochs", e.schedule.epochs >= 1, "1 or above"),
+        ("schedule.drop_at", all(0 < at < 1 for at in e.schedule.drop_at), "between 0 and 1"),
+        ("schedule.final_lr_factor", 0 <= e.schedule.final_lr_factor <= 1, "in [0, 1]"),
+        ("schedule.warmup_steps", e.schedule.warmup_steps >= 0, "0 or above"),
+        ("schedule.max_minutes", e.schedule.max_minutes >= 0, "0 or above"),
+        ("evaluation.every_epochs", e.evaluation.every_epochs >= 1, "1 or above"),
+        ("evaluation.max_detections", e.evaluation.max_detections >= 1, "1 or above"),
+        ("evaluation.batch_size", e.evaluation.batch_size >= 0, "0 or above"),
+        ("evaluation.patience", e.evaluation.patience >= 0, "0 or above"),
+        ("runtime.workers", e.runtime.workers >= 0, "0 or above"),
+        ("runtime.cache_gib", e.runtime.cache_gib >= 0, "0 or above"),
+        ("runtime.accumulate", e.runtime.accumulate >= 1, "1 or above"),
+        ("runtime.save_every_minutes", e.runtime.save_every_minutes >= 0, "0 or above"),
+        ("runtime.log_every", e.runtime.log_every >= 1, "1 or above"),
+        ("seed", 0 <= e.seed < 2**63, "in [0, 2^63)"),
     ):
         if not good:
-            raise UserError(f"{setting} is {value}, but must be {expected}.")
-    if e.data.batch_size % micro_batches:
+            raise UserError(f"{setting} is {operator.attrgetter(setting)(e)}, but must be {expected}.")
+    models.check(e.model)
+    if e.data.batch_size % e.runtime.accumulate:
         raise UserError(
-            f"data.batch_size {e.data.batch_size} cannot be split into runtime.accumulate {micro_batches} equal "
+            f"data.batch_size {e.data.batch_size} cannot be split into runtime.accumulate {e.runtime.accumulate} equal "
             f"micro-batches: choose a multiple."
         )
+    own = {"image_size": OFFICIAL_SIZE, "min_scale": OFFICIAL_MIN_SCALE}
+    for setting, fixed in own.items():
+        given = getattr(e.data, setting)
+        if e.data.augment == "official" and given != fixed:
+            raise UserError(
+                f"data.{setting} is {given}, but data.augment 'official' trains at its own, {fixed}: add "
+                "--data.augment crop (the same recipe at any size) or flip."
+            )
+
+
+def _numbers(values: Any, where: str = "") -> Iterator[tuple[str, float]]:
+    """Every float of a configuration as plain data, with its setting."""
+    if isinstance(values, dict | list):
+        for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+            yield from _numbers(value, f"{where}.{key}".lstrip("."))
+    elif isinstance(values, float):
+        yield where, values

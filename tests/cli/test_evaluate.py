@@ -1,7 +1,11 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from detrs.engine.detector_file import load_detector, save_detector
 from detrs.engine.evaluate import evaluate_checkpoint
 
 
@@ -22,3 +26,33 @@ def test_json_is_the_report_of_the_engine(detrs: Callable, checkpoint: Path, dat
 def test_table_without_json(detrs: Callable, checkpoint: Path) -> None:
     done = detrs("evaluate", checkpoint, "--device", "cpu", "--image-size", 67, "--max-detections", 5)
     assert done.code == 0 and "bright" in done.out and "15 detections" in done.out and not done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--batch-size -1", "evaluation.batch_size is -1, but must be 0 or above"),
+        ("--max-detections -1", "evaluation.max_detections is -1, but must be 1 or above"),
+        ("--image-size 0", "data.image_size is (0, 0)"),
+        ("--workers -1", "runtime.workers is -1"),
+    ],
+)
+def test_numbers_out_of_range(detrs: Callable, checkpoint: Path, words: str, message: str) -> None:
+    done = detrs("evaluate", checkpoint, "--device", "cpu", *words.split())
+    assert done.code == 2 and message in done.sentence and not done.out
+
+
+def test_a_data_set_that_has_moved(detrs: Callable, checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    detector, experiment, classes, _ = load_detector(checkpoint)
+    experiment = replace(experiment, data=replace(experiment.data, path="my-data"))  # relative: to another folder
+    save_detector(tmp_path / "best.safetensors", detector, experiment, classes, scores={}, step=1, epoch=1)
+    done = detrs("evaluate", tmp_path / "best.safetensors", "--device", "cpu")
+    assert done.code == 2 and "my-data does not exist. It is the data set of training" in done.sentence
+
+
+def test_any_size_can_be_evaluated(detrs: Callable, checkpoint: Path, tmp_path: Path) -> None:
+    detector, experiment, classes, _ = load_detector(checkpoint)
+    experiment = replace(experiment, data=replace(experiment.data, augment="official", image_size=(800, 1333)))
+    save_detector(tmp_path / "best.safetensors", detector, experiment, classes, scores={}, step=1, epoch=1)
+    done = detrs("evaluate", tmp_path / "best.safetensors", "--device", "cpu", "--image-size", 64, "--json")
+    assert done.code == 0 and done.json["num_images"] == 3

@@ -128,6 +128,9 @@ def test_train_then_resume_by_folder_and_by_command(
         ("deformable-detr-tiny --data nowhere", "nowhere does not exist"),
         ("deformable-detr-tiny --data digits --epochs 0", "schedule.epochs is 0, but must be 1 or above"),
         ("deformable-detr-tiny --data digits --image-size 8", "data.image_size is (8, 8)"),
+        ("deformable-detr-r50 --data digits --image-size 640", "add --data.augment crop"),
+        ("deformable-detr-tiny --data digits --model.num-heads 0", "model.num_heads is 0"),
+        ("deformable-detr-tiny --data digits --lr inf", "optimizer.lr is inf"),
         ("deformable-detr-tiny --data digits --device cupa", "'cupa' is no device"),
     ],
 )  # fmt: skip

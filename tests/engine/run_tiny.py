@@ -66,7 +66,7 @@ class Tiny(DigitsDataset):
         return super().__getitem__(index)
 
 
-def open_dataset(path: str, split: str, *, keep_empty: bool = True) -> Tiny:
+def open_dataset(path: str, split: str, *, keep_empty: bool = True, cache_gib: float = 0.0) -> Tiny:
     assert path == "tiny"
     return Tiny(split)
 

@@ -100,7 +100,7 @@ def one_step(
 ) -> None:
     """Start or resume a run that gets a signal while the first picture of ``split`` is loaded."""
 
-    def open_dataset(path: str, name: str, *, keep_empty: bool = True) -> Any:
+    def open_dataset(path: str, name: str, *, keep_empty: bool = True, cache_gib: float = 0.0) -> Any:
         sent = []
 
         def send(index: int) -> None:
@@ -369,7 +369,7 @@ def test_more_objects_than_queries_is_refused_before_anything_is_written(tiny: M
 
 
 def test_splits_of_other_classes_are_refused(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def open_dataset(path: str, split: str, *, keep_empty: bool = True) -> Any:
+    def open_dataset(path: str, split: str, *, keep_empty: bool = True, cache_gib: float = 0.0) -> Any:
         dataset = tiny.Tiny(split)
         if split == "val":
             dataset.classes = dataset.classes._replace(names=("zero", *dataset.classes.names[1:]))

@@ -15,9 +15,6 @@ from detrs.data.sample import Sample
 from detrs.errors import UserError
 from detrs.structures import Classes
 
-CACHE_BYTES = 1 << 30
-"""Decoded pictures kept in memory by default: decoding is most of the work of loading."""
-
 
 class CocoDataset:
     """One split: pictures on disk, objects from an annotation file.
@@ -27,7 +24,7 @@ class CocoDataset:
     other evaluators on the same file.
     """
 
-    def __init__(self, split: Split, *, keep_empty: bool = True, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, split: Split, *, keep_empty: bool = True, cache_bytes: int = 0) -> None:
         """Read and check the whole annotation file.
 
         Args:

@@ -20,11 +20,9 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from detrs.config import DataConfig
+from detrs.config import OFFICIAL_MIN_SCALE, OFFICIAL_SIZE, DataConfig
 from detrs.data.sample import Sample
 
-OFFICIAL_SIZE = (800, 1333)
-OFFICIAL_MIN_SCALE = 0.6
 NUM_SCALES = 11
 CROP_SHORTS = (400, 500, 600)
 """Short sides before cropping, at the official size 800."""

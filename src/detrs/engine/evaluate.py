@@ -1,12 +1,15 @@
 """How good a detector is on a data set: the same code in training, on the command line and from Python."""
 
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from detrs import config
 from detrs.config import Experiment, RuntimeConfig
 from detrs.data import open_dataset
 from detrs.data.collate import normalize
@@ -110,22 +113,44 @@ def evaluate_checkpoint(
         workers: loader processes.
 
     Raises:
-        UserError: no such checkpoint or data set, or they have other classes.
+        UserError: no such checkpoint or data set, they have other classes, or an argument is out of range.
     """
     runtime = Runtime(RuntimeConfig(device=device))
-    detector, experiment, classes, meta = load_detector(Path(path))
-    data = data or experiment.data.path
-    dataset = open_dataset(data, split or experiment.data.val_split)
-    check_same_classes(classes.names, dataset.classes.names, f"the checkpoint '{path}'", f"the data set '{data}'")
+    detector, trained, classes, meta = load_detector(Path(path))
+    experiment = replace(
+        trained,
+        data=replace(
+            trained.data,
+            path=data or trained.data.path,
+            val_split=split or trained.data.val_split,
+            image_size=image_size or trained.data.image_size,
+            augment="none",  # which may be of a fixed size, and is no part of an evaluation
+        ),
+        evaluation=replace(
+            trained.evaluation,
+            batch_size=batch_size or trained.evaluation.batch_size,
+            max_detections=max_detections or trained.evaluation.max_detections,
+        ),
+        runtime=RuntimeConfig(device=device, workers=workers),
+    )
+    config.validate(experiment)
+    folder = experiment.data.path
+    try:
+        dataset = open_dataset(folder, experiment.data.val_split)  # no cache: every picture is looked at once
+    except UserError as error:
+        if data or os.path.isdir(os.path.expanduser(folder)):
+            raise
+        raise UserError(f"{error} It is the data set of training: if it is elsewhere now, name it with --data.") from None
+    check_same_classes(classes.names, dataset.classes.names, f"the checkpoint '{path}'", f"the data set '{folder}'")
     return evaluate(
         detector.to(runtime.device),
         dataset,
-        image_size=image_size or experiment.data.image_size,
-        batch_size=batch_size or evaluation_batch_size(experiment),
+        image_size=experiment.data.image_size,
+        batch_size=evaluation_batch_size(experiment),
         mean=meta["preprocessing"]["mean"],
         std=meta["preprocessing"]["std"],
         runtime=runtime,
-        max_detections=max_detections or experiment.evaluation.max_detections,
+        max_detections=experiment.evaluation.max_detections,
         workers=workers,
         names=classes.names,
     )

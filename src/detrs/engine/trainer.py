@@ -59,10 +59,9 @@ class Trainer:
         self, experiment: Experiment, folder: RunFolder, runtime: Runtime, *, began: float, pretrained: bool
     ) -> None:
         self.folder, self.runtime = folder, runtime
-        self.train_set = open_dataset(
-            experiment.data.path, experiment.data.train_split, keep_empty=experiment.data.keep_empty
-        )
-        self.val_set = open_dataset(experiment.data.path, experiment.data.val_split)
+        data, cache_gib = experiment.data, experiment.runtime.cache_gib
+        self.train_set = open_dataset(data.path, data.train_split, keep_empty=data.keep_empty, cache_gib=cache_gib)
+        self.val_set = open_dataset(data.path, data.val_split, cache_gib=cache_gib)
         self.classes = self.train_set.classes
         self.experiment = for_data(experiment, self.train_set, self.val_set)
         self.steps_per_epoch = steps_per_epoch(len(self.train_set), experiment.data.batch_size)
@@ -88,10 +87,10 @@ class Trainer:
 
         sizes = len(self.train_set), len(self.val_set), len(self.classes.names)
         logger.info("training on %d images, validating on %d, %d classes", *sizes)
-        for split, dataset in ((experiment.data.train_split, self.train_set), (experiment.data.val_split, self.val_set)):
+        for split, dataset in ((data.train_split, self.train_set), (data.val_split, self.val_set)):
             for note in dataset.notes:
                 logger.info("%s: %s", split, note)
-        for note in overlap(self.train_set, self.val_set) if runtime.is_main else ():
+        for note in overlap(self.train_set, self.val_set) if runtime.is_main and pretrained else ():
             logger.warning("%s", note)
 
     def restore(self) -> None:

@@ -1,6 +1,6 @@
-"""One literal table: which configuration builds which detector."""
+"""One literal table: which configuration is of which detector."""
 
-from collections.abc import Callable
+from types import ModuleType
 
 from detrs.models import deformable_detr
 from detrs.models.deformable_detr import DeformableDETRConfig
@@ -8,9 +8,19 @@ from detrs.models.detector import Detector
 
 ModelConfig = DeformableDETRConfig
 
-MODELS: dict[type, Callable[..., Detector]] = {
-    DeformableDETRConfig: deformable_detr.build,
+MODELS: dict[type, ModuleType] = {
+    DeformableDETRConfig: deformable_detr,
 }
+"""Configuration -> module with its ``check(config)`` and ``build(config, pretrained)``."""
+
+
+def check(config: ModelConfig) -> None:
+    """Refuse settings that cannot be built.
+
+    Raises:
+        UserError: naming them.
+    """
+    MODELS[type(config)].check(config)
 
 
 def build(config: ModelConfig, pretrained: bool = False) -> Detector:
@@ -20,4 +30,5 @@ def build(config: ModelConfig, pretrained: bool = False) -> Detector:
         config: one of the keys of ``MODELS``.
         pretrained: start the backbone from the weights that ``config.backbone.weights`` names.
     """
-    return MODELS[type(config)](config, pretrained)
+    detector: Detector = MODELS[type(config)].build(config, pretrained)
+    return detector

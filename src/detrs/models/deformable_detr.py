@@ -133,6 +133,10 @@ def feedforward(config: DeformableDETRConfig) -> FeedForward:
 
 def check(config: DeformableDETRConfig) -> None:
     """Refuse what cannot be built, with the setting's name."""
+    counts = ("num_classes", "num_levels", "dim", "num_heads", "num_points", "decoder_layers", "ffn_dim", "num_queries")
+    for name, least in {"encoder_layers": 0, **dict.fromkeys(counts, 1)}.items():
+        if getattr(config, name) < least:
+            raise UserError(f"model.{name} is {getattr(config, name)}, but must be {least} or above.")
     if config.dim % 32 or config.dim % config.num_heads:
         raise UserError(
             f"model.dim is {config.dim}, but must be a multiple of 32 (GroupNorm) and of model.num_heads "
@@ -145,8 +149,5 @@ def check(config: DeformableDETRConfig) -> None:
         )
     if config.queries == "proposals" and config.reference == "keep":
         raise UserError("model.queries 'proposals' needs model.reference 'refine': two-stage always refines its boxes.")
-    for name in ("num_classes", "num_points", "decoder_layers", "num_queries", "ffn_dim"):
-        if getattr(config, name) < 1:
-            raise UserError(f"model.{name} is {getattr(config, name)}, but must be 1 or above.")
     if not 0 <= config.dropout < 1:
         raise UserError(f"model.dropout is {config.dropout}, but must be in [0, 1).")
