@@ -161,7 +161,7 @@ class Predictor:
         if waiting:
             yield from self._predict(waiting, threshold)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode, whose tensors refuse to be changed in place later on
     def _predict(self, items: list[tuple[str, Tensor]], threshold: float) -> list[Found]:
         """What is in some pictures; those of one size go through the detector together."""
         groups: dict[torch.Size, list[int]] = {}
@@ -217,7 +217,7 @@ def _decoded(
         sources = [sources]
     for source in sources:
         try:
-            pictures = _expanded(source)
+            pictures = _pictures_of(source)
         except UserError as error:
             handle(str(source), error)
             continue
@@ -227,6 +227,23 @@ def _decoded(
                 yield name, _fetched(name, allow_urls) if _is_url(picture) else decode_image(picture)
             except UserError as error:
                 handle(name, error)
+
+
+def _pictures_of(source: Source) -> list[Source]:
+    """``_expanded``, with what a name can do to the file system in one sentence.
+
+    Raises:
+        UserError: there is no picture in it, or it cannot be looked at.
+    """
+    try:
+        return _expanded(source)
+    except UserError:
+        raise
+    except OSError as error:  # a folder that may not be read, a name longer than any file's
+        raise UserError(f"'{source}' cannot be opened: {error.strerror}.") from error
+    except (RuntimeError, ValueError, NotImplementedError) as error:  # ~nobody, "**.jpg"
+        hint = "" if "**" not in str(source) else ": '**' must stand alone between slashes, as in 'pictures/**/*.jpg'"
+        raise UserError(f"'{source}' is no path or pattern: {error}{hint}.") from error
 
 
 def _expanded(source: Source) -> list[Source]:

@@ -6,11 +6,14 @@ Any other exception is a fault of ours and keeps its traceback.
 
 import importlib
 import importlib.metadata
+import io
 import os
+import select
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
-from detrs.errors import UserError, did_you_mean
+from detrs.errors import UserError, did_you_mean, printable
 
 VERBS = {
     "demo": "train a small detector on built-in pictures, in minutes, and show what it finds",
@@ -49,11 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that no stream can print
     try:
         code = dispatch(words)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
+        if not is_closed(sys.stdout):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more can be said, not even at exit
         return CLOSED_PIPE
     except UserError as error:
@@ -83,10 +90,23 @@ def dispatch(words: list[str]) -> int:
     return 0
 
 
+def is_closed(stream: TextIO) -> bool:
+    """Whether the reader of ``stream`` has gone; other pipes break, too, as those to loader processes."""
+    try:
+        stream.flush()
+        poll = select.poll()  # what was written in one piece is not tried again by a flush
+        poll.register(stream.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except BrokenPipeError:
+        return True
+    except (AttributeError, OSError):  # Windows has no poll, and not every stream is a file
+        return False
+
+
 def complain(sentence: str) -> None:
     """One sentence on the standard error stream, after a red ``error:`` where that is a terminal."""
     from rich.console import Console
     from rich.text import Text
 
-    text = Text.assemble(("error: ", "bold red"), sentence)
+    text = Text.assemble(("error: ", "bold red"), printable(sentence))
     Console(stderr=True, highlight=False).print(text, soft_wrap=True)

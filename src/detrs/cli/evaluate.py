@@ -1,6 +1,7 @@
 """``detrs evaluate``: how good."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -41,8 +42,8 @@ class EvaluateArguments:
 def run(argv: list[str]) -> None:
     """Score a checkpoint."""
     arguments = parse(EvaluateArguments, argv, "detrs evaluate")
-    if arguments.results and not arguments.results.parent.is_dir():
-        raise UserError(f"The folder of --results does not exist: '{arguments.results.parent}'.")
+    if arguments.results:
+        check_writable(arguments.results)
     from detrs.engine.evaluate import evaluate_checkpoint
     from detrs.engine.runtime import is_main_process
 
@@ -58,8 +59,25 @@ def run(argv: list[str]) -> None:
     )
     if not is_main_process():
         return
-    if arguments.results:
-        arguments.results.write_text(json.dumps(scores.results))
     console(as_json=arguments.json).print(scores.report.table())
+    if arguments.results:
+        try:
+            arguments.results.write_text(json.dumps(scores.results))
+        except OSError as error:
+            raise UserError(f"--results '{arguments.results}' cannot be written: {error.strerror}.") from error
     if arguments.json:
         print_json({"checkpoint": str(arguments.checkpoint), **scores.report.to_json()})
+
+
+def check_writable(path: Path) -> None:
+    """Refuse before an evaluation what would fail after it.
+
+    Raises:
+        UserError: ``path`` is a folder, lies in none, or may not be written.
+    """
+    if not path.parent.is_dir():
+        raise UserError(f"The folder of --results does not exist: '{path.parent}'.")
+    if path.is_dir():
+        raise UserError(f"--results '{path}' is a folder: name a file.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"--results '{path}' cannot be written: name another file.")

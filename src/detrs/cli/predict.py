@@ -1,19 +1,24 @@
 """``detrs predict``: objects in files and folders, as JSON and as annotated pictures."""
 
 import json
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import tyro
 
 from detrs.cli.arguments import Flag, new_folder, parse
 from detrs.cli.report import console, print_json
-from detrs.errors import UserError
+from detrs.errors import UserError, printable
 
 if TYPE_CHECKING:
     from detrs.structures import Detections
+
+MAX_STEM_BYTES = 200
+"""Most file systems take names of 255 bytes; a number and .jpg follow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +26,7 @@ class PredictArguments:
     """Find objects in pictures.
 
     Writes every picture with its boxes, and predictions.json, to a new folder. Files that are no pictures are named at
-    the end (exit code 2); the others are done all the same.
+    the end (exit code 2); the others are done all the same. What was found before Ctrl-C is written, too.
     """
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
@@ -51,6 +56,7 @@ def run(argv: list[str]) -> None:
         )
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
     from detrs.explain.draw import draw_detections
     from detrs.predictor import Predictor
@@ -68,17 +74,26 @@ def run(argv: list[str]) -> None:
         allow_urls=arguments.allow_urls,
         on_error=errors.__setitem__,
     )
-    with console(as_json=True).status("looking") as status:
-        for image, found in everything:
-            picture = free_name(output, Path(found.source).stem)
-            draw_detections(image, found, arguments.threshold).save(picture, quality=95)
-            images.append({**found.to_json(), "picture": picture.name})
-            table.add_row(found.source, counts(found))
-            status.update(f"{len(images)} pictures")
-    skipped = [{"source": source, "reason": str(error)} for source, error in errors.items()]
     predictions = output / "predictions.json"
     values = {"checkpoint": str(arguments.checkpoint), "threshold": arguments.threshold}
-    predictions.write_text(json.dumps({**values, "images": images, "skipped": skipped}, indent=1) + "\n")
+    try:
+        with console(as_json=True).status("looking") as status:
+            for image, found in everything:
+                picture = free_name(output, stem(found.source))
+                drawn = draw_detections(image, found, arguments.threshold)
+                try:
+                    drawn.save(picture, quality=95)
+                except OSError as error:
+                    reason = f"The picture '{picture}' cannot be written: {error.strerror or error}."
+                    errors[found.source] = UserError(reason)
+                    picture.unlink(missing_ok=True)
+                    picture = None
+                images.append({**found.to_json(), "picture": picture and picture.name})
+                table.add_row(Text(printable(found.source)), Text(counts(found)))
+                status.update(f"{len(images)} pictures")
+    finally:
+        skipped = [{"source": source, "reason": str(error)} for source, error in errors.items()]
+        write(predictions, {**values, "images": images, "skipped": skipped})
 
     screen = console(as_json=arguments.json)
     objects = sum(len(image["detections"]) for image in images)
@@ -89,13 +104,21 @@ def run(argv: list[str]) -> None:
         summary = {"num_images": len(images), "num_detections": objects, "skipped": skipped}
         print_json({"output": str(output), "predictions": str(predictions), **values, **summary})
     if errors:
-        others = f" And {len(errors) - 1} more could not be read: see {predictions}." if len(errors) > 1 else ""
+        others = f" And {len(errors) - 1} more could not be done: see {predictions}." if len(errors) > 1 else ""
         raise UserError(f"{next(iter(errors.values()))}{others}")
 
 
 def counts(found: "Detections") -> str:
     """``WBC 1, RBC 12``, the most frequent first."""
     return ", ".join(f"{name} {count}" for name, count in Counter(found.names).most_common()) or "-"
+
+
+def write(path: Path, values: dict[str, Any]) -> None:
+    """``values`` as JSON. Raises ``UserError``."""
+    try:
+        path.write_text(json.dumps(values, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be written: {error.strerror}.") from error
 
 
 def unused(path: Path) -> Path:
@@ -110,7 +133,16 @@ def unused(path: Path) -> Path:
         raise UserError(f"The output folder '{path}' cannot be made: {error.strerror}.") from error
     if any(path.iterdir()):
         raise UserError(f"The output folder '{path}' is not empty: choose another.")
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"The output folder '{path}' cannot be written: choose another.")
     return path
+
+
+def stem(source: str) -> str:
+    """What the drawing of ``source``, a file or a URL, is called: short enough for every file system."""
+    path = urlsplit(source).path if "://" in source else source
+    name = os.fsencode(Path(path).stem)[:MAX_STEM_BYTES]
+    return name.decode(errors="ignore") or "picture"
 
 
 def free_name(folder: Path, stem: str) -> Path:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 def console(*, as_json: bool) -> Console:
     """For tables: the standard output, or the standard error stream where the output is for programs."""
-    return Console(stderr=as_json, highlight=False)
+    return Console(stderr=as_json, highlight=False, markup=False, emoji=False)  # names with [brackets] stay as they are
 
 
 def print_json(values: dict[str, Any]) -> None:

@@ -19,8 +19,9 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
-from detrs.errors import UserError
+from detrs.errors import UserError, printable
 
 Id = int | str
 
@@ -84,7 +85,7 @@ class CocoReport:
             classes.add_column(column, justify="right")
         for name, numbers in self.per_class.items():
             figures = [_figure(numbers[key]) for key in ("ap", "ap50", "ar")]
-            classes.add_row(name, f"{numbers['num_objects']:,}", *figures)
+            classes.add_row(Text(printable(name)), f"{numbers['num_objects']:,}", *figures)
         return Group(summary, classes)
 
 
