@@ -240,10 +240,10 @@ def _pictures_of(source: Source) -> list[Source]:
     except UserError:
         raise
     except OSError as error:  # a folder that may not be read, a name longer than any file's
-        raise UserError(f"'{source}' cannot be opened: {error.strerror}.") from error
+        raise UserError(f"'{source!s}' cannot be opened: {error.strerror}.") from error
     except (RuntimeError, ValueError, NotImplementedError) as error:  # ~nobody, "**.jpg"
         hint = "" if "**" not in str(source) else ": '**' must stand alone between slashes, as in 'pictures/**/*.jpg'"
-        raise UserError(f"'{source}' is no path or pattern: {error}{hint}.") from error
+        raise UserError(f"'{source!s}' is no path or pattern: {error}{hint}.") from error
 
 
 def _expanded(source: Source) -> list[Source]:

@@ -55,7 +55,7 @@ def test_a_file_that_is_no_picture_costs_only_itself(detrs: Callable, checkpoint
     assert (
         last.startswith("error: ")
         and "val-1.png is no readable image" in last
-        and "And 1 more could not be read" in last
+        and "And 1 more could not be done" in last
     )
     assert done.json["num_images"] == 2
     assert [Path(each["source"]).name for each in done.json["skipped"]] == ["val-1.png", "missing.png"]

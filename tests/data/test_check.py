@@ -419,3 +419,13 @@ def test_real_files(shared: Path) -> None:
         annotations = read_annotations(find_split(shared / "data" / name, "train"))
         assert (len(annotations.images), len(annotations.objects)) == (images, objects)
         assert all(entry.trainable for entry in annotations.objects)
+
+
+def test_an_image_folder_that_may_not_be_read(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    folder.write()
+    monkeypatch.setattr("detrs.data.locate.os.listdir", fail)
+    with pytest.raises(UserError, match=r"image folder .* cannot be read: Permission denied\."):
+        read(folder)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from detrs.data import open_dataset
 from detrs.data.detect import find_split
 from detrs.errors import UserError
 
@@ -93,3 +94,20 @@ def test_two_files_for_one_split(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"several.*instances_train2014\.json, .*instances_train2017\.json"):
         find_split(root, "train")
     assert find_split(root, "train2014").annotations.name == "instances_train2014.json"
+
+
+@pytest.mark.parametrize("what", ["iterdir", "glob", "is_dir"])
+def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    def fail(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, what, fail)
+    root = tmp_path / "nowhere" if what == "iterdir" else tmp_path
+    with pytest.raises(UserError, match=r"cannot be read: Permission denied\."):
+        find_split(root, "train")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "~nobody-of-this-name/x"])
+def test_names_that_no_folder_can_have(name: str) -> None:
+    with pytest.raises(UserError, match="data folder"):
+        open_dataset(name, "train")

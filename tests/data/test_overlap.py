@@ -2,9 +2,15 @@
 
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
+from PIL import Image
+
 from detrs.data import DigitsDataset
+from detrs.data import overlap as module
 from detrs.data.overlap import overlap
 
 
@@ -28,3 +34,47 @@ def test_nothing_to_say(make_folder: Callable[[str], Any]) -> None:
         path.write_bytes(path.read_bytes() + b"\0")
     assert overlap(train.open(), val.open()) == []
     assert overlap(DigitsDataset("train", 3), DigitsDataset("val", 3)) == []
+
+
+def test_whole_files_are_read_only_if_their_ends_are_equal(
+    make_folder: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with BMP files, which all have one length."""
+    monkeypatch.setattr(module, "END_BYTES", 64)
+    train, val = make_folder("train"), make_folder("val")
+    for folder, colour in ((train, 10), (val, 20)):
+        for number, (height, width) in enumerate(((61, 97), (83, 47), (59, 59))):
+            values = np.full((height, width, 3), colour, np.uint8)
+            values[height // 2] = number + colour
+            if number == 1:
+                values[:], values[40] = 5, colour  # equal ends, another middle
+            if number == 2:
+                values[:] = 7  # equal
+            Image.fromarray(values).save(folder.images / f"photo {number}.png", format="BMP")
+    train_set, val_set = train.open(), val.open()
+    whole: list[str] = []
+    read = Path.read_bytes
+
+    def remember(path: Path) -> bytes:
+        whole.append(path.name)
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", remember)
+    (line,) = overlap(train_set, val_set)
+    assert line.startswith("1 x ") and "photo 2.png" in line
+    assert sorted(whole) == ["photo 1.png"] * 2 + ["photo 2.png"] * 2
+
+
+def test_a_file_that_cannot_be_read_is_left_out(
+    make_folder: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, val = make_folder("train").open(), make_folder("val").open()
+
+    def fail(path: str, mode: str) -> Any:
+        if "photo 1" in path:
+            raise PermissionError
+        return open(path, mode)
+
+    monkeypatch.setattr(module, "open", fail, raising=False)
+    (line,) = overlap(train, val)
+    assert line.startswith("2 x ") and "photo 1" not in line

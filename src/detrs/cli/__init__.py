@@ -66,6 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         complain(str(error))
         return 2
+    except RuntimeError as error:
+        # the death of a loader process is raised by PyTorch wherever this process is
+        reason = sys.modules["detrs.data.loader"].worker_failure(error) if "detrs.data.loader" in sys.modules else ""
+        if not reason:
+            raise
+        complain(reason)
+        return 2
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED

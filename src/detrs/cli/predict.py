@@ -79,16 +79,16 @@ def run(argv: list[str]) -> None:
     try:
         with console(as_json=True).status("looking") as status:
             for image, found in everything:
-                picture = free_name(output, stem(found.source))
                 drawn = draw_detections(image, found, arguments.threshold)
+                picture = free_name(output, stem(found.source))
                 try:
                     drawn.save(picture, quality=95)
+                    name = picture.name
                 except OSError as error:
-                    reason = f"The picture '{picture}' cannot be written: {error.strerror or error}."
-                    errors[found.source] = UserError(reason)
                     picture.unlink(missing_ok=True)
-                    picture = None
-                images.append({**found.to_json(), "picture": picture and picture.name})
+                    errors[found.source] = UserError(f"'{picture}' cannot be written: {error.strerror or error}.")
+                    name = None
+                images.append({**found.to_json(), "picture": name})
                 table.add_row(Text(printable(found.source)), Text(counts(found)))
                 status.update(f"{len(images)} pictures")
     finally:

@@ -34,6 +34,13 @@ def find_split(root: Path, split: str) -> Split:
     Raises:
         UserError: listing what was looked for and what is there.
     """
+    try:
+        return _found(root, split)
+    except OSError as error:
+        raise UserError(f"The data folder '{root}' cannot be read: {error.strerror}.") from error
+
+
+def _found(root: Path, split: str) -> Split:
     if not root.is_dir():
         siblings = [entry.name for entry in root.parent.iterdir()] if root.parent.is_dir() else []
         hint = "" if root.exists() else did_you_mean(root.name, siblings)

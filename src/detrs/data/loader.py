@@ -16,11 +16,13 @@ from detrs.config import DataConfig
 from detrs.data import transforms
 from detrs.data.collate import collate
 from detrs.data.sample import Dataset, Sample
-from detrs.errors import UserError
+from detrs.errors import UserError, printable
 from detrs.structures import Batch
 
 WORKER_TIMEOUT_S = 120
 """A worker that needs longer for one batch hangs: say so instead of waiting for ever."""
+SHARED_MEMORY_SIGNS = ("Bus error", "shared memory", "/torch_", "ancdata", "Too many open files")
+"""What errors say when /dev/shm is full or too many files are open."""
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
@@ -197,6 +199,30 @@ class _Loading(torch.utils.data.Dataset[Any]):
         return collate(samples, plan.size)
 
 
+def worker_failure(error: Exception) -> str:
+    """What to do about loader processes that died, hang or cannot hand over their batches; nothing for other errors.
+
+    PyTorch also raises such an error wherever the main process is when a worker dies, hence a function of its own.
+    """
+    text = str(error)
+    if any(sign in text for sign in SHARED_MEMORY_SIGNS):
+        return (
+            f"The loader processes cannot hand over their batches ({text.splitlines()[0].rstrip('.')}): shared memory "
+            "or open files have run out. Enlarge /dev/shm (docker run --shm-size 8g), use fewer --workers, or --workers 0."
+        )
+    if text.startswith("DataLoader timed out"):
+        return (
+            f"A loader process gave no batch for {WORKER_TIMEOUT_S} s: it hangs, or the disk does, or /dev/shm is full. "
+            "Try --workers 0."
+        )
+    if text.startswith("DataLoader worker (pid"):
+        return (
+            f"A loader process died ({text.splitlines()[0].rstrip('.')}), mostly because the memory ran out: use fewer "
+            "--workers, smaller batches or images, or --workers 0."
+        )
+    return ""
+
+
 def _unchanged(batch: Any) -> Any:
     return batch
 
@@ -217,8 +243,11 @@ def _load(plans: _Plans, workers: int, pin_memory: bool) -> Iterator[Batch]:
         for number in range(len(plans)):
             try:
                 batch = next(batches)
-            except RuntimeError as error:  # a worker that died, hangs or raised
+            except (RuntimeError, OSError) as error:  # a worker that died, hangs or raised
                 paths = ", ".join(plans.dataset.path_of(item.number) for item in plans[number].items)
+                reason = worker_failure(error)
+                if reason:
+                    raise UserError(f"{reason} It happened around these images: {printable(paths)}.") from error
                 error.add_note(f"while waiting for these images: {paths}")
                 raise
             if isinstance(batch, UserError):

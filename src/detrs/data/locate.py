@@ -6,6 +6,7 @@ import unicodedata
 from pathlib import Path, PurePosixPath
 
 from detrs.data.findings import Findings
+from detrs.errors import UserError
 
 MAX_MISSING = 0.01
 """Share of missing pictures that is skipped with a note; more is an error."""
@@ -54,7 +55,10 @@ def _listing(folder: Path) -> dict[str, str]:
     """Names of the files in ``folder`` by their exact, their Unicode-normal and their caseless form."""
     if not os.path.isdir(folder):  # False, not an exception, for names that no file can have
         return {}
-    names = [entry.name for entry in os.scandir(folder)]
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise UserError(f"The image folder '{folder}' cannot be read: {error.strerror}.") from error
     forms = {name.casefold(): name for name in names} | {_normal(name): name for name in names}
     return forms | {name: name for name in names}
 

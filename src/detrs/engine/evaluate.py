@@ -140,9 +140,7 @@ def evaluate_checkpoint(
     except UserError as error:
         if data or os.path.isdir(os.path.expanduser(folder)):
             raise
-        raise UserError(
-            f"{error} It is the data set of training: if it is elsewhere now, name it with --data."
-        ) from None
+        raise UserError(f"{error} It is the data set of training: if it has moved, name it with --data.") from None
     check_same_classes(classes.names, dataset.classes.names, f"the checkpoint '{path}'", f"the data set '{folder}'")
     return evaluate(
         detector.to(runtime.device),
