@@ -204,6 +204,21 @@ def test_threshold_and_max_detections(folder: Path) -> None:
     assert [len(each) for each in everything(folder, threshold=high + 1e-6)] == [0] * 5
 
 
+def test_detections_can_be_changed_in_place(predictor: Predictor) -> None:
+    (found,) = predictor(picture((89, 211))[0])
+    found.boxes_xyxy += 1
+    found.scores.mul_(0.5)
+
+
+def test_a_folder_that_may_not_be_read(predictor: Predictor, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", fail)
+    with pytest.raises(UserError, match="cannot be opened: Permission denied"):
+        predictor(folder)
+
+
 def test_labels_keep_the_ids_of_the_data_set(predictor: Predictor) -> None:
     wide, tall = predictor([picture((89, 211))[0], picture((307, 97))[0]])
     assert [result["category_id"] for result in wide.to_coco(1) + tall.to_coco(2)] == [7, 3]
@@ -225,9 +240,9 @@ def test_skipping_loses_nothing_else(predictor: Predictor, with_faults: Path, ca
     with caplog.at_level(logging.WARNING, "detrs"):
         found = predictor([with_faults, with_faults / "missing.png"], on_error="skip", batch_size=2)
     assert [Path(each.source).name for each in found] == ["0.png", "2.png", "4.png"]
-    assert [
+    assert all(
         name in record.message for name, record in zip(("1.png", "3.png", "missing.png"), caplog.records, strict=True)
-    ]
+    )
     errors: list[tuple[str, UserError]] = []
     again = predictor([with_faults, with_faults / "missing.png"], on_error=lambda *fault: errors.append(fault))
     assert [each.source for each in again] == [each.source for each in found]

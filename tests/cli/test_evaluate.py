@@ -42,6 +42,26 @@ def test_numbers_out_of_range(detrs: Callable, checkpoint: Path, words: str, mes
     assert done.code == 2 and message in done.sentence and not done.out
 
 
+def test_results_that_cannot_be_written_are_refused_at_once(
+    detrs: Callable, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("folder").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detrs.engine.evaluate.evaluate_checkpoint", None)  # not reached
+        for results, message in (("folder", "is a folder"), ("nowhere/a.json", "does not exist")):
+            done = detrs("evaluate", checkpoint, "--results", results)
+            assert done.code == 2 and message in done.sentence
+        patch.setattr("os.access", lambda path, mode: False)
+        assert "cannot be written: name another" in detrs("evaluate", checkpoint, "--results", "a.json").sentence
+
+    def fail(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    done = detrs("evaluate", checkpoint, "--device", "cpu", "--results", "a.json")
+    assert done.code == 2 and "No space left" in done.sentence and "bright" in done.out  # the table is not lost
+
+
 def test_a_data_set_that_has_moved(detrs: Callable, checkpoint: Path, data: Path, tmp_path: Path) -> None:
     detector, experiment, classes, _ = load_detector(checkpoint)
     experiment = replace(experiment, data=replace(experiment.data, path="my-data"))  # relative: to another folder

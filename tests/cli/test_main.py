@@ -103,3 +103,38 @@ def test_a_reader_that_goes_is_no_error() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("said", ["x" * 10_000_000, ""])
+def test_another_broken_pipe_is_a_fault_of_ours(said: str) -> None:
+    """Of a reader that has gone nothing may be left to flush: what is longer than the buffer is written at once."""
+    script = (
+        "import os, sys, detrs.cli\n"
+        "def fail(words):\n"
+        f"    print('x' * {len(said)}, flush=True)\n"
+        "    raise BrokenPipeError('of a worker')\n"
+        "detrs.cli.dispatch = fail\n"
+        "if sys.argv[1] == 'closed':\n"
+        "    reader, writer = os.pipe()\n"
+        "    os.close(reader)\n"
+        "    os.dup2(writer, 1)\n"
+        "sys.exit(detrs.cli.main(['x']))"
+    )
+    closed, open_ = (
+        subprocess.run([sys.executable, "-c", script, which], capture_output=True, text=True, check=False)
+        for which in ("closed", "open")
+    )
+    assert (closed.returncode, closed.stderr) == (141, "")
+    assert open_.returncode == 1 and "BrokenPipeError: of a worker" in open_.stderr
+
+
+def test_the_death_of_a_loader_process_is_one_sentence(detrs: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    from detrs.data import loader
+
+    def fail(words: list[str]) -> int:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    assert loader.worker_failure(RuntimeError("else")) == ""
+    monkeypatch.setattr(cli, "dispatch", fail)
+    done = detrs("anything")
+    assert done.code == 2 and "A loader process died" in done.sentence and "--workers 0" in done.sentence

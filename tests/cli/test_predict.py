@@ -1,11 +1,15 @@
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from detrs.cli.predict import stem
+from detrs.explain.draw import draw_detections
 from detrs.predictor import Predictor
 
 
@@ -87,6 +91,9 @@ def test_nothing_is_ever_overwritten(detrs: Callable, checkpoint: Path, folder: 
         (("https://example.com/a.jpg",), "--allow-urls"),
         (("*.png",), "matches '*.png'"),
         ((".",), "There is no picture"),
+        (("pictures/**.jpg",), "'**' must stand alone between slashes"),
+        (("x" * 300,), "cannot be opened: File name too long"),
+        (("~nobody-of-this-name/x",), "is no path or pattern"),
     ],
 )
 def test_bad_sources(detrs: Callable, checkpoint: Path, sources: tuple[str, ...], message: str) -> None:
@@ -98,3 +105,67 @@ def test_bad_sources(detrs: Callable, checkpoint: Path, sources: tuple[str, ...]
 def test_bad_threshold(detrs: Callable, checkpoint: Path, folder: Path) -> None:
     done = detrs("predict", checkpoint, folder, "--threshold", 50, "--device", "cpu")
     assert done.code == 2 and done.sentence == "threshold is 50.0, but must be in [0, 1]."
+
+
+def test_what_was_found_is_written_whatever_happens(
+    detrs: Callable, checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(images: int) -> Callable:
+        def draw(*arguments: Any) -> Image.Image:
+            drawn.append(1)
+            if len(drawn) > images:
+                raise KeyboardInterrupt
+            return draw_detections(*arguments)
+
+        drawn: list[int] = []
+        return draw
+
+    monkeypatch.setattr("detrs.explain.draw.draw_detections", stopped(2))
+    done = detrs("predict", checkpoint, folder, "--device", "cpu", "--output", "out")
+    assert done.code == 130
+    predictions = json.loads(Path("out/predictions.json").read_text())
+    assert [image["picture"] for image in predictions["images"]] == ["val-0.jpg", "val-1.jpg"]
+
+
+def test_a_drawing_that_cannot_be_written_costs_only_itself(
+    detrs: Callable, checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = Image.Image.save
+
+    def fail(image: Image.Image, path: Path, **options: Any) -> None:
+        if path.name == "val-1.jpg":
+            raise OSError(28, "No space left on device")
+        save(image, path, **options)
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    done = detrs("predict", checkpoint, folder, "--device", "cpu", "--output", "out")
+    assert done.code == 2 and "val-1.jpg' cannot be written: No space left on device" in done.err.splitlines()[-1]
+    images = json.loads(Path("out/predictions.json").read_text())["images"]
+    assert [image["picture"] for image in images] == ["val-0.jpg", None, "val-2.jpg"]
+
+
+def test_names_of_all_kinds(detrs: Callable, checkpoint: Path, folder: Path) -> None:
+    """Markup, bytes that are no UTF-8, and names that leave no room for what is added."""
+    names = ["a [bold]x[/] [/nothing] :smile:.png", os.fsdecode(b"caf\xe9.png"), "猫" * 83 + ".png"]
+    for number, name in enumerate(names):
+        (folder / f"val-{number}.png").rename(folder / name)
+    (folder / os.fsdecode(b"\xff [/].png")).write_text("no picture")
+    done = detrs("predict", checkpoint, folder, "--device", "cpu", "--output", "out [x]")
+    assert done.code == 2 and "is no readable image" in done.err and "Traceback" not in done.err
+    assert "[bold]x[/] [/nothing] :smile:" in done.out and "caf\\udce9.png" in done.out
+    assert "out [x]/predictions.json" in done.out
+    pictures = {image["picture"] for image in json.loads(Path("out [x]/predictions.json").read_text())["images"]}
+    assert pictures == {"a [bold]x[/] [/nothing] :smile:.jpg", "caf.jpg", "猫" * 66 + ".jpg"}
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("https://example.com/a/b.png?size=3&x=/c.png#d", "b"),
+        ("https://example.com", "picture"),
+        ("https://example.com/" + "x" * 300 + ".png", "x" * 200),
+        ("a/b.c.jpg", "b.c"),
+    ],
+)
+def test_what_a_drawing_is_called(source: str, name: str) -> None:
+    assert stem(source) == name

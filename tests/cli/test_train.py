@@ -57,8 +57,21 @@ def test_one_setting_given_twice() -> None:
     assert experiment("--epochs 3 --schedule.epochs 3").schedule.epochs == 3
     with pytest.raises(UserError, match=r"--epochs and --schedule\.epochs are the same setting, .* as 3 and 4"):
         experiment("--epochs 3 --schedule.epochs 4")
+    usual = preset("deformable-detr-tiny").schedule.epochs
+    for words in (f"--epochs {usual} --schedule.epochs 4", f"--epochs 4 --schedule.epochs={usual}"):
+        with pytest.raises(UserError, match="are the same setting"):  # as much as if it were no default
+            experiment(words)
     with pytest.raises(UserError, match=r"--batch-size and --data\.batch-size"):
         experiment("--batch-size 3 --data.batch-size 5")
+
+
+def test_a_folder_called_like_the_demo_set(detrs: Callable, checkpoint: Path) -> None:
+    assert experiment("--data digits").data.path == "digits"
+    Path("digits").mkdir()
+    with pytest.raises(UserError, match=r"write \./digits for the folder"):
+        experiment("--data digits")
+    assert experiment("--data ./digits").data.path == "./digits"
+    assert "write ./digits" in detrs("evaluate", checkpoint, "--data", "digits").sentence
 
 
 def test_backbone_by_name_and_by_file(tmp_path: Path) -> None:

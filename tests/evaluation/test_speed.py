@@ -95,6 +95,8 @@ def test_a_failing_detector_is_left_as_it_was_too() -> None:
     detector = Tiny()
     with pytest.raises(RuntimeError):
         profile(detector, (1, 1), batch_size=1)
+    assert detector.training
+    with pytest.raises(RuntimeError):
         count_flops(detector, torch.randn(1, 4, H, W), torch.zeros(1, H, W))
     assert detector.training and detector.linear.weight.requires_grad and torch.backends.mha.get_fastpath_enabled()
 

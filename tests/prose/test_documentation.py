@@ -30,9 +30,20 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def commands(page: str) -> list[str]:
-    """The ``detrs`` commands on a page, without launchers in front of them."""
+    """The ``detrs`` commands on a page, without launchers in front of them.
+
+    A launcher starts processes that each import PyTorch, a minute on two cores: what it starts is run here in one
+    process, and ``tests/engine/test_distributed.py`` runs two. Only the launchers' own words are compared here.
+    """
     lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
     found = [re.search(r"(?:^|uv run |-m )detrs (\S.*)$", line) for line in lines]
+    launchers = [
+        line[: match.start(1)].split() for line, match in zip(lines, found, strict=True) if match and "-m " in line
+    ]
+    assert all(
+        words in (["torchrun", "--nproc-per-node", "4", "-m", "detrs"], ["accelerate", "launch", "-m", "detrs"])
+        for words in launchers
+    )
     return [match[1] for match in found if match]
 
 

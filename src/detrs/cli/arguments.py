@@ -93,6 +93,25 @@ def flags(values: Any, prefix: str = "--") -> Iterator[str]:
             yield prefix + name
 
 
+def given(flag: str, argv: list[str]) -> bool:
+    """Whether the words hold ``--flag``, be it with the value that it has anyway."""
+    name = f"--{flag}".replace("_", "-")
+    return any(word.partition("=")[0].replace("_", "-") == name for word in argv)
+
+
+def check_data(path: str) -> None:
+    """Refuse ``digits`` where it could mean two things.
+
+    Raises:
+        UserError: it is the name of a folder here.
+    """
+    if path == "digits" and Path(path).is_dir():
+        raise UserError(
+            "'digits' is the built-in demo set, but there is a folder of that name here, too: write ./digits for the "
+            "folder, or call the demo set from another place."
+        )
+
+
 def both(size: tuple[int] | tuple[int, int]) -> tuple[int, int]:
     """``(n,)`` as ``(n, n)``."""
     return (size[0], size[-1])

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from detrs.cli.arguments import Flag, Size, both, parse
+from detrs.cli.arguments import Flag, Size, both, check_data, parse
 from detrs.cli.report import console, print_json
 from detrs.errors import UserError
 
@@ -44,6 +44,7 @@ def run(argv: list[str]) -> None:
     arguments = parse(EvaluateArguments, argv, "detrs evaluate")
     if arguments.results:
         check_writable(arguments.results)
+    check_data(arguments.data)
     from detrs.engine.evaluate import evaluate_checkpoint
     from detrs.engine.runtime import is_main_process
 

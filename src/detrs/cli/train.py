@@ -10,7 +10,7 @@ import tyro
 
 from detrs import config
 from detrs.backbones.timm import with_weights
-from detrs.cli.arguments import Flag, Size, both, new_folder, parse
+from detrs.cli.arguments import Flag, Size, both, check_data, given, new_folder, parse
 from detrs.cli.report import console, print_json
 from detrs.config import Experiment
 from detrs.engine.run import RunFolder
@@ -118,25 +118,25 @@ def read(argv: list[str]) -> tuple[Experiment, Path, TrainArguments]:
     )
     if arguments.resume and arguments.output is None:
         raise UserError("--resume needs the folder of the run: detrs train --resume FOLDER")
-    return merged(start, arguments), arguments.output or new_folder(start.name), arguments
+    experiment = merged(arguments, rest)
+    if given("data", rest) or given("data.path", rest):
+        check_data(experiment.data.path)
+    return experiment, arguments.output or new_folder(start.name), arguments
 
 
-def merged(start: Experiment, arguments: TrainArguments) -> Experiment:
-    """The settings, with the short flags put in their places.
+def merged(arguments: TrainArguments, words: list[str]) -> Experiment:
+    """The settings, with the short flags among ``words`` put in their places.
 
     Raises:
         UserError: a short flag and the setting it stands for were both given, with different values.
     """
     experiment = arguments.settings
     for flag, place in SHORT_FLAGS.items():
-        short, before, long = (
-            both(arguments.image_size) if flag == "image_size" else getattr(arguments, flag),
-            operator.attrgetter(place)(start),
-            operator.attrgetter(place)(experiment),
-        )
-        if short == before:
+        if not given(flag, words):
             continue
-        if long not in (short, before):
+        short = both(arguments.image_size) if flag == "image_size" else getattr(arguments, flag)
+        long = operator.attrgetter(place)(experiment)
+        if given(place, words) and long != short:
             names = f"--{flag} and --{place}".replace("_", "-")
             raise UserError(f"{names} are the same setting, but were given as {short} and {long}: give one.")
         section, _, setting = place.partition(".")

@@ -208,12 +208,12 @@ def worker_failure(error: Exception) -> str:
     if any(sign in text for sign in SHARED_MEMORY_SIGNS):
         return (
             f"The loader processes cannot hand over their batches ({text.splitlines()[0].rstrip('.')}): shared memory "
-            "or open files have run out. Enlarge /dev/shm (docker run --shm-size 8g), use fewer --workers, or --workers 0."
+            "or open files have run out. Enlarge /dev/shm (docker run --shm-size 8g), or use fewer --workers, or 0."
         )
     if text.startswith("DataLoader timed out"):
         return (
-            f"A loader process gave no batch for {WORKER_TIMEOUT_S} s: it hangs, or the disk does, or /dev/shm is full. "
-            "Try --workers 0."
+            f"A loader process gave no batch for {WORKER_TIMEOUT_S} s: it hangs, or the disk does, or /dev/shm is "
+            "full. Try --workers 0."
         )
     if text.startswith("DataLoader worker (pid"):
         return (
