@@ -206,7 +206,7 @@ def test_threshold_and_max_detections(folder: Path) -> None:
 
 def test_detections_can_be_changed_in_place(predictor: Predictor) -> None:
     (found,) = predictor(picture((89, 211))[0])
-    found.boxes_xyxy += 1
+    found.boxes_xyxy.add_(1)
     found.scores.mul_(0.5)
 
 

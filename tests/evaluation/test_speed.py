@@ -93,9 +93,11 @@ def test_the_detector_is_left_as_it_was() -> None:
 
 def test_a_failing_detector_is_left_as_it_was_too() -> None:
     detector = Tiny()
+    fitting, detector.linear = detector.linear, nn.Linear(11, 12)
     with pytest.raises(RuntimeError):
-        profile(detector, (1, 1), batch_size=1)
-    assert detector.training
+        profile(detector, (H, W))
+    assert detector.training and detector.linear.weight.requires_grad and torch.backends.mha.get_fastpath_enabled()
+    detector.linear = fitting
     with pytest.raises(RuntimeError):
         count_flops(detector, torch.randn(1, 4, H, W), torch.zeros(1, H, W))
     assert detector.training and detector.linear.weight.requires_grad and torch.backends.mha.get_fastpath_enabled()
