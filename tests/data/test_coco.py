@@ -164,6 +164,14 @@ def test_pictures_are_decoded_once_while_memory_lasts(folder: Any, monkeypatch: 
     assert torch.equal(images[0], folder.open(cache_bytes=0)[0].image)
 
 
+def test_the_cache_is_a_setting_in_gib(folder: Any) -> None:
+    folder.write()
+    for gib, kept in ((0.0, 0), (61 * 97 * 3 / 2**30, 1), (1.0, 3)):
+        dataset = open_dataset(str(folder.root), "train", cache_gib=gib)
+        list(dataset)
+        assert len(dataset._cache) == kept
+
+
 def test_fingerprint(make_folder: Callable[[str], Any]) -> None:
     content = (make_folder("z").write().read_bytes(), b"photo 0.png\0photo 1.png\0photo 2.png")
     assert make_folder("y").open().fingerprint() == hashlib.sha256(b"".join(content)).hexdigest()

@@ -338,3 +338,16 @@ def test_table(reference: Data) -> None:
     assert "0.505" in text and "0.697" in text
     assert next(line for line in text.splitlines() if "fire hydrant" in line).split()[-4:] == ["0", "–", "–", "–"]
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_names_with_brackets_are_shown_as_they_are() -> None:
+    names = ("[/red]", "[bold]cell[/bold]", "caf\udce9")
+    truth = {
+        "images": [{"id": 1}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 0, "bbox": [1, 2, 3, 4]}],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(names)],
+    }
+    screen = Console(file=io.StringIO(), width=120, record=True)
+    screen.print(coco_report(truth, []).table())
+    text = screen.export_text()
+    assert "[/red]" in text and "[bold]cell[/bold]" in text and "caf\\udce9" in text
