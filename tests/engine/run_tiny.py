@@ -77,7 +77,7 @@ if __name__ == "__main__":
 
     arguments = sys.argv[1:]
     trainer.open_dataset = evaluate.open_dataset = open_dataset
-    trainer.results_figure = trainer.save_predictions = trainer.save_training_batch = lambda *arguments: None
+    trainer.save_curves = trainer.save_predictions = trainer.save_training_batch = lambda *arguments: None
     settings = json.loads(arguments[-1]) if arguments[-1].startswith("{") else {}
     reports = list(training(experiment(**settings), Path(arguments[0]), resume="--resume" in arguments))
     if "--curve" in arguments and is_main_process():

@@ -43,7 +43,7 @@ def assert_same_run(folder: Path, expected: Path) -> None:
         wrong = [key for key, tensor in ours.tensors.items() if not torch.equal(tensor, theirs.tensors[key])]
         assert not wrong, f"{name}: {len(wrong)} of {len(ours.tensors)} tensors differ, e.g. {wrong[:5]}"
         for meta in (ours.meta, theirs.meta):
-            meta.pop("seconds", None)
+            meta.pop("clock", None)
             for time_of in TIMES:
                 meta.get("metrics", {}).pop(time_of, None)
         assert ours.meta == theirs.meta
@@ -56,7 +56,7 @@ def finished(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path
     output = tmp_path_factory.mktemp("runs") / "finished"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "open_dataset", tiny.open_dataset)
-        for name in ("save_training_batch", "save_predictions", "results_figure"):
+        for name in ("save_training_batch", "save_predictions", "save_curves"):
             patch.setattr(trainer, name, lambda *arguments: None)
         consume(tiny.EXPERIMENT, output)
     return output

@@ -64,7 +64,7 @@ class RunFolder:
         if resume and not self.experiment.is_file():
             raise UserError(f"There is no run to resume in '{path}': it has no experiment.json.")
         if resume and not any(state.exists() for state in self.states):
-            raise UserError(f"The run in '{path}' stopped before its first checkpoint: start it again without --resume.")
+            raise UserError(f"The run in '{path}' stopped before its first checkpoint: repeat it without --resume.")
         if not resume and path.exists():
             self._lock.refuse_if_held()
             self._refuse_if_used()
