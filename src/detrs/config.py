@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from detrs import models
+from detrs import files, models
 from detrs.criterion.set_criterion import CriterionConfig
 from detrs.errors import UserError, did_you_mean
 from detrs.models import MODELS, ModelConfig
@@ -122,6 +122,8 @@ class RuntimeConfig:
     """Minutes between two writes of ``last`` inside an epoch (it is also written after each epoch)."""
     log_every: int = 20
     """Steps between two lines of ``metrics.jsonl``."""
+    allow_changed_data: bool = False
+    """Resume this once although the pictures or annotations have changed, after a broken picture was removed, say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,8 +200,8 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
 
 
 def save(experiment: Experiment, path: Path) -> None:
-    """Write ``experiment`` as indented JSON."""
-    path.write_text(json.dumps(to_dict(experiment), indent=2) + "\n")
+    """Write ``experiment`` as indented JSON, or raise ``UserError``; a file that was there is replaced whole."""
+    files.write_text(path, json.dumps(to_dict(experiment), indent=2) + "\n")
 
 
 def load(path: Path) -> Experiment:

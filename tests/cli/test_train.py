@@ -98,7 +98,7 @@ def test_default_output_is_a_new_folder() -> None:
 def test_train_then_resume_by_folder_and_by_command(
     detrs: Callable, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "results_figure", lambda metrics, png: None)  # slow, and tested elsewhere
+    monkeypatch.setattr(trainer, "save_curves", lambda metrics, png: None)  # slow, and tested elsewhere
     command = ["train", "deformable-detr-tiny", "--data", data, "--output", "run", "--json", *SMALL.split()]
     first = detrs(*command, "--epochs", 1)
     assert first.code == 0, first.err

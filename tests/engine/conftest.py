@@ -32,7 +32,7 @@ def tiny_data(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch, request: pytest
     monkeypatch.setattr(trainer, "open_dataset", tiny.open_dataset)
     monkeypatch.setattr(evaluate, "open_dataset", tiny.open_dataset)
     if "pictures" not in request.fixturenames:
-        for name in ("save_training_batch", "save_predictions", "results_figure"):
+        for name in ("save_training_batch", "save_predictions", "save_curves"):
             monkeypatch.setattr(trainer, name, lambda *arguments: None)
     torch.set_num_threads(1)
 

@@ -1,6 +1,6 @@
 """A detector of a hundred thousand parameters on a few real pictures. Imported by the tests, and a script.
 
-python run_tiny.py OUTPUT [--resume] [--curve FILE] [SETTINGS AS JSON]
+python run_tiny.py OUTPUT [--resume] [--curve FILE] [--results FILE] [SETTINGS AS JSON]
 """
 
 import dataclasses
@@ -48,6 +48,8 @@ EXPERIMENT = Experiment(
 
 def experiment(**changes: dict[str, Any]) -> Experiment:
     """``EXPERIMENT`` with other settings: ``experiment(data={"batch_size": 2})``."""
+    if isinstance(backbone := changes.get("model", {}).get("backbone"), dict):
+        changes["model"] = {**changes["model"], "backbone": dataclasses.replace(BACKBONE, **backbone)}
     values = {
         section: dataclasses.replace(getattr(EXPERIMENT, section), **settings) for section, settings in changes.items()
     }
@@ -77,9 +79,21 @@ if __name__ == "__main__":
 
     arguments = sys.argv[1:]
     trainer.open_dataset = evaluate.open_dataset = open_dataset
-    trainer.results_figure = trainer.save_predictions = trainer.save_training_batch = lambda *arguments: None
+    trainer.save_curves = trainer.save_predictions = trainer.save_training_batch = lambda *arguments: None
     settings = json.loads(arguments[-1]) if arguments[-1].startswith("{") else {}
+    best: list[Any] = []
+    record = trainer.Trainer.record
+
+    def remember(self: trainer.Trainer, scores: evaluate.Scores) -> bool:
+        is_best = record(self, scores)
+        if is_best:
+            best[:] = scores.results
+        return is_best
+
+    trainer.Trainer.record = remember  # type: ignore[method-assign]
     reports = list(training(experiment(**settings), Path(arguments[0]), resume="--resume" in arguments))
     if "--curve" in arguments and is_main_process():
         curve = [[r.loss, r.grad_norm, r.evaluation and r.evaluation.ap50] for r in reports]
         Path(arguments[arguments.index("--curve") + 1]).write_text(json.dumps(curve))
+    if "--results" in arguments and is_main_process():
+        Path(arguments[arguments.index("--results") + 1]).write_text(json.dumps(best))

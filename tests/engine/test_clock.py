@@ -58,7 +58,7 @@ def test_before_any_evaluation_its_time_is_guessed_from_steps(fake: Time) -> Non
 
 def test_time_before_a_resume_counts(fake: Time) -> None:
     measured = Clock(Pace(100, 60), Runtime(RuntimeConfig(device="cpu")), began=fake.now, steps_to_evaluate=1)
-    measured.seconds_before = 30
+    measured.resume({"seconds": 30, "fastest_step": 0, "evaluation": 0, "saving": 0})
     fake.now += 15
     measured.look()
     assert measured.used() == 45 and measured.progress(1) == pytest.approx(45 / (60 - clock.DRAWING_SECONDS))
@@ -75,3 +75,34 @@ def test_step_time_leaves_out_evaluations_and_saves(fake: Time) -> None:
     fake.now += 2
     assert measured.end_step() == 2
     assert measured.seconds_since_save() == 2 and measured.saving == 11
+
+
+def test_run_that_was_over_stays_over_when_it_is_resumed(fake: Time) -> None:
+    """Its evaluation and its saves are kept free although the new process has measured none yet."""
+    runtime = Runtime(RuntimeConfig(device="cpu"))
+    first = Clock(Pace(10_000, 600), runtime, began=fake.now, steps_to_evaluate=1)
+    with first.evaluating():
+        fake.now += 100
+    with first.saving_state():
+        fake.now += 10
+    while first.progress(1) < 1:
+        fake.now += 5
+        first.end_step()
+    state = first.state()
+    assert state["seconds"] < 500
+    fake.now += 10_000
+    again = Clock(Pace(10_000, 600), runtime, began=fake.now, steps_to_evaluate=1)
+    again.resume(state)
+    assert again.progress(1) == 1
+    longer = Clock(Pace(10_000, 900), runtime, began=fake.now, steps_to_evaluate=1)
+    longer.resume(state)
+    assert longer.progress(1) < 1
+
+
+def test_first_step_leaves_out_the_time_to_build(fake: Time) -> None:
+    measured = Clock(Pace(100, 0), Runtime(RuntimeConfig(device="cpu")), began=fake.now, steps_to_evaluate=1)
+    fake.now += 50
+    measured.begin_steps()
+    fake.now += 3
+    assert measured.end_step() == 3
+    assert measured.used() == 53

@@ -1,7 +1,10 @@
 """Two processes on one CPU against one process."""
 
 import json
+import os
+import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from detrs.checkpoints import format
+from detrs.engine.evaluate import evaluate_checkpoint
 from detrs.engine.train import training
 
 SETTINGS: dict[str, Any] = {
@@ -17,13 +22,14 @@ SETTINGS: dict[str, Any] = {
     "runtime": {"device": "cpu", "accumulate": 2, "log_every": 2},
 }
 
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
 
 def test_two_processes_give_the_curve_of_one(
     tiny: ModuleType, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     curve = tmp_path / "curve.json"
-    process = start(tmp_path / "two", "--curve", curve, json.dumps(SETTINGS), launcher=launcher)
+    process = start(tmp_path / "two", "--curve", curve, json.dumps(SETTINGS), launcher=LAUNCHER)
     alone = tiny.experiment(**{**SETTINGS, "runtime": {"device": "cpu", "log_every": 2}})
     expected = list(training(alone, tmp_path / "one"))
     _, errors = process.communicate(timeout=240)
@@ -39,3 +45,50 @@ def test_two_processes_give_the_curve_of_one(
     steps = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
     assert [line["kind"] for line in steps] == ["step", "step", "evaluation", "step", "step", "evaluation"]
     assert (tmp_path / "two" / "best.safetensors").exists() and not (tmp_path / "two" / "run.lock").exists()
+
+
+def test_best_promises_what_it_keeps_although_each_process_has_its_own_statistics(
+    tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """BatchNorm's running averages differ between processes; all have to evaluate those that are saved."""
+    settings = {"model": {"backbone": {"norm": "batch"}}, "optimizer": {"ema_decay": 0.5}}
+    found = tmp_path / "found.json"
+    process = start(tmp_path / "run", "--results", found, json.dumps(settings), launcher=LAUNCHER)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    in_training = json.loads(found.read_text())
+    best = tmp_path / "run" / "best.safetensors"
+    alone = evaluate_checkpoint(best, device="cpu")
+    assert len(alone.results) == len(in_training) == 5 * 100
+    for ours, theirs in zip(alone.results, in_training, strict=True):
+        assert ours["image_id"] == theirs["image_id"]
+        assert ours["score"] == pytest.approx(theirs["score"], abs=1e-5)
+    assert alone.report.scalars()["ap50"] == pytest.approx(format.read_meta(best)["scores"]["ap50"], abs=1e-3)
+
+
+@pytest.mark.slow  # two launches: half a minute and more
+def test_two_processes_stop_together_and_go_on(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    settings = {
+        "schedule": {"epochs": 40},
+        "evaluation": {"every_epochs": 40},
+        "runtime": {"device": "cpu", "log_every": 2},
+    }
+    output = tmp_path / "run"
+    process = start(output, json.dumps(settings), launcher=LAUNCHER)
+    deadline = time.monotonic() + 120
+    while not (output / "metrics.jsonl").exists():  # it trains
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0, errors
+    stopped_at = format.read_meta(output / "last.safetensors")["step"]
+    assert 2 <= stopped_at < 120 and not (output / "run.lock").exists()
+
+    settings["schedule"]["epochs"] = stopped_at // 3 + 1
+    again = start(output, "--resume", json.dumps(settings), launcher=LAUNCHER)
+    _, errors = again.communicate(timeout=240)
+    assert again.returncode == 0, errors
+    meta = format.read_meta(output / "last.safetensors")
+    assert meta["step"] == meta["evaluated_step"] == 3 * (stopped_at // 3 + 1)
+    assert json.loads((output / "experiment.json").read_text())["schedule"]["epochs"] == stopped_at // 3 + 1

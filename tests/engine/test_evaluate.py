@@ -33,7 +33,7 @@ def run(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "open_dataset", tiny.open_dataset)
         patch.setattr(Trainer, "record", remember)
-        for name in ("save_training_batch", "save_predictions", "results_figure"):
+        for name in ("save_training_batch", "save_predictions", "save_curves"):
             patch.setattr(trainer, name, lambda *arguments: None)
         list(training(tiny.experiment(evaluation={"batch_size": 2}), output))
     best = max(recorded, key=lambda scores: (scores.report.ap or 0.0, recorded.index(scores)))
@@ -163,6 +163,58 @@ def test_perfect_detector_scores_one_at_any_batch_size(tiny: ModuleType, batch_s
     )
     assert scores.report.ap == pytest.approx(1.0) and scores.report.num_images == 5
     assert detector.training  # as it was
+
+
+def test_detector_is_in_its_mode_again_after_an_error(tiny: ModuleType) -> None:
+    def unreadable(index: int) -> None:
+        raise UserError("no picture")
+
+    detector = perfect(tiny)
+    with pytest.raises(UserError, match="no picture"):
+        evaluate(
+            detector,
+            tiny.Tiny("val", unreadable),
+            image_size=(64, 96),
+            batch_size=2,
+            mean=(0.5,) * 3,
+            std=(0.5,) * 3,
+            runtime=Runtime(RuntimeConfig(device="cpu")),
+        )
+    assert detector.training
+
+
+def edited(path: Path, to: Path, tensors: dict[str, Any] | None = None, **meta: Any) -> Path:
+    """A copy of a checkpoint, as another version of detrs might have written it."""
+    checkpoint = format.load(path)
+    kept = {**checkpoint.tensors, **(tensors or {})}
+    format.save(to, {name: t for name, t in kept.items() if t is not None}, {**checkpoint.meta, **meta})
+    return to
+
+
+def test_detector_of_other_shapes_or_names_is_refused_with_both_versions(
+    run: tuple[Path, Scores], tmp_path: Path
+) -> None:
+    names = [name for name in format.load(run[0]).tensors if "decoder" in name]
+    missing = dict.fromkeys(names[:7])
+    changed = {names[8]: torch.zeros(2, 3, 5), "decoder.new": torch.zeros(1)}
+    path = edited(run[0], tmp_path / "other.safetensors", {**missing, **changed}, detrs="9.9.9")
+    with pytest.raises(UserError, match=r"written by detrs 9\.9\.9, this is ") as raised:
+        load_detector(path)
+    message = str(raised.value)
+    assert str(path) in message and "and 4 more" in message and "Traceback" not in message and "\n" not in message
+    assert sum(name in message for name in [*names, "decoder.new"]) == 5
+
+
+def test_settings_of_a_newer_version_are_refused_with_both_versions(run: tuple[Path, Scores], tmp_path: Path) -> None:
+    experiment = format.read_meta(run[0])["experiment"]
+    experiment["model"]["num_qeries"] = 3
+    path = edited(run[0], tmp_path / "newer.safetensors", experiment=experiment, detrs="9.9.9")
+    with pytest.raises(UserError, match=r"written by detrs 9\.9\.9, this is .*num_qeries.*num_queries") as raised:
+        load_detector(path)
+    assert str(path) in str(raised.value)
+    broken = edited(run[0], tmp_path / "broken.safetensors", classes={"names": ["a"]})
+    with pytest.raises(UserError, match=r"broken.safetensors.*category_ids"):
+        load_detector(broken)
 
 
 class Rank(Runtime):

@@ -37,10 +37,11 @@ def test_signal_is_noted_and_maps_to_the_shells_exit_code(signum: int, code: int
     assert Interrupted(signum).code == code
 
 
-def test_second_ctrl_c_is_obeyed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_after_a_signal_is_obeyed_at_once(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
     monkeypatch.setattr(interruption, "ONE_KEY_PRESS_SECONDS", 0.05)
     with pytest.raises(Interrupted) as raised, Interruption():
-        send(signal.SIGINT)
+        send(first)
         time.sleep(0.1)
         send(signal.SIGINT)
     assert raised.value.code == 130 and raised.value.at_once
@@ -97,3 +98,25 @@ def test_other_threads_change_nothing() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def test_left_by_another_thread_signals_reach_the_application_again() -> None:
+    """A generator that holds a run may be closed, or collected, by any thread."""
+    calls: list[int] = []
+    signal.signal(signal.SIGTERM, lambda signum, frame: calls.append(signum))
+    noted = Interruption()
+    noted.__enter__()
+    errors: list[BaseException] = []
+
+    def leave() -> None:
+        try:
+            noted.__exit__(GeneratorExit, GeneratorExit(), None)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=leave)
+    thread.start()
+    thread.join()
+    assert not errors
+    send(signal.SIGTERM)
+    assert calls == [signal.SIGTERM] and noted.signum == 0

@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torchvision import tv_tensors
 
 from detrs.data.collate import collate
 from detrs.engine import pictures
-from detrs.engine.pictures import save_predictions, save_training_batch
+from detrs.engine.pictures import MAX_SIDE, save_predictions, save_training_batch
 
 
 @pytest.fixture
@@ -52,3 +53,24 @@ def test_predictions_are_drawn_on_their_own_pictures(tiny: ModuleType, tmp_path:
     assert torch.equal(image, dataset[3].image)
     assert boxes_xyxy.tolist() == [[10.0, 20.0, 40.0, 70.0]]
     assert [names[label] for label in labels] == ["7"] and scores.tolist() == pytest.approx([0.8])
+
+
+def test_large_pictures_shrink_with_their_boxes_before_they_are_drawn(
+    tiny: ModuleType, tmp_path: Path, drawn: list[Any]
+) -> None:
+    height, width = 1201, 1999
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    image[:, 300:601, 500:1001] = 255
+
+    class Photographs(tiny.Tiny):  # type: ignore[name-defined,misc]
+        def __getitem__(self, index: int) -> Any:
+            return super().__getitem__(index)._replace(image=tv_tensors.Image(image), original_size=(height, width))
+
+    dataset = Photographs("val")
+    box = {"image_id": dataset.image_ids[0], "category_id": 7, "bbox": [500.0, 300.0, 501.0, 301.0], "score": 0.8}
+    save_predictions(dataset, [box], tmp_path / "found.jpg")
+    small, boxes_xyxy, *_ = drawn[0]
+    assert max(small.shape) == MAX_SIDE == small.shape[2] and small.shape[1] == round(1201 * 800 / 1999)
+    left, top, right, bottom = (round(corner) for corner in boxes_xyxy[0].tolist())
+    assert small[:, top + 2 : bottom - 2, left + 2 : right - 2].min() > 250  # the white part is where its box is
+    assert small.sum() == pytest.approx(255 * 3 * (right - left) * (bottom - top), rel=0.02)

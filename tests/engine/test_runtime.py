@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from detrs.backbones.timm import BackboneConfig, TimmBackbone
 from detrs.config import RuntimeConfig
 from detrs.engine.runtime import Runtime, pick_device, seed_everything
 from detrs.errors import UserError
@@ -70,3 +71,42 @@ def test_streams_are_functions_of_the_path() -> None:
     draws = {path: draw(*path) for path in [(42,), (42, 1, 0), (42, 1, 1), (42, 2, 0), (43, 1, 0), (2**63 - 1, 0, 0)]}
     assert len(set(draws.values())) == len(draws)
     assert all(draw(*path) == values for path, values in draws.items())
+
+
+def test_loss_scale_that_was_lowered_waits_before_it_grows_again() -> None:
+    runtime = Runtime(RuntimeConfig(device="cpu"))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3)
+    runtime._accelerator.scaler = scaler
+    weight = torch.nn.Parameter(torch.ones(()))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+
+    def good_step() -> None:
+        optimizer.zero_grad()
+        scaler.scale(weight * 2).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    for _ in range(2):
+        good_step()
+    assert runtime.back_off() and scaler.get_scale() == 512.0
+    for _ in range(2):
+        good_step()
+    assert scaler.get_scale() == 512.0  # with the two before it would have grown already
+    good_step()
+    assert scaler.get_scale() == 1024.0
+
+
+def test_batch_norm_over_several_gpus_keeps_weights_and_activations() -> None:
+    backbone = TimmBackbone(BackboneConfig(name="test_efficientnet", weights="none", norm="batch", freeze_stem=False))
+    images = torch.rand(2, 3, 61, 83)
+    expected = [level.clone() for level in backbone.eval()(images)]
+    names = list(backbone.state_dict())
+    runtime = Runtime(RuntimeConfig(device="cpu"))
+    assert runtime.synchronize_batch_norm(backbone) is backbone
+    assert not any(isinstance(module, torch.nn.SyncBatchNorm) for module in backbone.modules())
+    runtime.world_size, runtime.device = 2, torch.device("cuda")
+    together = runtime.synchronize_batch_norm(backbone).eval()
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in together.modules())
+    assert list(together.state_dict()) == names
+    for level, other in zip(together(images), expected, strict=True):
+        torch.testing.assert_close(level, other)

@@ -43,7 +43,7 @@ def assert_same_run(folder: Path, expected: Path) -> None:
         wrong = [key for key, tensor in ours.tensors.items() if not torch.equal(tensor, theirs.tensors[key])]
         assert not wrong, f"{name}: {len(wrong)} of {len(ours.tensors)} tensors differ, e.g. {wrong[:5]}"
         for meta in (ours.meta, theirs.meta):
-            meta.pop("seconds", None)
+            meta.pop("clock", None)
             for time_of in TIMES:
                 meta.get("metrics", {}).pop(time_of, None)
         assert ours.meta == theirs.meta
@@ -56,7 +56,7 @@ def finished(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path
     output = tmp_path_factory.mktemp("runs") / "finished"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "open_dataset", tiny.open_dataset)
-        for name in ("save_training_batch", "save_predictions", "results_figure"):
+        for name in ("save_training_batch", "save_predictions", "save_curves"):
             patch.setattr(trainer, name, lambda *arguments: None)
         consume(tiny.EXPERIMENT, output)
     return output
@@ -387,6 +387,219 @@ def test_changed_data_are_refused_on_resume(tiny: ModuleType, tmp_path: Path, mo
     monkeypatch.setattr(tiny.Tiny, "fingerprint", lambda self: "0" * 64)
     refused(tiny.EXPERIMENT, tmp_path / "run", "data set 'tiny' is not what the run", resume=True)
     assert not (tmp_path / "run" / "run.lock").exists()
+
+
+def test_data_may_change_when_that_is_allowed_for_one_start(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "run"
+    stopped_after(2, training(tiny.EXPERIMENT, output))
+    monkeypatch.setattr(tiny.Tiny, "fingerprint", lambda self: "0" * 64)
+    refused(tiny.EXPERIMENT, output, "'train' and 'val' changed.*--runtime.allow-changed-data True", resume=True)
+    allowed = tiny.experiment(runtime={"allow_changed_data": True})
+    with caplog.at_level("WARNING"):
+        stopped_after(1, training(allowed, output, resume=True))
+    assert "'train' and 'val' changed" in caplog.text
+    assert not json.loads((output / "experiment.json").read_text())["runtime"]["allow_changed_data"]
+    stopped_after(1, training(tiny.EXPERIMENT, output, resume=True))  # it is what the run goes on with
+
+    monkeypatch.setattr(tiny.Tiny, "fingerprint", lambda self: "1" * 64)
+    init = tiny.Tiny.__init__
+
+    def renamed(self: Any, split: str, *arguments: Any) -> None:
+        init(self, split, *arguments)
+        self.classes = self.classes._replace(names=("zero", *self.classes.names[1:]))
+
+    monkeypatch.setattr(tiny.Tiny, "__init__", renamed)
+    refused(allowed, output, "began with the classes 0, 1.*has zero, 1", resume=True)
+
+
+def stopped_after(steps: int, run: Any) -> list[StepReport]:
+    """Take some steps of a run and close it."""
+    reports = [next(run) for _ in range(steps)]
+    run.close()
+    return reports
+
+
+def broken(tiny: ModuleType, split: str, from_load: int) -> Callable[..., Any]:
+    """``open_dataset`` of data with a picture that cannot be read, met as load number ``from_load`` of ``split``."""
+    loads: list[int] = []
+
+    def load(index: int) -> None:
+        loads.append(index)
+        if len(loads) > from_load:
+            raise UserError("picture 7 is torn")
+
+    def open_dataset(path: str, name: str, *, keep_empty: bool = True) -> Any:
+        return tiny.Tiny(name, load if name == split else lambda index: None)
+
+    return open_dataset
+
+
+@pytest.mark.parametrize(("split", "from_load", "step"), [("val", 2, 3), ("train", 4 * 4, 4), ("train", 2 * 4, 2)])
+def test_unreadable_picture_loses_nothing(
+    tiny: ModuleType,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    split: str,
+    from_load: int,
+    step: int,
+) -> None:
+    output = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "open_dataset", broken(tiny, split, from_load))
+        refused(tiny.EXPERIMENT, output, "picture 7 is torn")
+    meta = format.read_meta(output / "last.safetensors")
+    assert meta["step"] == step and meta["evaluated_step"] == (3 if step == 4 else 0)
+    with caplog.at_level("INFO", logger="detrs"):
+        consume(tiny.EXPERIMENT, output, resume=True)
+    assert ("step 3, scored now: AP" in caplog.text) == (split == "val")
+    assert_same_run(output, finished)
+
+
+def test_state_is_saved_before_an_evaluation(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+
+    def look(self: Trainer) -> Any:
+        steps.append(format.read_meta(self.folder.last)["step"])
+        raise KeyboardInterrupt  # nothing after this is saved
+
+    monkeypatch.setattr(Trainer, "evaluate", look)
+    with pytest.raises(KeyboardInterrupt):
+        consume(tiny.EXPERIMENT, tmp_path / "run")
+    assert steps == [3]
+
+
+@pytest.mark.parametrize("place", ["save_curves", "save_predictions"])
+def test_drawing_that_fails_loses_no_evaluation(
+    tiny: ModuleType, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, place, fail)
+        with pytest.raises(ZeroDivisionError):
+            consume(tiny.EXPERIMENT, tmp_path / "run")
+    assert format.read_meta(tmp_path / "run" / "last.safetensors")["evaluated_step"] == 3
+    consume(tiny.EXPERIMENT, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_full_disk_keeps_its_own_message_and_the_step(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(self: Trainer) -> None:
+        raise UserError("no space for the state")
+
+    class Full(type(Path())):  # type: ignore[misc]
+        def open(self, *arguments: Any, **options: Any) -> Any:
+            raise OSError(28, "No space left on device")
+
+    run = training(tiny.EXPERIMENT, tmp_path / "run")
+    next(run)
+    journal = run.gi_frame.f_locals["trainer"].metrics
+    journal.path = Full(journal.path)
+    with pytest.raises(UserError, match="Cannot write to .*metrics.jsonl: No space left on device"):
+        next(run)
+    assert format.read_meta(tmp_path / "run" / "last.safetensors")["step"] == 2  # here there was space for it
+    monkeypatch.setattr(Trainer, "save", full)
+    again = training(tiny.EXPERIMENT, tmp_path / "run", resume=True)
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: 1 / 0)
+    monkeypatch.setattr(Trainer, "save_before_evaluation", lambda self: None)
+    with caplog.at_level("WARNING"), pytest.raises(ZeroDivisionError):  # not the error of the save
+        list(again)
+    assert "step 3 could not be saved: no space for the state" in caplog.text
+
+
+def test_run_stopped_by_a_signal_says_how_to_go_on(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="detrs"):
+        one_step(tiny, tiny.EXPERIMENT, tmp_path / "my run", monkeypatch, signal.SIGTERM, "train")
+    assert f"stopped after step 1, saved; go on with: detrs train --resume '{tmp_path / 'my run'}'" in caplog.text
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, aps: list[float]) -> None:
+    """Evaluations that give these APs."""
+    evaluate, left = Trainer.evaluate, iter(aps)
+
+    def evaluated(self: Trainer) -> Any:
+        scores = evaluate(self)
+        object.__setattr__(scores.report, "ap", next(left))
+        return scores
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluated)
+
+
+def test_better_weights_than_those_of_a_run_resumed_from_an_older_state_are_kept(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "run"
+    experiment = tiny.experiment(schedule={"epochs": 4}, data={"batch_size": 14})
+    with monkeypatch.context() as patch:
+        scripted(patch, [0.1, 0.5])
+        stopped_after(1, training(experiment, output))
+        older = (output / "last.safetensors").read_bytes()
+        stopped_after(1, training(experiment, output, resume=True))
+    for state in ("last", "previous"):
+        (output / f"{state}.safetensors").write_bytes(older)
+    scripted(monkeypatch, [0.3, 0.4, 0.6])
+    run = training(experiment, output, resume=True)
+    assert [next(run).is_best, next(run).is_best] == [False, False]
+    meta = format.read_meta(output / "best.safetensors")
+    assert meta["step"] == 2 and meta["scores"]["ap"] == 0.5
+    assert next(run).is_best
+    assert format.read_meta(output / "best.safetensors")["scores"]["ap"] == 0.6
+    run.close()
+
+
+def test_lost_best_is_written_anew(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "run"
+    experiment = tiny.experiment(schedule={"epochs": 3}, data={"batch_size": 14})
+    scripted(monkeypatch, [0.5, 0.5, 0.2, 0.1])
+    stopped_after(1, training(experiment, output))
+    (output / "best.safetensors").unlink()
+    assert [report.is_best for report in training(experiment, output, resume=True)] == [False, False]
+    assert format.read_meta(output / "best.safetensors")["step"] == 1  # evaluated again
+
+
+def test_batch_that_cannot_be_divided_is_refused_before_anything_is_written(tiny: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="3 processes with 2 micro-batches each: choose a multiple of 6"):
+        trainer.check_divisible(4, 3, 2)
+    trainer.check_divisible(12, 3, 2)
+    run = training(tiny.EXPERIMENT, tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "check_divisible", lambda *arguments: refuse())
+        with pytest.raises(UserError, match="indivisible"):
+            next(run)
+    assert not (tmp_path / "run").exists()
+
+
+def refuse() -> None:
+    raise UserError("indivisible")
+
+
+def test_start_that_failed_before_its_first_step_can_be_repeated(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "open_dataset", broken(tiny, "train", 0))
+        refused(tiny.EXPERIMENT, tmp_path / "run", "picture 7 is torn")
+    assert (tmp_path / "run" / "experiment.json").exists()
+    assert len(consume(tiny.EXPERIMENT, tmp_path / "run")) == 6
+
+
+def test_statistics_of_micro_batches_are_warned_of_once(
+    tiny: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for norm, accumulate, times in (("batch", 2, 1), ("batch", 1, 0), ("frozen", 2, 0)):
+        caplog.clear()
+        experiment = tiny.experiment(model={"backbone": {"norm": norm}}, runtime={"accumulate": accumulate})
+        stopped_after(1, training(experiment, tmp_path / f"{norm}{accumulate}"))
+        assert caplog.text.count("one micro-batch at a time") == times
 
 
 def test_invalid_settings_are_refused_first(tiny: ModuleType, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 """Checkpoints: the verified file format."""
 
-from detrs.checkpoints.format import Checkpoint, load, read_meta, remove_partial, save
+from detrs.checkpoints.format import Checkpoint, load, read_meta, save
 
-__all__ = ["Checkpoint", "load", "read_meta", "remove_partial", "save"]
+__all__ = ["Checkpoint", "load", "read_meta", "save"]

@@ -7,13 +7,9 @@ a full disk. So here every byte is verified, each tensor by its own hash and the
 Any safetensors reader opens these files; the JSON is the entry ``detrs`` of their metadata.
 """
 
-import contextlib
-import errno
 import hashlib
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
@@ -24,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from detrs.errors import UserError, did_you_mean
+from detrs.files import replaced
 
 FORMAT = 1
 """Version of the layout. A reader refuses a newer one; raise it when an old reader would misread the file."""
@@ -65,27 +62,10 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
         UserError: The file cannot be written (disk full, no permission); the old one stands, nothing else is left.
     """
     header, data = _serialize(tensors, {**meta, "format": FORMAT})
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        # The mode of os.open honours the umask; a file of the tempfile module would be readable by its owner only.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        with open(os.open(temporary, flags, 0o666), "wb") as file:
-            file.write(header)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):  # there may be none, or what prevented the writing prevents this too
-            temporary.unlink()
-        if isinstance(error, OSError):
-            needed = len(header) + len(data)
-            raise UserError(
-                f"Cannot write the checkpoint {path}: {error.strerror}{_free_space(path.parent, needed)}. "
-                "A file that was there before is untouched."
-            ) from error
-        raise
+    needed = len(header) + len(data)
+    with replaced(path, what="the checkpoint", needed=needed) as temporary, open(temporary, "xb") as file:
+        file.write(header)
+        file.write(data)
 
 
 def load(path: Path, *, allow_non_finite: bool = False) -> Checkpoint:
@@ -115,13 +95,13 @@ def load(path: Path, *, allow_non_finite: bool = False) -> Checkpoint:
     wrong = [name for name, tensor in tensors.items() if _sha256(tensor) != hashes[name]]
     if wrong:
         raise UserError(
-            f"The checkpoint {path} is damaged: the bytes of {_some(wrong)} are not those that were saved; "
+            f"The checkpoint {path} is damaged: the bytes of {some_of(wrong)} are not those that were saved; "
             "use another copy of it."
         )
     poisoned = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
     if poisoned and not allow_non_finite:
         raise UserError(
-            f"The checkpoint {path} holds NaN or infinity in {_some(poisoned)}: the run that wrote it had diverged; "
+            f"The checkpoint {path} holds NaN or infinity in {some_of(poisoned)}: the run that wrote it had diverged; "
             "use an earlier checkpoint."
         )
     return Checkpoint(tensors, meta)
@@ -138,17 +118,6 @@ def read_meta(path: Path) -> dict[str, Any]:
             return _read_header(path, file)[1]
     except OSError as error:
         _refuse_unreadable(path, error)
-
-
-def remove_partial(folder: Path) -> int:
-    """Removes what :func:`save` left in a folder when its process was killed, and says how many files that was.
-
-    To be called when a run starts, while it alone writes into the folder.
-    """
-    partial = list(folder.glob(".*.safetensors.*.tmp"))
-    for file in partial:
-        file.unlink(missing_ok=True)
-    return len(partial)
 
 
 def _serialize(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[bytes, memoryview]:
@@ -244,28 +213,6 @@ def _is_finite(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex()) or bool(tensor.isfinite().all())
 
 
-def _some(names: list[str]) -> str:
+def some_of(names: list[str]) -> str:
     """The first five names and how many more there are."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _free_space(folder: Path, needed: int) -> str:
-    try:
-        free = shutil.disk_usage(folder).free
-    except OSError:  # the folder itself is gone, and the sentence says so already
-        return ""
-    return f" (it needs {needed:,} bytes, {free:,} are free)"
-
-
-def _sync_folder(folder: Path) -> None:
-    """Puts the new name on the disk; without it a power cut may bring the old file back."""
-    if os.name != "posix":  # elsewhere a folder cannot be opened, and the rename itself is durable
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # network file systems that cannot do it
-            raise
-    finally:
-        os.close(descriptor)

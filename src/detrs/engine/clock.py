@@ -39,8 +39,25 @@ class Clock:
         """Set ``seconds`` (used) and ``reserve`` (to keep for the last evaluation)."""
         # Before the first evaluation: a batch takes half of a training step, and drawing a second or two.
         evaluation = 1.25 * self.evaluation or 0.5 * self.fastest_step * self.steps_to_evaluate + DRAWING_SECONDS
-        times = self.used(), evaluation + self.saving + self.fastest_step
+        # It is saved before that evaluation, and after it.
+        times = self.used(), evaluation + 2 * self.saving + self.fastest_step
         self.seconds, self.reserve = self.runtime.from_main(times) if self.pace.budget_seconds else times
+
+    def state(self) -> dict[str, float]:
+        """What was measured, for ``resume``: a run that was over by its time budget has to stay so."""
+        durations = {"fastest_step": self.fastest_step, "evaluation": self.evaluation, "saving": self.saving}
+        return {"seconds": self.used(), **durations}
+
+    def resume(self, state: dict[str, float]) -> None:
+        """The inverse of ``state``."""
+        self.seconds_before = state["seconds"]
+        self.fastest_step, self.evaluation = state["fastest_step"], state["evaluation"]
+        self.saving = state["saving"]
+        self.look()
+
+    def begin_steps(self) -> None:
+        """The first step begins: what came before (building, loading weights) is not part of it."""
+        self.step_began = time.monotonic()
 
     def end_step(self) -> float:
         """Seconds since the step before, data loading included, evaluations and saves not."""

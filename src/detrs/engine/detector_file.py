@@ -1,10 +1,11 @@
 """``best.safetensors``: one file that is enough to predict, and that says what score it promises."""
 
 import importlib.metadata
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from detrs import config, models
 from detrs.checkpoints import format
@@ -56,14 +57,38 @@ def load_detector(path: Path) -> SavedDetector:
     """Read what ``save_detector`` wrote.
 
     Raises:
-        UserError: the file is no such checkpoint.
+        UserError: the file is no such checkpoint, or this version of detrs builds another detector from its settings.
     """
     checkpoint = format.load(path)
-    if "classes" not in checkpoint.meta:
+    meta = checkpoint.meta
+    if "classes" not in meta:
         raise UserError(f"'{path}' is the state of a training run, not a detector: use best.safetensors beside it.")
-    experiment: Experiment = config.from_dict(Experiment, checkpoint.meta["experiment"])
-    detector = models.build(experiment.model)
+    origin = f"written by detrs {meta.get('detrs', 'unknown')}, this is {importlib.metadata.version('detrs')}"
+    try:
+        experiment: Experiment = config.from_dict(Experiment, meta["experiment"])
+        classes = Classes(tuple(meta["classes"]["names"]), tuple(meta["classes"]["category_ids"]))
+        detector = models.build(experiment.model)
+    except UserError as error:
+        raise UserError(f"The checkpoint '{path}' ({origin}) cannot be used: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise UserError(f"The checkpoint '{path}' ({origin}) lacks something or is malformed: {error}.") from error
+    wrong = different(detector.state_dict(), checkpoint.tensors)
+    if wrong:
+        raise UserError(
+            f"The checkpoint '{path}' ({origin}) is of another detector than its settings build here: "
+            f"{format.some_of(wrong)}. Use the version of detrs that wrote it."
+        )
     detector.load_state_dict(checkpoint.tensors)
-    saved = checkpoint.meta["classes"]
-    classes = Classes(tuple(saved["names"]), tuple(saved["category_ids"]))
-    return SavedDetector(detector.eval(), experiment, classes, checkpoint.meta)
+    return SavedDetector(detector.eval(), experiment, classes, meta)
+
+
+def different(built: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> list[str]:
+    """What differs in name or shape between the weights that a detector has and those of a file."""
+    missing = [f"{name} (missing)" for name in built if name not in saved]
+    unknown = [f"{name} (unknown)" for name in saved if name not in built]
+    shapes = [
+        f"{name} ({tuple(tensor.shape)} instead of {tuple(built[name].shape)})"
+        for name, tensor in saved.items()
+        if name in built and tensor.shape != built[name].shape
+    ]
+    return missing + unknown + shapes

@@ -71,16 +71,18 @@ def evaluate(
     own: Results = []
     was_training = detector.training
     detector.eval()
-    for batch in evaluation_batches(
-        dataset, image_size, batch_size, workers=workers, rank=runtime.rank, world_size=runtime.world_size
-    ):
-        batch = normalize(batch.to(runtime.device), mean, std)
-        predictions = detector(batch.images, batch.padding)
-        sizes = [target.original_size for target in batch.targets]
-        found = detections(predictions.last, sizes, classes, max_detections=max_detections)
-        for target, of_image in zip(batch.targets, found, strict=True):
-            own.extend(of_image.to_coco(target.image_id))
-    detector.train(was_training)
+    try:
+        for batch in evaluation_batches(
+            dataset, image_size, batch_size, workers=workers, rank=runtime.rank, world_size=runtime.world_size
+        ):
+            batch = normalize(batch.to(runtime.device), mean, std)
+            predictions = detector(batch.images, batch.padding)
+            sizes = [target.original_size for target in batch.targets]
+            found = detections(predictions.last, sizes, classes, max_detections=max_detections)
+            for target, of_image in zip(batch.targets, found, strict=True):
+                own.extend(of_image.to_coco(target.image_id))
+    finally:
+        detector.train(was_training)
     position = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
     results = sorted(runtime.gather(own), key=lambda result: position[result["image_id"]])
     report = coco_report(dataset.ground_truth(), results, max_detections=max_detections) if runtime.is_main else None

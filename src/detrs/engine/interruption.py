@@ -27,10 +27,11 @@ class Interrupted(SystemExit):
 
 
 class Interruption:
-    """While entered, SIGTERM and SIGINT are noted instead of obeyed; a second SIGINT is obeyed at once.
+    """While entered, SIGTERM and SIGINT are noted instead of obeyed; a SIGINT after either is obeyed at once.
 
     Handlers that were there before are restored on the way out, and called once after the run was stopped.
-    A signal that was ignored stays ignored. Outside of the main thread nothing is changed.
+    A signal that was ignored stays ignored. Outside of the main thread nothing is changed; left there (a generator
+    closed by another thread), the handlers before come back when the next signal arrives.
     """
 
     def __init__(self) -> None:
@@ -38,6 +39,7 @@ class Interruption:
         """The signal that came; 0: none."""
         self._at = 0.0
         self._immediate = False
+        self._is_over = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -50,15 +52,26 @@ class Interruption:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        for signum, previous in self._previous.items():
-            signal.signal(signum, previous)
+        self._is_over = True
+        if threading.current_thread() is not threading.main_thread():
+            return  # only the main thread may set handlers: ours will do it
+        self._restore()
         if isinstance(error, Interrupted):
             previous = self._previous.get(error.signum)
             if callable(previous) and previous is not signal.default_int_handler:
                 previous(error.signum, None)
 
+    def _restore(self) -> None:
+        for signum, previous in self._previous.items():
+            signal.signal(signum, previous)
+
     def _receive(self, signum: int, frame: FrameType | None) -> None:
-        again = self.signum == signum == signal.SIGINT and time.monotonic() - self._at > ONE_KEY_PRESS_SECONDS
+        if self._is_over:
+            self._restore()
+            signal.raise_signal(signum)
+            return
+        waited = time.monotonic() - self._at > ONE_KEY_PRESS_SECONDS
+        again = self.signum != 0 and signum == signal.SIGINT and waited
         if not self.signum:
             self.signum, self._at = signum, time.monotonic()
         if again or self._immediate:

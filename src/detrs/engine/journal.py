@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+from detrs import files
+from detrs.errors import UserError
 from detrs.evaluation.coco import CocoReport
 
 logger = logging.getLogger("detrs")
@@ -124,8 +125,11 @@ class Metrics:
     def _write(self, kind: str, step: int, epoch: int, values: dict[str, Any], seconds: float) -> None:
         if self.writes:
             line = {"kind": kind, "step": step, "epoch": epoch, **values, "seconds": round(seconds, 3)}
-            with self.path.open("a") as file:
-                file.write(json.dumps(line, allow_nan=False) + "\n")
+            try:
+                with self.path.open("a") as file:
+                    file.write(json.dumps(line, allow_nan=False) + "\n")
+            except OSError as error:
+                raise UserError(f"Cannot write to {self.path}: {error.strerror}.") from error
 
     def state(self) -> dict[str, Any]:
         """The sums not written yet, for ``resume``."""
@@ -144,9 +148,7 @@ class Metrics:
             done = evaluated if line["kind"] == "evaluation" else not self.window.images
             if line["step"] < step or (line["step"] == step and done):
                 kept.append(text)
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, self.path)
+        files.write_text(self.path, "".join(kept))
 
 
 class Display:
@@ -178,16 +180,8 @@ class Display:
         if report.skipped:
             say(self.console, f"step {report.step} skipped: the loss or its gradient is not finite")
         if report.evaluation is not None:
-            scores = "  ".join(
-                f"{label} {'-' if value is None else f'{value:.4f}'}"
-                for label, value in (
-                    ("AP", report.evaluation.ap),
-                    ("AP50", report.evaluation.ap50),
-                    ("AP75", report.evaluation.ap75),
-                )
-            )
-            best = "  best so far" if report.is_best else ""
-            say(self.console, f"epoch {epoch}  step {report.step}  {scores}{best}")
+            scored = in_words(report.evaluation, is_best=report.is_best)
+            say(self.console, f"epoch {epoch}  step {report.step}  {scored}")
 
     def _status(self, report: StepReport) -> str:
         remaining = report.seconds * (1 - report.progress) / max(report.progress, 1e-9)
@@ -196,6 +190,13 @@ class Display:
             f"loss {report.loss:.4g}  lr {report.lr:.2g}  {self.rate:.3g} images/s  "
             f"{report.memory_bytes / 2**30:.2f} GiB  {left} left"
         )
+
+
+def in_words(report: CocoReport, *, is_best: bool) -> str:
+    """The scores that people look at."""
+    figures = (("AP", report.ap), ("AP50", report.ap50), ("AP75", report.ap75))
+    scores = "  ".join(f"{label} {'-' if value is None else f'{value:.4f}'}" for label, value in figures)
+    return scores + ("  best so far" if is_best else "")
 
 
 def say(console: Console, text: str) -> None:

@@ -8,26 +8,28 @@
     best.safetensors        the best weights so far, with all that is needed to predict
     last.safetensors        everything needed to continue
     previous.safetensors    the ``last`` before, should the disk damage that
+    next.safetensors        the ``last`` to come, for a moment
+    run.lock                who is training here, while someone is
     train_batch_*.jpg       the first batches with their labels
     val_predictions.jpg     what the best weights find
 """
 
 import json
 import logging
-import os
-import socket
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped,unused-ignore]
 from torch import Tensor
 
-from detrs import config
+from detrs import config, files
 from detrs.checkpoints import format
 from detrs.config import Experiment
+from detrs.engine.lock import FolderLock
 from detrs.errors import UserError
+from detrs.files import PARTIAL
 
 logger = logging.getLogger("detrs")
 
@@ -46,8 +48,9 @@ class RunFolder:
         self.best = path / "best.safetensors"
         self.last = path / "last.safetensors"
         self.previous = path / "previous.safetensors"
+        self.next = path / "next.safetensors"
         self.predictions = path / "val_predictions.jpg"
-        self._lock = path / "run.lock"
+        self._lock = FolderLock(path / "run.lock")
 
     def check(self, *, resume: bool) -> None:
         """Refuse at once what would fail after minutes of loading.
@@ -60,33 +63,52 @@ class RunFolder:
             raise UserError(f"The output '{path}' is a file: choose a folder.")
         if resume and not self.experiment.is_file():
             raise UserError(f"There is no run to resume in '{path}': it has no experiment.json.")
-        if resume and not (self.last.exists() or self.previous.exists()):
-            raise UserError(
-                f"The run in '{path}' stopped before its first checkpoint: delete the folder, start without --resume."
-            )
-        if not resume and path.exists() and any(path.iterdir()):
-            self._refuse_if_running()
-            raise UserError(
-                f"The output folder '{path}' is not empty: choose another, or continue the run in it with --resume."
-            )
+        if resume and not any(state.exists() for state in self.states):
+            raise UserError(f"The run in '{path}' stopped before its first checkpoint: repeat it without --resume.")
+        if not resume and path.exists():
+            self._lock.refuse_if_held()
+            self._refuse_if_used()
 
     @contextmanager
-    def open(self) -> Iterator[None]:
+    def open(self, *, resume: bool) -> Iterator[None]:
         """Own the folder: made if need be, locked against a second run, cleaned of what a killed one left.
+
+        Args:
+            resume: keep the files of the run in it; else only those of one that failed before its first checkpoint
+                may be there, and are removed.
 
         Raises:
             UserError: another run owns it, or it cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._acquire()
+            self._lock.acquire()
         except OSError as error:
             raise UserError(f"The output folder '{self.path}' cannot be written: {error.strerror}.") from error
         try:
-            format.remove_partial(self.path)
+            files.remove_partial(self.path)
+            if not resume:
+                self._refuse_if_used()  # by a run that came and went since the check
+                for path in self.path.iterdir():
+                    if path != self._lock.path:
+                        path.unlink()
             yield
         finally:
-            self._lock.unlink(missing_ok=True)
+            self._lock.release()
+
+    @property
+    def states(self) -> tuple[Path, ...]:
+        """Where a training state may be; of equally new ones the first is preferred."""
+        return self.last, self.next, self.previous
+
+    def save_experiment(self, experiment: Experiment) -> None:
+        """Write ``experiment.json``, unless it says that already.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        if not self.experiment.exists() or config.load(self.experiment) != experiment:
+            config.save(experiment, self.experiment)
 
     def check_unchanged(self, experiment: Experiment) -> None:
         """Refuse to resume with settings that would make it another run.
@@ -107,12 +129,15 @@ class RunFolder:
                 logger.warning("resumed with another setting: %s", line)
 
     def save_last(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Replace ``last``, and keep the one before as ``previous``."""
-        coming = self.path / "next.safetensors"
-        format.save(coming, tensors, meta)
+        """Replace ``last``, and keep the one before as ``previous``.
+
+        Raises:
+            UserError: it cannot be written; the states that were there before are untouched.
+        """
+        format.save(self.next, tensors, meta)
         if self.last.exists():
-            os.replace(self.last, self.previous)
-        os.replace(coming, self.last)
+            files.rename(self.last, self.previous)
+        files.rename(self.next, self.last)
 
     def load_last(self) -> format.Checkpoint:
         """The newest training state that is whole.
@@ -120,53 +145,41 @@ class RunFolder:
         Raises:
             UserError: there is none.
         """
-        reasons = []
-        for path in (self.last, self.previous):
-            if not path.exists():
-                continue
+        reasons, found = [], []
+        for path in self.states:
+            if path.exists():
+                try:
+                    meta = format.read_meta(path)
+                    found.append((meta["step"], meta.get("evaluated_step", 0), path))
+                except UserError as error:
+                    reasons.append(str(error))
+        for *_, path in sorted(found, key=lambda state: state[:2], reverse=True):
             try:
                 checkpoint = format.load(path)
             except UserError as error:
                 reasons.append(str(error))
                 continue
             for reason in reasons:
-                logger.warning("%s Resuming from %s instead.", reason, path.name)
+                logger.warning("%s", reason)
+            if path != self.last:
+                logger.warning("resuming from %s, the newest training state that is whole", path.name)
             return checkpoint
         raise UserError(f"The run in '{self.path}' cannot be resumed. " + " ".join(reasons))
 
-    def _acquire(self) -> None:
-        for _ in range(2):
-            try:
-                descriptor = os.open(self._lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-            except FileExistsError:
-                self._refuse_if_running()
-                self._lock.unlink(missing_ok=True)
-                continue
-            process = psutil.Process()
-            owner = {"pid": process.pid, "started": process.create_time(), "host": socket.gethostname()}
-            with open(descriptor, "w") as file:
-                file.write(json.dumps(owner))
-            return
-        raise UserError(f"Another run has just taken the folder '{self.path}': choose another.")
-
-    def _refuse_if_running(self) -> None:
-        """Refuse when the lock's owner lives, or cannot be asked."""
-        try:
-            owner = json.loads(self._lock.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            return  # no lock, or its writer died while writing it
-        if owner["host"] != socket.gethostname():
+    def _refuse_if_used(self) -> None:
+        """Refuse a folder that holds more than a run leaves that failed before its first checkpoint."""
+        if not all(path.is_file() and _is_of_a_failed_start(path) for path in self.path.iterdir()):
             raise UserError(
-                f"The folder '{self.path}' belongs to a run on the machine '{owner['host']}': choose another, or "
-                f"delete {self._lock.name} in it if that run is dead."
+                f"The output folder '{self.path}' is not empty: choose another, or continue the run in it with "
+                "--resume."
             )
-        try:
-            # A process number is used again after a while; with the time of birth it means one process.
-            alive = abs(psutil.Process(owner["pid"]).create_time() - owner["started"]) < 1
-        except psutil.NoSuchProcess:
-            alive = False
-        if alive:
-            raise UserError(f"The process {owner['pid']} is running in the folder '{self.path}': choose another.")
+
+
+def _is_of_a_failed_start(path: Path) -> bool:
+    if path.name == "metrics.jsonl":
+        return '"evaluation"' not in path.read_text()  # else the run had checkpoints, and someone keeps its figures
+    known = path.name in ("experiment.json", "run.lock") or PARTIAL.fullmatch(path.name)
+    return bool(known or re.fullmatch(r"train_batch_\d+\.jpg", path.name))
 
 
 def _changes(before: Any, now: Any, where: str) -> list[str]:

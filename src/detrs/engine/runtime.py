@@ -22,12 +22,14 @@ from accelerate.utils import (  # type: ignore[import-untyped,unused-ignore]
     broadcast_object_list,
     gather_object,
 )
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from detrs.config import RuntimeConfig
 from detrs.errors import UserError
 
 T = TypeVar("T")
+Module = TypeVar("Module", bound=nn.Module)
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 """Our name of a precision, and accelerate's."""
@@ -109,6 +111,12 @@ class Runtime:
             )
         self.device = self._accelerator.device if self.world_size > 1 else device
 
+    def synchronize_batch_norm(self, detector: Module) -> Module:
+        """On several GPUs: BatchNorm over the pictures of all of them. (``torch`` has none for the CPU.)"""
+        if self.world_size > 1 and self.device.type == "cuda":
+            detector = convert_sync_batchnorm(detector)  # timm's: torch's would lose the activation in timm's layers
+        return detector
+
     def prepare(self, detector: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         """The model to call in training (autocast, distributed) and the optimizer to step; both wrap the given ones."""
         model, prepared = self._accelerator.prepare(detector, optimizer)
@@ -137,6 +145,8 @@ class Runtime:
         if scaler is None or not scaler.is_enabled():
             return False
         scaler.update(scaler.get_scale() / 2)
+        # Else the good steps before count towards the next doubling, which may come with the very next step.
+        scaler.load_state_dict({**scaler.state_dict(), "_growth_tracker": 0})
         return scaler.get_scale() >= SMALLEST_SCALE
 
     def scaler_state(self) -> dict[str, Any]:
@@ -176,6 +186,16 @@ class Runtime:
     def from_main(self, value: T) -> T:
         """The main process's ``value``, on every process."""
         return broadcast_object_list([value])[0] if self.world_size > 1 else value
+
+    def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
+        """Give ``tensors`` the values that they have in the main process."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                torch.distributed.broadcast(tensor, src=0)
+
+    def wait_for_all(self) -> None:
+        """Go on when every process is here."""
+        self._accelerator.wait_for_everyone()
 
     def main_first(self) -> Any:
         """A context in which the others wait for the main process (downloads, caches)."""

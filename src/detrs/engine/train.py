@@ -12,7 +12,7 @@ from typing import Any
 from detrs import config
 from detrs.config import Experiment
 from detrs.engine.interruption import Interrupted, Interruption
-from detrs.engine.journal import StepReport, display
+from detrs.engine.journal import StepReport, display, in_words
 from detrs.engine.run import RunFolder
 from detrs.engine.runtime import Runtime, is_main_process
 from detrs.engine.trainer import Trainer
@@ -42,7 +42,8 @@ def training(
 ) -> Generator[StepReport, None, TrainResult]:
     """Train, one optimizer step per iteration; files appear in ``output`` as described in ``engine.run``.
 
-    SIGTERM and Ctrl-C finish the step, save and raise ``SystemExit`` with 143 or 130. Closing the generator saves, too.
+    SIGTERM and Ctrl-C finish the step, save and raise ``SystemExit`` with 143 or 130. Closing the generator saves, too,
+    and so does any error outside of a step.
 
     Args:
         experiment: what to train on what; the number of classes comes from the data.
@@ -63,22 +64,27 @@ def training(
         folder.check(resume=resume)
     trainer = Trainer(experiment, folder, runtime, began=began, pretrained=not resume)
 
-    with folder.open() if runtime.is_main else nullcontext(), Interruption() as interruption:
+    with folder.open(resume=resume) if runtime.is_main else nullcontext(), Interruption() as interruption:
         if resume:
             trainer.restore()
+        runtime.wait_for_all()  # until every process has read what the main one may change now
         if runtime.is_main:
-            config.save(trainer.experiment, folder.experiment)
-        if trainer.is_evaluation_due():  # the run was stopped in the middle of it
-            evaluated(trainer, interruption)
-            trainer.save()
+            folder.save_experiment(trainer.experiment)
         try:
+            if trainer.is_evaluation_due():  # the run was stopped in the middle of it
+                found = evaluated(trainer, interruption)
+                logger.info("step %d, scored now: %s", trainer.state.step, in_words(**found))
+                trainer.save()
+            trainer.clock.begin_steps()
             while not trainer.is_finished():
                 for batches in trainer.batches():
                     report = trainer.step(batches)
                     if signum := runtime.largest(interruption.signum):
                         raise Interrupted(signum)
                     if trainer.is_evaluation_due():
-                        report = dataclasses.replace(report, **evaluated(trainer, interruption))
+                        trainer.save_before_evaluation()
+                        found = evaluated(trainer, interruption)
+                        report = dataclasses.replace(report, evaluation=found["report"], is_best=found["is_best"])
                     if trainer.is_save_due() or trainer.is_finished():
                         trainer.save()
                     yield report
@@ -86,13 +92,14 @@ def training(
                         break
         except (Interrupted, GeneratorExit) as stop:
             if not (isinstance(stop, Interrupted) and stop.at_once):
-                trainer.save()
+                trainer.stop()
             raise
         except Exception as error:
             # A signal for the whole process group also kills loader processes, whose death is raised here.
             if interruption.signum and trainer.state.is_whole:
-                trainer.save()
+                trainer.stop()
                 raise Interrupted(interruption.signum) from error
+            trainer.rescue()
             raise
     return TrainResult(
         output=folder.path,
@@ -105,12 +112,12 @@ def training(
 
 
 def evaluated(trainer: Trainer, interruption: Interruption) -> dict[str, Any]:
-    """Score the weights, remember the scores, and give the fields that a ``StepReport`` has for them."""
+    """Score the weights and remember the scores: ``report``, and whether it ``is_best``."""
     with trainer.clock.evaluating():
         with interruption.immediately():
             scores = trainer.evaluate()
         is_best = trainer.record(scores)
-    return {"evaluation": scores.report, "is_best": is_best}
+    return {"report": scores.report, "is_best": is_best}
 
 
 def train(experiment: Experiment, output: Path | str, *, resume: bool = False, quiet: bool = False) -> TrainResult:

@@ -4,12 +4,14 @@ import dataclasses
 import importlib.metadata
 import logging
 import math
+import shlex
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import torch
 
 from detrs import config, models
+from detrs.checkpoints import format
 from detrs.config import Experiment
 from detrs.criterion.set_criterion import SetCriterion
 from detrs.data import open_dataset
@@ -23,13 +25,12 @@ from detrs.engine.detector_file import save_detector
 from detrs.engine.evaluate import Scores, check_same_classes, evaluate, evaluation_batch_size
 from detrs.engine.journal import Metrics, StepReport
 from detrs.engine.optimizer import build_optimizer, set_lr
-from detrs.engine.pictures import save_predictions, save_training_batch
+from detrs.engine.pictures import save_curves, save_predictions, save_training_batch
 from detrs.engine.run import RunFolder
 from detrs.engine.runtime import Runtime, seed_everything
 from detrs.engine.schedule import Pace, lr_factor
 from detrs.engine.state import TrainingState
 from detrs.errors import UserError
-from detrs.explain.curves import results_figure
 from detrs.layers.repeat import checkpoint_activations
 from detrs.structures import Batch
 
@@ -64,6 +65,7 @@ class Trainer:
         self.val_set = open_dataset(data.path, data.val_split, cache_gib=cache_gib)
         self.classes = self.train_set.classes
         self.experiment = for_data(experiment, self.train_set, self.val_set)
+        check_divisible(experiment.data.batch_size, runtime.world_size, experiment.runtime.accumulate)
         self.steps_per_epoch = steps_per_epoch(len(self.train_set), experiment.data.batch_size)
         self.total_steps = experiment.schedule.epochs * self.steps_per_epoch
         self.clock = Clock(
@@ -78,12 +80,17 @@ class Trainer:
         seed_everything(experiment.seed)
         with runtime.main_first():
             detector = models.build(self.experiment.model, pretrained=pretrained).to(runtime.device).train()
+        detector = runtime.synchronize_batch_norm(detector)
         optimizer = build_optimizer(detector, experiment.optimizer)
         self.state = TrainingState(detector, Average(detector, experiment.optimizer.ema_decay), optimizer)
         if experiment.runtime.checkpoint_activations:
             checkpoint_activations(detector.encoder.layers)
             checkpoint_activations(detector.decoder.layers)
         self.model, self.optimizer = runtime.prepare(detector, optimizer)
+        self.saved: tuple[int, int] | None = None
+        """Step and evaluated step of the state that was written or read last."""
+        self.stored_best: dict[str, Any] | None = None
+        """What a ``best`` that was there before says of itself, until the first evaluation."""
 
         sizes = len(self.train_set), len(self.val_set), len(self.classes.names)
         logger.info("training on %d images, validating on %d, %d classes", *sizes)
@@ -92,6 +99,8 @@ class Trainer:
                 logger.info("%s: %s", split, note)
         for note in overlap(self.train_set, self.val_set) if runtime.is_main and pretrained else ():
             logger.warning("%s", note)
+        if self.experiment.model.backbone.norm == "batch" and experiment.runtime.accumulate > 1 and runtime.is_main:
+            logger.warning("BatchNorm takes its statistics from one micro-batch at a time: accumulation changes them")
 
     def restore(self) -> None:
         """Continue where the run in the folder stopped.
@@ -101,18 +110,57 @@ class Trainer:
         """
         self.folder.check_unchanged(self.experiment)
         checkpoint = self.folder.load_last()
-        if checkpoint.meta["fingerprints"] != self.fingerprints():
+        self.check_data(checkpoint.meta)
+        try:
+            self.state.restore(checkpoint)
+            self.look_at_best()
+            is_evaluated = self.state.evaluated_step == self.state.step
+            self.metrics.resume(checkpoint.meta["metrics"], self.state.step, evaluated=is_evaluated)
+            self.runtime.load_scaler_state(checkpoint.meta["scaler"])
+            self.clock.resume(checkpoint.meta["clock"])
+        except (KeyError, RuntimeError) as error:
+            version, reason = checkpoint.meta.get("detrs", "unknown"), str(error).partition("\n")[0]
             raise UserError(
-                f"The data set '{self.experiment.data.path}' is not what the run in '{self.folder.path}' began with: "
-                "restore it, or start a new run."
+                f"The training state in '{self.folder.path}' was written by detrs {version}, and this is "
+                f"{importlib.metadata.version('detrs')}, which cannot continue it ({reason}): use that version."
+            ) from error
+        self.saved = self.state.step, self.state.evaluated_step
+        logger.info("resuming after step %d of %d", self.state.step, self.total_steps)
+
+    def check_data(self, meta: dict[str, Any]) -> None:
+        """Refuse data that changed since ``meta`` was saved; different pictures can be allowed, other classes cannot.
+
+        Raises:
+            UserError: saying what changed, and what to do.
+        """
+        data, output = self.experiment.data, self.folder.path
+        before, now = meta.get("class_names", list(self.classes.names)), list(self.classes.names)
+        if before != now:
+            raise UserError(
+                f"The run in '{output}' began with the classes {', '.join(before)}; the data set '{data.path}' has "
+                f"{', '.join(now)} now: restore it, or start a new run."
             )
-        state = self.state
-        state.restore(checkpoint)
-        self.runtime.load_scaler_state(checkpoint.meta["scaler"])
-        self.metrics.resume(checkpoint.meta["metrics"], state.step, evaluated=state.evaluated_step == state.step)
-        self.clock.seconds_before = checkpoint.meta["seconds"]
-        self.clock.look()
-        logger.info("resuming after step %d of %d", state.step, self.total_steps)
+        prints = self.fingerprints()
+        changed = [getattr(data, f"{split}_split") for split in prints if prints[split] != meta["fingerprints"][split]]
+        splits = " and ".join(f"'{split}'" for split in changed)
+        if changed and not self.experiment.runtime.allow_changed_data:
+            raise UserError(
+                f"The data set '{data.path}' is not what the run in '{output}' began with: {splits} changed. Restore "
+                "it, start a new run, or go on with what is there now: --runtime.allow-changed-data True"
+            )
+        if changed:
+            logger.warning("going on although %s changed: scores before and after may not be comparable", splits)
+        runtime = dataclasses.replace(self.experiment.runtime, allow_changed_data=False)  # this once
+        self.experiment = dataclasses.replace(self.experiment, runtime=runtime)
+
+    def look_at_best(self) -> None:
+        """Compare ``best`` with the state: it may come from steps that the state has not seen, or be lost."""
+        try:
+            self.stored_best = format.read_meta(self.folder.best)
+        except UserError as error:
+            if self.state.best_scores is not None:
+                logger.warning("%s The next evaluation writes a new one.", error)
+            self.state.best_scores, self.state.evaluated_step = None, 0
 
     def batches(self) -> Iterator[tuple[Batch, ...]]:
         """What is left of the current epoch: for each step the micro-batches of this process."""
@@ -209,9 +257,10 @@ class Trainer:
 
     def evaluate(self) -> Scores:
         """Score the averaged weights on the validation split."""
-        experiment = self.experiment
+        experiment, detector = self.experiment, self.state.average.module
+        self.runtime.copy_from_main(detector.buffers())  # statistics of BatchNorm are of each process's own pictures
         return evaluate(
-            self.state.average.module,
+            detector,
             self.val_set,
             image_size=experiment.data.image_size,
             batch_size=evaluation_batch_size(experiment),
@@ -224,50 +273,90 @@ class Trainer:
         )
 
     def record(self, scores: Scores) -> bool:
-        """Remember the scores, draw curves and predictions, and save the weights if they are the best so far."""
+        """Save the weights if they are the best so far, remember the scores, and draw curves and predictions."""
         state, folder, report = self.state, self.folder, scores.report
         before, ap = (state.best_scores or {}).get("ap") or 0.0, report.ap or 0.0
         is_best = state.best_scores is None or ap >= before
         is_gain = state.best_scores is None or ap > before
+        # After a resume from an older state the file may be better than anything that this state knows of.
+        stored, self.stored_best = self.stored_best, None
+        is_kept = stored is not None and (stored["scores"]["ap"] or 0.0) > max(ap, before)
+        is_best = is_best and not is_kept
+        epoch = (state.step - 1) // self.steps_per_epoch + 1
+        self.clock.look()
+        if self.runtime.is_main and is_best:
+            save_detector(
+                folder.best,
+                state.average.module,
+                self.experiment,
+                self.classes,
+                scores=report.scalars(),
+                step=state.step,
+                epoch=epoch,
+            )
+        self.metrics.evaluation(report, step=state.step, epoch=epoch, seconds=self.clock.seconds)
         state.evaluations_without_gain = 0 if is_gain else state.evaluations_without_gain + 1
         state.evaluated_step = state.step
         if is_best:
             state.best_scores, state.best_step = report.scalars(), state.step
-        self.clock.look()
-        epoch = (state.step - 1) // self.steps_per_epoch + 1
-        self.metrics.evaluation(report, step=state.step, epoch=epoch, seconds=self.clock.seconds)
+        elif stored is not None and is_kept:
+            state.best_scores, state.best_step = stored["scores"], stored["step"]
+            logger.warning("kept best.safetensors, which is of step %d and better", state.best_step)
         if self.runtime.is_main:
             if is_best:
-                save_detector(
-                    folder.best,
-                    state.average.module,
-                    self.experiment,
-                    self.classes,
-                    scores=report.scalars(),
-                    step=state.step,
-                    epoch=epoch,
-                )
                 save_predictions(self.val_set, scores.results, folder.predictions)
-            results_figure(folder.metrics, folder.results)
+            save_curves(folder.metrics, folder.results)
         return is_best
 
     def save(self) -> None:
         """Write ``last``, from which the run can be continued to the bit."""
-        if not self.runtime.is_main:
+        if self.runtime.is_main:
+            with self.clock.saving_state():
+                self.folder.save_last(
+                    self.state.tensors(),
+                    {
+                        "detrs": importlib.metadata.version("detrs"),
+                        "experiment": config.to_dict(self.experiment),
+                        "class_names": list(self.classes.names),
+                        "fingerprints": self.fingerprints(),
+                        "metrics": self.metrics.state(),
+                        "scaler": self.runtime.scaler_state(),
+                        "clock": self.clock.state(),
+                        **self.state.meta(),
+                    },
+                )
+        self.saved = self.state.step, self.state.evaluated_step
+
+    def is_saved(self) -> bool:
+        """Whether ``last`` holds the state as it is."""
+        return self.saved == (self.state.step, self.state.evaluated_step)
+
+    def save_before_evaluation(self) -> None:
+        """An evaluation may fail, or be stopped, after minutes: save, unless saves would take too much of the time."""
+        if self.is_finished() or self.clock.seconds_since_save() >= 20 * self.clock.saving:
+            self.save()
+
+    def stop(self) -> None:
+        """Save what is not saved, and say how to go on."""
+        if not self.is_saved():
+            self.save()
+        if self.runtime.is_main:
+            logger.info("stopped after step %d, saved; go on with: %s", self.state.step, self.resume_command())
+
+    def rescue(self) -> None:
+        """Save what the error that ends the run would lose; one more error here must not hide that one."""
+        if not self.runtime.is_main or not self.state.is_whole or self.state.step == 0 or self.is_saved():
             return
-        with self.clock.saving_state():
-            self.folder.save_last(
-                self.state.tensors(),
-                {
-                    "detrs": importlib.metadata.version("detrs"),
-                    "experiment": config.to_dict(self.experiment),
-                    "fingerprints": self.fingerprints(),
-                    "metrics": self.metrics.state(),
-                    "scaler": self.runtime.scaler_state(),
-                    "seconds": self.clock.used(),
-                    **self.state.meta(),
-                },
-            )
+        try:
+            self.save()
+        except Exception as error:
+            logger.warning("step %d could not be saved: %s", self.state.step, error)
+        else:
+            logger.warning("an error stopped the run; step %d is saved: %s", self.state.step, self.resume_command())
+
+    def resume_command(self) -> str:
+        """What continues the run."""
+        return f"detrs train --resume {shlex.quote(str(self.folder.path))}"
 
     def is_finished(self) -> bool:
         """Whether no step is left: by epochs, by the time budget, or by lack of progress."""
@@ -303,6 +392,20 @@ class Trainer:
             f"({loss:.4g}: {parts}) or a gradient (norm {grad_norm:.4g}) that is not finite, at learning rate {lr:.3g} "
             f"with the images {images}. The weights were not updated with them. Lower optimizer.lr, or look at these "
             "images and their boxes."
+        )
+
+
+def check_divisible(batch_size: int, world_size: int, accumulate: int) -> None:
+    """Refuse a batch that cannot be divided, before anything is written.
+
+    Raises:
+        UserError: saying which sizes can.
+    """
+    parts = world_size * accumulate
+    if batch_size % parts:
+        raise UserError(
+            f"data.batch_size {batch_size} cannot be divided among {world_size} processes with {accumulate} "
+            f"micro-batches each: choose a multiple of {parts}."
         )
 
 
