@@ -198,8 +198,8 @@ def test_threshold_and_max_detections(folder: Path) -> None:
     predictor = Predictor(Finder(), CLASSES, IMAGE_SIZE, MEAN, STD, "cpu", max_detections=1)
     low, high = torch.tensor([-3.0, 2.0]).sigmoid().tolist()
     everything = Predictor(Finder(), CLASSES, IMAGE_SIZE, MEAN, STD, "cpu")
-    assert [len(each) for each in predictor(folder, threshold=0)] == [1] * 5
-    assert [len(each) for each in everything(folder, threshold=0)] == [2] * 5
+    assert [len(each) for each in predictor(folder, threshold=0.0)] == [1] * 5
+    assert [len(each) for each in everything(folder, threshold=0.0)] == [2] * 5
     assert [len(each) for each in everything(folder, threshold=low + 1e-6)] == [1] * 5
     assert [len(each) for each in everything(folder, threshold=high + 1e-6)] == [0] * 5
 
@@ -315,9 +315,9 @@ def test_batches_equal_single_pictures(experiment: Experiment) -> None:
     random = np.random.default_rng(0)
     images = [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in SIZES + SIZES[:3]]
     with use("reference"):
-        single = [predictor(image, threshold=0)[0] for image in images]
+        single = [predictor(image, threshold=0.0)[0] for image in images]
         for batch_size in (6, 8):
-            for each, alone in zip(predictor(images, threshold=0, batch_size=batch_size), single, strict=True):
+            for each, alone in zip(predictor(images, threshold=0.0, batch_size=batch_size), single, strict=True):
                 torch.testing.assert_close(each.scores, alone.scores, rtol=0, atol=1e-5)
                 torch.testing.assert_close(each.boxes_xyxy, alone.boxes_xyxy, rtol=0, atol=1e-2)
 
@@ -332,5 +332,5 @@ def test_a_saved_detector_predicts_as_before(experiment: Experiment, tmp_path: P
     before.image_size = after.image_size = IMAGE_SIZE
     image = picture(SIZES[0])[0]
     with use("reference"):
-        old, new = before(image, threshold=0)[0], after(image, threshold=0)[0]
+        old, new = before(image, threshold=0.0)[0], after(image, threshold=0.0)[0]
     assert torch.equal(old.boxes_xyxy, new.boxes_xyxy) and torch.equal(old.scores, new.scores)

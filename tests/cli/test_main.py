@@ -91,3 +91,15 @@ def test_a_fault_of_ours_keeps_its_traceback(detrs: Callable, monkeypatch: pytes
     monkeypatch.setattr(cli, "dispatch", fail)
     with pytest.raises(ValueError, match="a bug"):
         detrs("anything")
+
+
+def test_a_reader_that_goes_is_no_error() -> None:
+    script = (
+        "import os, sys, detrs.cli\n"
+        "reader, writer = os.pipe()\n"
+        "os.close(reader)\n"
+        "os.dup2(writer, 1)\n"
+        "sys.exit(detrs.cli.main(['--help']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -213,6 +213,7 @@ def add_box(**entry: Any) -> Callable[[Data], None]:
         (add_box(bbox=[90, 5, 12, 7]), "1 x box that leaves its image, clipped for training: annotation 777", True),
         (add_box(bbox=[9, 5, 0.3, 7]), "1 x box thinner than a pixel: annotation 777", True),
         (add_box(bbox=[1, 2, 13, 17]), "1 x box that is there twice, kept once: annotation 777", False),
+        (add_box(bbox=[40, 11, 29, 37]), "1 x box that is there in several classes: annotation 777", True),
     ],
 )
 def test_accepted_with_a_note(folder: Any, change: Callable[[Data], None], note: str, trainable: bool) -> None:
@@ -257,6 +258,14 @@ def test_missing_area_is_the_area_of_the_box(folder: Any) -> None:
     folder.write()
     areas = [entry.area for entry in read(folder).objects]
     assert areas[:2] == [31 * 23, 29 * 37] and areas[2] == 0.5 * 13 * 17
+
+
+def test_repeated_keys_are_noted(folder: Any) -> None:
+    text = json.dumps(folder.data)
+    folder.write(text.replace('"iscrowd": 0', '"iscrowd": 1, "iscrowd": 0', 2))
+    annotations = read(folder)
+    assert annotations.notes == ["2 x key that an object has twice, the last one counts: 'iscrowd', 'iscrowd'"]
+    assert not any(entry.crowd for entry in annotations.objects)
 
 
 def test_byte_order_mark_is_accepted(folder: Any) -> None:

@@ -1,11 +1,12 @@
 """``detrs VERB ...``: one file per verb, loaded when asked for, so that ``detrs --help`` answers at once.
 
-Exit codes: 0; 2 for a fault of the input, told in one sentence; 130 and 143 for Ctrl-C and SIGTERM. Any other exception
-is a fault of ours and keeps its traceback.
+Exit codes: 0; 2 for a fault of the input, told in one sentence; 130, 141 and 143 for Ctrl-C, a closed pipe and SIGTERM.
+Any other exception is a fault of ours and keeps its traceback.
 """
 
 import importlib
 import importlib.metadata
+import os
 import sys
 from collections.abc import Sequence
 
@@ -22,6 +23,8 @@ VERBS = {
 """Verb -> what it does. ``detrs.cli.VERB.run(argv)`` does it."""
 
 INTERRUPTED = 130
+CLOSED_PIPE = 141
+"""What a shell gives for a program whose reader has gone, as in ``detrs presets | head``."""
 
 
 def usage() -> str:
@@ -47,14 +50,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return dispatch(words)
+        code = dispatch(words)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more can be said, not even at exit
+        return CLOSED_PIPE
     except UserError as error:
         complain(str(error))
         return 2
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED
-    except SystemExit as end:  # tyro's after --help and bad values, the engine's after a signal
+    except SystemExit as end:  # tyro's after --help, the engine's after a signal
         return end.code if isinstance(end.code, int) else int(end.code is not None)
 
 

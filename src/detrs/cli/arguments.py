@@ -1,7 +1,12 @@
-"""The arguments of a verb: a dataclass filled by tyro, and a sentence with the nearest flag for a misspelt one."""
+"""The arguments of a verb: a dataclass filled by tyro, and one sentence for what does not fit."""
 
+import contextlib
 import dataclasses
 import difflib
+import io
+import itertools
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -28,12 +33,20 @@ def parse(kind: type[T], argv: list[str], prog: str, default: T | None = None) -
         default: values of what ``argv`` does not name.
 
     Raises:
-        UserError: ``argv`` has a word too many, or a flag that is none.
-        SystemExit: 0 after ``--help``, 2 after a missing word or a bad value.
+        UserError: ``argv`` lacks a word, has one too many, a bad value, or a flag that is none.
+        SystemExit: 0 after ``--help``.
     """
     missing: Any = tyro.MISSING_NONPROP if default is None else default
     values: T
-    values, unknown = tyro.cli(kind, args=argv, prog=prog, default=missing, return_unknown_args=True)
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            values, unknown = tyro.cli(kind, args=argv, prog=prog, default=missing, return_unknown_args=True)
+    except SystemExit as end:
+        if end.code:
+            raise UserError(f"{sentence(box.getvalue(), argv)} See: {prog} --help") from None
+        raise
+    sys.stderr.write(box.getvalue())  # warnings
     if not unknown:
         return values
     flag = next((word for word in unknown if word.startswith("-")), "")
@@ -46,6 +59,28 @@ def parse(kind: type[T], argv: list[str], prog: str, default: T | None = None) -
     near = difflib.get_close_matches(name.lstrip("-").replace("_", "-"), words, n=1)
     hint = f" Did you mean '{words[near[0]]}'?" if near else ""
     raise UserError(f"{prog} has no flag '{name}'.{hint} See: {prog} --help")
+
+
+def sentence(box: str, argv: list[str]) -> str:
+    """What tyro says in a frame, above a ruler and the help that it repeats, in one sentence."""
+    lines = [line.strip("│|╭╮╰╯+ ") for line in box.splitlines()]
+    text = " ".join("\n".join(lines[1:]).split("\n\n")[0].split())  # below the title
+    text = re.split(r" [─-]{3,}", text)[0].rstrip(".")
+    bad = re.match(r"Error parsing (--\S+):", text)
+    wanted = bad and re.search(rf"^{bad[1]} (.+)$", "\n".join(lines), flags=re.MULTILINE)
+    if not bad or not wanted:
+        return f"{text}."
+    words = itertools.takewhile(lambda word: not word.startswith("--"), after(bad[1], argv))
+    return f"{bad[1]} expects {wanted[1]}, but was given '{' '.join(words)}'."
+
+
+def after(flag: str, argv: list[str]) -> list[str]:
+    """The words behind a flag, which may be spelt with underscores or hold its value: ``--flag=value``."""
+    for number, word in enumerate(argv):
+        name, _, value = word.partition("=")
+        if name.replace("_", "-") == flag.replace("_", "-"):
+            return [*([value] if value else []), *argv[number + 1 :]]
+    return []
 
 
 def flags(values: Any, prefix: str = "--") -> Iterator[str]:

@@ -67,8 +67,8 @@ def read_annotations(split: Split) -> Annotations:
         UserError: listing every kind of problem with the first places.
     """
     path = split.annotations
-    data = _read_json(path)
     errors, notes = Findings(), Findings()
+    data = _read_json(path, notes)
     classes = _classes(data["categories"], errors, notes)
     images = _images(data["images"], split.folders, errors, notes)
     if not images:
@@ -86,7 +86,7 @@ def read_annotations(split: Split) -> Annotations:
     return Annotations(classes, list(images.values()), objects, notes.lines())
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, notes: Findings) -> dict[str, Any]:
     """The top level of an annotation file, with its three lists in place."""
     try:
         content = path.read_bytes()
@@ -107,8 +107,16 @@ def _read_json(path: Path) -> dict[str, Any]:
         line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
         raise UserError(f"{path}: {literal} at line {line}, column {column} is no number. Correct or remove the box.")
 
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            for key, count in Counter(key for key, _ in pairs).items():
+                if count > 1:
+                    notes.add("key that an object has twice, the last one counts", f"{key!r:.40}")
+        return content
+
     try:
-        data = json.loads(text, parse_constant=refuse)
+        data = json.loads(text, parse_constant=refuse, object_pairs_hook=collect)
     except json.JSONDecodeError as error:
         byte = len(content) - len(text[error.pos :].encode())
         place = f"line {error.lineno}, column {error.colno} (byte {byte})"
@@ -222,7 +230,7 @@ def _objects(
     listed, category_ids = set(known), set(classes.category_ids)
     objects: list[ObjectEntry] = []
     boxes_by_id: dict[int, Any] = {}
-    seen: set[tuple[int, int, tuple[float, ...]]] = set()
+    seen: dict[tuple[int, tuple[float, ...]], set[int]] = {}  # (image, box) -> categories
     stray: list[str] = []
     for index, entry in enumerate(entries):
         if not isinstance(entry, dict):
@@ -252,16 +260,18 @@ def _objects(
             crowd = bool(entry.get("iscrowd"))
             if entry.get("iscrowd") not in (None, 0, 1):
                 errors.add("iscrowd that is neither 0 nor 1", f"{place}: {entry['iscrowd']!r:.40}")
-            key = (image_id, category_id, (x, y, width, height))
-            trainable = not crowd and _usable((x, y, width, height), images[image_id].size, place, notes)
-            if trainable and key in seen:
+            box = (x, y, width, height)
+            trainable = not crowd and _usable(box, images[image_id].size, place, notes)
+            categories = seen.setdefault((image_id, box), set()) if trainable else set()
+            if category_id in categories:
                 notes.add("box that is there twice, kept once", place)
                 trainable = False
-            if trainable:
-                seen.add(key)
+            elif categories:
+                notes.add("box that is there in several classes", place)
+            categories.add(category_id)
             area = entry.get("area")
             area = float(area) if isinstance(area, int | float) and 0 < area < MAX_COORDINATE**2 else width * height
-            objects.append(ObjectEntry(image_id, category_id, key[2], area, crowd, trainable))
+            objects.append(ObjectEntry(image_id, category_id, box, area, crowd, trainable))
     for place in stray:
         if len(stray) <= MAX_STRAY * len(entries):
             notes.add("annotation of an image that is not listed, skipped", place)

@@ -15,6 +15,7 @@ from detrs.criterion.set_criterion import SetCriterion
 from detrs.data import open_dataset
 from detrs.data.collate import normalize
 from detrs.data.loader import steps_per_epoch, training_batches
+from detrs.data.overlap import overlap
 from detrs.data.sample import Dataset
 from detrs.engine.average import Average
 from detrs.engine.clock import Clock
@@ -87,8 +88,11 @@ class Trainer:
 
         sizes = len(self.train_set), len(self.val_set), len(self.classes.names)
         logger.info("training on %d images, validating on %d, %d classes", *sizes)
-        for note in dict.fromkeys([*self.train_set.notes, *self.val_set.notes]):
-            logger.info("%s", note)
+        for split, dataset in ((experiment.data.train_split, self.train_set), (experiment.data.val_split, self.val_set)):
+            for note in dataset.notes:
+                logger.info("%s: %s", split, note)
+        for note in overlap(self.train_set, self.val_set) if runtime.is_main else ():
+            logger.warning("%s", note)
 
     def restore(self) -> None:
         """Continue where the run in the folder stopped.
