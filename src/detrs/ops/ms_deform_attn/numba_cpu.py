@@ -986,20 +986,26 @@ def backward(
     batch, _, heads, channels = value.shape
     queries, samples = locations.shape[1], locations.shape[3]
     value = _with_rows(value)
-    grad_locations = locations.new_empty(locations.shape if needs[1] else (0, 0, 0, 0, 2))
-    grad_weights = locations.new_empty(weights.shape if needs[2] else (0,) * 4)
-    grad_reference = locations.new_empty(reference.shape if reference is not None and needs[3] else (0,) * 4)
-    places = locations.new_empty(3, batch, heads, queries * samples if needs[0] else 0)
     upstream = _array(grad_out.to(locations.dtype))
     common = _common(value, shapes, points, locations, weights, reference, padding)
     work = weights.numel() * channels
+    places = locations.new_empty(3, batch, heads, queries * samples if needs[0] else 0)
+    # what is not needed has no elements, but as many axes as the kernel has been compiled for
+    inputs = (value, locations, weights, locations.new_empty(0, 0, 0, 0) if reference is None else reference)
+    grads = [
+        locations.new_empty(each.shape if needed else (0,) * each.ndim)
+        for each, needed in zip(inputs, needs, strict=True)
+    ]
+    grad_value, *of_queries = grads
+    grad_value.zero_()
     kernels = _query_kernels(channels, STORAGE[value.dtype])
-    gradients = grad_locations.numpy(), grad_weights.numpy(), grad_reference.numpy()
-    _run(kernels, work, *common, upstream, *gradients, places.numpy(), needs)
-    if not needs[0]:
-        return value.new_empty(0), grad_locations, grad_weights, grad_reference
-    grad_value = locations.new_zeros(value.shape)
-    _, _, geometry, *_, mask = common
-    kernels = _value_kernels(channels, _compute(STORAGE[value.dtype]))
-    _run(kernels, work, geometry, places.numpy(), mask, upstream, grad_value.numpy(), heads, queries)
-    return grad_value.to(value.dtype), grad_locations, grad_weights, grad_reference
+    _run(kernels, work, *common, upstream, *(grad.numpy() for grad in of_queries), places.numpy(), needs)
+    if needs[0]:
+        _, _, geometry, *_, mask = common
+        kernels = _value_kernels(channels, _compute(STORAGE[value.dtype]))
+        _run(kernels, work, geometry, places.numpy(), mask, upstream, grad_value.numpy(), heads, queries)
+    grads[0] = grad_value.to(value.dtype)
+    value_grad, locations_grad, weights_grad, reference_grad = (
+        grad if needed else grad.flatten() for grad, needed in zip(grads, needs, strict=True)
+    )
+    return value_grad, locations_grad, weights_grad, reference_grad
