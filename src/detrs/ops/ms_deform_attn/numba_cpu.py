@@ -34,6 +34,12 @@ MAX_WIDTH = 128
 TILE = 32
 """Queries in one task."""
 
+CROWD = 4
+"""Tokens per query above which pixels are fetched ahead."""
+
+AHEAD = 8
+"""Queries by which rows that lie far apart are fetched ahead."""
+
 SERIAL_BELOW = 100_000
 """Samples times channels below which waking the threads costs more than they save: about 50 microseconds of work."""
 
@@ -137,6 +143,20 @@ def store_row(context, address, row):
         return context.get_dummy_value()
 
     return types.void(types.int64, row), generate
+
+
+@intrinsic
+def prefetch(context, address):
+    """Ask for the cache line at an address that will be read soon."""
+
+    def generate(context, builder, signature, arguments):
+        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+        called = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(called, [builder.inttoptr(arguments[0], byte), flag(0), flag(3), flag(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
 
 
 @intrinsic
@@ -401,8 +421,6 @@ class Geometry(NamedTuple):
 class Scratch(NamedTuple):
     """What is known of the samples of one head; the kernels' only storage besides their results."""
 
-    frame: np.ndarray
-    """(4, K + LANES) real: origin and unit in x, origin and unit in y; the same for all heads."""
     real: np.ndarray
     """(20, K + LANES) real: rows ``SHARE`` and so on."""
     token: np.ndarray
@@ -419,7 +437,7 @@ NUM_REAL = 16
 @njit(**COMPILE)
 def _scratch(samples, real):
     wide = samples + LANES
-    return Scratch(np.zeros((4, wide), real), np.zeros((NUM_REAL, wide), real), np.zeros((4, wide), np.int32))
+    return Scratch(np.zeros((NUM_REAL, wide), real), np.zeros((4, wide), np.int32))
 
 
 @njit(**COMPILE)
@@ -550,7 +568,7 @@ def _leave_out_padding(scratch, padding, n, samples):
 
 
 @njit(**COMPILE)
-def _prepare(n, q, m, locations, weights, reference, padding, geometry, scratch, compute):
+def _prepare(n, q, m, locations, weights, reference, padding, geometry, frame, scratch, compute):
     """Everything about the samples of one head of one query, into ``scratch``; ``_frame`` comes before."""
     queries, heads, samples = locations.shape[1:4]
     number = locations.dtype.type
@@ -559,7 +577,6 @@ def _prepare(n, q, m, locations, weights, reference, padding, geometry, scratch,
     address = locations.ctypes.data + 2 * first * locations.itemsize
     for k in range(0, samples, LANES):
         raw_x, raw_y = load_pairs(address + 2 * k * locations.itemsize, samples - k, number(0))
-        frame = scratch.frame
         x = _real_row(frame, ORIGIN_X, k, compute) + raw_x * _real_row(frame, UNIT_X, k, compute)
         y = _real_row(frame, ORIGIN_Y, k, compute) + raw_y * _real_row(frame, UNIT_Y, k, compute)
         store_row(_row_address(scratch.real, X, k), x)
@@ -574,24 +591,32 @@ def _prepare(n, q, m, locations, weights, reference, padding, geometry, scratch,
 @njit(**COMPILE)
 def _forward_rows(
     value, strides, geometry, locations, weights, reference, padding, out, first, last, channels, width, storage, compute,
+    bits, far,
 ):  # fmt: skip
     """Output of the queries ``first .. last - 1`` out of all B*Q, all heads."""
     queries, heads, samples = locations.shape[1:4]
-    scratch = _scratch(samples, locations.dtype)
-    real, token = scratch.real, scratch.token
+    frame = np.zeros((4, samples + LANES), locations.dtype)
+    # While one head is added up, the pixels of the next are on their way.
+    this, following = _scratch(samples, locations.dtype), _scratch(samples, locations.dtype)
     if reference.shape[3] == 0:
-        _frame(reference, 0, 0, geometry, scratch.frame)
+        _frame(reference, 0, 0, geometry, frame)
     for row in range(first, last):
         n, q = divmod(row, queries)
+        image = value + n * strides[0]
         if reference.shape[3] > 0:
-            _frame(reference, n, q, geometry, scratch.frame)
+            _frame(reference, n, q, geometry, frame)
+        _prepare(n, q, 0, locations, weights, reference, padding, geometry, frame, this, compute)
         for m in range(heads):
-            _prepare(n, q, m, locations, weights, reference, padding, geometry, scratch, compute)
+            if m + 1 < heads:
+                _prepare(n, q, m + 1, locations, weights, reference, padding, geometry, frame, following, compute)
+                if far:
+                    _fetch(following, image + (m + 1) * strides[2], strides, samples, channels * bits // 8)
+            real, token = this.real, this.token
             nothing = locations.dtype.type(0)  # or NaN, if a weight is not finite: 0 * NaN, as everywhere
             for k in range(0, samples, LANES):
                 nothing += sum_of(_real_row(real, SHARE, k, compute) * 0.0)
             for channel in range(0, channels, width):
-                head = value + n * strides[0] + m * strides[2] + channel * strides[3]
+                head = image + m * strides[2] + channel * strides[3]
                 total = splat(nothing, width)
                 for k in range(samples):
                     if real[LIVE, k] != 0:
@@ -599,6 +624,18 @@ def _forward_rows(
                             pixel = load_row(head + token[corner, k] * strides[1], storage, width)
                             total = multiply_add(total, real[CORNER + corner, k], pixel)
                 store_row(out.ctypes.data + ((row * heads + m) * channels + channel) * out.itemsize, total)
+            this, following = following, this
+
+
+@njit(**COMPILE)
+def _fetch(scratch, head, strides, samples, size):
+    """Ask for all pixels of the samples of a head, ``size`` bytes each."""
+    for k in range(samples):
+        if scratch.real[LIVE, k] != 0:
+            for corner in range(4):
+                address = head + scratch.token[corner, k] * strides[1]
+                for line in range(0, size, 64):
+                    prefetch(address + line)
 
 
 @njit(**COMPILE)
@@ -614,7 +651,8 @@ def _query_gradients(
     number = locations.dtype.type
     size = locations.itemsize
     scratch = _scratch(samples, locations.dtype)
-    real, token, frame = scratch.real, scratch.token, scratch.frame
+    real, token = scratch.real, scratch.token
+    frame = np.zeros((4, samples + LANES), locations.dtype)
     with_reference, needs_dots = reference.shape[3] > 0, needs[1] or needs[2] or needs[3]
     if not with_reference:
         _frame(reference, 0, 0, geometry, frame)
@@ -626,7 +664,7 @@ def _query_gradients(
                 for i in range(4):
                     store_row(_row_address(real, SUM + i, k), splat(number(0), LANES))
         for m in range(heads):
-            _prepare(n, q, m, locations, weights, reference, padding, geometry, scratch, compute)
+            _prepare(n, q, m, locations, weights, reference, padding, geometry, frame, scratch, compute)
             head = (row * heads + m) * samples  # its first sample
             if needs[0]:
                 for i in range(geometry.levels.shape[0]):
@@ -752,6 +790,9 @@ def _value_gradient(task, geometry, places, padding, grad_out, grad_value, heads
             p += 1
             if p == points:
                 p, q = 0, q + 1
+                ahead = grad_out.ctypes.data + ((n * queries + q + AHEAD) * heads + m) * channels * size
+                for line in range(0, channels * size, 64):
+                    prefetch(ahead + line)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -791,25 +832,25 @@ def _compute(storage: str) -> str:
 
 @functools.cache
 def _forward_kernels(channels: int, storage: str) -> Pair:
-    width, compute = _width(channels), _compute(storage)
+    width, compute, bits = _width(channels), _compute(storage), int(storage[-2:])
 
     @_compile(parallel=False)
-    def serial(value, strides, geometry, locations, weights, reference, padding, out):
+    def serial(value, strides, geometry, locations, weights, reference, padding, out, far):
         rows = locations.shape[0] * locations.shape[1]
         _forward_rows(
             value, strides, geometry, locations, weights, reference, padding, out, 0, rows, channels, width, storage,
-            compute,
+            compute, bits, far,
         )  # fmt: skip
 
     @_compile(parallel=True)
-    def parallel(value, strides, geometry, locations, weights, reference, padding, out):
+    def parallel(value, strides, geometry, locations, weights, reference, padding, out, far):
         rows = locations.shape[0] * locations.shape[1]
         for tile in prange((rows + TILE - 1) // TILE):
             first = np.int64(tile) * TILE  # prange counts in uint64, and uint64 with int64 makes float64
             last = min(first + TILE, rows)
             _forward_rows(
                 value, strides, geometry, locations, weights, reference, padding, out, first, last, channels, width,
-                storage, compute,
+                storage, compute, bits, far,
             )  # fmt: skip
 
     return serial, parallel
@@ -953,6 +994,11 @@ def _with_rows(value: Tensor) -> Tensor:
     return value if value.stride(3) == 1 else value.contiguous()
 
 
+def _is_far(value: Tensor, locations: Tensor) -> bool:
+    """Whether samples are so few that their pixels are hardly ever in the caches: those of a decoder."""
+    return locations.shape[1] * CROWD < value.shape[1]
+
+
 def forward(
     value: Tensor,
     shapes: tuple[int, ...],
@@ -967,7 +1013,7 @@ def forward(
     value = _with_rows(value)
     out = locations.new_empty(locations.shape[0], locations.shape[1], value.shape[2] * channels)
     common = _common(value, shapes, points, locations, weights, reference, padding)
-    _run(_forward_kernels(channels, STORAGE[value.dtype]), weights.numel() * channels, *common, out.numpy())
+    _run(_forward_kernels(channels, STORAGE[value.dtype]), weights.numel() * channels, *common, out.numpy(), _is_far(value, locations))
     return out.to(value.dtype)
 
 
