@@ -2,8 +2,8 @@
 
 The shapes are those of Deformable DETR on ResNet-50 at 800 x 1333: four levels, 8 heads of 32 channels, 4 points. In the
 encoder every pixel is a query. ``star`` locations lie as those of a trained encoder do, near their pixel; ``uniform`` ones
-lie anywhere, which no cache likes. All implementations take turns, so that a busy machine slows them alike; the median
-of each counts.
+lie anywhere, which no cache likes. All implementations take turns, so that a busy machine slows them alike; in each
+turn the second of two runs is timed, and the median of each counts.
 """
 
 import importlib.metadata
@@ -220,6 +220,7 @@ def compare(case: Case, device: torch.device | str = "cpu", repeats: int = 7, *,
         seconds: dict[str, list[float]] = {name: [] for name in tasks}
         for _ in range(repeats):
             for name, work in tasks.items():
+                work()  # puts its inputs into the caches, where a network's last operation leaves them
                 began = time.perf_counter()
                 work()
                 seconds[name].append(time.perf_counter() - began)
