@@ -48,9 +48,7 @@ class Inputs(NamedTuple):
             return ms_deform_attn_fused(*self)
 
 
-def drawn(
-    draw, kind: str, points=(2, 2), shapes=((5, 7), (3, 2)), batch=2, queries=11, heads=3, channels=4
-) -> Inputs:
+def drawn(draw, kind: str, points=(2, 2), shapes=((5, 7), (3, 2)), batch=2, queries=11, heads=3, channels=4) -> Inputs:
     """Locations near no pixel's centre, in and around the levels; a fifth of all tokens is padding."""
     total, levels = sum(points), len(shapes)
     level = torch.arange(levels).repeat_interleave(torch.tensor(points))

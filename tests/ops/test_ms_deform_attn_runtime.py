@@ -120,7 +120,9 @@ def test_second_derivatives_are_refused_not_wrong(draw) -> None:
 def test_vmap_maps_over_images(draw) -> None:
     inputs, other = draw(batch=4), draw()
     values, weights = inputs.value.unflatten(0, (2, 2)), inputs.weights.unflatten(0, (2, 2))
-    mapped = torch.func.vmap(ms_deform_attn, in_dims=(0, None, None, 0))(values, inputs.shapes, other.locations, weights)
+    mapped = torch.func.vmap(ms_deform_attn, in_dims=(0, None, None, 0))(
+        values, inputs.shapes, other.locations, weights
+    )
     for ours, value, weight in zip(mapped, values, weights, strict=True):
         assert torch.equal(ours, ms_deform_attn(value, inputs.shapes, other.locations, weight))
 
@@ -221,7 +223,9 @@ def test_the_next_process_finds_the_kernels_compiled(tmp_path, monkeypatch) -> N
     """Fails if a kernel captures anything that is pickled differently in each process."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     numba_cpu._forward_kernels.cache_clear()
-    numba_cpu.forward(torch.ones(1, 2, 1, 5), (1, 2), (1,), torch.ones(1, 1, 1, 1, 2), torch.ones(1, 1, 1, 1), None, None)
+    numba_cpu.forward(
+        torch.ones(1, 2, 1, 5), (1, 2), (1,), torch.ones(1, 1, 1, 1, 2), torch.ones(1, 1, 1, 1), None, None
+    )
     numba_cpu._forward_kernels.cache_clear()
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.run([sys.executable, "-c", NEXT_PROCESS], env=environment, capture_output=True, text=True)

@@ -88,7 +88,10 @@ class Trainer:
 
         sizes = len(self.train_set), len(self.val_set), len(self.classes.names)
         logger.info("training on %d images, validating on %d, %d classes", *sizes)
-        for split, dataset in ((experiment.data.train_split, self.train_set), (experiment.data.val_split, self.val_set)):
+        for split, dataset in (
+            (experiment.data.train_split, self.train_set),
+            (experiment.data.val_split, self.val_set),
+        ):
             for note in dataset.notes:
                 logger.info("%s: %s", split, note)
         for note in overlap(self.train_set, self.val_set) if runtime.is_main else ():

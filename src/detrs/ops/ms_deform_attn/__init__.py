@@ -65,8 +65,8 @@ def ms_deform_attn_fused(
     Args:
         value: As for ``ms_deform_attn``.
         shapes: As for ``ms_deform_attn``.
-        offsets: Sampling offsets (x, y) as the query predicts them, (B, Q, M, L, P, 2). Around a point they are measured
-            in pixels of the level (Eq. 3); around a box in half boxes over P (A.2: the box refines the location).
+        offsets: Sampling offsets (x, y) as the query predicts them, (B, Q, M, L, P, 2). Around a point they are
+            measured in pixels of the level (4.1 of the paper); around a box in half boxes over P (A.2).
         logits: (B, Q, M, L, P); their softmax over all L*P points of a head are the attention weights.
         reference: Points (x, y) or boxes (cx, cy, w, h), relative to each level: (B, Q, L, 2 or 4).
         padding: True for tokens that count as zero: (B, S).
@@ -106,7 +106,11 @@ def _dispatch(
 ) -> Tensor:
     """Decide on a type to compute in and on who computes."""
     dtype = value.dtype
-    types = (dtype, locations.dtype, weights.dtype) if center is None else (dtype, locations.dtype, weights.dtype, center.dtype)
+    types = (
+        (dtype, locations.dtype, weights.dtype)
+        if center is None
+        else (dtype, locations.dtype, weights.dtype, center.dtype)
+    )
     compute = torch.float64 if torch.float64 in types else torch.float32
     locations, weights = locations.to(compute), weights.to(compute)
     center = None if center is None else center.to(compute)

@@ -203,7 +203,8 @@ def load_pairs(context, address, count, rest):
         )
         picked = ir.VectorType(ir.IntType(32), LANES)
         rows = [
-            builder.shuffle_vector(pairs, pairs, ir.Constant(picked, list(range(axis, 2 * LANES, 2)))) for axis in (0, 1)
+            builder.shuffle_vector(pairs, pairs, ir.Constant(picked, list(range(axis, 2 * LANES, 2))))
+            for axis in (0, 1)
         ]
         return context.make_tuple(builder, signature.return_type, rows)
 
@@ -590,8 +591,8 @@ def _prepare(n, q, m, locations, weights, reference, padding, geometry, frame, s
 
 @njit(**COMPILE)
 def _forward_rows(
-    value, strides, geometry, locations, weights, reference, padding, out, first, last, channels, width, storage, compute,
-    bits, far,
+    value, strides, geometry, locations, weights, reference, padding, out, first, last, channels, width, storage,
+    compute, bits, far,
 ):  # fmt: skip
     """Output of the queries ``first .. last - 1`` out of all B*Q, all heads."""
     queries, heads, samples = locations.shape[1:4]
@@ -786,7 +787,9 @@ def _value_gradient(task, geometry, places, padding, grad_out, grad_value, heads
                     row = load_row(upstream + channel * size, compute, width)
                     for corner in range(4):
                         pixel = head + (token[corner, lane] * heads * channels + channel) * size
-                        store_row(pixel, multiply_add(load_row(pixel, compute, width), real[CORNER + corner, lane], row))
+                        store_row(
+                            pixel, multiply_add(load_row(pixel, compute, width), real[CORNER + corner, lane], row)
+                        )
             p += 1
             if p == points:
                 p, q = 0, q + 1
@@ -955,7 +958,9 @@ def _geometry(shapes: tuple[int, ...], points: tuple[int, ...], dtype: torch.dty
     sizes = np.array(shapes, dtype=np.int64).reshape(-1, 2)
     areas, counts = sizes.prod(axis=1), np.array(points, dtype=np.int64)
     levels = np.column_stack([sizes, areas.cumsum() - areas, counts.cumsum() - counts, counts])
-    each = np.pad(levels.repeat(counts, axis=0), ((0, LANES), (0, 0)), mode="constant", constant_values=1)  # of a sample
+    each = np.pad(
+        levels.repeat(counts, axis=0), ((0, LANES), (0, 0)), mode="constant", constant_values=1
+    )  # of a sample
     real = np.float64 if dtype == torch.float64 else np.float32
     return Geometry(
         np.ascontiguousarray(each[:, [1, 0]].T, dtype=real),
@@ -1013,7 +1018,13 @@ def forward(
     value = _with_rows(value)
     out = locations.new_empty(locations.shape[0], locations.shape[1], value.shape[2] * channels)
     common = _common(value, shapes, points, locations, weights, reference, padding)
-    _run(_forward_kernels(channels, STORAGE[value.dtype]), weights.numel() * channels, *common, out.numpy(), _is_far(value, locations))
+    _run(
+        _forward_kernels(channels, STORAGE[value.dtype]),
+        weights.numel() * channels,
+        *common,
+        out.numpy(),
+        _is_far(value, locations),
+    )
     return out.to(value.dtype)
 
 
