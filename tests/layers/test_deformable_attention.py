@@ -2,8 +2,9 @@ import math
 
 import torch
 
-from detrs.layers.deformable_attention import DeformableAttention, around_box, around_point, star
+from detrs.layers.deformable_attention import DeformableAttention, on_padded_maps, star
 from detrs.layers.neck import centers
+from detrs.ops.ms_deform_attn.reference import locate
 from detrs.structures import Pyramid
 
 SHAPES = ((5, 7), (3, 2))
@@ -27,7 +28,7 @@ def test_star_of_eight_heads() -> None:
 
 
 def test_fresh_layer_looks_along_the_star_with_equal_weights() -> None:
-    layer = DeformableAttention(64, num_heads=4, num_levels=2, num_points=3, locate=around_point)
+    layer = DeformableAttention(64, num_heads=4, num_levels=2, num_points=3)
     torch.testing.assert_close(layer.sampling_offsets.bias, star(4, 2, 3).flatten())
     for parameter in (layer.sampling_offsets.weight, *layer.attention_weights.parameters()):
         assert parameter.abs().max() == 0
@@ -37,10 +38,9 @@ def test_fresh_layer_looks_along_the_star_with_equal_weights() -> None:
 
 def test_offsets_around_a_point_are_pixels_of_each_level() -> None:
     ratio = torch.tensor([[[1.0, 1.0], [1.0, 1.0]], [[0.5, 0.8], [0.5, 1.0]]])
-    offsets = torch.zeros(2, 1, 1, 2, 1, 2)
-    offsets[..., 0], offsets[..., 1] = 1.0, 2.0
-    point = torch.tensor([[[0.4, 0.6]], [[0.4, 0.6]]])
-    locations = around_point(offsets, point, pyramid(32, ratio))[:, 0, 0, :, 0]  # (B, L, 2)
+    offsets = torch.tensor([1.0, 2.0]).expand(2, 1, 1, 2, 2)
+    point = on_padded_maps(torch.tensor([[[0.4, 0.6]], [[0.4, 0.6]]]), ratio)
+    locations = locate(offsets, point, SHAPES, (1, 1))[:, 0, 0]  # (B, L, 2)
     expected = torch.tensor(
         [
             [[0.4 + 1 / 7, 0.6 + 2 / 5], [0.4 + 1 / 2, 0.6 + 2 / 3]],
@@ -51,15 +51,16 @@ def test_offsets_around_a_point_are_pixels_of_each_level() -> None:
 
 
 def test_the_last_point_of_the_star_lies_on_the_edge_of_a_box() -> None:
-    offsets = star(8, 2, 4)[None, None].expand(2, 1, -1, -1, -1, -1)
-    box = torch.tensor([0.5, 0.4, 0.2, 0.6]).expand(2, 1, 4)
-    locations = around_box(offsets, box, pyramid(32))
-    torch.testing.assert_close(locations[0, 0, 0, 1, 3], torch.tensor([0.6, 0.4]), atol=1e-6, rtol=0)  # to the right
-    torch.testing.assert_close(locations[0, 0, 2, 1, 3], torch.tensor([0.5, 0.7]), atol=1e-6, rtol=0)  # below
+    offsets = star(8, 2, 4)[None, None].flatten(3, 4)
+    box = on_padded_maps(torch.tensor([[[0.5, 0.4, 0.2, 0.6]]]), torch.tensor([[[0.5, 1.0], [1.0, 1.0]]]))
+    locations = locate(offsets, box, SHAPES, (4, 4))
+    torch.testing.assert_close(locations[0, 0, 0, 7], torch.tensor([0.6, 0.4]), atol=1e-6, rtol=0)  # to the right
+    torch.testing.assert_close(locations[0, 0, 2, 7], torch.tensor([0.5, 0.7]), atol=1e-6, rtol=0)  # below
+    torch.testing.assert_close(locations[0, 0, 0, 3], torch.tensor([0.3, 0.4]), atol=1e-6, rtol=0)  # half is padding
 
 
 def test_padded_tokens_have_no_influence() -> None:
-    layer = DeformableAttention(64, num_heads=4, num_levels=2, num_points=3, locate=around_point)
+    layer = DeformableAttention(64, num_heads=4, num_levels=2, num_points=3)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -73,7 +74,7 @@ def test_padded_tokens_have_no_influence() -> None:
 
 def test_a_query_reads_what_the_equation_says() -> None:
     """One head, one point, offset zero: the result is the bilinear value at the reference, projected."""
-    layer = DeformableAttention(32, num_heads=1, num_levels=2, num_points=1, locate=around_point)
+    layer = DeformableAttention(32, num_heads=1, num_levels=2, num_points=1)
     with torch.no_grad():
         layer.sampling_offsets.bias.zero_()
         layer.attention_weights.bias.copy_(torch.tensor([0.0, -torch.inf]))  # the first level alone

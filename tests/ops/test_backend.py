@@ -5,7 +5,7 @@ from detrs import ops
 from detrs.errors import UserError
 from detrs.ops import backend
 
-BOTH = frozenset({"numba"})
+BOTH = frozenset({"numba", "triton"})
 NONE = frozenset[str]()
 
 
@@ -16,7 +16,11 @@ NONE = frozenset[str]()
         ("cpu", torch.bfloat16, BOTH, None, "numba"),
         ("cpu", torch.float8_e5m2, BOTH, None, "reference"),
         ("cpu", torch.float32, NONE, None, "reference"),
-        ("cuda", torch.float32, BOTH, None, "reference"),
+        ("cuda", torch.float32, BOTH, None, "triton"),
+        ("cuda", torch.float64, BOTH, None, "reference"),
+        ("cuda", torch.float32, NONE, None, "reference"),
+        ("cuda", torch.bfloat16, BOTH, "triton", "triton"),
+        ("cuda", torch.float32, BOTH, "gather", "gather"),
         ("meta", torch.float32, BOTH, None, "reference"),
         ("cpu", torch.float32, BOTH, "reference", "reference"),
         ("cuda", torch.float32, NONE, "reference", "reference"),
@@ -29,16 +33,18 @@ def test_choice_is_a_function_of_its_arguments(device, dtype, installed, forced,
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "installed", "reason"),
+    ("forced", "device", "dtype", "installed", "reason"),
     [
-        ("cuda", torch.float32, BOTH, "cuda"),
-        ("cpu", torch.float32, NONE, "cannot be imported"),
-        ("cpu", torch.float8_e5m2, BOTH, "float8_e5m2"),
+        ("numba", "cuda", torch.float32, BOTH, "cuda"),
+        ("numba", "cpu", torch.float32, NONE, "cannot be imported"),
+        ("numba", "cpu", torch.float8_e5m2, BOTH, "float8_e5m2"),
+        ("triton", "cpu", torch.float32, BOTH, "on 'cpu'"),
+        ("triton", "cuda", torch.float64, BOTH, "float64"),
     ],
 )
-def test_a_forced_backend_that_cannot_run_is_an_error(device, dtype, installed, reason) -> None:
+def test_a_forced_backend_that_cannot_run_is_an_error(forced, device, dtype, installed, reason) -> None:
     with pytest.raises(ValueError, match=reason):
-        backend.choose(device, dtype, installed, "numba")
+        backend.choose(device, dtype, installed, forced)
 
 
 def test_an_unknown_backend_is_an_error_with_the_nearest_name(monkeypatch) -> None:
@@ -73,6 +79,7 @@ def test_describe_says_why_numba_does_not_run(monkeypatch) -> None:
     assert ops.describe().splitlines() == [
         "forced: nothing",
         "numba: Numba needs NumPy 2.4 or less",
+        "triton: Numba needs NumPy 2.4 or less",
         "cpu: reference",
         "cuda: reference",
     ]

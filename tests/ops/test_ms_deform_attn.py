@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.autograd import grad, gradcheck
 
 from detrs.ops import ms_deform_attn, use
-from detrs.ops.ms_deform_attn import reference
 
 FORWARD = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 BACKWARD = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -35,6 +34,12 @@ def error(ours: Tensor, truth: Tensor) -> float:
     return ((ours.double() - truth).abs().max() / truth.abs().max().clamp(min=1)).item()
 
 
+def defined(value: Tensor, shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """The definition, in the precision of its inputs."""
+    with use("reference"):
+        return ms_deform_attn(value, shapes, locations, weights)
+
+
 def hat_functions(value, shapes, locations, weights):
     """The definition once more: every pixel, weighed by how near it is to the sample in x and in y."""
     out = 0
@@ -47,10 +52,12 @@ def hat_functions(value, shapes, locations, weights):
     return out.flatten(2)
 
 
-def test_reference_is_the_definition(draw) -> None:
+@pytest.mark.parametrize("backend", ["reference", "gather"])
+def test_reference_is_the_definition(draw, backend) -> None:
     inputs = draw(shapes=((5, 7), (1, 1), (1, 3), (2, 1))).differentiable()
     tensors = [inputs.value, inputs.locations, inputs.weights]
-    out, truth = reference.ms_deform_attn(*inputs), hat_functions(*inputs)
+    with use(backend):
+        out, truth = ms_deform_attn(*inputs), hat_functions(*inputs)
     assert error(out, truth) < 1e-13
     upstream = draw.normal(*truth.shape)
     for ours, theirs in zip(grad(out, tensors, upstream), grad(truth, tensors, upstream), strict=True):
@@ -63,7 +70,7 @@ def test_reference_equals_transformers(draw) -> None:
     theirs = modeling.MultiScaleDeformableAttention()(
         inputs.value, torch.tensor(inputs.shapes), inputs.shapes, None, inputs.locations, inputs.weights, 64
     )
-    assert error(reference.ms_deform_attn(*inputs), theirs) < 1e-13
+    assert error(defined(*inputs), theirs) < 1e-13
 
 
 def random_inputs(draw, dtype: torch.dtype):
@@ -89,7 +96,7 @@ def test_kernel_equals_float64_reference(draw, dtype) -> None:
             locations = draw.locations(*inputs.locations.shape[:3], inputs.locations.shape[4], inputs.shapes)
             inputs = inputs._replace(locations=locations.float())
         inputs, exact = inputs.differentiable(), inputs.to(torch.float64).differentiable()
-        ours, truth = ms_deform_attn(*inputs), reference.ms_deform_attn(*exact)
+        ours, truth = ms_deform_attn(*inputs), defined(*exact)
         assert ours.dtype == dtype
         assert error(ours, truth) < FORWARD[dtype]
         upstream = draw.normal(*truth.shape, dtype=dtype)
@@ -111,13 +118,13 @@ def test_gradcheck(draw, channels) -> None:
         rtol=1e-4,
         fast_mode=channels > 16,
     )
-    assert error(ms_deform_attn(*inputs), reference.ms_deform_attn(*inputs)) < FORWARD[torch.float64]
+    assert error(ms_deform_attn(*inputs), defined(*inputs)) < FORWARD[torch.float64]
 
 
 @pytest.mark.parametrize("queries", [22223, 22229])
 def test_many_queries(draw, queries) -> None:
     inputs = draw(batch=1, queries=queries, heads=1, channels=4, points=1, dtype=torch.float32)
-    assert error(ms_deform_attn(*inputs), reference.ms_deform_attn(*inputs.to(torch.float64))) < FORWARD[torch.float32]
+    assert error(ms_deform_attn(*inputs), defined(*inputs.to(torch.float64))) < FORWARD[torch.float32]
 
 
 def test_images_do_not_mix(draw) -> None:
@@ -306,10 +313,10 @@ def test_only_the_gradients_that_are_needed(draw, needed) -> None:
 def test_mixed_types_compute_in_the_widest(draw) -> None:
     inputs = draw()
     half = inputs._replace(value=inputs.value.half())
-    assert error(ms_deform_attn(*half), reference.ms_deform_attn(*half.to(torch.float64)).half().double()) == 0
+    assert error(ms_deform_attn(*half), defined(*half.to(torch.float64)).half().double()) == 0
     assert ms_deform_attn(*half).dtype == torch.float16
     single = inputs._replace(value=inputs.value.float(), weights=inputs.weights.float())
-    assert error(ms_deform_attn(*single), reference.ms_deform_attn(*single.to(torch.float64)).float().double()) < 1e-7
+    assert error(ms_deform_attn(*single), defined(*single.to(torch.float64)).float().double()) < 1e-7
 
 
 # Mistakes are seen
@@ -354,7 +361,7 @@ def test_tolerances_catch_a_wrong_kernel(draw, mutant) -> None:
     for _ in range(20):
         inputs = draw(queries=13, points=3)
         inputs = inputs._replace(weights=inputs.weights * 1.25)  # what is normalised twice is then seen
-        truth = reference.ms_deform_attn(*inputs)
+        truth = defined(*inputs)
         assert error(sampled_by(*inputs), truth) < FORWARD[torch.float64]  # the frame of the mutants is right
         assert error(MUTANTS[mutant](*inputs), truth) > 10 * FORWARD[torch.float32]
 
@@ -375,6 +382,8 @@ def test_tolerances_catch_a_wrong_kernel(draw, mutant) -> None:
         ({"shapes": ((41, 1),)}, "L=1"),
         ({"locations": torch.ones(2, 11, 3, 2, 2)}, r"\(B, Q, M, L, P, 2\)"),
         ({"locations": torch.ones(2, 11, 3, 2, 2, 3)}, r"\(B, Q, M, L, P, 2\)"),
+        ({"shapes": torch.ones(2, 2)}, "whole numbers"),
+        ({"shapes": torch.ones(4, dtype=torch.int64)}, "whole numbers"),
         ({"weights": torch.ones(2, 11, 3, 4)}, r"\(2, 11, 3, 2, 2\)"),
         ({"weights": torch.ones(2, 11, 3, 2, 2, device="meta")}, "meta"),
     ],

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.autograd import grad
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
 
 from detrs.ops import ms_deform_attn, use
 from detrs.ops.ms_deform_attn import numba_cpu, operator
@@ -49,10 +50,15 @@ def gradients(inputs):
 def test_opcheck(draw) -> None:
     value, shapes, locations, weights = draw().differentiable()
     sizes = [size for shape in shapes for size in shape]
-    torch.library.opcheck(torch.ops.detrs.ms_deform_attn.default, (value, sizes, locations, weights))
-    value, locations, weights = (x.detach() for x in (value, locations, weights))
-    arguments = (draw.normal(2, 11, 9), value, sizes, locations, weights, True, False, True)
-    torch.library.opcheck(torch.ops.detrs.ms_deform_attn_backward.default, arguments)
+    locations, weights = locations.flatten(3, 4).detach(), weights.flatten(3, 4).detach()
+    center = draw.normal(2, 11, 2, 4).requires_grad_()
+    padding = torch.arange(41).expand(2, -1) % 7 == 3
+    for extra in ((None, None), (center, padding)):
+        inputs = (value, sizes, [2, 2], locations.requires_grad_(), weights.requires_grad_(), *extra)
+        torch.library.opcheck(torch.ops.detrs.ms_deform_attn.default, inputs)
+        inputs = tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in inputs)
+        arguments = (draw.normal(2, 11, 9), *inputs, [True, False, True, extra[0] is not None])
+        torch.library.opcheck(torch.ops.detrs.ms_deform_attn_backward.default, arguments)
 
 
 def test_compiles_as_one_graph_with_any_number_of_queries(draw) -> None:
@@ -69,7 +75,8 @@ def test_compiles_as_one_graph_with_any_number_of_queries(draw) -> None:
             assert torch.allclose(ours, truth, rtol=0, atol=1e-13)
 
 
-def test_export_sees_plain_pytorch(draw) -> None:
+@pytest.mark.parametrize(("backend", "operation"), [(None, "grid_sampler"), ("gather", "gather")])
+def test_export_sees_plain_pytorch(draw, backend, operation) -> None:
     inputs = draw()
 
     class Module(torch.nn.Module):
@@ -79,9 +86,11 @@ def test_export_sees_plain_pytorch(draw) -> None:
     tensors = (inputs.value, inputs.locations, inputs.weights)
     queries = torch.export.Dim("queries", min=2, max=1000)
     dynamic = ({}, {1: queries}, {1: queries})
-    program = torch.export.export(Module(), tensors, dynamic_shapes=dynamic)
+    with use(backend):
+        program = torch.export.export(Module(), tensors, dynamic_shapes=dynamic)
     called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
-    assert any("grid_sampler" in name for name in called) and not any("detrs" in name for name in called)
+    assert any(operation in name for name in called) and not any("detrs" in name for name in called)
+    assert backend is None or not any("grid_sampler" in name for name in called)
     other = draw(queries=23)
     assert torch.allclose(program.module()(other.value, other.locations, other.weights), ms_deform_attn(*other))
 
@@ -108,6 +117,27 @@ def test_second_derivatives_are_refused_not_wrong(draw) -> None:
         first.sum().backward()
 
 
+def test_vmap_maps_over_images(draw) -> None:
+    inputs, other = draw(batch=4), draw()
+    values, weights = inputs.value.unflatten(0, (2, 2)), inputs.weights.unflatten(0, (2, 2))
+    mapped = torch.func.vmap(ms_deform_attn, in_dims=(0, None, None, 0))(
+        values, inputs.shapes, other.locations, weights
+    )
+    for ours, value, weight in zip(mapped, values, weights, strict=True):
+        assert torch.equal(ours, ms_deform_attn(value, inputs.shapes, other.locations, weight))
+
+
+def test_flops_are_counted_forward_and_backward(draw) -> None:
+    inputs = draw(batch=2, queries=11, heads=3, channels=4, points=2).differentiable()
+    samples = 2 * 11 * 3 * 4
+    with FlopCounterMode(display=False) as forward:
+        out = ms_deform_attn(*inputs)
+    with FlopCounterMode(display=False) as backward:
+        out.sum().backward()
+    assert forward.get_total_flops() == samples * 4 * 4 * 2  # corners, channels, multiplication and addition
+    assert backward.get_total_flops() == 2 * forward.get_total_flops()
+
+
 # Threads and processes
 
 
@@ -128,7 +158,8 @@ def test_bits_do_not_depend_on_the_number_of_threads(draw, two_threads, monkeypa
             assert torch.equal(ours, same)
     channels = inputs.value.shape[3]
     assert numba_cpu._forward_kernels(channels, "float32")[1].signatures, "the parallel kernel did not run"
-    assert numba_cpu._backward_kernels(channels, "float32")[1].signatures
+    assert numba_cpu._query_kernels(channels, "float32")[1].signatures
+    assert numba_cpu._value_kernels(channels, "float32")[1].signatures
 
 
 def test_concurrent_python_threads(draw, two_threads) -> None:
@@ -158,7 +189,9 @@ class Attended(Dataset):
         value, shapes, locations, weights = self.inputs
         sizes = [size for shape in shapes for size in shape]
         out = ms_deform_attn(value, shapes, locations, weights)
-        return out, *operator.ms_deform_attn_backward(out, value, sizes, locations, weights, True, True, True)
+        points = [locations.shape[4]] * len(shapes)
+        inputs = (out, value, sizes, points, locations.flatten(3, 4), weights.flatten(3, 4), None, None)
+        return out, *operator.ms_deform_attn_backward(*inputs, [True, True, True, False])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -180,7 +213,7 @@ def test_forked_workers_of_a_data_loader(draw, two_threads) -> None:
 NEXT_PROCESS = """
 import torch
 from detrs.ops.ms_deform_attn import numba_cpu
-numba_cpu.forward(torch.ones(1, 2, 1, 5), (1, 2), torch.ones(1, 1, 1, 1, 1, 2), torch.ones(1, 1, 1, 1, 1))
+numba_cpu.forward(torch.ones(1, 2, 1, 5), (1, 2), (1,), torch.ones(1, 1, 1, 1, 2), torch.ones(1, 1, 1, 1), None, None)
 serial, _ = numba_cpu._forward_kernels(5, "float32")
 print(len(serial.stats.cache_hits), len(serial.stats.cache_misses))
 """
@@ -190,7 +223,9 @@ def test_the_next_process_finds_the_kernels_compiled(tmp_path, monkeypatch) -> N
     """Fails if a kernel captures anything that is pickled differently in each process."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     numba_cpu._forward_kernels.cache_clear()
-    numba_cpu.forward(torch.ones(1, 2, 1, 5), (1, 2), torch.ones(1, 1, 1, 1, 1, 2), torch.ones(1, 1, 1, 1, 1))
+    numba_cpu.forward(
+        torch.ones(1, 2, 1, 5), (1, 2), (1,), torch.ones(1, 1, 1, 1, 2), torch.ones(1, 1, 1, 1), None, None
+    )
     numba_cpu._forward_kernels.cache_clear()
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.run([sys.executable, "-c", NEXT_PROCESS], env=environment, capture_output=True, text=True)
@@ -198,13 +233,9 @@ def test_the_next_process_finds_the_kernels_compiled(tmp_path, monkeypatch) -> N
 
 
 def test_without_a_place_for_the_cache_it_says_so_and_works(monkeypatch, draw) -> None:
-    kernels = numba_cpu._forward_kernels.__wrapped__
+    inputs = draw()
+    expected = ms_deform_attn(*inputs)
+    monkeypatch.setattr(numba_cpu, "_forward_kernels", numba_cpu._forward_kernels.__wrapped__)
     with monkeypatch.context() as patch, pytest.warns(UserWarning, match="NUMBA_CACHE_DIR"):
         patch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
-        serial, _ = kernels(3, "float64")
-    inputs = draw()
-    out = torch.empty(2, 11, 9, dtype=torch.float64)
-    value, strides = numba_cpu._rows(inputs.value)
-    arrays = (x.numpy() for x in (inputs.locations, inputs.weights, out))
-    serial(value.data_ptr(), strides, numba_cpu._levels((5, 7, 3, 2)), *arrays)
-    assert torch.equal(out, ms_deform_attn(*inputs))
+        assert torch.equal(ms_deform_attn(*inputs), expected)

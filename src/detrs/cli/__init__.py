@@ -22,6 +22,7 @@ VERBS = {
     "predict": "find objects in files and folders: JSON and annotated pictures",
     "presets": "list the detectors and their recipes",
     "profile": "parameters, multiply-adds and latency of a preset",
+    "benchmark": "how fast the operator is, against its peers",
 }
 """Verb -> what it does. ``detrs.cli.VERB.run(argv)`` does it."""
 

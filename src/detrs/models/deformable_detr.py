@@ -29,7 +29,7 @@ from detrs.boxes import offset_from_box, offset_from_point
 from detrs.errors import UserError
 from detrs.layers.attention import SelfAttention
 from detrs.layers.decoder import Decoder, DecoderLayer, keep, refine
-from detrs.layers.deformable_attention import DeformableLook, DeformableSelfAttention, Locate, around_box, around_point
+from detrs.layers.deformable_attention import DeformableLook, DeformableSelfAttention
 from detrs.layers.encoder import Encoder, EncoderLayer
 from detrs.layers.feedforward import FeedForward
 from detrs.layers.heads import DetectionHead
@@ -101,19 +101,19 @@ def queries(config: DeformableDETRConfig) -> LearnedQueries | ProposalQueries:
 
 
 def decoder(config: DeformableDETRConfig) -> Decoder:
-    """Layers and heads: what the first refers to depends on the queries, what the others do on the refinement."""
-    first = (around_point, offset_from_point) if config.queries == "learned" else (around_box, offset_from_box)
-    layers = config.decoder_layers
+    """Layers and heads: learned queries begin with points, proposals with boxes; refinement goes on with boxes."""
+    count = config.decoder_layers
+    layers = [decoder_layer(config) for _ in range(count)]
     if config.reference == "keep":
-        head = DetectionHead(config.dim, config.num_classes, first[1], size_bias=-2.0)
-        return Decoder([decoder_layer(config, first[0]) for _ in range(layers)], [head] * layers, keep)
-    locates = [first[0]] + [around_box] * (layers - 1)
-    coders = [first[1]] + [offset_from_box] * (layers - 1)
-    biases = [-2.0 if config.queries == "learned" else 0.0] + [0.0] * (layers - 1)
+        head = DetectionHead(config.dim, config.num_classes, offset_from_point, size_bias=-2.0)
+        return Decoder(layers, [head] * count, keep)
+    first = (offset_from_point, -2.0) if config.queries == "learned" else (offset_from_box, 0.0)
+    coders = [first[0]] + [offset_from_box] * (count - 1)
+    biases = [first[1]] + [0.0] * (count - 1)
     heads = [
         DetectionHead(config.dim, config.num_classes, coder, bias) for coder, bias in zip(coders, biases, strict=True)
     ]
-    return Decoder([decoder_layer(config, locate) for locate in locates], heads, refine)
+    return Decoder(layers, heads, refine)
 
 
 def encoder_layer(config: DeformableDETRConfig) -> EncoderLayer:
@@ -121,9 +121,9 @@ def encoder_layer(config: DeformableDETRConfig) -> EncoderLayer:
     return EncoderLayer(attention, feedforward(config), config.dim, config.dropout)
 
 
-def decoder_layer(config: DeformableDETRConfig, locate: Locate) -> DecoderLayer:
+def decoder_layer(config: DeformableDETRConfig) -> DecoderLayer:
     self_attention = SelfAttention(config.dim, config.num_heads, config.dropout)
-    look = DeformableLook(config.dim, config.num_heads, config.num_levels, config.num_points, locate)
+    look = DeformableLook(config.dim, config.num_heads, config.num_levels, config.num_points)
     return DecoderLayer(self_attention, look, feedforward(config), config.dim, config.dropout)
 
 

@@ -1,6 +1,6 @@
 """Operators: one folder each, with its definition (``reference.py``) and its kernels."""
 
 from detrs.ops.backend import describe, use
-from detrs.ops.ms_deform_attn import ms_deform_attn
+from detrs.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
 
-__all__ = ["describe", "ms_deform_attn", "use"]
+__all__ = ["describe", "ms_deform_attn", "ms_deform_attn_fused", "use"]

@@ -1,21 +1,34 @@
 """Which implementation runs: a decision anyone can predict, force and read.
 
-``reference`` is plain PyTorch and runs anywhere; ``numba`` is compiled for the CPU. Left alone, tensors on the CPU use
-numba where it can be imported, and everything else uses the reference. A wish comes from :class:`use` or from the
+``reference`` is plain PyTorch and runs anywhere; ``gather`` is the same without GridSample, for runtimes that get it
+wrong; ``numba`` is compiled for the CPU and ``triton`` for the GPU. Left alone, tensors use the compiled one of their
+device where it can be imported, and everything else uses the reference. A wish comes from :class:`use` or from the
 environment variable ``DETRS_OPS`` (read once, at import).
 """
 
 import functools
 import importlib
 import os
+from typing import NamedTuple
 
 import torch
 
 from detrs.errors import UserError, did_you_mean
 
-BACKENDS = ("reference", "numba")
 
-_DTYPES = {"numba": (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+class Kernels(NamedTuple):
+    """What a compiled backend needs; the package to import has its name."""
+
+    device_type: str
+    dtypes: tuple[torch.dtype, ...]
+    """Types of values."""
+
+
+KERNELS = {
+    "numba": Kernels("cpu", (torch.float16, torch.bfloat16, torch.float32, torch.float64)),
+    "triton": Kernels("cuda", (torch.float16, torch.bfloat16, torch.float32)),
+}
+BACKENDS = ("reference", "gather", *KERNELS)
 
 _forced: str | None = os.environ.get("DETRS_OPS") or None
 
@@ -32,19 +45,24 @@ def choose(device_type: str, dtype: torch.dtype, installed: frozenset[str], forc
     Raises:
         UserError: There is no such backend, or it cannot run here.
     """
-    obstacle = None
-    if device_type != "cpu":
-        obstacle = f"it runs on the CPU only and the tensors are on '{device_type}'"
-    elif dtype not in _DTYPES["numba"]:
-        obstacle = f"it has no kernel for {dtype}"
-    elif "numba" not in installed:
-        obstacle = "the package numba cannot be imported here (detrs.ops.describe() tells why)"
     if forced is None:
-        return "numba" if obstacle is None else "reference"
+        runnable = (name for name in KERNELS if not _obstacle(name, device_type, dtype, installed))
+        return next(runnable, "reference")
     _check(forced)
-    if forced == "numba" and obstacle is not None:
-        raise UserError(f"The backend 'numba' was asked for, but {obstacle}; ask for 'reference' instead.")
+    if forced in KERNELS and (obstacle := _obstacle(forced, device_type, dtype, installed)):
+        raise UserError(f"The backend '{forced}' was asked for, but {obstacle}; ask for 'reference' instead.")
     return forced
+
+
+def _obstacle(name: str, device_type: str, dtype: torch.dtype, installed: frozenset[str]) -> str:
+    """Why a compiled backend cannot run, or nothing."""
+    if device_type != KERNELS[name].device_type:
+        return f"it runs on '{KERNELS[name].device_type}' only and the tensors are on '{device_type}'"
+    if dtype not in KERNELS[name].dtypes:
+        return f"it has no kernel for {dtype}"
+    if name not in installed:
+        return f"the package {name} cannot be imported here (detrs.ops.describe() tells why)"
+    return ""
 
 
 def _check(name: str) -> None:
@@ -99,15 +117,18 @@ def _importable(package: str) -> bool:
 def current(device_type: str, dtype: torch.dtype) -> str:
     """The backend for tensors of this kind, here and now."""
     if torch.compiler.is_exporting():  # what is exported has to run where this library is not installed
-        return "reference"
-    installed = frozenset(["numba"]) if device_type == "cpu" and _importable("numba") else frozenset([])
+        return "gather" if _forced == "gather" else "reference"
+    on_device = (name for name, kernels in KERNELS.items() if kernels.device_type == device_type)
+    installed = frozenset(name for name in on_device if _importable(name))
     return choose(device_type, dtype, installed, _forced)
 
 
 def describe() -> str:
     """What runs where and why, for people and bug reports."""
-    why_not = _why_not("numba")
-    lines = [f"forced: {_forced or 'nothing'}", f"numba: {'can be imported' if why_not is None else why_not}"]
+    lines = [f"forced: {_forced or 'nothing'}"]
+    for name in KERNELS:
+        why_not = _why_not(name)
+        lines.append(f"{name}: {'can be imported' if why_not is None else why_not}")
     for device_type in ("cpu", "cuda"):
         try:
             lines.append(f"{device_type}: {current(device_type, torch.float32)}")

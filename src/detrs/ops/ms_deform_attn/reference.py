@@ -1,36 +1,91 @@
 """Multi-scale deformable attention in plain PyTorch: the definition, the oracle of the tests, and what is exported."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Sample = Callable[[Tensor, Tensor], Tensor]
+"""Reads maps (N, D, h, w) at locations (N, Q, P, 2): (N, D, Q, P)."""
 
-def ms_deform_attn(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+
+def by_grid_sample(image: Tensor, locations: Tensor) -> Tensor:
+    """PyTorch's own bilinear sampling."""
+    return F.grid_sample(image, 2 * locations - 1, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def by_gather(image: Tensor, locations: Tensor) -> Tensor:
+    """The same out of gathers and products, for runtimes whose GridSample is missing or wrong (TensorRT)."""
+    number, channels, height, width = image.shape
+    queries, points = locations.shape[1:3]
+    pixels = image.flatten(2)  # (N, D, h*w)
+    x, y = (locations * locations.new_tensor([width, height]) - 0.5).unbind(-1)  # (N, Q, P)
+    left, top = x.floor(), y.floor()
+    out = image.new_zeros(number, channels, queries, points)
+    for column, row in ((left, top), (left + 1, top), (left, top + 1), (left + 1, top + 1)):
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        share = (1 - (x - column).abs()) * (1 - (y - row).abs()) * inside
+        index = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()  # (N, Q, P)
+        pixel = pixels.gather(2, index.reshape(number, 1, queries * points).expand(-1, channels, -1))
+        out = out + pixel.unflatten(2, (queries, points)) * share[:, None]
+    return out
+
+
+def ms_deform_attn(
+    value: Tensor,
+    shapes: Sequence[tuple[int, int]],
+    points: Sequence[int],
+    locations: Tensor,
+    weights: Tensor,
+    sample: Sample = by_grid_sample,
+) -> Tensor:
     """Deformable DETR (arXiv 2010.04159), Eq. 3 without its projections.
 
-    ``out[n, q, m] = sum over l, p of weights[n, q, m, l, p] * bilinear(value of level l, locations[n, q, m, l, p])``
+    ``out[n, q, m] = sum over k of weights[n, q, m, k] * bilinear(value of the level of k, locations[n, q, m, k])``
 
     Args:
         value: (B, S, M, D), the tokens of all levels.
         shapes: (height, width) of each level.
-        locations: (B, Q, M, L, P, 2) as (x, y); 0 and 1 are the outer edges of a level's first and last pixel. There is
+        points: how many of the K points lie on each level; the first ones lie on the first.
+        locations: (B, Q, M, K, 2) as (x, y); 0 and 1 are the outer edges of a level's first and last pixel. There is
             nothing beyond the edges but zeros, and a location that is NaN lies outside.
-        weights: (B, Q, M, L, P).
+        weights: (B, Q, M, K).
+        sample: how maps are read.
 
     Returns:
         (B, Q, M*D)
     """
     batch, _, heads, channels = value.shape
-    queries, num_levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
+    queries = locations.shape[1]
     # Two widths beyond the level nothing changes any more; grid_sample answers NaN to what is not finite.
-    grids = 2 * locations.nan_to_num(nan=-2.0).clamp(-2.0, 3.0) - 1
-    weights = weights.permute(0, 2, 1, 3, 4).reshape(batch * heads, 1, queries, num_levels * points)
+    locations = locations.nan_to_num(nan=-2.0).clamp(-2.0, 3.0).transpose(1, 2).flatten(0, 1)  # (B*M, Q, K, 2)
+    weights = weights.transpose(1, 2).flatten(0, 1)[:, None]  # (B*M, 1, Q, K)
+    levels = value.split([h * w for h, w in shapes], dim=1)
     sampled = []
-    for level, tokens in enumerate(value.split([h * w for h, w in shapes], dim=1)):
-        image = tokens.permute(0, 2, 3, 1).reshape(batch * heads, channels, *shapes[level])  # (B*M, D, h, w)
-        grid = grids[:, :, :, level].transpose(1, 2).reshape(batch * heads, queries, points, 2)
-        sampled.append(F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
+    for tokens, (h, w), places in zip(levels, shapes, locations.split(list(points), dim=2), strict=True):
+        image = tokens.permute(0, 2, 3, 1).reshape(batch * heads, channels, h, w)
+        sampled.append(sample(image, places))
     out = (torch.cat(sampled, dim=-1) * weights).sum(-1)  # (B*M, D, Q)
     return out.reshape(batch, heads * channels, queries).transpose(1, 2)
+
+
+def locate(offsets: Tensor, reference: Tensor, shapes: Sequence[tuple[int, int]], points: Sequence[int]) -> Tensor:
+    """Sampling locations from what a query predicts (Deformable DETR, Eq. 3 and A.2).
+
+    Args:
+        offsets: (B, Q, M, K, 2). Around a point they are measured in pixels of the level they sample; around a box in
+            half boxes, divided by the level's number of points, so that the last of the initial star lies on its edge.
+        reference: (B, Q, L, 2) points (x, y) or (B, Q, L, 4) boxes (cx, cy, w, h), relative to each level.
+        shapes: (height, width) of each level.
+        points: points of each level.
+
+    Returns:
+        (B, Q, M, K, 2), relative to each level.
+    """
+    if reference.shape[-1] == 2:
+        unit = 1 / reference.new_tensor([(w, h) for h, w in shapes])  # (L, 2)
+    else:
+        unit = reference[..., 2:] * (0.5 / reference.new_tensor(points)[:, None])  # (B, Q, L, 2)
+    level = [level for level, count in enumerate(points) for _ in range(count)]  # of each of the K points
+    return reference[:, :, None, level, :2] + offsets * unit.expand(*reference.shape[:3], 2)[:, :, None, level]

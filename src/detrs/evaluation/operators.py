@@ -1,0 +1,290 @@
+"""How fast multi-scale deformable attention is, against its peers, in one run.
+
+The shapes are those of Deformable DETR on ResNet-50 at 800 x 1333: four levels, 8 heads of 32 channels, 4 points. In
+the encoder every pixel is a query. ``star`` locations lie as those of a trained encoder do, near their pixel;
+``uniform`` ones lie anywhere, which no cache likes. All implementations take turns, so that a busy machine slows them alike; in each
+turn the second of two runs is timed, and the median of each counts.
+"""
+
+import importlib.metadata
+import importlib.util
+import math
+import multiprocessing
+import re
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from torch import Tensor
+
+from detrs.errors import UserError
+from detrs.ops import ms_deform_attn, ms_deform_attn_fused, use
+from detrs.structures import Shapes
+
+LEVELS: Shapes = ((100, 167), (50, 84), (25, 42), (13, 21))
+HEADS, CHANNELS, POINTS = 8, 32, 4
+ENCODER = 0
+"""Number of queries that stands for one at each pixel."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem."""
+
+    queries: int = ENCODER
+    batch: int = 1
+    locations: str = "star"
+    dtype: str = "float32"
+    """Of the values; locations and weights are float32."""
+    backward: bool = False
+
+    @property
+    def name(self) -> str:
+        part = f"decoder {self.queries}" if self.queries else "encoder"
+        direction = "forward + backward" if self.backward else "forward"
+        return f"{part}, {self.batch} x, {self.locations}, {self.dtype}, {direction}"
+
+
+QUICK = tuple(Case(queries, backward=backward) for queries in (ENCODER, 300) for backward in (False, True))
+FULL = tuple(
+    Case(queries, batch, locations, backward=backward)
+    for queries in (ENCODER, 300, 900)
+    for batch in (1, 2, 4)
+    for locations in ("star", "uniform")
+    for backward in (False, True)
+)
+
+
+class Inputs(NamedTuple):
+    """Everything any implementation takes."""
+
+    value: Tensor
+    offsets: Tensor
+    logits: Tensor
+    reference: Tensor
+    locations: Tensor
+    weights: Tensor
+
+
+def inputs(case: Case, device: torch.device | str) -> Inputs:
+    """The tensors of ``case``, always the same."""
+    random = torch.Generator().manual_seed(0)
+    sizes = torch.tensor([(w, h) for h, w in LEVELS], dtype=torch.float32)
+    grids = [torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij") for h, w in LEVELS]
+    pixels = torch.cat(
+        [torch.stack([x / w, y / h], -1).reshape(-1, 2) for (y, x), (h, w) in zip(grids, LEVELS, strict=True)]
+    )  # (S, 2)
+    points = pixels if case.queries == ENCODER else torch.rand(case.queries, 2, generator=random)
+    shape = (case.batch, len(points), HEADS, len(LEVELS), POINTS)
+    reference = points[None, :, None].expand(case.batch, -1, len(LEVELS), -1).contiguous()
+    if case.locations == "star":
+        angle = torch.arange(HEADS) * (2 * math.pi / HEADS)
+        direction = torch.stack([angle.cos(), angle.sin()], -1)
+        steps = torch.arange(1, POINTS + 1)[:, None] * (direction / direction.abs().amax(-1, keepdim=True))[:, None]
+        offsets = steps[:, None] + torch.randn(*shape, 2, generator=random)  # one pixel of noise
+    else:
+        offsets = (torch.rand(*shape, 2, generator=random) - reference[:, :, None, :, None]) * sizes[:, None]
+    logits = torch.randn(shape, generator=random)
+    locations = reference[:, :, None, :, None] + offsets / sizes[:, None]
+    weights = logits.flatten(3).softmax(-1).view(shape)
+    value = torch.randn(case.batch, len(pixels), HEADS, CHANNELS, generator=random)
+    value = value.to(getattr(torch, case.dtype))
+    return Inputs(*(x.to(device) for x in (value, offsets, logits, reference, locations, weights)))
+
+
+def attend(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    return ms_deform_attn(value, LEVELS, locations, weights)
+
+
+def around(operator: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Inputs], Tensor]:
+    """What a layer does with an operator that is not fused: softmax, locations, then the operator."""
+
+    def run(given: Inputs) -> Tensor:
+        sizes = given.offsets.new_tensor([(w, h) for h, w in LEVELS])
+        locations = given.reference[:, :, None, :, None] + given.offsets / sizes[:, None]
+        return operator(given.value, locations, given.logits.flatten(3).softmax(-1).view_as(given.logits))
+
+    return run
+
+
+def with_backend(name: str, run: Callable[[Inputs], Tensor]) -> Callable[[Inputs], Tensor]:
+    def forced(given: Inputs) -> Tensor:
+        with use(name):
+            return run(given)
+
+    return forced
+
+
+def implementations(device_type: str) -> dict[str, Callable[[Inputs], Tensor]]:
+    """Name -> implementation, as far as it can run here. ``+`` means: with softmax and locations."""
+
+    def plain(given: Inputs) -> Tensor:
+        return attend(given.value, given.locations, given.weights)
+
+    found: dict[str, Callable[[Inputs], Tensor]] = {
+        "detrs": plain,
+        "grid_sample": with_backend("reference", plain),
+        "detrs fused +": lambda x: ms_deform_attn_fused(x.value, LEVELS, x.offsets, x.logits, x.reference),
+        "detrs +": around(attend),
+        "grid_sample +": with_backend("reference", around(attend)),
+    }
+    if device_type == "cuda" or shutil.which("g++"):  # what torch.compile needs
+        compiled = torch.compile(attend)
+        found["compiled grid_sample"] = with_backend("reference", lambda x: compiled(x.value, x.locations, x.weights))
+    if importlib.util.find_spec("deformops"):
+        found["deformops"] = _deformops
+    return found
+
+
+def _deformops(given: Inputs) -> Tensor:
+    from deformops.registry import msda  # type: ignore[import-not-found,unused-ignore]
+
+    shapes = torch.tensor(LEVELS, device=given.value.device)
+    areas = shapes.prod(1)
+    weights = given.weights.to(given.value.dtype)
+    return msda(given.value, shapes, areas.cumsum(0) - areas, given.locations, weights, method="linear")
+
+
+LEARNED = ("value", "offsets", "logits", "locations", "weights")
+
+
+def task(case: Case, run: Callable[[Inputs], Tensor], given: Inputs) -> Callable[[], object]:
+    """What is timed."""
+    if not case.backward:
+
+        def forward() -> Tensor:
+            with torch.no_grad():
+                return run(given)
+
+        return forward
+    leaves = given._replace(**{name: getattr(given, name).detach().requires_grad_() for name in LEARNED})
+    tensors = [getattr(leaves, name) for name in LEARNED]
+    with torch.no_grad():
+        upstream = torch.ones_like(run(given))
+    return lambda: torch.autograd.grad(run(leaves), tensors, upstream, allow_unused=True)
+
+
+@dataclass(frozen=True)
+class CaseReport:
+    """Medians of one case."""
+
+    case: Case
+    milliseconds: dict[str, float]
+    peak_mib: dict[str, float]
+    """Memory beyond the inputs."""
+    device: str
+    repeats: int
+    versions: dict[str, str]
+
+    def ratio(self, peer: str, ours: str = "detrs") -> float:
+        """How many times as long the peer takes."""
+        return self.milliseconds[peer] / self.milliseconds[ours]
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary, ready for ``json.dumps``."""
+        return {"operator": "ms_deform_attn", "name": self.case.name, **asdict(self)}
+
+
+def compare(case: Case, device: torch.device | str = "cpu", repeats: int = 7, *, memory: bool = True) -> CaseReport:
+    """Time every implementation on one case.
+
+    Args:
+        case: the problem.
+        device: where.
+        repeats: timed runs of each, after one that is not timed.
+        memory: measure peak memory, too; on a CPU each in a process of its own.
+
+    Raises:
+        UserError: nothing to time.
+    """
+    if repeats < 1:
+        raise UserError(f"repeats is {repeats}, but must be 1 or above.")
+    device = torch.device(device)
+    given = inputs(case, device)
+    chosen = implementations(device.type)
+    if device.type == "cpu" and case.backward:
+        chosen.pop("compiled grid_sample", None)  # twice as slow as not compiled, and minutes to wait for
+    tasks = {name: task(case, run, given) for name, run in chosen.items()}
+    for work in tasks.values():
+        work()
+    if device.type == "cuda":
+        milliseconds = {name: _replayed(work, repeats) for name, work in tasks.items()}
+    else:
+        seconds: dict[str, list[float]] = {name: [] for name in tasks}
+        for _ in range(repeats):
+            for name, work in tasks.items():
+                work()  # puts its inputs into the caches, where a network's last operation leaves them
+                began = time.perf_counter()
+                work()
+                seconds[name].append(time.perf_counter() - began)
+        milliseconds = {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
+    measured = ("detrs", "grid_sample", "detrs fused +", "grid_sample +") if memory else ()
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    versions = {name: importlib.metadata.version(name) for name in ("detrs", "torch")}
+    peaks = {name: _peak(case, name, str(device)) for name in measured}
+    return CaseReport(case, milliseconds, peaks, where, repeats, versions)
+
+
+def _replayed(work: Callable[[], object], repeats: int) -> float:
+    """Milliseconds on the device alone: the launches are recorded once and replayed."""
+    from triton.testing import do_bench_cudagraph  # type: ignore[import-untyped,unused-ignore]
+
+    return float(do_bench_cudagraph(work, rep=20 * repeats, return_mode="median"))
+
+
+def _peak(case: Case, name: str, device: str) -> float:
+    """Most memory in MiB that one run takes beyond its inputs."""
+    if torch.device(device).type == "cuda":
+        work = task(case, implementations("cuda")[name], inputs(case, device))
+        work()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    if not Path("/proc/self/status").exists():
+        return math.nan
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_peak_of_process, (case, name, torch.get_num_threads()))
+
+
+def _peak_of_process(case: Case, name: str, threads: int) -> float:
+    torch.set_num_threads(threads)
+    run = implementations("cpu")[name]
+    task(case, run, inputs(Case(queries=10, backward=case.backward), "cpu"))()  # imports and compiles
+    work = task(case, run, inputs(case, "cpu"))
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    kept = work()
+    del kept
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(key: str) -> int:
+    """A line of /proc/self/status, in KiB."""
+    match = re.search(rf"^{key}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), flags=re.MULTILINE)
+    assert match
+    return int(match[1])
+
+
+def table(reports: list[CaseReport]) -> Table:
+    """All cases, for people: milliseconds, and how many times as long as ours in brackets."""
+    names = list(dict.fromkeys(name for report in reports for name in report.milliseconds))
+    shown = Table("case", *names, box=SIMPLE_HEAD)
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for report in reports:
+        cells = []
+        for name in names:
+            ours = "detrs fused +" if name.endswith("+") else "detrs"
+            ratio = f" ({report.ratio(name, ours):.1f}x)" if name in report.milliseconds and name != ours else ""
+            cells.append(f"{report.milliseconds[name]:.2f} ms{ratio}" if name in report.milliseconds else "-")
+        shown.add_row(report.case.name, *cells)
+    return shown

@@ -1,0 +1,38 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from detrs.evaluation import operators
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operators, "LEVELS", ((5, 7), (3, 2)))
+    monkeypatch.setattr(operators, "QUICK", (operators.Case(11), operators.Case(0, 2, "uniform", backward=True)))
+    monkeypatch.setattr(operators.shutil, "which", lambda name: None)  # no compiler: it would take a minute
+    monkeypatch.setattr(operators, "_peak", lambda case, name, device: 1.5)
+
+
+def test_every_implementation_is_timed_and_kept(detrs: Callable) -> None:
+    done = detrs("benchmark", "ops", "--repeats", 1, "--device", "cpu", "--json", "--output", "lines.jsonl")
+    assert done.code == 0
+    first, second = done.json["cases"]
+    names = {"detrs", "grid_sample", "detrs fused +", "detrs +", "grid_sample +"}
+    assert set(first["milliseconds"]) == set(second["milliseconds"]) == names
+    assert all(time > 0 for time in second["milliseconds"].values())
+    assert second["name"] == "encoder, 2 x, uniform, float32, forward + backward"
+    assert [json.loads(line) for line in Path("lines.jsonl").read_text().splitlines()] == [first, second]
+
+
+def test_all_implementations_compute_the_same() -> None:
+    for case in operators.QUICK:
+        given = operators.inputs(case, "cpu")
+        outputs = [run(given) for run in operators.implementations("cpu").values()]
+        assert len(outputs) == 5 and all((output - outputs[0]).abs().max() < 1e-5 for output in outputs)
+
+
+def test_unknown_subject(detrs: Callable) -> None:
+    done = detrs("benchmark", "opps")
+    assert done.code == 2 and "Did you mean 'ops'" in done.sentence
