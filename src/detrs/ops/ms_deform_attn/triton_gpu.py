@@ -108,18 +108,18 @@ def _cell(x, y, height, width):
 
 
 @triton.jit
-def _corner(corner: tl.constexpr, inside, left, top, across, down, start, height, width, padding):
+def _corner(
+    right: tl.constexpr, below: tl.constexpr, inside, left, top, across, down, start, height, width, padding
+):  # fmt: skip
     """Of one of the four pixels around a position: is there a value, its token, and its bilinear weight in x and in y."""
-    RIGHT: tl.constexpr = corner % 2
-    BELOW: tl.constexpr = corner // 2
-    there_x = left < width - 1 if RIGHT else left >= 0
-    there_y = top < height - 1 if BELOW else top >= 0
+    there_x = left < width - 1 if right else left >= 0
+    there_y = top < height - 1 if below else top >= 0
     there = inside & there_x & there_y
-    token = start + (top + BELOW) * width + left + RIGHT
+    token = start + (top + below) * width + left + right
     if padding is not None:
         there = there & (tl.load(padding + token, mask=there, other=1) == 0)
-    near_x = across if RIGHT else 1 - across
-    near_y = down if BELOW else 1 - down
+    near_x = across if right else 1 - across
+    near_y = down if below else 1 - down
     return there, token, near_x, near_y
 
 
@@ -186,13 +186,14 @@ def _forward(
             x = base_x + raw_x * scale_x
             y = base_y + raw_y * scale_y
             inside, left, top, across, down = _cell(x, y, height, width)
-            for corner in tl.static_range(4):
-                there, token, near_x, near_y = _corner(
-                    corner, inside, left, top, across, down, start, height, width, padding
-                )
-                mask = _with_channels(there, channel, D, WHOLE)
-                pixel = tl.load(value + (token * stride_s)[None, :, None] + channel, mask=mask, other=0.0)
-                total += pixel.to(tl.float32) * (weight * near_y * near_x)[None, :, None]
+            for below in tl.static_range(2):
+                for right in tl.static_range(2):
+                    there, token, near_x, near_y = _corner(
+                        right, below, inside, left, top, across, down, start, height, width, padding
+                    )
+                    mask = _with_channels(there, channel, D, WHOLE)
+                    pixel = tl.load(value + (token * stride_s)[None, :, None] + channel, mask=mask, other=0.0)
+                    total += pixel.to(tl.float32) * (weight * near_y * near_x)[None, :, None]
         first += points[level]
         start += height * width
     mask = _with_channels(exists, channel, D, WHOLE)
@@ -262,21 +263,23 @@ def _backward(
             along_x = tl.zeros((TILE,), tl.float32)
             along_y = tl.zeros((TILE,), tl.float32)
             sampled = tl.zeros((TILE,), tl.float32)  # grad . sample
-            for corner in tl.static_range(4):
-                there, token, near_x, near_y = _corner(
-                    corner, inside, left, top, across, down, start, height, width, padding
-                )
-                if QUERIES:
-                    mask = _with_channels(there, channel, D, WHOLE)
-                    pixel = tl.load(value + (token * stride_s)[None, :, None] + channel, mask=mask, other=0.0)
-                    dot = tl.sum(tl.sum(grad * pixel.to(tl.float32), axis=0), axis=1)
-                    along_x += dot * near_y if corner % 2 else -dot * near_y
-                    along_y += dot * near_x if corner // 2 else -dot * near_x
-                    sampled += dot * near_y * near_x
-                if grad_value is not None:
-                    share = grad * (weight * near_y * near_x)[None, :, None]
-                    mask = _with_channels(there & exists, channel, D, WHOLE)
-                    tl.atomic_add(grad_value + (token * (M * D))[None, :, None] + channel, share, mask, sem="relaxed")
+            for below in tl.static_range(2):
+                for right in tl.static_range(2):
+                    there, token, near_x, near_y = _corner(
+                        right, below, inside, left, top, across, down, start, height, width, padding
+                    )
+                    if QUERIES:
+                        mask = _with_channels(there, channel, D, WHOLE)
+                        pixel = tl.load(value + (token * stride_s)[None, :, None] + channel, mask=mask, other=0.0)
+                        dot = tl.sum(tl.sum(grad * pixel.to(tl.float32), axis=0), axis=1)
+                        along_x += dot * near_y if right else -dot * near_y
+                        along_y += dot * near_x if below else -dot * near_x
+                        sampled += dot * near_y * near_x
+                    if grad_value is not None:
+                        mask = _with_channels(there & exists, channel, D, WHOLE)
+                        share = grad * (weight * near_y * near_x)[None, :, None]
+                        place = (token * (M * D))[None, :, None] + channel
+                        tl.atomic_add(grad_value + place, share, mask=mask, sem="relaxed")
             along_x = tl.where(inside, along_x * weight, 0.0)
             along_y = tl.where(inside, along_y * weight, 0.0)
             if grad_locations is not None:
@@ -459,20 +462,18 @@ def _gather(
     x = column * CELLS - 1 + pixel_x
     y = line * CELLS - 1 + pixel_y
     total = tl.zeros((SIDE * SIDE, WIDTH), tl.float32)
-    for neighbour in tl.static_range(4):
-        LEFT: tl.constexpr = neighbour % 2
-        ABOVE: tl.constexpr = neighbour // 2
-        exists = (column >= LEFT) & (line >= ABOVE)
-        touched = (pixel_x == 0) | (LEFT == 0)
-        touched = touched & ((pixel_y == 0) | (ABOVE == 0))
-        place = ((pixel_y + ABOVE * CELLS) * SIDE + pixel_x + LEFT * CELLS) * D
-        other = bin - LEFT - ABOVE * columns
-        begin = tl.load(ends + other - 1, mask=exists & (other > 0), other=0)
-        end = tl.load(ends + other, mask=exists, other=0)
-        for piece in range(begin, end):
-            tile = tiles + piece.to(tl.int64) * (SIDE * SIDE * D)
+    for above in tl.static_range(2):
+        for left in tl.static_range(2):
+            exists = (column >= left) & (line >= above)
+            touched = ((pixel_x == 0) | (left == 0)) & ((pixel_y == 0) | (above == 0))
+            place = ((pixel_y + above * CELLS) * SIDE + pixel_x + left * CELLS) * D
             mask = touched[:, None] & (channel < D)[None, :]
-            total += tl.load(tile + place[:, None] + channel[None, :], mask=mask, other=0.0)
+            other = bin - left - above * columns
+            begin = tl.load(ends + other - 1, mask=exists & (other > 0), other=0)
+            end = tl.load(ends + other, mask=exists, other=0)
+            for piece in range(begin, end):
+                tile = tiles + tl.cast(piece, tl.int64) * (SIDE * SIDE * D)
+                total += tl.load(tile + place[:, None] + channel[None, :], mask=mask, other=0.0)
     token = start + y * width + x
     mask = (pixel_x < CELLS) & (pixel_y < CELLS) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
     if padding is not None:
