@@ -132,11 +132,17 @@ def _with_channels(there, channel, D: tl.constexpr, WHOLE: tl.constexpr):
 
 @triton.jit
 def _softmax(logits, first, K: tl.constexpr):
-    """Largest logit and one over the sum of exponentials, of the K logits that begin at each ``first``."""
-    k = tl.arange(0, triton.next_power_of_2(K))
-    logit = tl.load(logits + first[:, None] + k[None, :], mask=(k < K)[None, :], other=float("-inf"))
-    largest = tl.max(logit, axis=1)
-    return largest, 1 / tl.sum(tl.exp(logit - largest[:, None]), axis=1)
+    """Largest logit and one over the sum of exponentials, of the K logits that begin at each ``first``.
+
+    Not as rows of a matrix: lanes that hold rows would have to hand their results to the lanes that need them.
+    """
+    largest = tl.load(logits + first)
+    for k in tl.static_range(1, K):
+        largest = tl.maximum(largest, tl.load(logits + first + k))
+    total = tl.exp(tl.load(logits + first) - largest)
+    for k in tl.static_range(1, K):
+        total += tl.exp(tl.load(logits + first + k) - largest)
+    return largest, 1 / total
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -178,8 +184,8 @@ def _forward(
         base_x, base_y, scale_x, scale_y = _placement(here, height, width, points[level], BOX)
         for point in tl.static_range(points[level]):
             k = first + point
-            raw = tl.load(locations + (2 * k)[:, None] + tl.arange(0, 2)[None, :])
-            raw_x, raw_y = tl.split(raw)
+            raw_x = tl.load(locations + 2 * k)
+            raw_y = tl.load(locations + 2 * k + 1)
             weight = tl.load(weights + k)
             if reference is not None:
                 weight = tl.exp(weight - largest) * inverse
