@@ -49,7 +49,7 @@ class Report(NamedTuple):
     instructions: int
     """Machine instructions of the whole program, each counted once."""
     per_point: float | None
-    """Machine instructions of a warp for one sampling point of one query, where no loop hides any."""
+    """Machine instructions that a warp executes for one sampling point of one query, in kernels that own queries."""
     registers: int
     spills: int
     """Bytes of registers that did not fit."""
@@ -121,17 +121,19 @@ def compiled(launch: Launch, target: str) -> Any:
 def report(launch: Launch, target: str, form: str, dtype: torch.dtype) -> Report:
     binary = compiled(launch, target)
     name = launch.kernel.__name__.strip("_")
-    opcodes, resources = (_amd if target.startswith("gfx") else _nvidia)(binary)
+    opcodes, looped, resources = (_amd if target.startswith("gfx") else _nvidia)(binary)
     options = launch.options
-    unrolled = name in ("forward", "backward")
-    warps_points = options["TILE"] * options["K"] / options["num_warps"] if unrolled else 0
+    per_point = None
+    if name in ("forward", "backward") and looped is not None:
+        executed = sum(opcodes.values()) + looped * (options["points"][0] - 1)  # the one loop is over points
+        per_point = round(executed * options["num_warps"] / (options["TILE"] * options["K"]), 2)
     return Report(
         kernel=name,
         form=form,
         dtype=str(dtype).removeprefix("torch."),
         target=target,
         instructions=sum(opcodes.values()),
-        per_point=round(sum(opcodes.values()) / warps_points, 2) if unrolled else None,
+        per_point=per_point,
         shared=binary.metadata.shared,
         memory={code: count for code, count in sorted(opcodes.items()) if MEMORY.match(code)},
         **resources,
@@ -148,21 +150,33 @@ def _widest(opcodes: collections.Counter, pattern: str, widths: dict[str, int]) 
     return max((widths.get(match.group(1) or "", 4) for match in found), default=0)
 
 
-def _nvidia(binary: Any) -> tuple[collections.Counter, dict[str, int]]:
-    """Counted in machine code (SASS), as the disassembler in Triton's wheel shows it."""
+def _nvidia(binary: Any) -> tuple[collections.Counter, int | None, dict[str, int]]:
+    """Counted in machine code (SASS), as the disassembler in Triton's wheel shows it.
+
+    Returns:
+        Number of each instruction, number of those in loops (what a branch backwards spans), and resources.
+    """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
         code = _run("nvdisasm", "-c", file.name)
         usage = _run("cuobjdump", "-res-usage", file.name)
-    opcodes = collections.Counter(
-        re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", code, flags=re.MULTILINE)
-    )
-    opcodes.pop("NOP", None)
+    lines, labels, loops = [], {}, []
+    for line in code.splitlines():
+        if label := re.match(r"(\.L_\w+):", line):
+            labels[label.group(1)] = len(lines)
+        if instruction := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", line):
+            target = re.search(r"BRA.*`\((\.L_\w+)\)", line)
+            if target and target.group(1) in labels:
+                loops.append((labels[target.group(1)], len(lines)))
+            lines.append(instruction.group(1))
+    loops = [(begin, end) for begin, end in loops if end - begin > 1]  # the last instruction of all jumps to itself
+    looped = sum(any(begin <= number <= end for begin, end in loops) for number in range(len(lines)))
+    opcodes = collections.Counter(line for line in lines if line != "NOP")
     registers, stack = (int(re.search(rf"{name}:(\d+)", usage).group(1)) for name in ("REG", "STACK"))
     local = sum(count for code, count in opcodes.items() if code.startswith(("LDL", "STL")))
     widths = {"128": 16, "64": 8, "U16": 2, "U8": 1}
-    return opcodes, {
+    return opcodes, looped, {
         "registers": registers,
         "spills": max(stack, 4 * local),
         "load_bytes": _widest(opcodes, r"(?:LDG|LDGSTS)\.E(?:\.BYPASS)?(?:\.LTC128B)?(?:\.(128|64|U16|U8))?", widths),
@@ -175,14 +189,14 @@ def _run(tool: str, *arguments: str) -> str:
     return subprocess.run([NVIDIA_TOOLS / tool, *arguments], check=True, capture_output=True, text=True).stdout
 
 
-def _amd(binary: Any) -> tuple[collections.Counter, dict[str, int]]:
+def _amd(binary: Any) -> tuple[collections.Counter, None, dict[str, int]]:
     """Counted in the assembler code of LLVM."""
     code = binary.asm["amdgcn"]
     opcodes = collections.Counter(re.findall(r"^\t([vs]_\w+|(?:global|flat|buffer|ds|scratch)_\w+)", code, re.MULTILINE))
     number = {name: int(re.search(rf"\.{name}:\s*(\d+)", code).group(1)) for name in ("vgpr_count", "vgpr_spill_count")}
     scratch = int(re.search(r"\.private_segment_fixed_size:\s*(\d+)", code).group(1))
     widths = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4}
-    return opcodes, {
+    return opcodes, None, {
         "registers": number["vgpr_count"],
         "spills": max(scratch, 4 * number["vgpr_spill_count"]),
         "load_bytes": _widest(opcodes, r"(?:global|buffer)_load_(\w+)", widths),

@@ -73,20 +73,28 @@ def _size(sizes, level: tl.constexpr):
     return height.to(tl.int32), width.to(tl.int32)
 
 
+@triton.constexpr_function
+def _half(P):
+    """What an offset of 1 is worth, in boxes."""
+    return 0.5 / P if P else 0.0
+
+
 @triton.jit
-def _placement(reference, height, width, P: tl.constexpr, BOX: tl.constexpr):
+def _placement(reference, sizes, level: tl.constexpr, P: tl.constexpr, BOX: tl.constexpr):
     """``base`` of x and y, ``scale`` of x and y (see above). ``reference`` points to that of each query and this level."""
+    height = sizes[2 * level]
+    width = sizes[2 * level + 1]
     if reference is None:
         base_x = -0.5
         base_y = -0.5
-        scale_x = width.to(tl.float32)
-        scale_y = height.to(tl.float32)
+        scale_x = width
+        scale_y = height
     else:
         base_x = tl.load(reference) * width - 0.5
         base_y = tl.load(reference + 1) * height - 0.5
         if BOX:
-            scale_x = tl.load(reference + 2) * (width * (0.5 / P))
-            scale_y = tl.load(reference + 3) * (height * (0.5 / P))
+            scale_x = tl.load(reference + 2) * (width * _half(P))
+            scale_y = tl.load(reference + 3) * (height * _half(P))
         else:
             scale_x = 1.0
             scale_y = 1.0
@@ -94,33 +102,24 @@ def _placement(reference, height, width, P: tl.constexpr, BOX: tl.constexpr):
 
 
 @triton.jit
-def _cell(x, y, height, width):
-    """Whether a position touches a pixel, the pixel to the left above it, and how far across and down it lies from that.
+def _cell(position, size):
+    """Of a position along one axis: the pixel before it (-2 if it touches none), and how far behind that it lies.
 
     Nothing outside is ever turned into an address.
     """
-    inside = (x > -1) & (y > -1) & (x < width) & (y < height)  # put this way, NaN is outside
-    x = tl.where(inside, x, 0.0)
-    y = tl.where(inside, y, 0.0)
-    left = tl.floor(x)
-    top = tl.floor(y)
-    return inside, left.to(tl.int32), top.to(tl.int32), x - left, y - top
+    position = tl.where((position > -1) & (position < size), position, -2.0)  # put this way, NaN is outside
+    before = tl.floor(position)
+    return before.to(tl.int32), position - before
 
 
 @triton.jit
-def _corner(
-    right: tl.constexpr, below: tl.constexpr, inside, left, top, across, down, start, height, width, padding
-):  # fmt: skip
-    """Of one of the four pixels around a position: is there a value, its token, and its bilinear weight in x and in y."""
-    there_x = left < width - 1 if right else left >= 0
-    there_y = top < height - 1 if below else top >= 0
-    there = inside & there_x & there_y
-    token = start + (top + below) * width + left + right
-    if padding is not None:
-        there = there & (tl.load(padding + token, mask=there, other=1) == 0)
+def _corner(right: tl.constexpr, below: tl.constexpr, left, top, across, down, height, width):
+    """Of one of the four pixels around a position: does it exist, and its bilinear weight in x and in y."""
+    exists_x = (left + right).to(tl.uint32, bitcast=True) < width.to(tl.uint32, bitcast=True)
+    exists_y = (top + below).to(tl.uint32, bitcast=True) < height.to(tl.uint32, bitcast=True)
     near_x = across if right else 1 - across
     near_y = down if below else 1 - down
-    return there, token, near_x, near_y
+    return exists_x & exists_y, near_x, near_y
 
 
 @triton.jit
@@ -176,32 +175,31 @@ def _forward(
         largest, inverse = _softmax(weights, row * K, K)
 
     total = tl.zeros((PARTS, TILE, WIDTH), tl.float32)
-    start = 0
-    first = row * K
+    k = row * K
     for level in tl.static_range(L):
         height, width = _size(sizes, level)
         here = reference + (query * L + level) * R if reference is not None else None
-        base_x, base_y, scale_x, scale_y = _placement(here, height, width, points[level], BOX)
-        for point in tl.static_range(points[level]):
-            k = first + point
-            raw_x = tl.load(locations + 2 * k)
-            raw_y = tl.load(locations + 2 * k + 1)
+        base_x, base_y, scale_x, scale_y = _placement(here, sizes, level, points[level], BOX)
+        for _ in tl.range(points[level]):
             weight = tl.load(weights + k)
             if reference is not None:
                 weight = tl.exp(weight - largest) * inverse
-            x = base_x + raw_x * scale_x
-            y = base_y + raw_y * scale_y
-            inside, left, top, across, down = _cell(x, y, height, width)
+            left, across = _cell(base_x + tl.load(locations + 2 * k) * scale_x, sizes[2 * level + 1])
+            top, down = _cell(base_y + tl.load(locations + 2 * k + 1) * scale_y, sizes[2 * level])
+            token = top * width + left
+            pixel = value + channel + (token * stride_s)[None, :, None]
             for below in tl.static_range(2):
                 for right in tl.static_range(2):
-                    there, token, near_x, near_y = _corner(
-                        right, below, inside, left, top, across, down, start, height, width, padding
-                    )
+                    there, near_x, near_y = _corner(right, below, left, top, across, down, height, width)
+                    if padding is not None:
+                        there &= tl.load(padding + token + below * width + right, mask=there, other=1) == 0
                     mask = _with_channels(there, channel, D, WHOLE)
-                    pixel = tl.load(value + (token * stride_s)[None, :, None] + channel, mask=mask, other=0.0)
-                    total += pixel.to(tl.float32) * (weight * near_y * near_x)[None, :, None]
-        first += points[level]
-        start += height * width
+                    sample = tl.load(pixel + (below * width + right) * stride_s, mask=mask, other=0.0)
+                    total += sample.to(tl.float32) * (weight * near_y * near_x)[None, :, None]
+            k += 1
+        value += height * width * stride_s
+        if padding is not None:
+            padding += height * width
     mask = _with_channels(exists, channel, D, WHOLE)
     tl.store(out + (row * D)[None, :, None] + channel, total.to(out.dtype.element_ty), mask=mask)
 
@@ -246,69 +244,70 @@ def _backward(
 
     mask = _with_channels(exists, channel, D, WHOLE)
     grad = tl.load(grad_out + (row * D)[None, :, None] + channel, mask=mask, other=0.0).to(tl.float32)
-    start = 0
-    first = row * K
+    k = row * K
     for level in tl.static_range(L):
         height, width = _size(sizes, level)
         here = reference + (query * L + level) * R if reference is not None else None
-        base_x, base_y, scale_x, scale_y = _placement(here, height, width, points[level], BOX)
-        center_x = tl.zeros((TILE,), tl.float32)  # gradients of the reference in pixels
+        base_x, base_y, scale_x, scale_y = _placement(here, sizes, level, points[level], BOX)
+        center_x = tl.zeros((TILE,), tl.float32)  # gradients of the reference, in pixels
         center_y = tl.zeros((TILE,), tl.float32)
         size_x = tl.zeros((TILE,), tl.float32)
         size_y = tl.zeros((TILE,), tl.float32)
-        for point in tl.static_range(points[level]):
-            k = first + point
-            pair = (2 * k)[:, None] + tl.arange(0, 2)[None, :]
-            raw_x, raw_y = tl.split(tl.load(locations + pair))
+        for _ in tl.range(points[level]):
             weight = tl.load(weights + k)
             if reference is not None:
                 weight = tl.exp(weight - largest) * inverse
-            x = base_x + raw_x * scale_x
-            y = base_y + raw_y * scale_y
-            inside, left, top, across, down = _cell(x, y, height, width)
-            along_x = tl.zeros((TILE,), tl.float32)
+            raw_x = tl.load(locations + 2 * k)
+            raw_y = tl.load(locations + 2 * k + 1)
+            left, across = _cell(base_x + raw_x * scale_x, sizes[2 * level + 1])
+            top, down = _cell(base_y + raw_y * scale_y, sizes[2 * level])
+            token = top * width + left
+            pixel = value + channel + (token * stride_s)[None, :, None]
+            along_x = tl.zeros((TILE,), tl.float32)  # gradients of the position
             along_y = tl.zeros((TILE,), tl.float32)
-            sampled = tl.zeros((TILE,), tl.float32)  # grad . sample
+            along_weight = tl.zeros((TILE,), tl.float32)
             for below in tl.static_range(2):
                 for right in tl.static_range(2):
-                    there, token, near_x, near_y = _corner(
-                        right, below, inside, left, top, across, down, start, height, width, padding
-                    )
+                    there, near_x, near_y = _corner(right, below, left, top, across, down, height, width)
+                    if padding is not None:
+                        there &= tl.load(padding + token + below * width + right, mask=there, other=1) == 0
                     if QUERIES:
                         mask = _with_channels(there, channel, D, WHOLE)
-                        pixel = tl.load(value + (token * stride_s)[None, :, None] + channel, mask=mask, other=0.0)
-                        dot = tl.sum(tl.sum(grad * pixel.to(tl.float32), axis=0), axis=1)
+                        sample = tl.load(pixel + (below * width + right) * stride_s, mask=mask, other=0.0)
+                        dot = tl.sum(tl.sum(grad * sample.to(tl.float32), axis=0), axis=1)
                         along_x += dot * near_y if right else -dot * near_y
                         along_y += dot * near_x if below else -dot * near_x
-                        sampled += dot * near_y * near_x
+                        along_weight += dot * near_y * near_x
                     if grad_value is not None:
                         mask = _with_channels(there & exists, channel, D, WHOLE)
+                        place = (token * (M * D))[None, :, None] + channel + (below * width + right) * (M * D)
                         share = grad * (weight * near_y * near_x)[None, :, None]
-                        place = (token * (M * D))[None, :, None] + channel
                         tl.atomic_add(grad_value + place, share, mask=mask, sem="relaxed")
+            inside = (left > -2) & (top > -2)
             along_x = tl.where(inside, along_x * weight, 0.0)
             along_y = tl.where(inside, along_y * weight, 0.0)
             if grad_locations is not None:
-                by_raw = tl.join(tl.where(inside, along_x * scale_x, 0.0), tl.where(inside, along_y * scale_y, 0.0))
-                tl.store(grad_locations + pair, by_raw, mask=exists[:, None])
+                tl.store(grad_locations + 2 * k, tl.where(inside, along_x * scale_x, 0.0), mask=exists)
+                tl.store(grad_locations + 2 * k + 1, tl.where(inside, along_y * scale_y, 0.0), mask=exists)
             if grad_weights is not None:
-                tl.store(grad_weights + k, sampled, mask=exists)
+                tl.store(grad_weights + k, along_weight, mask=exists)
             center_x += along_x
             center_y += along_y
             size_x += along_x * tl.where(inside, raw_x, 0.0)
             size_y += along_y * tl.where(inside, raw_y, 0.0)
+            k += 1
         if grad_reference is not None:
             here = grad_reference + (row * L + level) * R
             tl.store(here, center_x * width, mask=exists)
             tl.store(here + 1, center_y * height, mask=exists)
-            if BOX and points[level]:
-                tl.store(here + 2, size_x * (width * (0.5 / points[level])), mask=exists)
-                tl.store(here + 3, size_y * (height * (0.5 / points[level])), mask=exists)
-            elif BOX:
-                tl.store(here + 2, size_x, mask=exists)
-                tl.store(here + 3, size_y, mask=exists)
-        first += points[level]
-        start += height * width
+            if BOX:
+                tl.store(here + 2, size_x * (width * _half(points[level])), mask=exists)
+                tl.store(here + 3, size_y * (height * _half(points[level])), mask=exists)
+        value += height * width * stride_s
+        if padding is not None:
+            padding += height * width
+        if grad_value is not None:
+            grad_value += height * width * (M * D)
 
     if reference is not None and grad_weights is not None:  # from weights to logits: the derivative of softmax
         tl.debug_barrier()  # other lanes read what was just written
@@ -369,16 +368,17 @@ def _bin(
             k = first[:, None] + point[None, :]
             mask = exists[:, None] & (point < points[level])[None, :]
             here = reference + ((query * L + level) * R)[:, None] if reference is not None else None
-            base_x, base_y, scale_x, scale_y = _placement(here, height, width, points[level], BOX)
+            base_x, base_y, scale_x, scale_y = _placement(here, sizes, level, points[level], BOX)
             x = base_x + tl.load(locations + 2 * k, mask=mask, other=0.0) * scale_x
             y = base_y + tl.load(locations + 2 * k + 1, mask=mask, other=0.0) * scale_y
             weight = tl.load(weights + k, mask=mask, other=0.0)
             if reference is not None:
                 weight = tl.exp(weight - largest[:, None]) * inverse[:, None]
-            inside, left, top, across, down = _cell(x, y, height, width)
+            left, across = _cell(x, sizes[2 * level + 1])
+            top, down = _cell(y, sizes[2 * level])
             column = (left + 1) // CELLS
             line = (top + 1) // CELLS
-            key = tl.where(inside, before + line * columns + column, num_slabs * num_bins)
+            key = tl.where((left > -2) & (top > -2), before + line * columns + column, num_slabs * num_bins)
             tl.store(keys + k, key.to(keys.dtype.element_ty), mask=mask)
             tl.store(placed + 3 * k, (left + 1 - column * CELLS) + across, mask=mask)
             tl.store(placed + 3 * k + 1, (top + 1 - line * CELLS) + down, mask=mask)
