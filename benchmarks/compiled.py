@@ -31,6 +31,7 @@ TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+KERNELS = ("forward", "backward", "add", "bin", "own", "gather")
 FORMS = ("plain", "point", "box")
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -101,7 +102,7 @@ def recorded(target: str) -> Iterator[list[Launch]]:
         def __getitem__(self, grid: tuple[int, ...]):
             return lambda *arguments, **options: found.append(Launch(self.kernel, arguments, options))
 
-    kernels = {name: Recorder(getattr(triton_gpu, name)) for name in ("_forward", "_backward", "_bin", "_own", "_gather")}
+    kernels = {f"_{name}": Recorder(getattr(triton_gpu, f"_{name}")) for name in KERNELS}
     with mock.patch.multiple(triton_gpu, LANES=TARGETS[target].warp_size, **kernels):
         yield found
 
@@ -124,7 +125,7 @@ def report(launch: Launch, target: str, form: str, dtype: torch.dtype) -> Report
     opcodes, looped, resources = (_amd if target.startswith("gfx") else _nvidia)(binary)
     options = launch.options
     per_point = None
-    if name in ("forward", "backward") and looped is not None:
+    if name in ("forward", "backward", "add") and looped is not None:
         executed = sum(opcodes.values()) + looped * (options["points"][0] - 1)  # the one loop is over points
         per_point = round(executed * options["num_warps"] / (options["TILE"] * options["K"]), 2)
     return Report(
@@ -206,14 +207,10 @@ def _amd(binary: Any) -> tuple[collections.Counter, None, dict[str, int]]:
 
 
 def reports(form: str, dtype: torch.dtype, target: str) -> Iterator[Report]:
-    """All kernels: forward, backward with additions to memory, backward with owners."""
-    seen = set()
-    for owners in (False, True):
-        for launch in launches(form, dtype, target, owners):
-            key = (launch.kernel.__name__, owners and launch.kernel.__name__ == "_backward")
-            if key not in seen:
-                seen.add(key)
-                yield report(launch, target, form, dtype)
+    """All kernels: forward, backward, and both ways to the gradient of values."""
+    both = launches(form, dtype, target, owners=False) + launches(form, dtype, target, owners=True)
+    for launch in {launch.kernel.__name__: launch for launch in both}.values():
+        yield report(launch, target, form, dtype)
 
 
 def main() -> None:

@@ -206,20 +206,18 @@ def _forward(
 
 @triton.jit(do_not_specialize=["num_queries", "num_tokens"])
 def _backward(
-    grad_out, value, locations, weights, reference, padding, grad_value, grad_locations, grad_weights, grad_reference,
+    grad_out, value, locations, weights, reference, padding, grad_locations, grad_weights, grad_reference,
     stride_b, stride_s, stride_m, num_queries, num_tokens, sizes,
     points: tl.constexpr, K: tl.constexpr, M: tl.constexpr, D: tl.constexpr, BOX: tl.constexpr,
     TILE: tl.constexpr, PARTS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of what the queries predict, and on request of ``value``; those that are ``None`` are not computed.
+    """Gradients of what the queries predict; those that are ``None`` are not wanted.
 
-    ``grad_reference`` is (B, Q, M, L, 2 or 4), that is, before the sum over heads. ``grad_value`` is float32, begins as
-    zeros, and is added to in any order: only there do the programs meet.
+    ``grad_reference`` is (B, Q, M, L, 2 or 4), that is, before the sum over heads.
     """
     L: tl.constexpr = len(points)
     R: tl.constexpr = 4 if BOX else 2
     WHOLE: tl.constexpr = D == PARTS * WIDTH
-    QUERIES: tl.constexpr = grad_locations is not None or grad_weights is not None or grad_reference is not None
     image, head, query, exists = _tile(num_queries, M, TILE)
     channel = _channels(PARTS, WIDTH)
     row = query * M + head
@@ -230,8 +228,6 @@ def _backward(
     weights += image * num_queries * (M * K)
     if padding is not None:
         padding += image * num_tokens
-    if grad_value is not None:
-        grad_value += image * num_tokens * (M * D) + head * D
     if grad_locations is not None:
         grad_locations += image * num_queries * (M * K * 2)
     if grad_weights is not None:
@@ -271,18 +267,12 @@ def _backward(
                     there, near_x, near_y = _corner(right, below, left, top, across, down, height, width)
                     if padding is not None:
                         there &= tl.load(padding + token + below * width + right, mask=there, other=1) == 0
-                    if QUERIES:
-                        mask = _with_channels(there, channel, D, WHOLE)
-                        sample = tl.load(pixel + (below * width + right) * stride_s, mask=mask, other=0.0)
-                        dot = tl.sum(tl.sum(grad * sample.to(tl.float32), axis=0), axis=1)
-                        along_x += dot * near_y if right else -dot * near_y
-                        along_y += dot * near_x if below else -dot * near_x
-                        along_weight += dot * near_y * near_x
-                    if grad_value is not None:
-                        mask = _with_channels(there & exists, channel, D, WHOLE)
-                        place = (token * (M * D))[None, :, None] + channel + (below * width + right) * (M * D)
-                        share = grad * (weight * near_y * near_x)[None, :, None]
-                        tl.atomic_add(grad_value + place, share, mask=mask, sem="relaxed")
+                    mask = _with_channels(there, channel, D, WHOLE)
+                    sample = tl.load(pixel + (below * width + right) * stride_s, mask=mask, other=0.0)
+                    dot = tl.sum(tl.sum(grad * sample.to(tl.float32), axis=0), axis=1)
+                    along_x += dot * near_y if right else -dot * near_y
+                    along_y += dot * near_x if below else -dot * near_x
+                    along_weight += dot * near_y * near_x
             inside = (left > -2) & (top > -2)
             along_x = tl.where(inside, along_x * weight, 0.0)
             along_y = tl.where(inside, along_y * weight, 0.0)
@@ -306,8 +296,6 @@ def _backward(
         value += height * width * stride_s
         if padding is not None:
             padding += height * width
-        if grad_value is not None:
-            grad_value += height * width * (M * D)
 
     if reference is not None and grad_weights is not None:  # from weights to logits: the derivative of softmax
         tl.debug_barrier()  # other lanes read what was just written
@@ -318,6 +306,60 @@ def _backward(
         sampled = tl.load(grad_weights + place, mask=mask, other=0.0)
         mean = tl.sum(weight * sampled, axis=1)
         tl.store(grad_weights + place, weight * (sampled - mean[:, None]), mask=mask)
+
+
+@triton.jit(do_not_specialize=["num_queries", "num_tokens"])
+def _add(
+    grad_out, locations, weights, reference, padding, grad_value, num_queries, num_tokens, sizes,
+    points: tl.constexpr, K: tl.constexpr, M: tl.constexpr, D: tl.constexpr, BOX: tl.constexpr,
+    TILE: tl.constexpr, PARTS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Gradient of ``value``, sample by sample: added to memory that begins as zeros, in whatever order they come."""
+    L: tl.constexpr = len(points)
+    R: tl.constexpr = 4 if BOX else 2
+    WHOLE: tl.constexpr = D == PARTS * WIDTH
+    image, head, query, exists = _tile(num_queries, M, TILE)
+    channel = _channels(PARTS, WIDTH)
+    row = query * M + head
+    image = image.to(tl.int64)
+    grad_out += image * num_queries * (M * D)
+    locations += image * num_queries * (M * K * 2)
+    weights += image * num_queries * (M * K)
+    grad_value += image * num_tokens * (M * D) + head * D
+    if padding is not None:
+        padding += image * num_tokens
+    if reference is not None:
+        reference += image * num_queries * (L * R)
+        largest, inverse = _softmax(weights, row * K, K)
+
+    mask = _with_channels(exists, channel, D, WHOLE)
+    grad = tl.load(grad_out + (row * D)[None, :, None] + channel, mask=mask, other=0.0)
+    k = row * K
+    for level in tl.static_range(L):
+        height, width = _size(sizes, level)
+        here = reference + (query * L + level) * R if reference is not None else None
+        base_x, base_y, scale_x, scale_y = _placement(here, sizes, level, points[level], BOX)
+        for _ in tl.range(points[level]):
+            weight = tl.load(weights + k)
+            if reference is not None:
+                weight = tl.exp(weight - largest) * inverse
+            left, across = _cell(base_x + tl.load(locations + 2 * k) * scale_x, sizes[2 * level + 1])
+            top, down = _cell(base_y + tl.load(locations + 2 * k + 1) * scale_y, sizes[2 * level])
+            token = top * width + left
+            pixel = grad_value + channel + (token * (M * D))[None, :, None]
+            for below in tl.static_range(2):
+                for right in tl.static_range(2):
+                    there, near_x, near_y = _corner(right, below, left, top, across, down, height, width)
+                    there &= exists
+                    if padding is not None:
+                        there &= tl.load(padding + token + below * width + right, mask=there, other=1) == 0
+                    mask = _with_channels(there, channel, D, WHOLE)
+                    share = grad * (weight * near_y * near_x)[None, :, None]
+                    tl.atomic_add(pixel + (below * width + right) * (M * D), share, mask=mask, sem="relaxed")
+            k += 1
+        grad_value += height * width * (M * D)
+        if padding is not None:
+            padding += height * width
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -530,6 +572,10 @@ def _bytes(padding: Tensor | None) -> Tensor | None:
     return None if padding is None else padding.contiguous().view(torch.uint8)
 
 
+def _is_box(reference: Tensor | None) -> bool:
+    return reference is not None and reference.shape[3] == 4
+
+
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
@@ -572,7 +618,7 @@ def forward(
             K=samples,
             M=heads,
             D=channels,
-            BOX=reference is not None and reference.shape[3] == 4,
+            BOX=_is_box(reference),
             **tile,
             num_warps=1,
         )
@@ -602,35 +648,32 @@ def backward(
 
     grad_out, locations, weights = grad_out.contiguous(), locations.contiguous(), weights.contiguous()
     reference, padding = _contiguous(reference), _bytes(padding)
-    box = reference is not None and reference.shape[3] == 4
-    owners = of_value and (torch.are_deterministic_algorithms_enabled() or owners_pay(tokens, queries, samples))
-    grad_value = grad_locations = grad_weights = grad_reference = nothing
     with torch.cuda.device_of(value):
-        if owners:
-            grad_value = _by_owners(grad_out, value, shapes, points, locations, weights, reference, padding)
-        if of_locations or of_weights or of_reference or not owners:
-            if of_value and not owners:
-                grad_value = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
-            if of_locations:
-                grad_locations = torch.empty_like(locations)
-            if of_weights:
-                grad_weights = torch.empty_like(weights)
-            if of_reference and reference is not None:
-                grad_reference = reference.new_empty(batch, queries, heads, *reference.shape[2:])
-            rows = _rows(value)
+        if of_value:
+            owners = torch.are_deterministic_algorithms_enabled() or owners_pay(tokens, queries, samples)
+            by = _by_owners if owners else _by_additions
+            grad_value = by(grad_out, value, shapes, points, locations, weights, reference, padding)
+        else:
+            grad_value = nothing
+        grad_locations = torch.empty_like(locations) if of_locations else None
+        grad_weights = torch.empty_like(weights) if of_weights else None
+        grad_reference = None
+        if of_reference and reference is not None:
+            grad_reference = reference.new_empty(batch, queries, heads, *reference.shape[2:])
+        if of_locations or of_weights or of_reference:
+            value = _rows(value)
             tile = tiling(channels, value.element_size())
             _backward[(triton.cdiv(queries, tile["TILE"]) * batch * heads,)](
                 grad_out,
-                rows,
+                value,
                 locations,
                 weights,
                 reference,
                 padding,
-                grad_value if of_value and not owners else None,
-                grad_locations if of_locations else None,
-                grad_weights if of_weights else None,
-                grad_reference if of_reference else None,
-                *rows.stride()[:3],
+                grad_locations,
+                grad_weights,
+                grad_reference,
+                *value.stride()[:3],
                 queries,
                 tokens,
                 _sizes(shapes),
@@ -638,13 +681,52 @@ def backward(
                 K=samples,
                 M=heads,
                 D=channels,
-                BOX=box,
+                BOX=_is_box(reference),
                 **tile,
                 num_warps=1,
             )
-    if of_reference:
-        grad_reference = grad_reference.sum(dim=2)
-    return grad_value.to(value.dtype), grad_locations, grad_weights, grad_reference
+    return (
+        grad_value,
+        nothing if grad_locations is None else grad_locations,
+        nothing if grad_weights is None else grad_weights,
+        nothing if grad_reference is None else grad_reference.sum(dim=2),
+    )
+
+
+def _by_additions(
+    grad_out: Tensor,
+    value: Tensor,
+    shapes: tuple[int, ...],
+    points: tuple[int, ...],
+    locations: Tensor,
+    weights: Tensor,
+    reference: Tensor | None,
+    padding: Tensor | None,
+) -> Tensor:
+    """Gradient of ``value`` in its type, where there are few samples."""
+    batch, queries, heads, samples = weights.shape
+    channels = value.shape[3]
+    grad_value = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
+    tile = tiling(channels, grad_value.element_size())
+    _add[(triton.cdiv(queries, tile["TILE"]) * batch * heads,)](
+        grad_out.float(),  # lanes would have to exchange the channels of half precision before each addition
+        locations,
+        weights,
+        reference,
+        padding,
+        grad_value,
+        queries,
+        value.shape[1],
+        _sizes(shapes),
+        points=points,
+        K=samples,
+        M=heads,
+        D=channels,
+        BOX=_is_box(reference),
+        **tile,
+        num_warps=1,
+    )
+    return grad_value.to(value.dtype)
 
 
 def _by_owners(
@@ -682,7 +764,7 @@ def _by_owners(
         points=points,
         K=samples,
         M=heads,
-        BOX=reference is not None and reference.shape[3] == 4,
+        BOX=_is_box(reference),
         TILE=rows,
         num_warps=2,
     )
