@@ -103,7 +103,8 @@ def recorded(target: str) -> Iterator[list[Launch]]:
             return lambda *arguments, **options: found.append(Launch(self.kernel, arguments, options))
 
     kernels = {f"_{name}": Recorder(getattr(triton_gpu, f"_{name}")) for name in KERNELS}
-    with mock.patch.multiple(triton_gpu, LANES=TARGETS[target].warp_size, **kernels):
+    precision = "ieee" if TARGETS[target].backend == "hip" else "tf32x3"
+    with mock.patch.multiple(triton_gpu, LANES=TARGETS[target].warp_size, DOT_PRECISION=precision, **kernels):
         yield found
 
 

@@ -46,8 +46,8 @@ OWNERS_FROM = 4
 DOT_TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 """What tensor cores multiply. Sums are float32."""
 
-DOT_PRECISION = tl.constexpr("tf32x3")
-"""Three products of short numbers for one of float32, which is then as precise."""
+DOT_PRECISION = "ieee" if torch.version.hip else "tf32x3"
+"""How they multiply float32: as three products of shorter numbers, which together are as precise, or directly."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -400,7 +400,7 @@ def _bin(
 @triton.jit(do_not_specialize=["num_bins"])
 def _own(
     grad_out, order, placed, bounds, ends, owned, tiles, num_bins,
-    K: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, STEP: tl.constexpr, DOT_TYPE: tl.constexpr,
+    K: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, STEP: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What the samples of one bin, or of a piece of a long one, add to the pixels of its tile: (pieces, SIDE**2, D).
 
@@ -430,7 +430,7 @@ def _own(
             row = (sample.to(tl.int32) // K).to(tl.int64)
             mask = there[:, None] & (channel < D)
             grad = tl.load(grad_out + (row * D)[:, None] + channel, mask=mask, other=0.0)
-            total = tl.dot(share.to(DOT_TYPE), grad.to(DOT_TYPE), total, input_precision=DOT_PRECISION)
+            total = tl.dot(share.to(TYPE), grad.to(TYPE), total, input_precision=PRECISION)
         place = (piece.to(tl.int64) * (SIDE * SIDE) + tl.arange(0, SIDE * SIDE)) * D
         tl.store(tiles + place[:, None] + channel, total, mask=channel < D)
 
@@ -682,7 +682,7 @@ def _by_owners(
     parts = triton.cdiv(channels, width)
     _own[(pieces, parts)](
         grad_out, order, placed, bounds, ends, owned, tiles, bins, K=queries.weights.shape[3], D=channels, WIDTH=width,
-        STEP=64 if value.dtype == torch.float32 else 128, DOT_TYPE=DOT_TYPES[value.dtype], num_warps=4,
+        STEP=64 if value.dtype == torch.float32 else 128, TYPE=DOT_TYPES[value.dtype], PRECISION=DOT_PRECISION, num_warps=4,
     )  # fmt: skip
     grad_value = empty(*value.shape, dtype=value.dtype)
     _gather[(bins, parts)](
