@@ -3,7 +3,7 @@
 Axes: B images, S tokens of all levels, M heads, D channels per head, Q queries, L levels, P points of a level, K points
 of all levels. A *row* is the channels of one head of a token or a query.
 
-Whatever a query predicts for a sample becomes a position in pixels of the level in the same way, ``base + raw * scale``:
+Whatever a query predicts for a sample becomes a position in pixels of the level in one way, ``base + raw * scale``:
 
     ======================  =========================  ==========================
     raw                     base                       scale
@@ -48,6 +48,9 @@ DOT_TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float
 
 DOT_PRECISION = "ieee" if torch.version.hip else "tf32x3"
 """How they multiply float32: as three products of shorter numbers, which together are as precise, or directly."""
+
+# Triton is about to change the default. Without fused multiplications and additions half of the speed is gone.
+COMPILE: dict[str, Any] = {"enable_fp_fusion": True}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -507,7 +510,7 @@ class Queries(NamedTuple):
     def constants(self) -> dict[str, Any]:
         """A kernel is compiled for each of these, and for the type of ``value``; not for numbers and sizes."""
         size = 0 if self.reference is None else self.reference.shape[3]
-        return {"points": self.points, "K": self.weights.shape[3], "M": self.weights.shape[2], "R": size}
+        return {"points": self.points, "K": self.weights.shape[3], "M": self.weights.shape[2], "R": size, **COMPILE}
 
     def programs(self, tile: int) -> tuple[int]:
         batch, queries, heads, _ = self.weights.shape
@@ -594,10 +597,10 @@ def backward(
     needs: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``operator.ms_deform_attn_backward``."""
-    nothing = value.new_empty(0)
-    wanted = [needed and tensor is not None for tensor, needed in zip((value, locations, weights, reference), needs)]
     if not grad_out.numel() or not weights.numel():
-        zeros = [torch.zeros_like(x) if want else nothing for x, want in zip((value, locations, weights, reference), wanted)]
+        inputs = (value, locations, weights, reference)
+        wanted = [x if need else None for x, need in zip(inputs, needs, strict=True)]
+        zeros = [value.new_empty(0) if x is None else torch.zeros_like(x) for x in wanted]
         return zeros[0], zeros[1], zeros[2], zeros[3]
 
     grad_value = grad_locations = grad_weights = grad_reference = None
@@ -624,11 +627,8 @@ def backward(
             )  # fmt: skip
     if grad_reference is not None:
         grad_reference = grad_reference.sum(dim=2)  # over heads
-    nothing = value.new_empty(0)
-    gradients = [
-        nothing if gradient is None else gradient
-        for gradient in (grad_value, grad_locations, grad_weights, grad_reference)
-    ]
+    found = (grad_value, grad_locations, grad_weights, grad_reference)
+    gradients = [value.new_empty(0) if gradient is None else gradient for gradient in found]
     return gradients[0], gradients[1], gradients[2], gradients[3]
 
 
@@ -682,10 +682,10 @@ def _by_owners(
     parts = triton.cdiv(channels, width)
     _own[(pieces, parts)](
         grad_out, order, placed, bounds, ends, owned, tiles, bins, K=queries.weights.shape[3], D=channels, WIDTH=width,
-        STEP=64 if value.dtype == torch.float32 else 128, TYPE=DOT_TYPES[value.dtype], PRECISION=DOT_PRECISION, num_warps=4,
+        STEP=64 if value.dtype == torch.float32 else 128, TYPE=DOT_TYPES[value.dtype], PRECISION=DOT_PRECISION, num_warps=4, **COMPILE,
     )  # fmt: skip
     grad_value = empty(*value.shape, dtype=value.dtype)
     _gather[(bins, parts)](
-        tiles, ends, padding, grad_value, tokens, sizes, L=len(queries.points), M=heads, D=channels, WIDTH=width
+        tiles, ends, padding, grad_value, tokens, sizes, L=len(queries.points), M=heads, D=channels, WIDTH=width, **COMPILE
     )
     return grad_value
