@@ -33,6 +33,7 @@ TARGETS = {
 }
 KERNELS = ("forward", "backward", "add", "bin", "own", "gather")
 FORMS = ("plain", "point", "box")
+DTYPES = ("float32", "bfloat16", "float16")
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -50,7 +51,7 @@ class Report(NamedTuple):
     instructions: int
     """Machine instructions of the whole program, each counted once."""
     per_point: float | None
-    """Machine instructions that a warp executes for one sampling point of one query, in kernels that own queries."""
+    """Machine instructions that a warp executes for one sampling point of one query; where owners add, for one sample."""
     registers: int
     spills: int
     """Bytes of registers that did not fit."""
@@ -126,9 +127,11 @@ def report(launch: Launch, target: str, form: str, dtype: torch.dtype) -> Report
     opcodes, looped, resources = (_amd if target.startswith("gfx") else _nvidia)(binary)
     options = launch.options
     per_point = None
-    if name in ("forward", "backward", "add") and looped is not None:
-        executed = sum(opcodes.values()) + looped * (options["points"][0] - 1)  # the one loop is over points
+    if looped is not None and name in ("forward", "backward", "add"):  # all their loops are over the points of a level
+        executed = sum(opcodes.values()) + looped * (options["points"][0] - 1)
         per_point = round(executed * options["num_warps"] / (options["TILE"] * options["K"]), 2)
+    elif looped is not None and name == "own":
+        per_point = round(looped * options["num_warps"] / options["STEP"], 2)
     return Report(
         kernel=name,
         form=form,
@@ -194,7 +197,7 @@ def _run(tool: str, *arguments: str) -> str:
 def _amd(binary: Any) -> tuple[collections.Counter, None, dict[str, int]]:
     """Counted in the assembler code of LLVM."""
     code = binary.asm["amdgcn"]
-    opcodes = collections.Counter(re.findall(r"^\t([vs]_\w+|(?:global|flat|buffer|ds|scratch)_\w+)", code, re.MULTILINE))
+    opcodes = collections.Counter(re.findall(r"^\t((?:v|s|global|flat|buffer|ds|scratch)_\w+)", code, re.MULTILINE))
     number = {name: int(re.search(rf"\.{name}:\s*(\d+)", code).group(1)) for name in ("vgpr_count", "vgpr_spill_count")}
     scratch = int(re.search(r"\.private_segment_fixed_size:\s*(\d+)", code).group(1))
     widths = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4}
@@ -218,7 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--form", nargs="+", choices=FORMS, default=["plain", "box"])
-    parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16", "float16"], default=["float32", "bfloat16"])
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=DTYPES[:2])
     chosen = parser.parse_args()
     for target in chosen.target:
         for form in chosen.form:

@@ -261,7 +261,7 @@ def test_edges_fade_to_zero_within_one_pixel(run) -> None:
 @pytest.mark.parametrize("form", ["plain", "box"])
 def test_far_away_is_exactly_nothing(run, form) -> None:
     """Values lie amid NaN: what strays is seen."""
-    case = draw(form, queries=17)
+    case = draw(form, batch=1, heads=1, queries=16)
     memory = torch.full((case.value.numel() + 2000,), math.nan)
     value = memory[1000:-1000].view(case.value.shape).copy_(case.value)
     locations = case.locations.clone()
@@ -277,7 +277,7 @@ def test_far_away_is_exactly_nothing(run, form) -> None:
 
 
 def test_nan_goes_where_it_belongs(run) -> None:
-    case = draw(queries=9)
+    case = draw(queries=9, heads=1)
     for name in ("value", "weights"):
         poisoned = getattr(case, name).clone()
         poisoned[0, ::7] = math.nan
