@@ -51,7 +51,7 @@ class Report(NamedTuple):
     instructions: int
     """Machine instructions of the whole program, each counted once."""
     per_point: float | None
-    """Machine instructions that a warp executes for one sampling point of one query; where owners add, for one sample."""
+    """Machine instructions that a warp executes for one sampling point of one query, or for one sample it owns."""
     registers: int
     spills: int
     """Bytes of registers that did not fit."""
@@ -73,18 +73,19 @@ def launches(
     channels: int = 32,
     points: tuple[int, ...] = (4, 4, 4, 4),
     padding: bool = False,
-    needs_queries: bool = True,
+    queries: int = 64,
+    size: tuple[int, int] = (5, 7),
 ) -> list[Launch]:
     """Everything that a forward and a backward pass would launch, for 8 heads."""
-    queries, heads, levels = 64, 8, len(points)
-    shapes = (5, 7) * levels
-    tokens = 35 * levels
+    heads, levels = 8, len(points)
+    shapes = size * levels
+    tokens = size[0] * size[1] * levels
     value = torch.zeros(2, tokens, heads, channels, dtype=dtype)
     locations = torch.zeros(2, queries, heads, sum(points), 2)
     reference = None if form == "plain" else torch.zeros(2, queries, levels, 4 if form == "box" else 2)
     inputs = (value, shapes, points, locations, locations[..., 0].contiguous(), reference)
     masked = torch.zeros(2, tokens, dtype=torch.bool) if padding else None
-    needs = (True, needs_queries, needs_queries, needs_queries and reference is not None)
+    needs = (True, True, True, reference is not None)
     with recorded(target) as found, mock.patch.object(triton_gpu, "OWNERS_FROM", 0 if owners else 1 << 30):
         out = triton_gpu.forward(*inputs, masked)
         triton_gpu.backward(torch.zeros_like(out), *inputs, masked, needs)
@@ -109,16 +110,26 @@ def recorded(target: str) -> Iterator[list[Launch]]:
         yield found
 
 
-def compiled(launch: Launch, target: str) -> Any:
+def compiled(launch: Launch, target: str = "sm_90") -> Any:
     """The kernel as Triton would compile it when it is first launched like this."""
+    options, source = _source(launch, target)
+    return triton.compile(source, target=TARGETS[target], options=options.__dict__)
+
+
+def specialization(launch: Launch, target: str = "sm_90") -> str:
+    """What Triton compiles a kernel for: if it is the same, so is the kernel."""
+    options, source = _source(launch, target)
+    return f"{source.hash()} {options}"
+
+
+def _source(launch: Launch, target: str) -> tuple[Any, ASTSource]:
     backend = make_backend(TARGETS[target])
     kernel = launch.kernel
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     options = {"debug": False, "instrumentation_mode": "", **launch.options}
-    bound, specialization, options = bind(*launch.arguments, **options)
-    options, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialization, options)
-    source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=TARGETS[target], options=options.__dict__)
+    bound, specialized, options = bind(*launch.arguments, **options)
+    options, signature, constants, attributes = kernel._pack_args(backend, options, bound, specialized, options)
+    return options, ASTSource(kernel, signature, constants, attributes)
 
 
 def report(launch: Launch, target: str, form: str, dtype: torch.dtype) -> Report:
@@ -181,13 +192,21 @@ def _nvidia(binary: Any) -> tuple[collections.Counter, int | None, dict[str, int
     registers, stack = (int(re.search(rf"{name}:(\d+)", usage).group(1)) for name in ("REG", "STACK"))
     local = sum(count for code, count in opcodes.items() if code.startswith(("LDL", "STL")))
     widths = {"128": 16, "64": 8, "U16": 2, "U8": 1}
-    return opcodes, looped, {
-        "registers": registers,
-        "spills": max(stack, 4 * local),
-        "load_bytes": _widest(opcodes, r"(?:LDG|LDGSTS)\.E(?:\.BYPASS)?(?:\.LTC128B)?(?:\.(128|64|U16|U8))?", widths),
-        "store_bytes": _widest(opcodes, r"STG\.E(?:\.(128|64|U16|U8))?", widths),
-        "float_atomics": sum(c for code, c in opcodes.items() if re.match(r"(RED|ATOM).*(\.F32|\.F16|\.BF16)", code)),
-    }
+    return (
+        opcodes,
+        looped,
+        {
+            "registers": registers,
+            "spills": max(stack, 4 * local),
+            "load_bytes": _widest(
+                opcodes, r"(?:LDG|LDGSTS)\.E(?:\.BYPASS)?(?:\.LTC128B)?(?:\.(128|64|U16|U8))?", widths
+            ),
+            "store_bytes": _widest(opcodes, r"STG\.E(?:\.(128|64|U16|U8))?", widths),
+            "float_atomics": sum(
+                c for code, c in opcodes.items() if re.match(r"(RED|ATOM).*(\.F32|\.F16|\.BF16)", code)
+            ),
+        },
+    )
 
 
 def _run(tool: str, *arguments: str) -> str:
@@ -201,13 +220,17 @@ def _amd(binary: Any) -> tuple[collections.Counter, None, dict[str, int]]:
     number = {name: int(re.search(rf"\.{name}:\s*(\d+)", code).group(1)) for name in ("vgpr_count", "vgpr_spill_count")}
     scratch = int(re.search(r"\.private_segment_fixed_size:\s*(\d+)", code).group(1))
     widths = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4}
-    return opcodes, None, {
-        "registers": number["vgpr_count"],
-        "spills": max(scratch, 4 * number["vgpr_spill_count"]),
-        "load_bytes": _widest(opcodes, r"(?:global|buffer)_load_(\w+)", widths),
-        "store_bytes": _widest(opcodes, r"(?:global|buffer)_store_(\w+)", widths),
-        "float_atomics": sum(c for code, c in opcodes.items() if re.match(r"\w+_atomic_\w*(f32|f16|bf16)", code)),
-    }
+    return (
+        opcodes,
+        None,
+        {
+            "registers": number["vgpr_count"],
+            "spills": max(scratch, 4 * number["vgpr_spill_count"]),
+            "load_bytes": _widest(opcodes, r"(?:global|buffer)_load_(\w+)", widths),
+            "store_bytes": _widest(opcodes, r"(?:global|buffer)_store_(\w+)", widths),
+            "float_atomics": sum(c for code, c in opcodes.items() if re.match(r"\w+_atomic_\w*(f32|f16|bf16)", code)),
+        },
+    )
 
 
 def reports(form: str, dtype: torch.dtype, target: str) -> Iterator[Report]:

@@ -64,3 +64,11 @@ def test_nothing_spills_and_rows_are_read_sixteen_bytes_at_a_time(compiled, kern
 def test_the_report_sees_narrow_accesses(compiled) -> None:
     launch = compiled.launches(channels=3, points=(1,))[0]
     assert compiled.report(launch, "sm_90", "plain", torch.float32).load_bytes == 4
+
+
+@pytest.mark.parametrize("owners", [False, True], ids=["additions", "owners"])
+def test_other_numbers_and_sizes_compile_nothing_anew(compiled, owners) -> None:
+    expected = [compiled.specialization(launch) for launch in compiled.launches("box", owners=owners, padding=True)]
+    for queries, size in ((1, (5, 7)), (16, (1, 1)), (300, (16, 32)), (17, (8, 1))):
+        launches = compiled.launches("box", owners=owners, padding=True, queries=queries, size=size)
+        assert [compiled.specialization(launch) for launch in launches] == expected

@@ -15,9 +15,10 @@ Whatever a query predicts for a sample becomes a position in pixels of the level
 
 and likewise for y. Positions and sums are float32, whatever the type of ``value``.
 """
-# Triton gives types to what it compiles, and launches a kernel through an index that its stubs do not know:
-# mypy: allow-untyped-defs, allow-untyped-decorators, disable-error-code="index, type-arg"
+# Triton gives types to what it compiles, and none to mypy:
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, disable-error-code="import-untyped"
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -38,7 +39,7 @@ SIDE = tl.constexpr(8)
 """Side of a tile in pixels."""
 
 PIECE = tl.constexpr(1024)
-"""Samples that one program adds up. Longer bins are shared by several, or one full bin would keep all others waiting."""
+"""Samples that one program adds up. Longer bins are shared by several: one full bin must not keep others waiting."""
 
 OWNERS_FROM = 4
 """Samples per row of ``value`` from which sorting them costs less than adding them to memory one by one."""
@@ -62,8 +63,8 @@ def _tile(num_queries, M: tl.constexpr, TILE: tl.constexpr):
     """What this program owns: some queries of one head of one image.
 
     Returns:
-        Image, head, and of each query (of which those beyond the last repeat it): number in the image, number of the row
-        in the batch, and whether it exists. Numbers that become addresses in the batch have 64 bits.
+        Image, head, and of each query its number and that of its row in the batch, and whether it exists: those beyond
+        the last repeat it. Numbers that become addresses in the batch have 64 bits.
     """
     tiles = tl.cdiv(num_queries, TILE)
     image = (tl.program_id(0) // tiles // M).to(tl.int64)
@@ -76,7 +77,7 @@ def _tile(num_queries, M: tl.constexpr, TILE: tl.constexpr):
 
 @triton.jit
 def _channels(PARTS: tl.constexpr, WIDTH: tl.constexpr):
-    """(PARTS, 1, WIDTH): few lanes share a row, so few repeat the arithmetic of its positions; each holds some of all parts."""
+    """(PARTS, 1, WIDTH): few lanes share a row and repeat its arithmetic of positions; each holds some of all parts."""
     return tl.arange(0, PARTS)[:, None, None] * WIDTH + tl.arange(0, WIDTH)[None, None, :]
 
 
@@ -375,7 +376,6 @@ def _bin(
     before = (image * M + head).to(tl.int32) * _bins_of_head(sizes, len(points))
     first = 0
     for level in tl.static_range(len(points)):
-        height, width = _size(sizes, level)
         lines, columns = _bins(sizes, level)
         if points[level]:
             point = tl.arange(0, triton.next_power_of_2(points[level]))[None, :]
@@ -403,12 +403,13 @@ def _bin(
 @triton.jit(do_not_specialize=["num_bins"])
 def _own(
     grad_out, order, placed, bounds, ends, owned, tiles, num_bins,
-    K: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, STEP: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, STEP: tl.constexpr,
+    TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What the samples of one bin, or of a piece of a long one, add to the pixels of its tile: (pieces, SIDE**2, D).
 
     That is a product of matrices: (pixels, samples) of weights times (samples, channels) of ``grad_out``. The weights
-    are hats: 1 where the sample lies on the pixel, 0 where it is a pixel away.
+    are hats: 1 where the sample lies on the pixel, 0 where it is a pixel away. What is not finite spreads over the tile.
     """
     piece = tl.program_id(0)
     bin = tl.load(owned + piece)
@@ -609,10 +610,9 @@ def backward(
     tile = tiling(value.shape[3], value.element_size())
     with torch.cuda.device_of(value):
         if needs[0]:
-            owners = torch.are_deterministic_algorithms_enabled() or owners_pay(
-                value.shape[1], weights.shape[1], weights.shape[3]
-            )
-            grad_value = (_by_owners if owners else _by_additions)(grad_out, value, sizes, queries, padding)
+            pay = owners_pay(value.shape[1], weights.shape[1], weights.shape[3])
+            by = _by_owners if pay or torch.are_deterministic_algorithms_enabled() else _by_additions
+            grad_value = by(grad_out, value, sizes, queries, padding)
         if needs[1]:
             grad_locations = torch.empty_like(queries.locations)
         if needs[2]:
@@ -654,9 +654,8 @@ def _by_owners(
     samples = queries.weights.numel()
     assert samples < 2**31, f"{samples} samples are more than 32 bits can count"
     cells = CELLS.value
-    bins = batch * heads * sum(
-        (int(h) + cells) // cells * ((int(w) + cells) // cells) for h, w in zip(sizes[::2], sizes[1::2], strict=True)
-    )
+    lines = [(int(size) + cells) // cells for size in sizes]  # of bins, and columns, of each level
+    bins = batch * heads * sum(map(math.prod, zip(lines[::2], lines[1::2], strict=True)))
 
     def empty(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(size, dtype=dtype, device=value.device)
@@ -680,12 +679,14 @@ def _by_owners(
     tiles = empty(pieces, SIDE.value**2, channels)
     width = max(16, min(64, triton.next_power_of_2(channels)))  # tensor cores want 16 at least
     parts = triton.cdiv(channels, width)
+    launch = {"D": channels, "WIDTH": width, "num_warps": 4, **COMPILE}
+    step, dot_type = 64 if value.dtype == torch.float32 else 128, DOT_TYPES[value.dtype]
     _own[(pieces, parts)](
-        grad_out, order, placed, bounds, ends, owned, tiles, bins, K=queries.weights.shape[3], D=channels, WIDTH=width,
-        STEP=64 if value.dtype == torch.float32 else 128, TYPE=DOT_TYPES[value.dtype], PRECISION=DOT_PRECISION, num_warps=4, **COMPILE,
+        grad_out, order, placed, bounds, ends, owned, tiles, bins,
+        K=queries.weights.shape[3], STEP=step, TYPE=dot_type, PRECISION=DOT_PRECISION, **launch,
     )  # fmt: skip
     grad_value = empty(*value.shape, dtype=value.dtype)
     _gather[(bins, parts)](
-        tiles, ends, padding, grad_value, tokens, sizes, L=len(queries.points), M=heads, D=channels, WIDTH=width, **COMPILE
-    )
+        tiles, ends, padding, grad_value, tokens, sizes, L=len(queries.points), M=heads, **launch
+    )  # fmt: skip
     return grad_value
