@@ -1,0 +1,477 @@
+"""The GPU kernels against the definition: in Triton's interpreter on the CPU, and on a GPU where there is one."""
+
+import importlib.util
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import grad
+
+from detrs.ops.ms_deform_attn import reference
+
+triton = pytest.importorskip("triton")
+
+from detrs.ops.ms_deform_attn import triton_gpu  # noqa: E402
+
+# What the interpreter computes for samples beyond all bounds surprises numpy, which does the work.
+pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
+
+FORWARD = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+BACKWARD = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+FORMS = ("plain", "point", "box")
+NAMES = ("value", "locations", "weights", "reference")
+ALL = (True, True, True, True)
+
+
+class Case(NamedTuple):
+    """Arguments of ``forward``."""
+
+    value: Tensor
+    shapes: tuple[int, ...]
+    points: tuple[int, ...]
+    locations: Tensor
+    weights: Tensor
+    reference: Tensor | None
+    padding: Tensor | None
+
+    def to(self, device: str) -> "Case":
+        return Case(*(x.to(device) if isinstance(x, Tensor) else x for x in self))
+
+    @property
+    def levels(self) -> tuple[tuple[int, int], ...]:
+        return tuple(zip(self.shapes[::2], self.shapes[1::2], strict=True))
+
+
+def draw(
+    form: str = "plain",
+    dtype: torch.dtype = torch.float32,
+    batch: int = 2,
+    queries: int = 7,
+    heads: int = 2,
+    channels: int = 8,
+    points: tuple[int, ...] = (2, 1),
+    shapes: tuple[int, ...] = (5, 7, 3, 2),
+    padded: bool = False,
+    seed: int = 0,
+) -> Case:
+    """Samples from two pixels before each level to two behind it, at least 0.1 pixels away from every kink."""
+    random = torch.Generator().manual_seed(seed)
+    sizes = torch.tensor(shapes).view(-1, 2).flip(1).double()  # (L, 2): width and height
+    tokens = int(sizes.prod(1).sum())
+    level = [i for i, count in enumerate(points) for _ in range(count)]
+    samples = (batch, queries, heads, len(level), 2)
+    cell = torch.floor(torch.rand(samples, generator=random).double() * (sizes[level] + 3)) - 2
+    positions = cell + 0.1 + 0.8 * torch.rand(samples, generator=random)  # in pixels
+    center = None
+    if form == "plain":
+        locations = (positions + 0.5) / sizes[level]
+    else:
+        center = torch.rand(batch, queries, len(points), 4 if form == "box" else 2, generator=random).mul(0.8).add(0.1)
+        near = center.double()[:, :, None, level]
+        unit = near[..., 2:] * sizes[level] * (0.5 / torch.tensor(points)[level, None]) if form == "box" else 1
+        locations = (positions + 0.5 - near[..., :2] * sizes[level]) / unit
+    return Case(
+        torch.randn(batch, tokens, heads, channels, generator=random).to(dtype),
+        shapes,
+        points,
+        locations.float(),
+        torch.randn(samples[:-1], generator=random),
+        center,
+        torch.rand(batch, tokens, generator=random) < 0.3 if padded else None,
+    )
+
+
+def truth(case: Case, upstream: Tensor) -> list[Tensor]:
+    """Output and gradients in float64, by definition."""
+    tensors = [x.double().requires_grad_() for x in (case.value, case.locations, case.weights)]
+    value, locations, weights = tensors
+    if case.padding is not None:
+        value = value.masked_fill(case.padding[..., None, None], 0)
+    if case.reference is not None:
+        tensors.append(case.reference.double().requires_grad_())
+        locations = reference.locate(locations, tensors[3], case.levels, case.points)
+        weights = weights.softmax(-1)
+    out = reference.ms_deform_attn(value, case.levels, case.points, locations, weights)
+    return [out, *grad(out, tensors, upstream.double())]
+
+
+def error(ours: Tensor, expected: Tensor) -> float:
+    """Largest deviation, relative to the largest value (or to 1)."""
+    return ((ours.cpu().double() - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
+
+
+def upstream_of(case: Case) -> Tensor:
+    batch, queries, heads, _ = case.weights.shape
+    random = torch.Generator().manual_seed(1)
+    return torch.randn(batch, queries, heads * case.value.shape[3], generator=random).to(case.value.dtype)
+
+
+class Runner:
+    """Runs the kernels of a module on a device, and what they must not rely on is NaN."""
+
+    def __init__(self, module: ModuleType, device: str) -> None:
+        self.module = module
+        self.device = device
+
+    def __call__(self, case: Case, upstream: Tensor | None = None, needs: tuple = ALL, owners: bool = False) -> list:
+        """Output and gradients, with a given way to that of value."""
+        case, upstream = case.to(self.device), (upstream_of(case) if upstream is None else upstream).to(self.device)
+        needs = (*needs[:3], needs[3] and case.reference is not None)
+        out = self.module.forward(*case)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self.module, "owners_pay", lambda *sizes: owners)
+            patch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)  # is on, to fill with NaN
+            return [out, *self.module.backward(upstream, *case, needs)]
+
+
+@pytest.fixture(autouse=True)
+def poisoned() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)  # fills what torch.empty returns
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def load() -> Iterator[Callable[[], ModuleType]]:
+    """Loads the kernels once more, for the interpreter."""
+    import triton.experimental.gluon  # must not see what follows
+    import triton.language.standard
+    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.jit import JITFunction
+
+    def load() -> ModuleType:
+        spec = importlib.util.spec_from_file_location("interpreted", triton_gpu.__file__)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        # It would multiply bfloat16 as integers.
+        module.DOT_TYPES = dict.fromkeys(module.DOT_TYPES, triton.language.float32)
+        return module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        for library in (triton.language, triton.language.standard):  # what was compiled when triton was imported
+            for name, function in list(vars(library).items()):
+                if isinstance(function, JITFunction):
+                    patch.setattr(library, name, InterpretedFunction(function.fn))
+        yield load
+
+
+GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")])
+
+
+@pytest.fixture(scope="module", params=["interpreter", GPU])
+def run(request) -> Runner:
+    if request.param == "cuda":
+        return Runner(triton_gpu, "cuda")
+    return Runner(request.getfixturevalue("load")(), "cpu")
+
+
+# What they compute
+
+
+@pytest.mark.parametrize("owners", [False, True], ids=["additions", "owners"])
+@pytest.mark.parametrize("form", FORMS)
+def test_equals_float64_reference(run, form, owners) -> None:
+    """Points per level differ, one level has a single pixel, one a single row, tokens are padded."""
+    case = draw(form, queries=13, channels=5, points=(3, 1, 2), shapes=(5, 9, 1, 1, 1, 3), padded=form != "plain")
+    upstream = upstream_of(case)
+    expected = truth(case, upstream)
+    found = run(case, upstream, owners=owners)
+    assert error(found[0], expected[0]) < FORWARD[torch.float32]
+    for name, ours, theirs in zip(NAMES, found[1:], expected[1:], strict=False):
+        assert ours.dtype == torch.float32 and ours.shape == theirs.shape
+        assert error(ours, theirs) < BACKWARD[torch.float32], name
+
+
+@pytest.mark.parametrize("owners", [False, True], ids=["additions", "owners"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_concerns_the_values_only(run, dtype, owners) -> None:
+    case = draw("box", dtype, queries=5, channels=32)
+    upstream = upstream_of(case)
+    found, expected = run(case, upstream, owners=owners), truth(case, upstream)
+    assert found[0].dtype == found[1].dtype == dtype and found[2].dtype == torch.float32
+    assert error(found[0], expected[0]) < FORWARD[dtype]
+    for name, ours, theirs in zip(NAMES, found[1:], expected[1:], strict=True):
+        assert error(ours, theirs) < BACKWARD[dtype], name
+
+
+@pytest.mark.parametrize("channels", [1, 16, 71, 128])
+def test_any_number_of_channels(run, channels) -> None:
+    case = draw(channels=channels, queries=3, batch=1)
+    upstream = upstream_of(case)
+    expected = truth(case, upstream)
+    for owners in (False, True):
+        found = run(case, upstream, owners=owners, needs=(True, True, not owners, False))
+        assert error(found[0], expected[0]) < FORWARD[torch.float32]
+        assert error(found[1], expected[1]) < BACKWARD[torch.float32]
+        assert error(found[2], expected[2]) < BACKWARD[torch.float32]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_long_bins_and_many_tiles(run, seed, monkeypatch) -> None:
+    """More than one tile per level, so that they overlap, and more samples in a bin than one program adds up."""
+    monkeypatch.setattr(run.module, "PIECE", triton.language.constexpr(16))
+    case = draw(batch=1, heads=1, queries=83, channels=4, points=(1, 2), shapes=(9, 16, 2, 2), seed=seed)
+    upstream = upstream_of(case)
+    found = run(case, upstream, needs=(True, False, False, False), owners=True)
+    assert error(found[1], truth(case, upstream)[1]) < BACKWARD[torch.float32]
+
+
+def test_owners_give_the_same_bits_each_time(run) -> None:
+    case = draw("point", batch=1, queries=23, channels=4)
+    first, second = (run(case, owners=True) for _ in range(2))
+    assert all(torch.equal(ours, same) for ours, same in zip(first, second, strict=True))
+
+
+# Locations where a pixel begins or nothing is left
+
+
+def sample(run, x: float, y: float, size: tuple[int, int], value: Tensor, owners: bool = False) -> list[Tensor]:
+    """One sample at a position in pixels, its value and its gradients."""
+    h, w = size
+    location = (torch.tensor([x, y]) + 0.5) / torch.tensor([w, h])
+    case = Case(value, size, (1,), location.view(1, 1, 1, 1, 2), torch.ones(1, 1, 1, 1), None, None)
+    return [x.cpu() for x in run(case, torch.ones(1, 1, 4), owners=owners)]
+
+
+@pytest.mark.parametrize("owners", [False, True], ids=["additions", "owners"])
+def test_at_the_centre_of_a_pixel_lies_its_value_and_the_slope_to_the_next(run, owners) -> None:
+    value = torch.tensor([[0.0, 1, 4, 9], [16, 25, 36, 49]]).reshape(1, 8, 1, 1).expand(1, 8, 1, 4)
+    out, grad_value, grad_locations, grad_weights, _ = sample(run, 1, 0, (2, 4), value, owners)
+    assert out.flatten().tolist() == [1, 1, 1, 1]
+    assert grad_value[0, :, 0, 0].tolist() == [0, 1, 0, 0, 0, 0, 0, 0]
+    assert grad_locations.flatten().tolist() == [4 * 4 * (4 - 1), 4 * 2 * (25 - 1)]
+    assert grad_weights.item() == 4
+
+
+def test_edges_fade_to_zero_within_one_pixel(run) -> None:
+    value = torch.ones(1, 6, 1, 4)
+    assert sample(run, -0.5, 1, (2, 3), value)[0].flatten().tolist() == [0.5] * 4
+    assert sample(run, 2.5, -0.5, (2, 3), value)[0].flatten().tolist() == [0.25] * 4
+    for x, y in ((-1, 0), (3, 0), (0, -1), (0, 2)):
+        assert not any(found.any() for found in sample(run, x, y, (2, 3), value))
+
+
+@pytest.mark.parametrize("form", ["plain", "box"])
+def test_far_away_is_exactly_nothing(run, form) -> None:
+    """Values lie amid NaN: what strays is seen."""
+    case = draw(form, batch=1, heads=1, queries=16)
+    memory = torch.full((case.value.numel() + 2000,), math.nan)
+    value = memory[1000:-1000].view(case.value.shape).copy_(case.value)
+    locations = case.locations.clone()
+    far = torch.tensor([-1e6, 1e6, -1e30, 1e30, math.inf, -math.inf, math.nan])
+    locations[:, :7, ..., 0] = far[:, None, None]
+    locations[:, 7:14, ..., 1] = far[:, None, None]
+    case = case._replace(value=value, locations=locations)
+    for owners in (False, True):
+        found = run(case, owners=owners)
+        assert all(x.isfinite().all() for x in found)
+        assert not found[0][:, :14].any() and found[0][:, 14:].any()
+        assert all(not x[:, :14].any() for x in found[2:] if x.numel())
+
+
+def test_nan_goes_where_it_belongs(run) -> None:
+    case = draw(queries=9, heads=1)
+    for name in ("value", "weights"):
+        poisoned = getattr(case, name).clone()
+        poisoned[0, ::7] = math.nan
+        changed = case._replace(**{name: poisoned})
+        found = run(changed)[0].cpu()
+        expected = reference.ms_deform_attn(changed.value, case.levels, case.points, *changed[3:5])
+        assert found.isnan().any() and torch.equal(found.isnan(), expected.isnan())
+    padded = torch.zeros(case.value.shape[:2], dtype=torch.bool)
+    padded[0, ::7] = True
+    value = case.value.masked_fill(padded[..., None, None], math.nan)  # a token that is padded is not read
+    assert all(x.isfinite().all() for x in run(case._replace(value=value, padding=padded)))
+
+
+# Memory, subsets, choices
+
+
+def test_any_layout_gives_the_same_bits(run) -> None:
+    def shuffled(x: Tensor) -> Tensor:
+        """The same numbers, in memory with the axes in reverse and a hole after each."""
+        order = list(range(x.ndim))[::-1]
+        return x.permute(order).repeat_interleave(2, dim=-1).contiguous()[..., ::2].permute(order)
+
+    case = draw("box", batch=1, queries=5, channels=4, padded=True)
+    upstream = upstream_of(case)
+    head_major = case._replace(value=case.value.transpose(1, 2).contiguous().transpose(1, 2))
+    anywhere = Case(*(shuffled(x) if isinstance(x, Tensor) else x for x in case))
+    expected = run(case, upstream, owners=True)
+    for layout in (head_major, anywhere):
+        assert not layout.value.is_contiguous()
+        for ours, same in zip(run(layout, shuffled(upstream), owners=True), expected, strict=True):
+            assert torch.equal(ours, same)
+
+
+def test_only_the_gradients_that_are_needed(run) -> None:
+    case = draw("point", batch=1, queries=3, heads=1, points=(1,), shapes=(2, 3))
+    expected = run(case)
+    for needs in itertools.product((False, True), repeat=4):
+        for ours, truth, needed in zip(run(case, needs=needs)[1:], expected[1:], needs, strict=True):
+            assert torch.equal(ours, truth) if needed else not ours.numel()
+
+
+@pytest.mark.parametrize("empty", ["batch", "queries", "heads", "channels", "points"])
+def test_nothing_to_do(run, empty) -> None:
+    case = draw("box", **{empty: (0, 0) if empty == "points" else 0})
+    found = run(case)
+    assert not any(x.any() for x in found)
+    assert [x.shape for x in found[1:]] == [x.shape for x in (case.value, case.locations, case.weights, case.reference)]
+
+
+def test_level_without_points(run) -> None:
+    case = draw("box", points=(0, 2), queries=3)
+    upstream = upstream_of(case)
+    for owners in (False, True):
+        for ours, theirs in zip(run(case, upstream, owners=owners), truth(case, upstream), strict=True):
+            assert error(ours, theirs.nan_to_num()) < BACKWARD[torch.float32]  # it divides boxes by 0 points
+
+
+def test_owners_of_pixels_are_chosen_by_samples_per_row_or_for_determinism(monkeypatch) -> None:
+    assert triton_gpu.owners_pay(tokens=22223, queries=22223, points=16)
+    assert not triton_gpu.owners_pay(tokens=22223, queries=300, points=16)
+    chosen = []
+    for name in ("_by_owners", "_by_additions"):
+        monkeypatch.setattr(triton_gpu, name, lambda *arguments, name=name: chosen.append(name) or arguments[1])
+    case = draw(queries=5)
+    for deterministic in (True, False):
+        torch.use_deterministic_algorithms(deterministic)
+        triton_gpu.backward(upstream_of(case), *case, (True, False, False, False))
+    assert chosen == ["_by_owners", "_by_additions"]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 16, 24, 32, 64, 71, 256, 1025])
+@pytest.mark.parametrize("size", [2, 4])
+def test_registers_have_room_for_a_tile(channels, size) -> None:
+    tile = triton_gpu.tiling(channels, size)
+    room = tile["PARTS"] * tile["WIDTH"]
+    assert channels <= room < 2 * channels
+    assert tile["TILE"] * room <= 64 * triton_gpu.LANES
+    if channels == 32:  # two lanes, 32 bytes of each part
+        assert tile["TILE"] == triton_gpu.LANES // 2 and tile["WIDTH"] * size == 32
+
+
+# Mistakes are seen
+
+MUTANTS = {
+    "x and y swapped": ("tl.load(locations + 2 * k) * scale_x", "tl.load(locations + 2 * k + 1) * scale_x"),
+    "corner dropped": ("for right in tl.static_range(2)", "for right in tl.static_range(1)"),
+    "half a pixel off": ("scale_x, scale_y = -0.5, -0.5", "scale_x, scale_y = 0.0, 0.0"),
+    "border instead of zeros": ("position, -2.0)", "position, 0.0)"),
+    "weights ignored": ("(weight * near_y * near_x)[None, :, None]", "(near_y * near_x)[None, :, None]"),
+    "wrong start of levels": ("value += height * width * stride_s", "value += height * stride_s"),
+    "heads mixed up": ("value += image * stride_b + head * stride_m", "value += image * stride_b"),
+    "images mixed up": ("value += image * stride_b + head * stride_m", "value += head * stride_m"),
+    "slope of the wrong sign": ("else -dot * near_x", "else dot * near_x"),
+    "gradient in pixels": ("along_x * scale_x, 0.0)", "along_x, 0.0)"),
+    "wrong tile": ("column = (left + 1) // CELLS", "column = left // CELLS"),
+    "overlap lost": ("for left in tl.static_range(2)", "for left in tl.static_range(1)"),
+    "bins shifted": ("right=True", "right=False"),
+    "softmax not derived": ("(along_weight - mean)", "along_weight"),
+    "softmax transposed": ("inverse = _softmax(weights, K)", "inverse = _softmax(weights - row % 2, K)"),
+    "reference not weighed by size": ("tl.store(here, center_x * width", "tl.store(here, center_x"),
+    "boxes not halved": ("return 0.5 / P", "return 1.0 / P"),
+    "padding ignored": ("mask=there, other=1) == 0", "mask=there, other=1) < 9"),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_mutants_are_killed(load, tmp_path: Path, mutant, monkeypatch) -> None:
+    """Each deviates ten times as much as is allowed, in one of two small cases."""
+    source = Path(triton_gpu.__file__).read_text()
+    assert MUTANTS[mutant][0] in source
+    (tmp_path / "mutant.py").write_text(source.replace(*MUTANTS[mutant]))
+    monkeypatch.setattr(triton_gpu, "__file__", os.fspath(tmp_path / "mutant.py"))
+    run = Runner(load(), "cpu")
+    worst = 0.0
+    for form in ("box", "plain"):
+        case = draw(form, queries=8, channels=2, points=(2, 1), shapes=(3, 9, 2, 3), padded=form == "box")
+        upstream = upstream_of(case)
+        found = run(case, upstream, owners=True)
+        expected = truth(case, upstream)
+        worst = max([worst, *(error(ours.nan_to_num(9e9), x) for ours, x in zip(found, expected, strict=False))])
+        if worst > 1e-4:
+            return
+    pytest.fail(f"survived with an error of {worst:.1e}")
+
+
+# On a GPU only
+
+
+@pytest.fixture
+def on_gpu() -> Runner:
+    return Runner(triton_gpu, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+class TestOnGpu:
+    """What an interpreter cannot show."""
+
+    @pytest.mark.parametrize("owners", [False, True], ids=["additions", "owners"])
+    @pytest.mark.parametrize("dtype", BACKWARD, ids=str)
+    @pytest.mark.parametrize("form", FORMS)
+    def test_size_of_an_encoder(self, on_gpu, form, dtype, owners) -> None:
+        case = draw(form, dtype, 2, 1747, 8, 32, (4, 4, 4, 4), (25, 42, 13, 21, 7, 11, 4, 6), form == "box")
+        upstream = upstream_of(case)
+        found, expected = on_gpu(case, upstream, owners=owners), truth(case, upstream)
+        assert error(found[0], expected[0]) < FORWARD[dtype]
+        for name, ours, theirs in zip(NAMES, found[1:], expected[1:], strict=False):
+            assert error(ours, theirs) < BACKWARD[dtype], name
+
+    def test_owners_give_the_same_bits_each_time(self, on_gpu) -> None:
+        case = draw("box", torch.bfloat16, 2, 1747, 8, 32, (4, 4), (25, 42, 13, 21))
+        first = on_gpu(case, owners=True)
+        for _ in range(5):
+            assert all(torch.equal(ours, same) for ours, same in zip(on_gpu(case, owners=True), first, strict=True))
+
+    @pytest.mark.parametrize("owners", [False, True], ids=["additions", "owners"])
+    def test_nothing_waits_and_graphs_can_be_captured(self, on_gpu, owners) -> None:
+        torch.use_deterministic_algorithms(False)
+        case = draw("box", queries=301, channels=32, padded=True).to("cuda")
+        upstream = upstream_of(case).cuda()
+        expected = on_gpu(case, upstream, owners=owners)  # compiles
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            on_gpu(case, upstream, owners=owners)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = on_gpu(case, upstream, owners=owners)
+        graph.replay()
+        torch.cuda.synchronize()
+        for ours, theirs in zip(found, expected, strict=True):
+            assert not theirs.numel() or error(ours, theirs.double().cpu()) < 1e-6
+
+    def test_number_of_queries_and_sizes_compile_nothing_anew(self, on_gpu) -> None:
+        def compiled() -> int:
+            names = ("_forward", "_backward", "_add", "_bin", "_own", "_gather")
+            return sum(len(cache[0]) for name in names for cache in getattr(triton_gpu, name).device_caches.values())
+
+        for owners in (False, True):
+            on_gpu(draw(queries=5), owners=owners)
+        before = compiled()
+        for queries, shapes in ((1, (5, 7, 3, 2)), (16, (5, 7, 3, 2)), (300, (16, 32, 1, 1)), (17, (1, 1, 8, 16))):
+            for owners in (False, True):
+                on_gpu(draw(queries=queries, shapes=shapes, batch=queries % 3 + 1), owners=owners)
+        assert compiled() == before
+
+    def test_addresses_beyond_32_bits(self, on_gpu) -> None:
+        stride = 2**31 + 16
+        case = draw(dtype=torch.bfloat16, channels=16, heads=1).to("cuda")
+        tokens = case.value.shape[1]
+        memory = torch.empty(stride + tokens * 16, dtype=torch.bfloat16, device="cuda")
+        value = memory.as_strided((2, tokens, 1, 16), (stride, 16, 16, 1)).copy_(case.value)
+        found, expected = on_gpu(case._replace(value=value)), on_gpu(case)
+        assert all(torch.equal(ours, same) for ours, same in zip(found, expected, strict=True) if ours.dim() != 4)
