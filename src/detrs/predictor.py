@@ -178,7 +178,9 @@ class Predictor:
                 max_detections=self.max_detections,
                 sources=[items[index][0] for index in group],
             )
-            found |= {i: Found(items[i][1], each.filter(threshold)) for i, each in zip(group, detected, strict=True)}
+            found |= {
+                i: Found(items[i][1], each.clipped().filter(threshold)) for i, each in zip(group, detected, strict=True)
+            }
         return [found[index] for index in range(len(items))]
 
 

@@ -129,7 +129,7 @@ class Detections:
     """The boxes found in one image, best first, in pixels of the original image."""
 
     boxes_xyxy: Float[Tensor, "N 4"]
-    """(x1, y1, x2, y2) in pixels of the original image (after EXIF orientation); not clipped."""
+    """(x1, y1, x2, y2) in pixels of the original image (after EXIF orientation); a Predictor has clipped them."""
     scores: Float[Tensor, "N"]
     labels: Int[Tensor, "N"]
     """Contiguous class index: ``classes.names[label]`` is its name, ``classes.category_ids[label]`` its own id."""
@@ -151,6 +151,12 @@ class Detections:
         """Only the detections whose score is at least ``threshold``."""
         keep = self.scores >= threshold
         return replace(self, boxes_xyxy=self.boxes_xyxy[keep], scores=self.scores[keep], labels=self.labels[keep])
+
+    def clipped(self) -> "Detections":
+        """Boxes that end where the image does; DETRs may look beyond it."""
+        height, width = self.image_size
+        limits = self.boxes_xyxy.new_tensor([width, height, width, height])
+        return replace(self, boxes_xyxy=self.boxes_xyxy.clamp(min=0).minimum(limits))
 
     def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
         """COCO results: ``{image_id, category_id, bbox: [x, y, w, h], score}`` with the data set's own category ids."""

@@ -87,7 +87,7 @@ def dispatch(words: list[str]) -> int:
         print(usage(), file=sys.stderr)
         return 2
     verb, *rest = words
-    if verb in ("--help", "-h"):
+    if verb in ("--help", "-h", "help"):
         print(usage())
     elif verb == "--version":
         print(importlib.metadata.version("detrs"))

@@ -69,16 +69,19 @@ def run(argv: list[str]) -> None:
     table.columns[0].overflow = "fold"
     everything = predictor.predict_iter(
         arguments.sources,
-        threshold=arguments.threshold,
+        threshold=0.0,
         batch_size=arguments.batch_size,
         allow_urls=arguments.allow_urls,
         on_error=errors.__setitem__,
     )
     predictions = output / "predictions.json"
     values = {"checkpoint": str(arguments.checkpoint), "threshold": arguments.threshold}
+    best = 0.0
     try:
         with console(as_json=True).status("looking") as status:
-            for image, found in everything:
+            for image, all_found in everything:
+                best = max(best, *all_found.scores[:1].tolist(), 0.0)  # they are sorted
+                found = all_found.filter(arguments.threshold)
                 drawn = draw_detections(image, found, arguments.threshold)
                 picture = free_name(output, stem(found.source))
                 try:
@@ -100,6 +103,8 @@ def run(argv: list[str]) -> None:
     if images:
         screen.print(table)
     screen.print(f"{objects} objects in {len(images)} pictures: {predictions}", soft_wrap=True)
+    if images and not objects:
+        screen.print(f"No score reaches the threshold of {arguments.threshold:g}; the best is {best:.3f}.")
     if arguments.json:
         summary = {"num_images": len(images), "num_detections": objects, "skipped": skipped}
         print_json({"output": str(output), "predictions": str(predictions), **values, **summary})

@@ -26,7 +26,9 @@ def open_dataset(path: str, split: str, *, keep_empty: bool = True, cache_gib: f
         UserError: nothing of that name is there, or the annotations have faults; all of them are listed.
     """
     if not path:
-        raise UserError("No data set was given: name a folder with COCO annotations, or 'digits' for the demo set.")
+        raise UserError(
+            "No data set was given: --data FOLDER names one with COCO annotations, --data digits the demo set."
+        )
     if path == "digits":
         return DigitsDataset(split)
     try:

@@ -75,6 +75,8 @@ def training(
                 found = evaluated(trainer, interruption)
                 logger.info("step %d, scored now: %s", trainer.state.step, in_words(**found))
                 trainer.save()
+            if resume and trainer.is_finished():
+                logger.warning("this run is finished; to go on, give it more --epochs or --max-minutes")
             trainer.clock.begin_steps()
             while not trainer.is_finished():
                 for batches in trainer.batches():

@@ -99,6 +99,11 @@ class Trainer:
                 logger.info("%s: %s", split, note)
         for note in overlap(self.train_set, self.val_set) if runtime.is_main and pretrained else ():
             logger.warning("%s", note)
+        if len(self.train_set) < data.batch_size and runtime.is_main:
+            counts = len(self.train_set), data.batch_size
+            logger.warning(
+                "%d training images for batches of %d: they repeat within a batch; lower --batch-size", *counts
+            )
         if self.experiment.model.backbone.norm == "batch" and experiment.runtime.accumulate > 1 and runtime.is_main:
             logger.warning("BatchNorm takes its statistics from one micro-batch at a time: accumulation changes them")
 

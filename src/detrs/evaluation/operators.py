@@ -2,8 +2,8 @@
 
 The shapes are those of Deformable DETR on ResNet-50 at 800 x 1333: four levels, 8 heads of 32 channels, 4 points. In
 the encoder every pixel is a query. ``star`` locations lie as those of a trained encoder do, near their pixel;
-``uniform`` ones lie anywhere, which no cache likes. All implementations take turns, so that a busy machine slows them alike; in each
-turn the second of two runs is timed, and the median of each counts.
+``uniform`` ones lie anywhere, which no cache likes. All implementations take turns, so that a busy machine slows them
+alike; in each turn the second of two runs is timed, and the median of each counts.
 """
 
 import importlib.metadata

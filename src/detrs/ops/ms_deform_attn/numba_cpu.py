@@ -60,7 +60,7 @@ COMPILE: dict[str, Any] = {
 class Row(types.Type):
     """``width`` numbers as one LLVM vector."""
 
-    def __init__(self, element: types.Number, width: int) -> None:
+    def __init__(self, element: Any, width: int) -> None:
         super().__init__(name=f"Row({element}, {width})")
         self.element = element
         self.width = width
