@@ -124,7 +124,7 @@ def load_row(context, address, storage, width):
         result = context.get_value_type(row)
         stored = {"float16": ir.HalfType(), "bfloat16": ir.IntType(16)}.get(kind, result.element)
         source = _pointer(builder, arguments[0], ir.VectorType(stored, row.width))
-        loaded = builder.load(source, align=2 if kind in ("float16", "bfloat16") else element.bitwidth // 8)
+        loaded = builder.load(source, align=2 if kind in ("float16", "bfloat16") else row.element.bitwidth // 8)
         if kind == "float16":
             return builder.fpext(loaded, result)
         if kind == "bfloat16":  # the upper half of a float32
