@@ -392,16 +392,18 @@ def test_mutants_are_killed(load, tmp_path: Path, mutant, monkeypatch) -> None:
     (tmp_path / "mutant.py").write_text(source.replace(*MUTANTS[mutant]))
     monkeypatch.setattr(triton_gpu, "__file__", os.fspath(tmp_path / "mutant.py"))
     run = Runner(load(), "cpu")
-    worst = 0.0
     for form in ("box", "plain"):
         case = draw(form, queries=8, channels=2, points=(2, 1), shapes=(3, 9, 2, 3), padded=form == "box")
         upstream = upstream_of(case)
-        found = run(case, upstream, owners=True)
         expected = truth(case, upstream)
-        worst = max([worst, *(error(ours.nan_to_num(9e9), x) for ours, x in zip(found, expected, strict=False))])
-        if worst > 1e-4:
+        if error(run.module.forward(*case), expected[0]) > 10 * BACKWARD[torch.float32]:
             return
-    pytest.fail(f"survived with an error of {worst:.1e}")
+        found = run(case, upstream, owners=True)
+        if any(
+            error(x.nan_to_num(9e9), y) > 10 * BACKWARD[torch.float32] for x, y in zip(found, expected, strict=False)
+        ):
+            return
+    pytest.fail("survived")
 
 
 # On a GPU only

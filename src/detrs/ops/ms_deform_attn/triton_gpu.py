@@ -409,7 +409,7 @@ def _own(
     """What the samples of one bin, or of a piece of a long one, add to the pixels of its tile: (pieces, SIDE**2, D).
 
     That is a product of matrices: (pixels, samples) of weights times (samples, channels) of ``grad_out``. The weights
-    are hats: 1 where the sample lies on the pixel, 0 where it is a pixel away. What is not finite spreads in the tile.
+    are hats: 1 where the sample lies on the pixel, 0 where it is a pixel away. NaN spreads over the tile.
     """
     piece = tl.program_id(0)
     bin = tl.load(owned + piece)
