@@ -16,7 +16,7 @@ from detrs.config import Experiment
 from detrs.criterion.set_criterion import SetCriterion
 from detrs.data import open_dataset
 from detrs.data.collate import normalize
-from detrs.data.loader import steps_per_epoch, training_batches
+from detrs.data.loader import steps_per_epoch, training_batches, worker_failure
 from detrs.data.overlap import overlap
 from detrs.data.sample import Dataset
 from detrs.engine.average import Average
@@ -344,7 +344,12 @@ class Trainer:
     def stop(self) -> None:
         """Save what is not saved, and say how to go on."""
         if not self.is_saved():
-            self.save()
+            try:
+                self.save()
+            except RuntimeError as error:
+                if not worker_failure(error):
+                    raise
+                self.save()  # a loader process, ended by the same signal: raised once, wherever the main process is
         if self.runtime.is_main:
             logger.info("stopped after step %d, saved; go on with: %s", self.state.step, self.resume_command())
 
