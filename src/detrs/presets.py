@@ -28,7 +28,8 @@ def official(model: DeformableDETRConfig) -> Experiment:
 
 
 def single_scale(backbone: BackboneConfig, dilated: bool = False) -> Experiment:
-    return official(DeformableDETRConfig(backbone=replace(backbone, stages=(5,), dilated=dilated), num_levels=1))
+    model = DeformableDETRConfig(backbone=replace(backbone, stages=(5,), dilated=dilated), num_levels=1)
+    return replace(official(model), evaluation=EvaluationConfig(batch_size=1 if dilated else 0))
 
 
 def multi_scale(

@@ -1,3 +1,5 @@
+import re
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +69,57 @@ def test_stem_of_a_model_with_blocks_never_trains() -> None:
     assert frozen == {"conv_stemweight", "blocks0", "blocks1"}
 
 
+def test_statistics_of_a_frozen_stem_never_change() -> None:
+    backbone = TimmBackbone(replace(TINY, freeze_stem=True)).train()
+    before = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+    backbone(torch.randn(2, 3, 64, 96) + 3)
+    changed = {name for name, buffer in backbone.named_buffers() if not torch.equal(buffer, before[name])}
+    assert {name.split(".")[1] for name in changed} == {"layer2", "layer3", "layer4"}
+    copied = deepcopy(backbone).train()  # as an average of weights is
+    assert [norm.training for norm in copied.fixed] == [False] * len(backbone.fixed)
+    assert {id(norm) for norm in copied.fixed} <= {id(module) for module in copied.modules()}
+
+
+def test_a_frozen_norm_keeps_half_precision() -> None:
+    norm = nn.BatchNorm2d(7)
+    randomize_statistics(nn.Sequential(norm))
+    frozen, x = FrozenBatchNorm(norm), torch.randn(2, 7, 5, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = frozen(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), frozen(x), atol=0.05, rtol=0.02)
+
+
+def test_maps_whose_channels_come_last_are_turned() -> None:
+    backbone = TimmBackbone(replace(TINY, name="mambaout_femto"))
+    sizes = [tuple(level.shape[1:]) for level in backbone(torch.randn(1, 3, 64, 96))]
+    assert sizes == [(96, 8, 12), (192, 4, 6), (288, 2, 3)]
+    assert backbone.channels == (96, 192, 288)
+
+
+def test_the_name_of_a_model_brings_the_preprocessing_of_its_weights() -> None:
+    before = replace(TINY, weights="some.safetensors", pad_type="same", mean=(0.1, 0.2, 0.3))
+    config = with_weights(before, "tf_efficientnet_lite0.in1k")
+    assert config == replace(TINY, name="tf_efficientnet_lite0.in1k", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    assert with_weights(config, "resnet50.tv_in1k").mean == BackboneConfig().mean
+    with pytest.raises(UserError, match=r"Did you mean 'resnet50\.tv_in1k'"):
+        with_weights(TINY, "resnet50.tv_in1kk")
+
+
+def test_preprocessing_that_is_not_that_of_the_weights_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    create_model = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *names, pretrained, **rest: create_model(*names, **rest))
+    config = replace(TINY, name="tf_efficientnet_lite0.in1k")
+    TimmBackbone(config)
+    TimmBackbone(with_weights(TINY, config.name), pretrained=True)
+    TimmBackbone(replace(config, weights="none"), pretrained=True)
+    assert not caplog.records
+    TimmBackbone(config, pretrained=True)
+    assert "mean (0.5, 0.5, 0.5)" in caplog.text and "--backbone tf_efficientnet_lite0.in1k" in caplog.text
+
+
 def test_shared_weights_are_those_of_the_classifier(shared: Path) -> None:
     path = str(shared / "weights" / "mobilenetv2_100.imagenet1k.safetensors")
     config = with_weights(replace(BackboneConfig(), stages=(5,)), path)
@@ -100,12 +153,18 @@ def test_a_file_without_metadata_belongs_to_the_named_model(tmp_path: Path) -> N
         (replace(TINY, name="test_resne"), "Did you mean 'test_resnet'"),
         (replace(TINY, stages=(1, 5)), "stages between 2 and 5"),
         (replace(TINY, stages=()), "stages between 2 and 5"),
+        (replace(TINY, stages=(5, 4)), "from fine to coarse"),
+        (replace(TINY, stages=(4, 4, 5)), "each stage once"),
+        (replace(TINY, pad_type="same"), "pad_type"),
+        (replace(TINY, name="densenet121", dilated=True), "dilated"),
+        (replace(TINY, name="vgg11", dilated=True), "dilated"),
+        (replace(TINY, name="swin_tiny_patch4_window7_224"), "(224, 224) pixels only"),
         (replace(TINY, weights="nowhere.safetensors"), "do not exist"),
         (replace(TINY, name="test_vit"), "strides"),
     ],
 )
 def test_what_cannot_be_built_is_refused(config: BackboneConfig, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=re.escape(message)):
         TimmBackbone(config, pretrained=config.weights != "timm")
 
 

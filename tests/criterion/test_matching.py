@@ -11,10 +11,10 @@ COSTS = Costs(class_weight=2.0, box_weight=5.0, giou_weight=2.0, focal_alpha=0.2
 
 def test_class_cost_of_the_official_matcher() -> None:
     """p = 0.3, unit weight: 0.1234111067 in the authors' code."""
-    logits = torch.logit(torch.full((1, 1, 1, 2), 0.3))
+    logits = torch.logit(torch.full((1, 1, 2), 0.3))
     box = torch.tensor([0.5, 0.5, 0.2, 0.4])
     cost = pairwise_cost(
-        logits, box.expand(1, 1, 1, 4), torch.tensor([[1]]), box.expand(1, 1, 4), Costs(1.0, 0.0, 0.0, 0.25, 2.0)
+        logits, box.expand(1, 1, 4), torch.tensor([1]), box.expand(1, 4), Costs(1.0, 0.0, 0.0, 0.25, 2.0)
     )
     assert cost.item() == pytest.approx(0.1234111067, abs=1e-6)
 
@@ -22,7 +22,7 @@ def test_class_cost_of_the_official_matcher() -> None:
 def test_cost_weighs_class_distance_and_overlap() -> None:
     boxes, target = torch.tensor([0.25, 0.5, 0.5, 1.0]), torch.tensor([0.5, 0.5, 1.0, 1.0])
     cost = pairwise_cost(
-        torch.zeros(1, 1, 1, 3), boxes.expand(1, 1, 1, 4), torch.tensor([[2]]), target.expand(1, 1, 4), COSTS
+        torch.zeros(1, 1, 3), boxes.expand(1, 1, 4), torch.tensor([2]), target.expand(1, 4), COSTS
     )
     classes = 0.25 * 0.25 * -np.log(0.5) - 0.75 * 0.25 * -np.log(0.5)
     assert cost.item() == pytest.approx(2 * classes + 5 * (0.25 + 0.5) - 2 * 0.5, abs=1e-5)
@@ -30,11 +30,11 @@ def test_cost_weighs_class_distance_and_overlap() -> None:
 
 @pytest.mark.parametrize(("queries", "objects"), [(5, 3), (3, 5), (4, 4), (4, 0)])
 def test_assignment_is_the_cheapest_of_all(queries: int, objects: int) -> None:
-    cost = torch.randn(2, 3, queries, objects + 2, generator=torch.Generator().manual_seed(objects))
-    (pairs,) = match([cost], [objects] * 3)
+    cost = torch.randn(3, 2, queries, objects, generator=torch.Generator().manual_seed(objects))
+    (pairs,) = match([list(cost)])
     for layer in range(2):
         for image in range(3):
-            block = cost[layer, image, :, :objects].numpy()
+            block = cost[image, layer].numpy()
             chosen = (pairs.layer == layer) & (pairs.image == image)
             assert chosen.sum() == min(queries, objects)
             total = block[pairs.query[chosen], pairs.target[chosen]].sum()
@@ -51,16 +51,22 @@ def test_assignment_is_the_cheapest_of_all(queries: int, objects: int) -> None:
 
 def test_several_groups_and_images_without_objects() -> None:
     generator = torch.Generator().manual_seed(0)
-    decoder, proposals = torch.randn(3, 2, 7, 4, generator=generator), torch.randn(1, 2, 13, 4, generator=generator)
-    first, second = match([decoder, proposals], [0, 4])
+    decoder = [torch.randn(3, 7, n, generator=generator) for n in (0, 4)]
+    proposals = [torch.randn(1, 13, n, generator=generator) for n in (0, 4)]
+    first, second = match([decoder, proposals])
     assert first.image.unique().tolist() == [1]
     assert torch.bincount(first.layer).tolist() == [4, 4, 4]
     assert second.layer.unique().tolist() == [0]
-    (alone,) = match([proposals], [0, 4])
+    (alone,) = match([proposals])
     assert torch.equal(torch.stack(alone), torch.stack(second))
 
 
 def test_costs_that_are_not_finite_do_not_stop_the_matching() -> None:
-    cost = torch.tensor([[[[torch.nan, 1.0], [0.0, torch.inf], [5.0, torch.nan]]]])
-    (pairs,) = match([cost], [2])
+    cost = torch.tensor([[[torch.nan, 1.0], [0.0, torch.inf], [5.0, torch.nan]]])
+    (pairs,) = match([[cost]])
+    assert sorted(zip(pairs.query.tolist(), pairs.target.tolist(), strict=True)) == [(0, 1), (1, 0)]
+
+
+def test_a_cost_of_minus_infinity_attracts_nobody() -> None:
+    (pairs,) = match([[torch.tensor([[[-torch.inf, 3.0], [7.0, -torch.inf], [9.0, 9.0]]])]])
     assert sorted(zip(pairs.query.tolist(), pairs.target.tolist(), strict=True)) == [(0, 1), (1, 0)]

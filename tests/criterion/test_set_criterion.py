@@ -2,7 +2,9 @@ import pytest
 import torch
 from torchvision.ops import sigmoid_focal_loss
 
+from detrs.criterion import set_criterion
 from detrs.criterion.losses import box_losses, focal_loss
+from detrs.criterion.matching import pairwise_cost
 from detrs.criterion.set_criterion import CriterionConfig, SetCriterion
 from detrs.structures import Prediction, Predictions, Target
 
@@ -64,13 +66,11 @@ def test_order_of_queries_does_not_matter() -> None:
 
 def test_images_without_objects_push_all_scores_down() -> None:
     made = predictions(images=2)
-    losses = SetCriterion(CriterionConfig())(made, (target(), target()), 0.0)
+    losses = SetCriterion(CriterionConfig())(made, (target(), target()), 1.0)
     losses.total.backward()
     assert losses.terms["box"] == losses.terms["giou"] == 0
     assert all((layer.logits.grad > 0).all() for layer in made.layers)
-    expected = focal_loss(
-        made.last.logits[None], torch.zeros(1, 2, QUERIES, CLASSES), 0.25, 2.0
-    )  # divided by at least 1
+    expected = focal_loss(made.last.logits[None], torch.zeros(1, 2, QUERIES, CLASSES), 0.25, 2.0)
     torch.testing.assert_close(losses.terms["class"], expected[0].detach())
 
 
@@ -110,3 +110,25 @@ def test_half_precision_predictions_are_scored_in_float32() -> None:
     made = predictions(images=1)
     half = Predictions(tuple(Prediction(p.logits.bfloat16(), p.boxes.bfloat16()) for p in made.layers), None)
     assert SetCriterion(CriterionConfig())(half, (target(1, 2),), 2.0).total.dtype == torch.float32
+
+
+def test_the_number_of_boxes_divides_also_below_one() -> None:
+    """Two processes and one object make 0.5; the average of their gradients then divides by one."""
+    criterion, made = SetCriterion(CriterionConfig()), predictions(images=1)
+    half, whole = (criterion(made, (target(1),), number).total for number in (0.5, 1.0))
+    torch.testing.assert_close(half, 2 * whole)
+    for number in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="num_boxes"):
+            criterion(made, (target(1),), number)
+
+
+def test_memory_of_the_matching_is_that_of_each_image_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def seen(logits, boxes, labels, target_boxes, costs):  # type: ignore[no-untyped-def]
+        sizes.append((len(logits), logits.shape[1], len(labels)))
+        return pairwise_cost(logits, boxes, labels, target_boxes, costs)
+
+    monkeypatch.setattr(set_criterion, "pairwise_cost", seen)
+    SetCriterion(CriterionConfig())(predictions(proposals=True), (target(1), target(), target(2, 3, 4)), 4.0)
+    assert sizes == [(2, QUERIES, 1), (2, QUERIES, 0), (2, QUERIES, 3), (1, 23, 1), (1, 23, 0), (1, 23, 3)]

@@ -8,8 +8,11 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from detrs import ops
 from detrs.errors import UserError
 from detrs.evaluation.speed import UNLISTED_ATTENTION, SpeedReport, count_flops, profile
+from detrs.layers.deformable_attention import DeformableAttention
+from detrs.structures import Pyramid
 
 H, W, Q = 13, 19, 7
 
@@ -68,6 +71,23 @@ def test_attention_of_other_devices_is_counted() -> None:
         with FlopCounterMode(display=False, custom_mapping=UNLISTED_ATTENTION) as counter:
             operator(*inputs)
         assert counter.get_total_flops() == 2 * batch * heads * queries * keys * (channels + values)
+
+
+def test_sampling_is_not_counted_whoever_does_it() -> None:
+    attention = DeformableAttention(64, num_heads=2, num_levels=2, num_points=4)
+    shapes, queries = ((5, 7), (3, 2)), 11
+    memory, query, point = torch.randn(1, 41, 64), torch.randn(1, queries, 64), torch.rand(1, queries, 2)
+
+    class Looking(nn.Module):
+        def forward(self, tokens: Tensor) -> Tensor:
+            padding, ratio = torch.zeros(1, 41, dtype=torch.bool), torch.ones(1, 2, 2)
+            pyramid = Pyramid(tokens, tokens, torch.rand(1, 41, 2), padding, shapes, ratio)
+            return attention(query, point, pyramid)
+
+    by_hand = 41 * 64 * 64 + queries * (64 * 64 + 64 * 2 * 2 * 4 * 3)
+    for backend in ("reference", "gather", "numba"):
+        with ops.use(backend):
+            assert count_flops(Looking(), memory) == by_hand
 
 
 def test_parameters() -> None:

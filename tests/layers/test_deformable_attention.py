@@ -15,7 +15,8 @@ def pyramid(dim: int, valid_ratio: torch.Tensor | None = None) -> Pyramid:
     ratio = torch.ones(2, 2, 2) if valid_ratio is None else valid_ratio
     tokens = torch.randn(2, TOKENS, dim, generator=torch.Generator().manual_seed(0))
     padding = torch.zeros(2, TOKENS, dtype=torch.bool)
-    return Pyramid(tokens, torch.zeros_like(tokens), centers(SHAPES, ratio), padding, SHAPES, ratio)
+    reference = centers(SHAPES, ratio * torch.tensor([[7.0, 5.0], [2.0, 3.0]]))
+    return Pyramid(tokens, torch.zeros_like(tokens), reference, padding, SHAPES, ratio)
 
 
 def test_star_of_eight_heads() -> None:

@@ -1,7 +1,9 @@
+import pytest
 import torch
 
-from detrs.layers.neck import ChannelMapper, PyramidNeck, centers, padding_at, valid_share
+from detrs.layers.neck import ChannelMapper, PyramidNeck, centers, padding_at, valid_size
 from detrs.layers.position import SinePosition
+from detrs.layers.queries import proposal_anchors
 
 
 def test_levels_sizes_and_the_source_of_further_levels() -> None:
@@ -32,15 +34,35 @@ def test_padding_of_a_level_is_that_of_its_nearest_pixel() -> None:
     assert torch.equal(level, padding[:, rows][:, :, columns])
 
 
-def test_valid_share_is_width_then_height() -> None:
+def test_valid_size_is_width_then_height() -> None:
     padding = torch.zeros(1, 10, 20, dtype=torch.bool)
     padding[:, 4:] = True
     padding[:, :, 15:] = True
-    torch.testing.assert_close(valid_share(padding), torch.tensor([[0.75, 0.4]]))
+    assert valid_size(padding).tolist() == [[15.0, 4.0]]
+
+
+def test_valid_ratio_is_the_share_of_each_level() -> None:
+    neck = PyramidNeck(ChannelMapper((3,), 32, num_levels=2), SinePosition(32, -0.5), 32, 2)
+    padding = torch.zeros(1, 80, 160, dtype=torch.bool)
+    padding[:, 32:] = True
+    padding[:, :, 120:] = True
+    ratio = neck([torch.randn(1, 3, 10, 20)], padding).valid_ratio
+    torch.testing.assert_close(ratio, torch.tensor([[[0.75, 0.4], [0.8, 0.4]]]))  # 8 of 10 columns, 2 of 5 rows
 
 
 def test_centers_are_those_of_the_image_without_padding() -> None:
-    ratio = torch.tensor([[[0.5, 1.0]]])
-    reference = centers(((2, 4),), ratio)[0].unflatten(0, (2, 4))
+    reference = centers(((2, 4),), torch.tensor([[[2.0, 2.0]]]))[0].unflatten(0, (2, 4))
     torch.testing.assert_close(reference[0, :, 0], torch.tensor([0.25, 0.75, 1.25, 1.75]))  # half the width is image
     torch.testing.assert_close(reference[:, 0, 1], torch.tensor([0.25, 0.75]))
+
+
+@pytest.mark.parametrize("size", [70, 71, 80, 97])
+def test_padding_does_not_decide_which_proposals_are_usable(size: int) -> None:
+    """The centre of the first of 50 cells is 0.01, where proposals end; one bit more or less decides."""
+    neck = PyramidNeck(ChannelMapper((3,), 32, num_levels=1), SinePosition(32, -0.5), 32, 1)
+    padding = torch.ones(1, 8 * 7, 8 * size, dtype=torch.bool)
+    padding[:, : 8 * 3, : 8 * 50] = False
+    _, usable = proposal_anchors(neck([torch.randn(1, 3, 7, size)], padding))
+    _, alone = proposal_anchors(neck([torch.randn(1, 3, 3, 50)], torch.zeros(1, 8 * 3, 8 * 50, dtype=torch.bool)))
+    assert torch.equal(usable.unflatten(1, (7, size))[:, :3, :50], alone.unflatten(1, (3, 50)))
+    assert not alone.unflatten(1, (3, 50))[:, :, 0].any()

@@ -183,6 +183,21 @@ def test_every_layer_agrees(name: str) -> None:
         torch.testing.assert_close(predictions.proposals.boxes, boxes, atol=3e-6, rtol=0)
 
 
+@torch.no_grad()
+def test_proposals_agree_where_padding_leaves_fifty_columns() -> None:
+    """The centre of the first of 50 cells lies exactly where proposals end; 50 of 80 must round as 50 of 50 does."""
+    ours, theirs = pair(VARIANTS["two-stage"])
+    torch.manual_seed(1)
+    images, padding = torch.randn(2, 3, 61, 640), torch.zeros(2, 61, 640, dtype=torch.bool)
+    padding[0, :, 400:] = True
+    images = images.masked_fill(padding[:, None], 0.0)
+    expected, predictions = theirs(images, (~padding).long()), ours(images, padding)
+    proposals = expected.enc_outputs_coord_logits.sigmoid()
+    torch.testing.assert_close(predictions.proposals.boxes, proposals, atol=3e-6, rtol=0)
+    torch.testing.assert_close(predictions.proposals.logits, expected.enc_outputs_class, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(predictions.last.boxes, expected.pred_boxes, atol=3e-6, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["base", "refine", "two-stage"])
 @torch.no_grad()
 def test_encoder_memory_agrees_on_valid_tokens(name: str) -> None:

@@ -66,11 +66,18 @@ class TimmBackbone(nn.Module):
                     "add --model.backbone.norm batch --model.backbone.freeze-stem False."
                 )
             freeze_batch_norm(self.body)
-        if config.freeze_stem:
-            freeze_below_c3(self.body)
+        self.fixed = freeze_below_c3(self.body) if config.freeze_stem else ()
+        self.axes = (0, 3, 1, 2) if getattr(self.body, "output_fmt", "NCHW") == "NHWC" else (0, 1, 2, 3)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
-        return self.body(images.contiguous(memory_format=torch.channels_last))
+        return [level.permute(self.axes) for level in self.body(images.contiguous(memory_format=torch.channels_last))]
+
+    def train(self, mode: bool = True) -> "TimmBackbone":
+        """As ever, but BatchNorm in a frozen stem keeps its statistics, as its weights."""
+        super().train(mode)
+        for norm in self.fixed:
+            norm.eval()
+        return self
 
 
 def create(config: BackboneConfig, pretrained: bool) -> Any:
@@ -82,6 +89,8 @@ def create(config: BackboneConfig, pretrained: bool) -> Any:
         )
     if not config.stages or any(not 2 <= stage <= 5 for stage in config.stages):
         raise UserError(f"model.backbone.stages is {config.stages}, but must name stages between 2 and 5.")
+    if list(config.stages) != sorted(set(config.stages)):
+        raise UserError(f"model.backbone.stages is {config.stages}, but must go from fine to coarse, each stage once.")
     options: dict[str, Any] = {"pad_type": config.pad_type} if config.pad_type else {}
     if config.dilated:
         options["output_stride"] = 16
@@ -105,6 +114,14 @@ def create(config: BackboneConfig, pretrained: bool) -> Any:
         if pretrained:
             raise UserError(f"'{config.weights}' does not fit the timm model '{config.name}': {error}") from error
         raise
+    except (AssertionError, NotImplementedError, TypeError) as error:
+        if options.keys() & {"pad_type", "output_stride"}:
+            raise UserError(
+                f"The timm model '{config.name}' cannot be built with model.backbone.pad_type '{config.pad_type}' and "
+                f"model.backbone.dilated {config.dilated} ({type(error).__name__}: {error}): leave them as they are "
+                f"('' and False) or choose another model."
+            ) from error
+        raise
     if "pretrained_cfg_overlay" in options:
         check_complete(body, config.weights)
     expected = [16 if config.dilated and stage == 5 else 2**stage for stage in config.stages]
@@ -113,17 +130,43 @@ def create(config: BackboneConfig, pretrained: bool) -> Any:
             f"The timm model '{config.name}' has feature maps of strides {body.feature_info.reduction()}, but stages "
             f"{config.stages} need {expected}: choose a model with four stages of strides 4 to 32."
         )
+    trained_on = body.pretrained_cfg
+    if trained_on.get("fixed_input_size"):
+        raise UserError(
+            f"The timm model '{config.name}' takes images of {trained_on['input_size'][1:]} pixels only, and detectors "
+            f"see images of all sizes: choose another."
+        )
+    if pretrained and config.weights == "timm" and (expects := preprocessing(trained_on)) != (config.mean, config.std):
+        logger.warning(
+            "The weights of '%s' expect mean %s and std %s, but model.backbone.mean and model.backbone.std are %s and "
+            "%s: set them, or pass --backbone %s, which does.",
+            *(config.name, *expects, config.mean, config.std, config.name),
+        )
     return body
+
+
+def preprocessing(trained_on: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation in timm's description of pretrained weights."""
+    return tuple(trained_on["mean"]), tuple(trained_on["std"])
 
 
 def with_weights(config: BackboneConfig, weights: str) -> BackboneConfig:
     """``config`` starting from ``weights``: the name of a timm model, or a ``.safetensors`` file of one.
 
-    A file may say in its metadata what it is: ``timm_model``, ``pad_type``, ``mean`` and ``std``.
+    With the name of a model come mean and std of its weights (timm knows them), and its own padding. A file may say in its metadata what it is: ``timm_model``, ``pad_type``, ``mean`` and ``std``.
     Without, it is taken to be of the model that ``config`` names.
     """
     if not weights.endswith(".safetensors"):
-        return replace(config, name=weights, weights="timm")
+        try:
+            trained_on = timm.models.get_pretrained_cfg(weights)
+        except RuntimeError as error:  # the name has a tag (what follows the dot) that timm does not know
+            raise UserError(
+                f"'{weights}' names no weights that timm knows.{did_you_mean(weights, timm.list_pretrained())}"
+            ) from error
+        if trained_on is None:
+            return replace(config, name=weights, weights="timm", pad_type="")  # refused when it is built
+        mean, std = preprocessing(trained_on.to_dict())
+        return replace(config, name=weights, weights="timm", pad_type="", mean=mean, std=std)
     try:
         with safe_open(existing(weights), framework="pt") as file:
             meta = file.metadata() or {}
@@ -179,6 +222,7 @@ class FrozenBatchNorm(nn.Module):
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
+        scale, shift = scale.to(x.dtype), shift.to(x.dtype)  # half precision stays half precision
         return self.activation(torch.addcmul(shift[:, None, None], x, scale[:, None, None]))
 
 
@@ -191,11 +235,17 @@ def freeze_batch_norm(module: nn.Module) -> None:
             freeze_batch_norm(child)
 
 
-def freeze_below_c3(body: Any) -> None:
-    """Switch off the gradient of everything up to C2, in the order in which timm registers its modules."""
+def freeze_below_c3(body: Any) -> tuple[nn.Module, ...]:
+    """Switch off the gradient of everything up to C2, in the order in which timm registers its modules.
+
+    Returns:
+        The BatchNorms among it, whose statistics are not to change either.
+    """
     c2 = [info["module"] for info in body.feature_info.info if info["reduction"] == 4][-1]
     inside = tuple(f"{name}." for name in (c2, c2.replace(".", "_")))  # timm flattens the names of some models
     names = [name for name, _ in body.named_parameters()]
     last = max(i for i, name in enumerate(names) if name.startswith(inside))
     for parameter in list(body.parameters())[: last + 1]:
         parameter.requires_grad_(False)
+    norms = [module for module in body.modules() if isinstance(module, nn.BatchNorm2d) and module.affine]
+    return tuple(norm for norm in norms if not norm.weight.requires_grad)

@@ -33,47 +33,44 @@ class Matches(NamedTuple):
 
 @torch.no_grad()
 def pairwise_cost(
-    logits: Float[Tensor, "Y B Q K"],
-    boxes: Float[Tensor, "Y B Q 4"],
-    labels: Int[Tensor, "B N"],
-    target_boxes: Float[Tensor, "B N 4"],
+    logits: Float[Tensor, "Y Q K"],
+    boxes: Float[Tensor, "Y Q 4"],
+    labels: Int[Tensor, "N"],
+    target_boxes: Float[Tensor, "N 4"],
     costs: Costs,
-) -> Float[Tensor, "Y B Q N"]:
-    """Cost of every query of an image answering for every object of the same image, for all layers at once.
+) -> Float[Tensor, "Y Q N"]:
+    """Cost of every query of one image answering for every object of it, for all layers at once.
 
     Focal cost of the object's class, L1 of normalised boxes and negative GIoU, weighted (Deformable DETR, A.4).
     """
-    picked = logits.float().sigmoid().take_along_dim(labels[None, :, None, :], dim=-1)  # (Y, B, Q, N)
+    picked = logits[..., labels].float().sigmoid()  # (Y, Q, N)
     alpha, gamma = costs.focal_alpha, costs.focal_gamma
     positive = alpha * (1 - picked) ** gamma * -(picked + 1e-8).log()
     negative = (1 - alpha) * picked**gamma * -(1 - picked + 1e-8).log()
-    distance = torch.cdist(boxes.float(), target_boxes.expand(len(boxes), -1, -1, -1), p=1.0)
-    overlap = generalized_iou(
-        cxcywh_to_xyxy(boxes.float())[..., :, None, :], cxcywh_to_xyxy(target_boxes)[None, :, None, :, :]
-    )
+    distance = torch.cdist(boxes.float(), target_boxes.expand(len(boxes), -1, -1), p=1.0)
+    overlap = generalized_iou(cxcywh_to_xyxy(boxes.float())[..., None, :], cxcywh_to_xyxy(target_boxes))
     return costs.class_weight * (positive - negative) + costs.box_weight * distance - costs.giou_weight * overlap
 
 
-def match(costs: list[Float[Tensor, "_ B _ N"]], num_targets: list[int]) -> list[Matches]:
-    """Solve one assignment per layer and image; objects beyond an image's own ``num_targets`` are padding.
+def match(costs: list[list[Float[Tensor, "_ _ _"]]]) -> list[Matches]:
+    """Solve one assignment per layer and image.
 
     All cost blocks travel to the host in one copy. A cost that is not finite (a diverging model) counts as the
     largest finite number, so that matching still ends and the loss tells.
 
     Args:
-        costs: one block per group of predictions (decoder layers, proposals).
-        num_targets: number of objects of each of the B images.
+        costs: per group of predictions (decoder layers, proposals) one (Y, Q, N) for each image.
     """
-    device = costs[0].device
-    compact = [cost[:, image, :, :n] for cost in costs for image, n in enumerate(num_targets)]
+    device = costs[0][0].device
+    compact = [cost for group in costs for cost in group]
     host = torch.cat([block.flatten() for block in compact]).cpu().numpy()
-    host = np.nan_to_num(host, nan=1e30, posinf=1e30, neginf=-1e30)
+    host = np.nan_to_num(host, nan=1e30, posinf=1e30, neginf=1e30)  # -inf would be the dearest wish of all
     blocks = iter(np.split(host, np.cumsum([block.numel() for block in compact])[:-1]))
     matches = []
-    for cost in costs:
+    for group in costs:
         columns: list[list[np.ndarray]] = [[], [], [], []]
-        for image, n in enumerate(num_targets):
-            for layer, block in enumerate(next(blocks).reshape(len(cost), cost.shape[2], n)):
+        for image, cost in enumerate(group):
+            for layer, block in enumerate(next(blocks).reshape(cost.shape)):
                 query, target = linear_sum_assignment(block)
                 for column, values in zip(
                     columns, (np.full(len(query), layer), np.full(len(query), image), query, target), strict=True

@@ -58,22 +58,34 @@ class SetCriterion:
             predictions: of a batch of B images.
             targets: B of them; images without objects are negatives.
             num_boxes: number of objects by which all sums are divided: that of the whole effective batch over all
-                processes, divided by the number of processes.
+                processes (1 if there is none), divided by the number of processes.
 
         Returns:
             The weighted total and its unweighted terms.
+
+        Raises:
+            ValueError: ``num_boxes`` is not above 0.
         """
-        num_targets = [len(target.labels) for target in targets]
+        if not num_boxes > 0:
+            raise ValueError(f"num_boxes is {num_boxes}, but must be above 0: give 1 where no image has an object.")
         labels, boxes = padded(targets)
         layers = predictions.layers if self.config.auxiliary else predictions.layers[-1:]
         groups = [(stack(layers), labels, [*(f"_{i}" for i in range(len(layers) - 1)), ""])]
         if predictions.proposals is not None:
             groups.append((stack((predictions.proposals,)), torch.zeros_like(labels), ["_proposals"]))
-        costs = [pairwise_cost(group.logits, group.boxes, wanted, boxes, self.costs) for group, wanted, _ in groups]
-        matches = match(costs, num_targets)
+        counts = [len(target.labels) for target in targets]
+        matches = match(
+            [
+                [
+                    pairwise_cost(group.logits[:, i], group.boxes[:, i], wanted[i, :n], boxes[i, :n], self.costs)
+                    for i, n in enumerate(counts)
+                ]
+                for group, wanted, _ in groups
+            ]
+        )
         total, terms = boxes.new_zeros(()), {}
         for (group, wanted, suffixes), pairs in zip(groups, matches, strict=True):
-            scores = self.score(group, wanted, boxes, pairs, max(num_boxes, 1.0))  # (3, layers)
+            scores = self.score(group, wanted, boxes, pairs, num_boxes)  # (3, layers)
             weights = scores.new_tensor([self.config.class_weight, self.config.box_weight, self.config.giou_weight])
             total = total + (weights @ scores).sum()
             for name, row in zip(("class", "box", "giou"), scores.detach(), strict=True):

@@ -14,11 +14,19 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from detrs.errors import UserError
+from detrs.ops.ms_deform_attn import operator as _operator  # noqa: F401 (registers the operator named below)
 
 
 def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
     return int(sdpa_flop_count(query, key, value))
 
+
+def _no_flops(*_: object, **__: object) -> int:
+    return 0
+
+
+UNCOUNTED = {torch.ops.detrs.ms_deform_attn: _no_flops, torch.ops.detrs.ms_deform_attn_backward: _no_flops}
+"""Sampling is not counted, whoever does it: the reference backend does it in operators without products."""
 
 UNLISTED_ATTENTION = {
     torch.ops.aten._scaled_dot_product_attention_math_for_mps: _attention_flops,
@@ -126,7 +134,7 @@ def count_flops(module: nn.Module, *inputs: Tensor) -> int:
     for parameter in learning:  # under no_grad the counter fails on a view of a parameter
         parameter.requires_grad_(False)
     try:
-        with FlopCounterMode(display=False, custom_mapping=UNLISTED_ATTENTION) as counter:
+        with FlopCounterMode(display=False, custom_mapping=UNLISTED_ATTENTION | UNCOUNTED) as counter:
             module(*inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from detrs.layers.initialization import prior_bias
+from detrs.layers.initialization import ExactLinear, prior_bias
 from detrs.structures import Prediction
 
 BoxCoder = Callable[[Tensor, Tensor], Tensor]
@@ -13,7 +13,7 @@ BoxCoder = Callable[[Tensor, Tensor], Tensor]
 
 
 class DetectionHead(nn.Module):
-    """One logit per class, and a box relative to the query's reference.
+    """One logit per class, and a box relative to the query's reference; both in full precision under autocast too.
 
     Args:
         dim: width of the queries.
@@ -25,9 +25,9 @@ class DetectionHead(nn.Module):
     def __init__(self, dim: int, num_classes: int, box_coder: BoxCoder, size_bias: float) -> None:
         super().__init__()
         self.box_coder = box_coder
-        self.classes = nn.Linear(dim, num_classes)
+        self.classes = ExactLinear(dim, num_classes)
         nn.init.constant_(self.classes.bias, prior_bias(0.01))
-        raw = nn.Linear(dim, 4)
+        raw = ExactLinear(dim, 4)
         nn.init.zeros_(raw.weight)
         nn.init.zeros_(raw.bias)
         nn.init.constant_(raw.bias[2:], size_bias)

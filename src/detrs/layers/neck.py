@@ -55,14 +55,14 @@ class PyramidNeck(nn.Module):
             for mask, embedding in zip(paddings, self.level_embedding, strict=True)
         ]
         shapes: Shapes = tuple((level.shape[-2], level.shape[-1]) for level in maps)
-        valid_ratio = torch.stack([valid_share(mask) for mask in paddings], dim=1)  # (B, L, 2)
+        valid = torch.stack([valid_size(mask) for mask in paddings], dim=1)  # (B, L, 2)
         return Pyramid(
             tokens=torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1),
             position=torch.cat([position.flatten(1, 2) for position in positions], dim=1),
-            reference=centers(shapes, valid_ratio),
+            reference=centers(shapes, valid),
             padding=torch.cat([mask.flatten(1) for mask in paddings], dim=1),
             shapes=shapes,
-            valid_ratio=valid_ratio,
+            valid_ratio=valid / valid.new_tensor([(w, h) for h, w in shapes]),
         )
 
 
@@ -71,20 +71,24 @@ def padding_at(padding: Bool[Tensor, "B H W"], size: tuple[int, int]) -> Bool[Te
     return F.interpolate(padding[None].float(), size=size, mode="nearest")[0].bool()
 
 
-def valid_share(padding: Bool[Tensor, "B h w"]) -> Float[Tensor, "B 2"]:
-    """(x, y) share of a level's width and height that is image; padding is right and bottom only."""
-    return torch.stack([(~padding[:, 0, :]).float().mean(1), (~padding[:, :, 0]).float().mean(1)], dim=-1)
+def valid_size(padding: Bool[Tensor, "B h w"]) -> Float[Tensor, "B 2"]:
+    """How many columns and rows of a level are image, (x, y); padding is right and bottom only."""
+    return torch.stack([(~padding[:, 0, :]).float().sum(1), (~padding[:, :, 0]).float().sum(1)], dim=-1)
 
 
-def centers(shapes: Shapes, valid_ratio: Float[Tensor, "B L 2"]) -> Float[Tensor, "B S 2"]:
-    """(x, y) of every token's centre, in [0, 1] of the un-padded image."""
+def centers(shapes: Shapes, valid: Float[Tensor, "B L 2"]) -> Float[Tensor, "B S 2"]:
+    """(x, y) of every token's centre, in [0, 1] of the un-padded image.
+
+    Divided by the count of valid cells itself, not by their share of the map: the last bit decides which proposals lie
+    inside the image (0.5 / 50 is 0.01), and padding must not.
+    """
     levels = []
     for level, (h, w) in enumerate(shapes):
         y, x = torch.meshgrid(
-            torch.arange(h, device=valid_ratio.device, dtype=valid_ratio.dtype) + 0.5,
-            torch.arange(w, device=valid_ratio.device, dtype=valid_ratio.dtype) + 0.5,
+            torch.arange(h, device=valid.device, dtype=valid.dtype) + 0.5,
+            torch.arange(w, device=valid.device, dtype=valid.dtype) + 0.5,
             indexing="ij",
         )
-        cells = torch.stack([x.flatten() / w, y.flatten() / h], dim=-1)  # (h*w, 2)
-        levels.append(cells[None] / valid_ratio[:, None, level])
+        cells = torch.stack([x.flatten(), y.flatten()], dim=-1)  # (h*w, 2)
+        levels.append(cells[None] / valid[:, None, level])
     return torch.cat(levels, dim=1)

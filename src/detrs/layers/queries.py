@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from detrs.layers.heads import DetectionHead
-from detrs.layers.initialization import xavier_linear
+from detrs.layers.initialization import ExactLinear, xavier_linear
 from detrs.layers.position import sine_features
 from detrs.structures import Prediction, Pyramid, Queries
 
@@ -18,7 +18,9 @@ class LearnedQueries(nn.Module):
     def __init__(self, num_queries: int, dim: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(num_queries, 2 * dim)  # position, then content, as in official checkpoints
-        self.reference_points = xavier_linear(dim, 2, zero_bias=True)
+        self.reference_points = ExactLinear(dim, 2)
+        nn.init.xavier_uniform_(self.reference_points.weight)
+        nn.init.zeros_(self.reference_points.bias)
 
     def forward(self, memory: Pyramid) -> tuple[Queries, None]:
         weight = self.embedding.weight[None].expand(memory.tokens.shape[0], -1, -1)

@@ -1,0 +1,209 @@
+"""What every detector of the family must have, checked on a small copy of every preset."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from detrs import ops
+from detrs.checkpoints import format
+from detrs.criterion.set_criterion import CriterionConfig, SetCriterion
+from detrs.models import ModelConfig, build
+from detrs.models.detector import Detector
+from detrs.presets import PRESETS, preset
+from detrs.structures import Predictions, Target
+
+QUERIES = 11
+
+
+def shrunk(name: str) -> ModelConfig:
+    """The model of a preset with all of its choices and as little width and depth as shows them."""
+    model = preset(name).model
+    return replace(
+        model,
+        num_classes=5,
+        backbone=replace(model.backbone, name="test_resnet", weights="none"),
+        dim=64,
+        num_heads=2,
+        encoder_layers=2,
+        decoder_layers=3,
+        ffn_dim=96,
+        num_queries=QUERIES,
+    )
+
+
+SHRUNK = {shrunk(name): name for name in reversed(PRESETS)}  # without those that shrink to one and the same
+EVERY = pytest.mark.parametrize("config", [pytest.param(config, id=name) for config, name in SHRUNK.items()])
+LEARNED = pytest.mark.parametrize(
+    "config", [pytest.param(config, id=name) for config, name in SHRUNK.items() if config.queries == "learned"]
+)
+BOXES = torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.6, 0.5, 0.5, 0.2], [0.5, 0.7, 0.1, 0.2]])
+TARGETS = (
+    Target(BOXES, torch.tensor([4, 1, 1]), 1, (97, 131)),
+    Target(BOXES[:0], torch.zeros(0, dtype=torch.long), 2, (67, 101)),
+)
+
+
+def randomized(config: ModelConfig, seed: int = 0) -> Detector:
+    """A detector without the zeros of a fresh one, which hide mistakes."""
+    torch.manual_seed(seed)
+    detector = build(config)
+    with torch.no_grad():
+        for parameter in detector.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+        for buffer in detector.buffers():  # timm starts the last norm of a residual branch at zero
+            if buffer.is_floating_point():
+                buffer.copy_(torch.rand_like(buffer) + 0.5)
+    return detector
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    """An image of 97 x 131, and one of 67 x 101 padded to it."""
+    generator = torch.Generator().manual_seed(1)
+    images, padding = torch.randn(2, 3, 97, 131, generator=generator), torch.zeros(2, 97, 131, dtype=torch.bool)
+    padding[1, 67:] = True
+    padding[1, :, 101:] = True
+    return images.masked_fill(padding[:, None], 0.0), padding
+
+
+def loss(predictions: Predictions, targets: tuple[Target, ...], num_boxes: float) -> Tensor:
+    return SetCriterion(CriterionConfig())(predictions, targets, num_boxes).total
+
+
+def test_every_variant_is_here() -> None:
+    assert set(SHRUNK.values()) >= {
+        "deformable-detr-tiny",
+        "deformable-detr-small",
+        "deformable-detr-r50-single-scale",
+        "deformable-detr-r50-single-scale-dc5",
+        "deformable-detr-r50",
+        "deformable-detr-r50-refine",
+        "deformable-detr-r50-two-stage",
+    }
+
+
+@EVERY
+def test_every_parameter_learns(config: ModelConfig) -> None:
+    detector = randomized(config).train()
+    loss(detector(*batch()), TARGETS, 3.0).backward()
+    learning = {name: p.grad for name, p in detector.named_parameters() if p.requires_grad}
+    assert [name for name, grad in learning.items() if grad is None or not grad.isfinite().all()] == []
+    # a key's bias adds the same to all logits of a softmax: its gradient is zero but for rounding
+    idle = [name for name, grad in learning.items() if grad.abs().max() == 0 and not name.endswith("key_proj.bias")]
+    assert idle == []
+
+
+@EVERY
+@torch.no_grad()
+def test_content_of_the_padding_has_no_influence(config: ModelConfig) -> None:
+    """The maps below the neck's convolutions see the padding; from the neck on nothing may."""
+    detector = randomized(config).eval()
+    images, padding = batch()
+    pyramid = detector.neck(detector.backbone(images), padding)
+    disturbed = pyramid.with_tokens(pyramid.tokens.masked_fill(pyramid.padding[..., None], 1e3))
+    results = []
+    for tokens in (disturbed, pyramid):
+        memory = detector.encoder(tokens)
+        queries, proposals = detector.queries(memory)
+        results.append((detector.decoder(queries, memory), proposals))
+    (layers, proposals), (expected_layers, expected_proposals) = results
+    torch.testing.assert_close(layers, expected_layers, atol=3e-6, rtol=0)
+    assert (proposals is None) == (config.queries == "learned")
+    if proposals is not None:
+        valid = ~pyramid.padding
+        for mine, other in zip(proposals, expected_proposals, strict=True):
+            torch.testing.assert_close(mine[valid], other[valid], atol=3e-6, rtol=0)
+
+
+@EVERY
+@torch.no_grad()
+def test_a_batch_is_its_images_one_by_one(config: ModelConfig) -> None:
+    detector = randomized(config).eval()
+    images, padding = torch.randn(3, 3, 97, 131), torch.zeros(3, 97, 131, dtype=torch.bool)
+    together = detector(images, padding).last
+    for i in range(3):
+        alone = detector(images[i : i + 1], padding[i : i + 1]).last
+        torch.testing.assert_close(alone.logits[0], together.logits[i], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(alone.boxes[0], together.boxes[i], atol=1e-5, rtol=1e-4)
+
+
+@LEARNED
+@torch.no_grad()
+def test_shuffled_queries_give_shuffled_boxes(config: ModelConfig) -> None:
+    detector = randomized(config).eval()
+    order = torch.randperm(QUERIES)
+    before = detector(*batch()).last
+    detector.queries.embedding.weight.copy_(detector.queries.embedding.weight[order].clone())
+    after = detector(*batch()).last
+    torch.testing.assert_close(after.boxes, before.boxes[:, order], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(after.logits, before.logits[:, order], atol=1e-5, rtol=1e-4)
+
+
+@EVERY
+def test_images_without_objects_teach_too(config: ModelConfig) -> None:
+    detector = randomized(config).train()
+    nothing = (TARGETS[1], TARGETS[1])
+    losses = SetCriterion(CriterionConfig())(detector(*batch()), nothing, 1.0)
+    losses.total.backward()
+    assert all(value == 0 for name, value in losses.terms.items() if not name.startswith("class"))
+    assert all(p.grad.isfinite().all() for p in detector.parameters() if p.grad is not None)
+    assert detector.decoder.heads[-1].classes.bias.grad.min() > 0  # all scores are pushed down
+
+
+@EVERY
+@torch.no_grad()
+def test_order_of_targets_does_not_matter(config: ModelConfig) -> None:
+    predictions = randomized(config).eval()(*batch())
+    turned = (TARGETS[0]._replace(boxes=BOXES.flip(0), labels=TARGETS[0].labels.flip(0)), TARGETS[1])
+    torch.testing.assert_close(loss(predictions, turned, 3.0), loss(predictions, TARGETS, 3.0))
+
+
+@EVERY
+@torch.no_grad()
+def test_a_saved_detector_says_the_same(config: ModelConfig, tmp_path: Path) -> None:
+    detector, other = randomized(config, seed=0).eval(), randomized(config, seed=1).eval()
+    format.save(tmp_path / "detector.safetensors", detector.state_dict(), {})
+    other.load_state_dict(format.load(tmp_path / "detector.safetensors").tensors)
+    expected, loaded = detector(*batch()), other(*batch())
+    for mine, theirs in zip(loaded.layers, expected.layers, strict=True):
+        assert torch.equal(mine.logits, theirs.logits) and torch.equal(mine.boxes, theirs.boxes)
+
+
+@EVERY
+@torch.no_grad()
+def test_dropout_is_for_training_alone(config: ModelConfig) -> None:
+    detector = randomized(replace(config, dropout=0.9, backbone=replace(config.backbone, norm="frozen")))
+    inputs = batch()
+    evaluated, again = detector.eval()(*inputs).last.boxes, detector(*inputs).last.boxes
+    assert torch.equal(evaluated, again)
+    trained, again = detector.train()(*inputs).last.boxes, detector(*inputs).last.boxes
+    assert (trained - evaluated).abs().max() > 1e-3 and (trained - again).abs().max() > 1e-3
+
+
+@EVERY
+@torch.no_grad()
+def test_coordinates_and_scores_are_exact_under_autocast(config: ModelConfig) -> None:
+    """Given the same queries: which proposals are the best of all may change in the last bits of bfloat16."""
+    detector = randomized(config).eval()
+    images, padding = batch()
+
+    def said() -> tuple[Predictions, Tensor]:
+        memory = detector.encoder(detector.neck(detector.backbone(images), padding))
+        queries, proposals = detector.queries(memory)
+        given.append(queries)
+        return Predictions(detector.decoder(given[0], memory), proposals), queries.reference
+
+    given: list = []
+    with ops.use("reference"):  # no time to compile a kernel of another type
+        expected, _ = said()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half, reference = said()
+    assert reference.dtype == torch.float32
+    groups = [*zip(half.layers, expected.layers, strict=True)]
+    groups += [] if half.proposals is None else [(half.proposals, expected.proposals)]
+    for mine, exact in groups:
+        assert mine.logits.dtype == mine.boxes.dtype == torch.float32
+        torch.testing.assert_close(mine.boxes, exact.boxes, atol=0.02, rtol=0)
+        torch.testing.assert_close(mine.logits, exact.logits, atol=0.1, rtol=0)
