@@ -14,8 +14,9 @@ from detrs.structures import Pyramid, Queries
 class DeformableAttention(nn.Module):
     """Each query reads ``num_points`` points per head and level around its reference, weighted by itself.
 
-    There is no product of queries and keys: where to look and how much to take are linear in the query. A reference that
-    is a point makes offsets pixels of the level they sample (4.1), one that is a box makes them half boxes over P (A.2).
+    There is no product of queries and keys: where to look and how much to take are linear in the query. A reference
+    that is a point makes offsets pixels of the level they sample (4.1), one that is a box makes them half boxes over P
+    (A.2).
 
     Args:
         dim: width of queries and tokens; ``dim / num_heads`` channels per head.
