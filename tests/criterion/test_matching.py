@@ -21,9 +21,7 @@ def test_class_cost_of_the_official_matcher() -> None:
 
 def test_cost_weighs_class_distance_and_overlap() -> None:
     boxes, target = torch.tensor([0.25, 0.5, 0.5, 1.0]), torch.tensor([0.5, 0.5, 1.0, 1.0])
-    cost = pairwise_cost(
-        torch.zeros(1, 1, 3), boxes.expand(1, 1, 4), torch.tensor([2]), target.expand(1, 4), COSTS
-    )
+    cost = pairwise_cost(torch.zeros(1, 1, 3), boxes.expand(1, 1, 4), torch.tensor([2]), target.expand(1, 4), COSTS)
     classes = 0.25 * 0.25 * -np.log(0.5) - 0.75 * 0.25 * -np.log(0.5)
     assert cost.item() == pytest.approx(2 * classes + 5 * (0.25 + 0.5) - 2 * 0.5, abs=1e-5)
 

@@ -145,15 +145,16 @@ def create(config: BackboneConfig, pretrained: bool) -> Any:
     return body
 
 
-def preprocessing(trained_on: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation in timm's description of pretrained weights."""
+def preprocessing(trained_on: dict[str, Any]) -> tuple[Any, Any]:
+    """Mean and standard deviation of three channels in timm's description of pretrained weights."""
     return tuple(trained_on["mean"]), tuple(trained_on["std"])
 
 
 def with_weights(config: BackboneConfig, weights: str) -> BackboneConfig:
     """``config`` starting from ``weights``: the name of a timm model, or a ``.safetensors`` file of one.
 
-    With the name of a model come mean and std of its weights (timm knows them), and its own padding. A file may say in its metadata what it is: ``timm_model``, ``pad_type``, ``mean`` and ``std``.
+    With the name of a model come mean and std of its weights, which timm knows, and its own padding. A file may say
+    in its metadata what it is: ``timm_model``, ``pad_type``, ``mean`` and ``std``.
     Without, it is taken to be of the model that ``config`` names.
     """
     if not weights.endswith(".safetensors"):
