@@ -154,13 +154,20 @@ def load() -> Iterator[Callable[[], ModuleType]]:
         module.DOT_TYPES = dict.fromkeys(module.DOT_TYPES, triton.language.float32)
         return module
 
+    language = triton.language
+    changed = (language, language.core, language.math, language.standard, language.tensor)
+    before = [(library, dict(vars(library))) for library in changed]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        for library in (triton.language, triton.language.standard):  # what was compiled when triton was imported
+        for library in (language, language.standard):  # what was compiled when triton was imported
             for name, function in list(vars(library).items()):
                 if isinstance(function, JITFunction):
-                    patch.setattr(library, name, InterpretedFunction(function.fn))
+                    setattr(library, name, InterpretedFunction(function.fn))
         yield load
+    for library, names in before:  # the interpreter does not put back all that it replaces
+        for name, original in names.items():
+            if vars(library)[name] is not original:
+                setattr(library, name, original)
 
 
 GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")])
