@@ -43,9 +43,10 @@ AHEAD = 8
 SERIAL_BELOW = 100_000
 """Samples times channels below which waking the threads costs more than they save: about 50 microseconds of work."""
 
-# NaN and infinity have to survive: neither nnan nor ninf.
+# No fast mathematics: NaN and infinity have to survive, and two compilations of one source, the serial and the parallel
+# kernel, have to give the same bits. Where a product and a sum shall be one operation, they say so (``multiply_add``).
 COMPILE: dict[str, Any] = {
-    "fastmath": {"nsz", "contract", "arcp", "reassoc"},
+    "fastmath": False,
     "error_model": "numpy",
     "boundscheck": False,
     "nogil": True,
@@ -73,8 +74,6 @@ class RowModel(models.PrimitiveModel):
 
 
 INDEX = types.int32
-CONTRACT = ("contract", "nsz")
-"""A product and a sum may become one fused operation."""
 
 
 def _splat(builder, scalar, width):
@@ -247,7 +246,7 @@ def add_rows(context, left, right):
         left, right = _rows(context, builder, signature, arguments)
         if isinstance(signature.return_type.element, types.Integer):
             return builder.add(left, right)
-        return builder.fadd(left, right, flags=CONTRACT)
+        return builder.fadd(left, right)
 
     return _result(left, right)(left, right), generate
 
@@ -255,7 +254,7 @@ def add_rows(context, left, right):
 @intrinsic
 def subtract_rows(context, left, right):
     def generate(context, builder, signature, arguments):
-        return builder.fsub(*_rows(context, builder, signature, arguments), flags=CONTRACT)
+        return builder.fsub(*_rows(context, builder, signature, arguments))
 
     return _result(left, right)(left, right), generate
 
@@ -266,7 +265,7 @@ def multiply_rows(context, left, right):
         left, right = _rows(context, builder, signature, arguments)
         if isinstance(signature.return_type.element, types.Integer):
             return builder.mul(left, right)
-        return builder.fmul(left, right, flags=CONTRACT)
+        return builder.fmul(left, right)
 
     return _result(left, right)(left, right), generate
 
@@ -365,8 +364,7 @@ def multiply_add(context, total, factor, row):
 
     def generate(context, builder, signature, arguments):
         total, factor, vector = arguments
-        product = builder.fmul(_splat(builder, factor, row.width), vector, flags=CONTRACT)
-        return builder.fadd(product, total, flags=CONTRACT)
+        return _call(builder, "fmuladd", vector.type, _splat(builder, factor, row.width), vector, total)
 
     return row(row, row.element, row), generate
 
