@@ -144,8 +144,7 @@ class Predictor:
         Raises:
             UserError: an argument is out of range; or, with ``on_error="raise"``, a source cannot be read.
         """
-        if not 0 <= threshold <= 1:
-            raise UserError(f"threshold is {threshold}, but must be in [0, 1].")
+        check_threshold(threshold)
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}, but must be 1 or above.")
         readable = _decoded(sources, allow_urls, _handler(on_error))
@@ -182,6 +181,12 @@ class Predictor:
                 i: Found(items[i][1], each.clipped().filter(threshold)) for i, each in zip(group, detected, strict=True)
             }
         return [found[index] for index in range(len(items))]
+
+
+def check_threshold(threshold: float) -> None:
+    """Refuse what no score can be compared with, percentages for example."""
+    if not 0 <= threshold <= 1:
+        raise UserError(f"threshold is {threshold}, but must be in [0, 1].")
 
 
 def load(checkpoint: str | Path, device: str = "auto") -> Predictor:

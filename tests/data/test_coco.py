@@ -183,5 +183,5 @@ def test_fingerprint(make_folder: Callable[[str], Any]) -> None:
 
 
 def test_nothing_given() -> None:
-    with pytest.raises(UserError, match="'digits' for the demo set"):
+    with pytest.raises(UserError, match="--data digits the demo set"):
         open_dataset("", "train")

@@ -59,8 +59,9 @@ def run(argv: list[str]) -> None:
     from rich.text import Text
 
     from detrs.explain.draw import draw_detections
-    from detrs.predictor import Predictor
+    from detrs.predictor import Predictor, check_threshold
 
+    check_threshold(arguments.threshold)
     predictor = Predictor.load(arguments.checkpoint, arguments.device)
     output = unused(arguments.output or new_folder("predict"))
     errors: dict[str, UserError] = {}
