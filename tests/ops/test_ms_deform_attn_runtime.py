@@ -1,9 +1,11 @@
 """How multi-scale deformable attention lives with the rest: compiler, export, autocast, threads, forks, caches."""
 
+import ctypes
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numba
 import pytest
@@ -13,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from detrs.ops import ms_deform_attn, use
-from detrs.ops.ms_deform_attn import numba_cpu, operator
+from detrs.ops.ms_deform_attn import numba_cpu, operator, threads
 
 
 @pytest.fixture(autouse=True)
@@ -141,25 +143,40 @@ def test_flops_are_counted_forward_and_backward(draw) -> None:
 # Threads and processes
 
 
-def test_bits_do_not_depend_on_the_number_of_threads(draw, two_threads, monkeypatch) -> None:
+@pytest.mark.parametrize("pool", ["of PyTorch", "new threads"])
+def test_bits_do_not_depend_on_the_number_of_threads(draw, two_threads, monkeypatch, pool: str) -> None:
     inputs = large(draw)
+    team = threads._openmp()
     launched = []
-    monkeypatch.setattr(numba, "set_num_threads", launched.append)
-    monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", 2)
+
+    def counted(kernel, work, number, flags):
+        launched.append(number)
+        team(kernel, work, number, flags)
+
+    monkeypatch.setattr(threads, "_openmp", lambda: counted if pool == "of PyTorch" and team else None)
     torch.set_num_threads(1)
     alone = gradients(inputs)
     assert not launched
-    torch.set_num_threads(2)
-    monkeypatch.undo()
-    if numba.config.NUMBA_NUM_THREADS < 2:
-        pytest.skip("this machine has one core")
-    for _ in range(3):
+    for number in (2, 3):
+        torch.set_num_threads(number)
         for ours, same in zip(gradients(inputs), alone, strict=True):
             assert torch.equal(ours, same)
-    channels = inputs.value.shape[3]
-    assert numba_cpu._forward_kernels(channels, "float32")[1].signatures, "the parallel kernel did not run"
-    assert numba_cpu._query_kernels(channels, "float32")[1].signatures
-    assert numba_cpu._value_kernels(channels, "float32")[1].signatures
+    if pool == "of PyTorch" and team:
+        assert launched == [2, 2, 2, 3, 3, 3]  # forward, gradients of queries, gradient of the value
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another OpenMP")
+def test_the_threads_are_those_of_torch() -> None:
+    assert threads._openmp() is not None
+    ours = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD)  # by that name, torch has loaded its own
+    theirs = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "torch" in line}
+    assert any("libgomp" in path for path in theirs)
+    before = ours.omp_get_max_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        assert ours.omp_get_max_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_concurrent_python_threads(draw, two_threads) -> None:
@@ -204,7 +221,7 @@ def test_forked_workers_of_a_data_loader(draw, two_threads) -> None:
     loader = DataLoader(Attended(inputs), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=180)
     for there in loader:
         assert all(torch.equal(ours, same) for ours, same in zip(there, here, strict=True))
-    assert not numba_cpu._forked
+    assert not threads._forked
 
 
 # Cache
@@ -214,28 +231,48 @@ NEXT_PROCESS = """
 import torch
 from detrs.ops.ms_deform_attn import numba_cpu
 numba_cpu.forward(torch.ones(1, 2, 1, 5), (1, 2), (1,), torch.ones(1, 1, 1, 1, 2), torch.ones(1, 1, 1, 1), None, None)
-serial, _ = numba_cpu._forward_kernels(5, "float32")
-print(len(serial.stats.cache_hits), len(serial.stats.cache_misses))
+print(numba_cpu._forward_kernel(5, "float32").compiled.cache_hits)
 """
 
 
 def test_the_next_process_finds_the_kernels_compiled(tmp_path, monkeypatch) -> None:
     """Fails if a kernel captures anything that is pickled differently in each process."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
-    numba_cpu._forward_kernels.cache_clear()
+    numba_cpu._forward_kernel.cache_clear()
     numba_cpu.forward(
         torch.ones(1, 2, 1, 5), (1, 2), (1,), torch.ones(1, 1, 1, 1, 2), torch.ones(1, 1, 1, 1), None, None
     )
-    numba_cpu._forward_kernels.cache_clear()
+    numba_cpu._forward_kernel.cache_clear()
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.run([sys.executable, "-c", NEXT_PROCESS], env=environment, capture_output=True, text=True)
-    assert process.stdout.split() == ["1", "0"], process.stderr
+    assert process.stdout.split() == ["1"], process.stderr
+
+
+def test_a_change_of_the_vectors_is_noticed(tmp_path, monkeypatch) -> None:
+    """numba's cache looks at the file of the kernels only."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    numba_cpu._forward_kernel.__wrapped__(5, "float32")
+    assert numba_cpu._forward_kernel.__wrapped__(5, "float32").compiled.cache_hits == 1
+    monkeypatch.setattr(numba_cpu, "_VECTORS", 1)
+    assert numba_cpu._forward_kernel.__wrapped__(5, "float32").compiled.cache_hits == 0
+
+
+def test_what_was_in_the_workspace_does_not_matter(draw, monkeypatch) -> None:
+    inputs = large(draw)
+    expected = gradients(inputs)
+    empty = torch.empty
+
+    def dirty(*size, **options):
+        return empty(*size, **options).fill_(255)  # as floats: NaN
+
+    monkeypatch.setattr(torch, "empty", dirty)
+    assert all(torch.equal(ours, same) for ours, same in zip(gradients(inputs), expected, strict=True))
 
 
 def test_without_a_place_for_the_cache_it_says_so_and_works(monkeypatch, draw) -> None:
     inputs = draw()
     expected = ms_deform_attn(*inputs)
-    monkeypatch.setattr(numba_cpu, "_forward_kernels", numba_cpu._forward_kernels.__wrapped__)
+    monkeypatch.setattr(numba_cpu, "_forward_kernel", numba_cpu._forward_kernel.__wrapped__)
     with monkeypatch.context() as patch, pytest.warns(UserWarning, match="NUMBA_CACHE_DIR"):
         patch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
         assert torch.equal(ms_deform_attn(*inputs), expected)

@@ -25,10 +25,10 @@ MUTANTS = {
         "between(low, 0.0, last, 1.0 - fraction, 0.0),",
         "between(low, -1e30, 1e30, 1.0 - fraction, 0.0),",
     ),
-    "align_corners": ("origin, unit = real(-0.5), size", "origin, unit = real(0), size - real(1)"),
+    "align_corners": ("origin, unit = number(-0.5), size", "origin, unit = number(0), size - number(1)"),
     "x and y swapped": (
-        "raw_x, raw_y = load_pairs(address + 2 * k",
-        "raw_y, raw_x = load_pairs(address + 2 * k",
+        "raw_x, raw_y = load_pairs(problem.locations + 2 * (first",
+        "raw_y, raw_x = load_pairs(problem.locations + 2 * (first",
     ),
     "nearest pixel": ("fraction = position - low", "fraction = floor(position - low + 0.5)"),
     "wrong start of a level": ("[sizes, areas.cumsum() - areas,", "[sizes, 0 * areas,"),
@@ -37,16 +37,19 @@ MUTANTS = {
         "store_row(_row_address(real, CORNER + 3, k), to_bottom * 0.0)",
     ),
     "softmax transposed": (
-        "_shares(weights, first, samples, reference",
-        "_shares(weights, ((n * queries + q) * samples + m) * heads, samples, reference",
+        "_shares(problem.weights + first * size,",
+        "_shares(problem.weights + ((n * problem.queries + q) * samples + m) * problem.heads * size,",
     ),
 }
 GRADIENT_MUTANTS = {
-    "softmax without its derivative": ("(_real_row(real, DOT, k, compute) - pull)", "_real_row(real, DOT, k, compute)"),
+    "softmax without its derivative": (
+        "(_real_row(real, BY_SHARE, k, compute) - pull)",
+        "_real_row(real, BY_SHARE, k, compute)",
+    ),
     "derivative in half the unit": ("by_y * _real_row(frame, UNIT_Y, k", "by_y * 0.5 * _real_row(frame, UNIT_Y, k"),
     "gradient of a neighbour's head": (
-        "upstream = grad_out.ctypes.data + ((n * queries + q) * heads + m) * channels * size",
-        "upstream = grad_out.ctypes.data + ((n * queries + q) * heads + heads - 1 - m) * channels * size",
+        "upstream = problem.grad_out + (n * problem.queries * problem.heads + m) * channels * itemsize",
+        "upstream = problem.grad_out + ((n * problem.queries + 1) * problem.heads - 1 - m) * channels * itemsize",
     ),
 }
 """What is wrong -> the line, and what is put in its place."""
@@ -73,7 +76,7 @@ def mutate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
 
 
 def outcomes(draw, backend: str) -> Iterator[Tensor]:
-    """Outputs and gradients of both forms."""
+    """Outputs and gradients of both forms. The choice of kernels is never left open across a ``yield``."""
     batch, queries, total = 2, 7, sum(POINTS)
     value = draw.normal(batch, 41, HEADS, CHANNELS).requires_grad_()
     locations = draw.locations(batch, queries, HEADS, 2, SHAPES).flatten(3, 4).requires_grad_()
@@ -83,11 +86,11 @@ def outcomes(draw, backend: str) -> Iterator[Tensor]:
     upstream = draw.normal(batch, queries, HEADS * CHANNELS)
     with use(backend):
         plain = ms_deform_attn(value, SHAPES, locations, weights, POINTS)
-        yield plain
         fused = ms_deform_attn_fused(value, SHAPES, offsets, weights, reference, points=POINTS)
-        yield fused
-        yield from torch.autograd.grad(plain, (value, locations, weights), upstream)
-        yield from torch.autograd.grad(fused, (value, offsets, weights), upstream)
+    yield plain
+    yield fused
+    yield from torch.autograd.grad(plain, (value, locations, weights), upstream)
+    yield from torch.autograd.grad(fused, (value, offsets, weights), upstream)
 
 
 def errors(draw) -> Iterator[float]:

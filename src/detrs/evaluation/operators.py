@@ -3,7 +3,8 @@
 The shapes are those of Deformable DETR on ResNet-50 at 800 x 1333: four levels, 8 heads of 32 channels, 4 points. In
 the encoder every pixel is a query. ``star`` locations lie as those of a trained encoder do, near their pixel;
 ``uniform`` ones lie anywhere, which no cache likes. All implementations take turns, so that a busy machine slows them
-alike; in each turn the second of two runs is timed, and the median of each counts.
+alike, and the median of each counts. A turn is one run that is not timed, and then as many as fill ``TURN_S``, for a
+short run finds caches and memory as the one before it left them: in a network its values have just been computed.
 """
 
 import importlib.metadata
@@ -30,6 +31,7 @@ from detrs.structures import Shapes
 
 LEVELS: Shapes = ((100, 167), (50, 84), (25, 42), (13, 21))
 HEADS, CHANNELS, POINTS = 8, 32, 4
+TURN_S = 0.05
 ENCODER = 0
 """Number of queries that stands for one at each pixel."""
 
@@ -198,7 +200,7 @@ def compare(case: Case, device: torch.device | str = "cpu", repeats: int = 7, *,
     Args:
         case: the problem.
         device: where.
-        repeats: timed runs of each, after one that is not timed.
+        repeats: turns of each.
         memory: measure peak memory, too; on a CPU each in a process of its own.
 
     Raises:
@@ -220,16 +222,23 @@ def compare(case: Case, device: torch.device | str = "cpu", repeats: int = 7, *,
         seconds: dict[str, list[float]] = {name: [] for name in tasks}
         for _ in range(repeats):
             for name, work in tasks.items():
-                work()  # puts its inputs into the caches, where a network's last operation leaves them
-                began = time.perf_counter()
-                work()
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(_turn(work))
         milliseconds = {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
     measured = ("detrs", "grid_sample", "detrs fused +", "grid_sample +") if memory else ()
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     versions = {name: importlib.metadata.version(name) for name in ("detrs", "torch")}
     peaks = {name: _peak(case, name, str(device)) for name in measured}
     return CaseReport(case, milliseconds, peaks, where, repeats, versions)
+
+
+def _turn(work: Callable[[], object]) -> float:
+    """Seconds of one run, the mean of a turn."""
+    work()
+    began, runs = time.perf_counter(), 0
+    while runs == 0 or time.perf_counter() - began < TURN_S:
+        work()
+        runs += 1
+    return (time.perf_counter() - began) / runs
 
 
 def _replayed(work: Callable[[], object], repeats: int) -> float:

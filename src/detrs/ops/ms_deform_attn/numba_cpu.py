@@ -1,32 +1,49 @@
-"""Multi-scale deformable attention on the CPU, compiled by numba. The README of this folder tells how it works.
-
-One file on purpose: numba's cache on disk only watches the file in which a cached function is defined.
-"""
+"""Multi-scale deformable attention on the CPU, compiled by numba. The README of this folder tells how it works."""
 # numba gives types to what it compiles, and calls an intrinsic without the first parameter of its Python function:
-# mypy: allow-untyped-defs, allow-untyped-decorators, disable-error-code="call-arg, var-annotated, operator"
+# mypy: allow-untyped-defs, allow-untyped-decorators, disable-error-code="call-arg, var-annotated, operator, attr-defined"
 
+import ctypes
 import functools
-import operator
-import os
-import threading
 import warnings
+import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import njit, prange, types
-from numba.core import cgutils
-from numba.extending import intrinsic, models, overload, register_model
+from numba import carray, cfunc, njit, types
 from torch import Tensor
+
+from detrs.ops.ms_deform_attn import threads, vectors
+from detrs.ops.ms_deform_attn.vectors import (
+    LANES,
+    between,
+    fetch_and_add,
+    floor,
+    larger,
+    largest,
+    load_lanes,
+    load_pairs,
+    load_quads,
+    load_row,
+    multiply_add,
+    pointer,
+    power_of_two,
+    prefetch,
+    smaller,
+    splat,
+    store_lanes,
+    store_pairs,
+    store_row,
+    sum_of,
+    sums_of,
+    to_index,
+)
 
 STORAGE = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
 """How ``value`` lies in memory. Half precision is widened to float32 as it is loaded."""
-
-LANES = 16
-"""Samples whose places and weights are computed together."""
 
 MAX_WIDTH = 128
 """Channels in one vector. A larger D is cut into equal pieces; if it is prime, of one channel: right but slow."""
@@ -43,367 +60,43 @@ AHEAD = 8
 SERIAL_BELOW = 100_000
 """Samples times channels below which waking the threads costs more than they save: about 50 microseconds of work."""
 
-# No fast mathematics: NaN and infinity have to survive, and two compilations of one source, the serial and the parallel
-# kernel, have to give the same bits. Where a product and a sum shall be one operation, they say so (``multiply_add``).
-COMPILE: dict[str, Any] = {
-    "fastmath": False,
-    "error_model": "numpy",
-    "boundscheck": False,
-    "nogil": True,
-}
+# No fast mathematics: NaN and infinity have to survive, and the same source has to give the same bits wherever it is
+# compiled. Where a product and a sum shall be one operation, they say so (``multiply_add``).
+COMPILE: dict[str, Any] = {"fastmath": False, "error_model": "numpy", "boundscheck": False}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Several numbers as one value: the channels of a head, or one quantity of several samples. LLVM cuts <n x float> into
-# the registers this CPU has and keeps it there; from loops over arrays numba makes code that is three times slower.
+# What kernels work on. They run without Python: their problem is a block of memory full of sizes and addresses.
 
 
-class Row(types.Type):
-    """``width`` numbers as one LLVM vector."""
+class Problem(ctypes.Structure):
+    """One call of a kernel, by one or several threads. ``real`` is the type of locations: float32 or float64."""
 
-    def __init__(self, element: Any, width: int) -> None:
-        super().__init__(name=f"Row({element}, {width})")
-        self.element = element
-        self.width = width
-
-
-@register_model(Row)
-class RowModel(models.PrimitiveModel):
-    def __init__(self, manager, row):
-        super().__init__(manager, row, ir.VectorType(manager.lookup(row.element).get_value_type(), row.width))
-
-
-INDEX = types.int32
-
-
-def _splat(builder, scalar, width):
-    """The same number in all lanes."""
-    vector = ir.VectorType(scalar.type, width)
-    first = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.IntType(32)(0))
-    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width))
-
-
-def _call(builder, name, result, *arguments, fastmath=()):
-    """An LLVM intrinsic for vectors by its mangled name: llvmlite cannot name those."""
-    kind = arguments[-1].type
-    letter = "f" if isinstance(kind.element, ir.FloatType | ir.DoubleType) else "i"
-    bits = {"float": 32, "double": 64}.get(str(kind.element)) or kind.element.width
-    function = ir.FunctionType(result, [argument.type for argument in arguments])
-    called = cgutils.get_or_insert_function(builder.module, function, f"llvm.{name}.v{kind.count}{letter}{bits}")
-    return builder.call(called, arguments, fastmath=fastmath)
-
-
-def _pointer(builder, address, kind):
-    return builder.inttoptr(address, kind.as_pointer())
-
-
-def _first(lanes, count, builder):
-    """A mask of the first ``count`` lanes."""
-    numbers = ir.Constant(ir.VectorType(ir.IntType(64), lanes), list(range(lanes)))
-    return builder.icmp_signed("<", numbers, _splat(builder, count, lanes))
-
-
-def _masked(builder, name, result, *arguments):
-    """``llvm.masked.load`` or ``llvm.masked.store``."""
-    vector = arguments[0].type if name == "store" else result
-    letter = {"float": "f32", "double": "f64"}[str(vector.element)]
-    function = ir.FunctionType(result, [argument.type for argument in arguments])
-    mangled = f"llvm.masked.{name}.v{vector.count}{letter}.p0"
-    return builder.call(cgutils.get_or_insert_function(builder.module, function, mangled), arguments)
-
-
-@intrinsic(prefer_literal=True)
-def load_row(context, address, storage, width):
-    """The row at an address (in bytes, aligned to one element), stored as ``storage`` says."""
-    kind = storage.literal_value
-    element = {"float64": types.float64, "int32": INDEX}.get(kind, types.float32)
-    row = Row(element, width.literal_value)
-
-    def generate(context, builder, signature, arguments):
-        result = context.get_value_type(row)
-        stored = {"float16": ir.HalfType(), "bfloat16": ir.IntType(16)}.get(kind, result.element)
-        source = _pointer(builder, arguments[0], ir.VectorType(stored, row.width))
-        loaded = builder.load(source, align=2 if kind in ("float16", "bfloat16") else row.element.bitwidth // 8)
-        if kind == "float16":
-            return builder.fpext(loaded, result)
-        if kind == "bfloat16":  # the upper half of a float32
-            bits = ir.VectorType(ir.IntType(32), row.width)
-            return builder.bitcast(builder.shl(builder.zext(loaded, bits), ir.Constant(bits, [16] * row.width)), result)
-        return loaded
-
-    return row(types.int64, storage, width), generate
-
-
-@intrinsic
-def store_row(context, address, row):
-    def generate(context, builder, signature, arguments):
-        address, vector = arguments
-        builder.store(vector, _pointer(builder, address, vector.type), align=row.element.bitwidth // 8)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, row), generate
-
-
-@intrinsic
-def prefetch(context, address):
-    """Ask for the cache line at an address that will be read soon."""
-
-    def generate(context, builder, signature, arguments):
-        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
-        called = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(called, [builder.inttoptr(arguments[0], byte), flag(0), flag(3), flag(1)])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate
-
-
-@intrinsic
-def load_lanes(context, address, count, rest):
-    """The first ``count`` numbers at an address, and ``rest`` in the other lanes."""
-    row = Row(rest, LANES)
-
-    def generate(context, builder, signature, arguments):
-        address, count, rest = arguments
-        result = context.get_value_type(row)
-        align = ir.IntType(32)(row.element.bitwidth // 8)
-        source, mask = _pointer(builder, address, result), _first(LANES, count, builder)
-        return _masked(builder, "load", result, source, align, mask, _splat(builder, rest, LANES))
-
-    return row(types.int64, types.int64, rest), generate
-
-
-@intrinsic
-def store_lanes(context, address, row, count):
-    """Store the first ``count`` lanes."""
-
-    def generate(context, builder, signature, arguments):
-        address, vector, count = arguments
-        align = ir.IntType(32)(row.element.bitwidth // 8)
-        target, mask = _pointer(builder, address, vector.type), _first(row.width, count, builder)
-        _masked(builder, "store", ir.VoidType(), vector, target, align, mask)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, row, types.int64), generate
-
-
-@intrinsic
-def load_pairs(context, address, count, rest):
-    """``count`` pairs (x, y) at an address, as a row of x and a row of y, and ``rest`` in the other lanes."""
-    row = Row(rest, LANES)
-
-    def generate(context, builder, signature, arguments):
-        address, count, rest = arguments
-        kind = ir.VectorType(context.get_value_type(row).element, 2 * LANES)
-        align = ir.IntType(32)(row.element.bitwidth // 8)
-        mask = _first(2 * LANES, builder.shl(count, count.type(1)), builder)
-        pairs = _masked(
-            builder, "load", kind, _pointer(builder, address, kind), align, mask, _splat(builder, rest, 2 * LANES)
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in (
+            "here",  # address of this block
+            "next_task", "tasks",  # who is free takes the next one
+            "next_seat", "workspace", "by_seat",  # memory of one thread each: address, and bytes between seats
+            "batch", "tokens", "heads", "channels", "queries", "samples", "levels", "largest_level",
+            "value", "by_image", "by_token", "by_head", "by_channel",  # address, and strides in bytes
+            "level_table",  # (L, 5) int64: see ``Geometry``
+            "real_table",  # (2, K + LANES) real
+            "token_table",  # (2, K + LANES) int32
+            "locations",  # (B, Q, M, K, 2) real
+            "weights",  # (B, Q, M, K) real
+            "reference", "axes",  # (B, Q, L, axes) real; 0 axes: locations and weights are used as they are
+            "padding", "is_padded",  # (B, S) bytes, if it is
+            "is_far",  # whether pixels are fetched ahead
+            "out",  # (B, Q, M, D) real; what follows is for gradients, 0 where none is needed
+            "grad_out", "grad_value", "grad_locations", "grad_weights", "grad_reference",  # like what they belong to
+            "places", "places_x", "places_y",  # (B, M, Q*K) real: attention weight and position, level after level
         )
-        picked = ir.VectorType(ir.IntType(32), LANES)
-        rows = [
-            builder.shuffle_vector(pairs, pairs, ir.Constant(picked, list(range(axis, 2 * LANES, 2))))
-            for axis in (0, 1)
-        ]
-        return context.make_tuple(builder, signature.return_type, rows)
+    ]  # fmt: skip
 
-    return types.UniTuple(row, 2)(types.int64, types.int64, rest), generate
 
-
-@intrinsic
-def store_pairs(context, address, x, y, count):
-    """The opposite of ``load_pairs``."""
-
-    def generate(context, builder, signature, arguments):
-        address, x, y, count = arguments
-        order = [lane + LANES * axis for lane in range(LANES) for axis in (0, 1)]
-        pairs = builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(ir.IntType(32), 2 * LANES), order))
-        align = ir.IntType(32)(signature.args[1].element.bitwidth // 8)
-        mask = _first(2 * LANES, builder.shl(count, count.type(1)), builder)
-        _masked(builder, "store", ir.VoidType(), pairs, _pointer(builder, address, pairs.type), align, mask)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, x, x, types.int64), generate
-
-
-def _rows(context, builder, signature, arguments):
-    """The arguments of an arithmetic operation as vectors of one type."""
-    row = next(kind for kind in signature.args if isinstance(kind, Row))
-    for kind, argument in zip(signature.args, arguments, strict=True):
-        if isinstance(kind, Row):
-            yield argument
-        else:
-            yield _splat(builder, context.cast(builder, argument, kind, row.element), row.width)
-
-
-def _result(left, right):
-    return left if isinstance(left, Row) else right
-
-
-@intrinsic
-def add_rows(context, left, right):
-    def generate(context, builder, signature, arguments):
-        left, right = _rows(context, builder, signature, arguments)
-        if isinstance(signature.return_type.element, types.Integer):
-            return builder.add(left, right)
-        return builder.fadd(left, right)
-
-    return _result(left, right)(left, right), generate
-
-
-@intrinsic
-def subtract_rows(context, left, right):
-    def generate(context, builder, signature, arguments):
-        return builder.fsub(*_rows(context, builder, signature, arguments))
-
-    return _result(left, right)(left, right), generate
-
-
-@intrinsic
-def multiply_rows(context, left, right):
-    def generate(context, builder, signature, arguments):
-        left, right = _rows(context, builder, signature, arguments)
-        if isinstance(signature.return_type.element, types.Integer):
-            return builder.mul(left, right)
-        return builder.fmul(left, right)
-
-    return _result(left, right)(left, right), generate
-
-
-def _is_arithmetic(left, right):
-    return (isinstance(left, Row) or isinstance(right, Row)) and all(
-        isinstance(kind, Row | types.Number) for kind in (left, right)
-    )
-
-
-@overload(operator.add)
-def _add(left, right):
-    return (lambda left, right: add_rows(left, right)) if _is_arithmetic(left, right) else None
-
-
-@overload(operator.sub)
-def _subtract(left, right):
-    return (lambda left, right: subtract_rows(left, right)) if _is_arithmetic(left, right) else None
-
-
-@overload(operator.mul)
-def _multiply(left, right):
-    return (lambda left, right: multiply_rows(left, right)) if _is_arithmetic(left, right) else None
-
-
-@intrinsic
-def floor(context, row):
-    def generate(context, builder, signature, arguments):
-        return _call(builder, "floor", arguments[0].type, *arguments)
-
-    return row(row), generate
-
-
-@intrinsic
-def larger(context, left, right):
-    """Of each lane the larger number; NaN counts as smaller than all."""
-
-    def generate(context, builder, signature, arguments):
-        left, right = _rows(context, builder, signature, arguments)
-        return _call(builder, "maxnum", left.type, left, right)
-
-    return _result(left, right)(left, right), generate
-
-
-@intrinsic
-def smaller(context, left, right):
-    """Of each lane the smaller number; NaN counts as larger than all."""
-
-    def generate(context, builder, signature, arguments):
-        left, right = _rows(context, builder, signature, arguments)
-        return _call(builder, "minnum", left.type, left, right)
-
-    return _result(left, right)(left, right), generate
-
-
-@intrinsic
-def between(context, row, low, high, inside, outside):
-    """``inside`` where ``low <= row <= high``, otherwise (also for NaN) ``outside``."""
-
-    def generate(context, builder, signature, arguments):
-        row, low, high, inside, outside = _rows(context, builder, signature, arguments)
-        is_inside = builder.and_(builder.fcmp_ordered("<=", low, row), builder.fcmp_ordered("<=", row, high))
-        return builder.select(is_inside, inside, outside)
-
-    return row(row, low, high, inside, outside), generate
-
-
-@intrinsic
-def to_index(context, row):
-    """Whole numbers as integers."""
-    indices = Row(INDEX, row.width)
-
-    def generate(context, builder, signature, arguments):
-        return builder.fptosi(arguments[0], context.get_value_type(indices))
-
-    return indices(row), generate
-
-
-@intrinsic
-def power_of_two(context, row):
-    """``2 ** row`` of whole numbers, put together from the bits of a float."""
-
-    def generate(context, builder, signature, arguments):
-        width, bits = row.width, row.element.bitwidth
-        mantissa, bias = {32: (23, 127), 64: (52, 1023)}[bits]
-        kind = ir.VectorType(ir.IntType(bits), width)
-        exponent = builder.add(builder.fptosi(arguments[0], kind), ir.Constant(kind, [bias] * width))
-        return builder.bitcast(builder.shl(exponent, ir.Constant(kind, [mantissa] * width)), arguments[0].type)
-
-    return row(row), generate
-
-
-@intrinsic
-def multiply_add(context, total, factor, row):
-    """``total + factor * row`` for a number ``factor``, fused where the CPU can."""
-
-    def generate(context, builder, signature, arguments):
-        total, factor, vector = arguments
-        return _call(builder, "fmuladd", vector.type, _splat(builder, factor, row.width), vector, total)
-
-    return row(row, row.element, row), generate
-
-
-@intrinsic
-def sum_of(context, row):
-    def generate(context, builder, signature, arguments):
-        vector = arguments[0].type
-        return _call(
-            builder, "vector.reduce.fadd", vector.element, vector.element(0.0), *arguments, fastmath=("reassoc", "nsz")
-        )
-
-    return row.element(row), generate
-
-
-@intrinsic
-def largest(context, row):
-    """NaN is passed over."""
-
-    def generate(context, builder, signature, arguments):
-        return _call(builder, "vector.reduce.fmax", arguments[0].type.element, *arguments)
-
-    return row.element(row), generate
-
-
-@intrinsic(prefer_literal=True)
-def splat(context, number, width):
-    """The same number in all lanes."""
-    row = Row(types.unliteral(number), width.literal_value)
-
-    def generate(context, builder, signature, arguments):
-        return _splat(builder, arguments[0], row.width)
-
-    return row(types.unliteral(number), width), generate
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The mathematics, for one head of one query at a time. Everything is a contiguous array but ``value``, which is an
-# address and strides in bytes. A position is where a sample lies in its level, in pixels: ``origin + raw * unit``.
+PROBLEM = types.CPointer(numba.from_dtype(np.dtype(Problem)))
+NEXT_TASK, NEXT_SEAT = Problem.next_task.offset, Problem.next_seat.offset
 
 
 class Geometry(NamedTuple):
@@ -415,28 +108,84 @@ class Geometry(NamedTuple):
     """(2, K + LANES) int32: width of the level of each sample, and its first token."""
     levels: np.ndarray
     """(L, 5) int64: height, width, first token, first sample, number of samples of each level."""
+    largest: int
+    """Most tokens of a level."""
+
+
+class Views(NamedTuple):
+    """Arrays of a problem that are read number by number."""
+
+    levels: np.ndarray
+    reference: np.ndarray
+    padding: np.ndarray
 
 
 class Scratch(NamedTuple):
-    """What is known of the samples of one head; the kernels' only storage besides their results."""
+    """What is known of the samples of one head: views of a seat, for arrays of numba's own would count references."""
 
     real: np.ndarray
-    """(20, K + LANES) real: rows ``SHARE`` and so on."""
+    """(13, K + LANES) real: rows ``SHARE`` and so on."""
     token: np.ndarray
     """(4, K + LANES) int32: the pixels around each sample, above left, above right, below left, below right."""
+    dots: np.ndarray
+    """(K + LANES, 4) real: the inner products of these pixels with the upstream gradient."""
 
 
 ORIGIN_X, UNIT_X, ORIGIN_Y, UNIT_Y = range(4)
-SHARE, X, Y, LIVE, CORNER, DOT, SUM = 0, 1, 2, 3, 4, 8, 12
+SHARE, X, Y, LIVE, CORNER, BY_SHARE, SUM = 0, 1, 2, 3, 4, 8, 9
 """Rows of ``Scratch.real``: attention weight; position; whether a pixel is touched; bilinear times attention weight of
-the four pixels; their inner products with the upstream gradient; gradients of position and unit added up over heads."""
-NUM_REAL = 16
+the four pixels; gradient of the attention weight; gradients of position and unit added up over heads."""
+NUM_REAL = 13
+SCRATCH_ROWS = NUM_REAL + 8
 
 
 @njit(**COMPILE)
-def _scratch(samples, real):
+def _views(problem, real):
+    levels = carray(pointer(problem.level_table), (problem.levels, 5), np.int64)
+    shape = problem.batch, problem.queries, problem.levels, problem.axes
+    reference = carray(pointer(problem.reference), shape, real)
+    padding = carray(pointer(problem.padding), (problem.batch, problem.tokens), np.uint8)
+    return Views(levels, reference, padding)
+
+
+@njit(**COMPILE)
+def _next_task(problem):
+    """Number of a task that nobody has taken yet; ``problem.tasks`` and more when there is none."""
+    return fetch_and_add(problem.here + NEXT_TASK, 1)
+
+
+@njit(**COMPILE)
+def _seat(problem):
+    """Memory for the calling thread alone."""
+    return problem.workspace + fetch_and_add(problem.here + NEXT_SEAT, 1) * problem.by_seat
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The mathematics, for one head of one query at a time. A position is where a sample lies in its level, in pixels:
+# ``origin + raw * unit``.
+
+
+@njit(**COMPILE)
+def _scratch(address, samples, number):
     wide = samples + LANES
-    return Scratch(np.zeros((NUM_REAL, wide), real), np.zeros((4, wide), np.int32))
+    rows = wide * 8  # bytes of a row; float32 takes half of them
+    real = carray(pointer(address), (NUM_REAL, wide), number)
+    dots = carray(pointer(address + NUM_REAL * rows), (wide, 4), number)
+    token = carray(pointer(address + (NUM_REAL + 4) * rows), (4, wide), np.int32)
+    return Scratch(real, token, dots)
+
+
+@njit(**COMPILE)
+def _frame_of(address, samples, number):
+    """Rows ``ORIGIN_X`` and so on of each sample, and 0 behind the last one."""
+    frame = carray(pointer(address), (4, samples + LANES), number)
+    frame[:] = 0
+    return frame
+
+
+def _bytes_of_seat(samples: int) -> int:
+    """Two scratches and a frame."""
+    return (2 * SCRATCH_ROWS + 4) * (samples + LANES) * 8
 
 
 @njit(**COMPILE)
@@ -450,38 +199,37 @@ def _real_row(array, row, lane, compute):
 
 
 @njit(**COMPILE)
-def _exp(row, lowest):
+def _exp(row, lowest, is_double):
     """``e ** row`` of numbers up to 0; 0 below ``lowest``, and NaN of NaN."""
     power = floor(row * 1.4426950408889634 + 0.5)
     rest = row - power * 0.693359375 + power * 2.1219444005469057e-4  # ln 2 in two parts: |rest| <= ln(2) / 2
-    # Taylor: 13 terms are exact in double precision.
-    series = rest * (1 / 6227020800) + 1 / 479001600
-    for factor in (
-        1 / 39916800, 1 / 3628800, 1 / 362880, 1 / 40320, 1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0,
-    ):  # fmt: skip
+    series = rest * 0.0  # Taylor's, to rest ** 7 / 7! in single and rest ** 13 / 13! in double precision
+    if is_double:
+        for factor in (1 / 6227020800, 1 / 479001600, 1 / 39916800, 1 / 3628800, 1 / 362880, 1 / 40320):
+            series = series * rest + factor
+    for factor in (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
         series = series * rest + factor
     return between(row, -np.inf, lowest, 0.0, series * power_of_two(power))
 
 
 @njit(**COMPILE)
-def _shares(weights, first, samples, is_logits, real, compute):
-    """Attention weights of one head into ``real[SHARE]``; 0 behind the last one. ``first`` counts in ``weights``."""
-    number = weights.dtype.type
-    address = weights.ctypes.data + first * weights.itemsize
+def _shares(address, samples, is_logits, real, compute):
+    """Attention weights of one head, from its first weight or logit, into ``real[SHARE]``; 0 behind the last one."""
+    number = real.dtype.type
     if not is_logits:
         for k in range(0, samples, LANES):
-            row = load_lanes(address + k * weights.itemsize, samples - k, number(0))
+            row = load_lanes(address + k * real.itemsize, samples - k, number(0))
             store_row(_row_address(real, SHARE, k), row)
         return
     top = number(-np.inf)
     for k in range(0, samples, LANES):
-        row = load_lanes(address + k * weights.itemsize, samples - k, number(-np.inf))
+        row = load_lanes(address + k * real.itemsize, samples - k, number(-np.inf))
         store_row(_row_address(real, SHARE, k), row)
         top = max(top, largest(row))
     total = number(0)
-    lowest = number(-87.0) if weights.itemsize == 4 else number(-708.0)  # from there on powers of two are subnormal
+    lowest = number(-87.0) if real.itemsize == 4 else number(-708.0)  # from there on powers of two are subnormal
     for k in range(0, samples, LANES):
-        row = _exp(_real_row(real, SHARE, k, compute) - top, lowest)
+        row = _exp(_real_row(real, SHARE, k, compute) - top, lowest, real.itemsize == 8)
         store_row(_row_address(real, SHARE, k), row)
         total += sum_of(row)
     factor = number(1) / total
@@ -490,18 +238,18 @@ def _shares(weights, first, samples, is_logits, real, compute):
 
 
 @njit(**COMPILE)
-def _frame(reference, n, q, geometry, frame):
-    """Origin and unit of the samples of query ``q``: ``reference`` holds points, boxes, or (empty) nothing."""
-    real = frame.dtype.type
-    for i in range(geometry.levels.shape[0]):
-        first, points = geometry.levels[i, 3], geometry.levels[i, 4]
+def _frame(problem, views, n, q, frame):
+    """Origin and unit of the samples of query ``q``: around a point, in a box, or (no axes) in the whole level."""
+    number, levels, reference = frame.dtype.type, views.levels, views.reference
+    for i in range(levels.shape[0]):
+        first, points = levels[i, 3], levels[i, 4]
         for axis in range(2):
-            size = real(geometry.levels[i, 1 - axis])
-            origin, unit = real(-0.5), size
-            if reference.shape[3] > 0:
-                origin, unit = reference[n, q, i, axis] * size - real(0.5), real(1)
-            if reference.shape[3] == 4:
-                unit = reference[n, q, i, axis + 2] * size * real(0.5) / real(points)
+            size = number(levels[i, 1 - axis])
+            origin, unit = number(-0.5), size
+            if problem.axes > 0:
+                origin, unit = reference[n, q, i, axis] * size - number(0.5), number(1)
+            if problem.axes == 4:
+                unit = reference[n, q, i, axis + 2] * size * number(0.5) / number(points)
             for k in range(first, first + points):
                 frame[2 * axis, k] = origin
                 frame[2 * axis + 1, k] = unit
@@ -555,400 +303,401 @@ def _corners(scratch, k, x, y, share, sizes, width, start):
 
 
 @njit(**COMPILE)
-def _leave_out_padding(scratch, padding, n, samples):
-    """A padded pixel counts nothing, and is not read: the first of the image is read in its place."""
-    if padding.shape[1] == 0:
-        return
+def _leave_out_padding(scratch, padding, n, start, samples):
+    """A padded pixel counts nothing, and is not read: the first one is read in its place. ``start``: of the tokens."""
     for corner in range(4):
         for k in range(samples):
-            if padding[n, scratch.token[corner, k]]:
+            if padding[n, start + scratch.token[corner, k]]:
                 scratch.token[corner, k] = 0
                 scratch.real[CORNER + corner, k] = 0
 
 
 @njit(**COMPILE)
-def _prepare(n, q, m, locations, weights, reference, padding, geometry, frame, scratch, compute):
+def _prepare(problem, views, n, q, m, frame, scratch, compute):
     """Everything about the samples of one head of one query, into ``scratch``; ``_frame`` comes before."""
-    queries, heads, samples = locations.shape[1:4]
-    number = locations.dtype.type
-    first = ((n * queries + q) * heads + m) * samples
-    _shares(weights, first, samples, reference.shape[3] > 0, scratch.real, compute)
-    address = locations.ctypes.data + 2 * first * locations.itemsize
+    samples, size = problem.samples, frame.itemsize
+    number = frame.dtype.type
+    first = ((n * problem.queries + q) * problem.heads + m) * samples
+    _shares(problem.weights + first * size, samples, problem.axes > 0, scratch.real, compute)
     for k in range(0, samples, LANES):
-        raw_x, raw_y = load_pairs(address + 2 * k * locations.itemsize, samples - k, number(0))
+        raw_x, raw_y = load_pairs(problem.locations + 2 * (first + k) * size, samples - k, number(0))
         x = _real_row(frame, ORIGIN_X, k, compute) + raw_x * _real_row(frame, UNIT_X, k, compute)
         y = _real_row(frame, ORIGIN_Y, k, compute) + raw_y * _real_row(frame, UNIT_Y, k, compute)
         store_row(_row_address(scratch.real, X, k), x)
         store_row(_row_address(scratch.real, Y, k), y)
-        sizes = _real_row(geometry.sizes, 0, k, compute), _real_row(geometry.sizes, 1, k, compute)
-        width = load_row(_row_address(geometry.tokens, 0, k), "int32", LANES)
-        start = load_row(_row_address(geometry.tokens, 1, k), "int32", LANES)
-        _corners(scratch, k, x, y, _real_row(scratch.real, SHARE, k, compute), sizes, width, start)
-    _leave_out_padding(scratch, padding, n, samples)
+        width, height = _sizes(problem, k, samples, compute)
+        table = problem.token_table + 4 * k
+        columns = load_row(table, "int32", LANES)
+        start = load_row(table + 4 * (samples + LANES), "int32", LANES)
+        _corners(scratch, k, x, y, _real_row(scratch.real, SHARE, k, compute), (width, height), columns, start)
+    if problem.is_padded:
+        _leave_out_padding(scratch, views.padding, n, 0, samples)
 
 
 @njit(**COMPILE)
-def _forward_rows(
-    value, strides, geometry, locations, weights, reference, padding, out, first, last, channels, width, storage,
-    compute, bits, far,
-):  # fmt: skip
-    """Output of the queries ``first .. last - 1`` out of all B*Q, all heads."""
-    queries, heads, samples = locations.shape[1:4]
-    frame = np.zeros((4, samples + LANES), locations.dtype)
+def _sizes(problem, k, samples, compute):
+    """Width and height of the levels of the samples from the ``k``-th on."""
+    size = 8 if compute == "float64" else 4
+    table = problem.real_table + k * size
+    return load_row(table, compute, LANES), load_row(table + (samples + LANES) * size, compute, LANES)
+
+
+@njit(**COMPILE)
+def _forward(problem, channels, width, storage, compute, number, bits):
+    """Tiles of queries out of all B*Q, all heads."""
+    queries, heads, samples = problem.queries, problem.heads, problem.samples
+    by_token, by_head, by_channel = problem.by_token, problem.by_head, problem.by_channel
+    rows = problem.batch * queries
+    views = _views(problem, number)
+    seat, scratch_bytes = _seat(problem), SCRATCH_ROWS * (samples + LANES) * 8
     # While one head is added up, the pixels of the next are on their way.
-    this, following = _scratch(samples, locations.dtype), _scratch(samples, locations.dtype)
-    if reference.shape[3] == 0:
-        _frame(reference, 0, 0, geometry, frame)
-    for row in range(first, last):
-        n, q = divmod(row, queries)
-        image = value + n * strides[0]
-        if reference.shape[3] > 0:
-            _frame(reference, n, q, geometry, frame)
-        _prepare(n, q, 0, locations, weights, reference, padding, geometry, frame, this, compute)
-        for m in range(heads):
-            if m + 1 < heads:
-                _prepare(n, q, m + 1, locations, weights, reference, padding, geometry, frame, following, compute)
-                if far:
-                    _fetch(following, image + (m + 1) * strides[2], strides, samples, channels * bits // 8)
-            real, token = this.real, this.token
-            nothing = locations.dtype.type(0)  # or NaN, if a weight is not finite: 0 * NaN, as everywhere
-            for k in range(0, samples, LANES):
-                nothing += sum_of(_real_row(real, SHARE, k, compute) * 0.0)
-            for channel in range(0, channels, width):
-                head = image + m * strides[2] + channel * strides[3]
-                total = splat(nothing, width)
-                for k in range(samples):
-                    if real[LIVE, k] != 0:
-                        for corner in range(4):
-                            pixel = load_row(head + token[corner, k] * strides[1], storage, width)
-                            total = multiply_add(total, real[CORNER + corner, k], pixel)
-                store_row(out.ctypes.data + ((row * heads + m) * channels + channel) * out.itemsize, total)
-            this, following = following, this
+    this = _scratch(seat, samples, number)
+    following = _scratch(seat + scratch_bytes, samples, number)
+    frame = _frame_of(seat + 2 * scratch_bytes, samples, number)
+    if problem.axes == 0:
+        _frame(problem, views, 0, 0, frame)
+    task = _next_task(problem)
+    while task < problem.tasks:
+        for row in range(task * TILE, min(task * TILE + TILE, rows)):
+            n, q = divmod(row, queries)
+            image = problem.value + n * problem.by_image
+            if problem.axes > 0:
+                _frame(problem, views, n, q, frame)
+            if heads > 0:
+                _prepare(problem, views, n, q, 0, frame, this, compute)
+            for m in range(heads):
+                if m + 1 < heads:
+                    _prepare(problem, views, n, q, m + 1, frame, following, compute)
+                    if problem.is_far:
+                        _fetch(following, image + (m + 1) * by_head, by_token, samples, channels * bits // 8)
+                real, token = this.real, this.token
+                nothing = number(0)  # or NaN, if a weight is not finite: 0 * NaN, as everywhere
+                for k in range(0, samples, LANES):
+                    nothing += sum_of(_real_row(real, SHARE, k, compute) * 0.0)
+                for channel in range(0, channels, width):
+                    head = image + m * by_head + channel * by_channel
+                    above, below = splat(nothing, width), splat(nothing, width)  # each waits for itself alone
+                    for k in range(samples):
+                        if real[LIVE, k] != 0:
+                            pixel = load_row(head + token[0, k] * by_token, storage, width)
+                            above = multiply_add(above, real[CORNER, k], pixel)
+                            pixel = load_row(head + token[2, k] * by_token, storage, width)
+                            below = multiply_add(below, real[CORNER + 2, k], pixel)
+                            pixel = load_row(head + token[1, k] * by_token, storage, width)
+                            above = multiply_add(above, real[CORNER + 1, k], pixel)
+                            pixel = load_row(head + token[3, k] * by_token, storage, width)
+                            below = multiply_add(below, real[CORNER + 3, k], pixel)
+                    place = problem.out + ((row * heads + m) * channels + channel) * real.itemsize
+                    store_row(place, above + below)
+                this, following = following, this
+        task = _next_task(problem)
 
 
 @njit(**COMPILE)
-def _fetch(scratch, head, strides, samples, size):
+def _fetch(scratch, head, by_token, samples, size):
     """Ask for all pixels of the samples of a head, ``size`` bytes each."""
     for k in range(samples):
         if scratch.real[LIVE, k] != 0:
             for corner in range(4):
-                address = head + scratch.token[corner, k] * strides[1]
+                address = head + scratch.token[corner, k] * by_token
                 for line in range(0, size, 64):
                     prefetch(address + line)
 
 
 @njit(**COMPILE)
-def _query_gradients(
-    value, strides, geometry, locations, weights, reference, padding, grad_out, grad_locations, grad_weights,
-    grad_reference, places, needs, first, last, channels, width, storage, compute,
-):  # fmt: skip
-    """Gradients that belong to the queries ``first .. last - 1`` out of all B*Q; and ``places`` for the value's.
-
-    ``places`` (3, B, M, Q*K) takes attention weight, x and y of every sample, level after level.
-    """
-    queries, heads, samples = locations.shape[1:4]
-    number = locations.dtype.type
-    size = locations.itemsize
-    scratch = _scratch(samples, locations.dtype)
-    real, token = scratch.real, scratch.token
-    frame = np.zeros((4, samples + LANES), locations.dtype)
-    with_reference, needs_dots = reference.shape[3] > 0, needs[1] or needs[2] or needs[3]
-    if not with_reference:
-        _frame(reference, 0, 0, geometry, frame)
-    for row in range(first, last):
-        n, q = divmod(row, queries)
-        if with_reference:
-            _frame(reference, n, q, geometry, frame)
-            for k in range(0, samples, LANES):
-                for i in range(4):
-                    store_row(_row_address(real, SUM + i, k), splat(number(0), LANES))
-        for m in range(heads):
-            _prepare(n, q, m, locations, weights, reference, padding, geometry, frame, scratch, compute)
-            head = (row * heads + m) * samples  # its first sample
-            if needs[0]:
-                for i in range(geometry.levels.shape[0]):
-                    start, points = geometry.levels[i, 3], geometry.levels[i, 4]
-                    for p in range(points):
-                        place = queries * start + q * points + p
-                        places[0, n, m, place] = real[SHARE, start + p]
-                        places[1, n, m, place] = real[X, start + p]
-                        places[2, n, m, place] = real[Y, start + p]
-            if not needs_dots:
-                continue
-            for k in range(0, samples, LANES):
-                for corner in range(4):
-                    store_row(_row_address(real, DOT + corner, k), splat(number(0), LANES))
-            for channel in range(0, channels, width):
-                upstream = load_row(
-                    grad_out.ctypes.data + ((row * heads + m) * channels + channel) * size, compute, width
-                )
-                pixels = value + n * strides[0] + m * strides[2] + channel * strides[3]
-                for k in range(samples):
-                    if real[LIVE, k] != 0:
-                        for corner in range(4):
-                            pixel = load_row(pixels + token[corner, k] * strides[1], storage, width)
-                            real[DOT + corner, k] += sum_of(upstream * pixel)
-            if padding.shape[1] > 0:
-                for corner in range(4):
-                    for k in range(samples):
-                        if real[CORNER + corner, k] == 0:
-                            real[DOT + corner, k] = 0
-            pull = number(0)  # how much all logits of the head move together
-            for k in range(0, samples, LANES):
-                share = _real_row(real, SHARE, k, compute)
-                _, _, left, right, left_slope, right_slope = _axis(
-                    _real_row(real, X, k, compute), _real_row(geometry.sizes, 0, k, compute)
-                )
-                _, _, top, bottom, top_slope, bottom_slope = _axis(
-                    _real_row(real, Y, k, compute), _real_row(geometry.sizes, 1, k, compute)
-                )
-                above_left, above_right = _real_row(real, DOT, k, compute), _real_row(real, DOT + 1, k, compute)
-                below_left, below_right = _real_row(real, DOT + 2, k, compute), _real_row(real, DOT + 3, k, compute)
-                above, below = left * above_left + right * above_right, left * below_left + right * below_right
-                by_share = top * above + bottom * below
-                by_x = share * (
-                    top * (left_slope * above_left + right_slope * above_right)
-                    + bottom * (left_slope * below_left + right_slope * below_right)
-                )
-                by_y = share * (top_slope * above + bottom_slope * below)
-                if needs[1]:
-                    store_pairs(
-                        grad_locations.ctypes.data + 2 * (head + k) * size,
-                        by_x * _real_row(frame, UNIT_X, k, compute),
-                        by_y * _real_row(frame, UNIT_Y, k, compute),
-                        samples - k,
-                    )
-                if needs[3]:
-                    raw_x, raw_y = load_pairs(locations.ctypes.data + 2 * (head + k) * size, samples - k, number(0))
-                    store_row(_row_address(real, SUM, k), _real_row(real, SUM, k, compute) + by_x)
-                    store_row(_row_address(real, SUM + 1, k), _real_row(real, SUM + 1, k, compute) + by_y)
-                    store_row(_row_address(real, SUM + 2, k), _real_row(real, SUM + 2, k, compute) + by_x * raw_x)
-                    store_row(_row_address(real, SUM + 3, k), _real_row(real, SUM + 3, k, compute) + by_y * raw_y)
-                if needs[2] and with_reference:
-                    store_row(_row_address(real, DOT, k), by_share)
-                    pull += sum_of(share * by_share)
-                elif needs[2]:
-                    store_lanes(grad_weights.ctypes.data + (head + k) * size, by_share, samples - k)
-            if needs[2] and with_reference:
+def _query_gradients(problem, channels, width, storage, compute, number):
+    """Gradients that belong to queries, for tiles of them out of all B*Q; and ``places`` for the value's gradient."""
+    queries, heads, samples = problem.queries, problem.heads, problem.samples
+    rows = problem.batch * queries
+    views = _views(problem, number)
+    seat = _seat(problem)
+    scratch = _scratch(seat, samples, number)
+    frame = _frame_of(seat + SCRATCH_ROWS * (samples + LANES) * 8, samples, number)
+    if problem.axes == 0:
+        _frame(problem, views, 0, 0, frame)
+    task = _next_task(problem)
+    while task < problem.tasks:
+        for row in range(task * TILE, min(task * TILE + TILE, rows)):
+            n, q = divmod(row, queries)
+            if problem.axes > 0:
+                _frame(problem, views, n, q, frame)
                 for k in range(0, samples, LANES):
-                    by_logit = _real_row(real, SHARE, k, compute) * (_real_row(real, DOT, k, compute) - pull)
-                    store_lanes(grad_weights.ctypes.data + (head + k) * size, by_logit, samples - k)
-        if needs[3]:
-            _reference_gradients(real, geometry, grad_reference, n, q)
+                    for i in range(4):
+                        store_row(_row_address(scratch.real, SUM + i, k), splat(number(0), LANES))
+            for m in range(heads):
+                _prepare(problem, views, n, q, m, frame, scratch, compute)
+                if problem.places:
+                    _write_places(problem, views.levels, n, q, m, scratch)
+                if problem.grad_locations or problem.grad_weights or problem.grad_reference:
+                    _dots(problem, n, row, m, scratch, channels, width, storage, compute)
+                    _head_gradients(problem, row * heads + m, frame, scratch, compute)
+            if problem.grad_reference:
+                _reference_gradients(problem, views.levels, row, scratch.real)
+        task = _next_task(problem)
 
 
 @njit(**COMPILE)
-def _reference_gradients(real, geometry, grad_reference, n, q):
+def _write_places(problem, levels, n, q, m, scratch):
+    real, queries = scratch.real, problem.queries
+    number = real.dtype.type
+    count = queries * problem.samples
+    first = (n * problem.heads + m) * count * real.itemsize
+    shares = carray(pointer(problem.places + first), (count,), number)
+    x = carray(pointer(problem.places_x + first), (count,), number)
+    y = carray(pointer(problem.places_y + first), (count,), number)
+    for i in range(levels.shape[0]):
+        start, points = levels[i, 3], levels[i, 4]
+        for p in range(points):
+            place = queries * start + q * points + p
+            shares[place] = real[SHARE, start + p]
+            x[place] = real[X, start + p]
+            y[place] = real[Y, start + p]
+
+
+@njit(**COMPILE)
+def _dots(problem, n, row, m, scratch, channels, width, storage, compute):
+    """Inner products of the upstream gradient of a head with all its pixels."""
+    real, token, samples = scratch.real, scratch.token, problem.samples
+    by_token, size = problem.by_token, real.itemsize
+    dots = scratch.dots.ctypes.data
+    for k in range(0, samples, LANES):
+        for part in range(4):
+            store_row(dots + (4 * k + part * LANES) * size, splat(real.dtype.type(0), LANES))
+    for channel in range(0, channels, width):
+        upstream = load_row(problem.grad_out + ((row * problem.heads + m) * channels + channel) * size, compute, width)
+        pixels = problem.value + n * problem.by_image + m * problem.by_head + channel * problem.by_channel
+        for k in range(samples):
+            if real[LIVE, k] != 0:
+                products = sums_of(
+                    upstream * load_row(pixels + token[0, k] * by_token, storage, width),
+                    upstream * load_row(pixels + token[1, k] * by_token, storage, width),
+                    upstream * load_row(pixels + token[2, k] * by_token, storage, width),
+                    upstream * load_row(pixels + token[3, k] * by_token, storage, width),
+                )
+                if channel > 0:
+                    products = products + load_row(dots + 4 * k * size, compute, 4)
+                store_row(dots + 4 * k * size, products)
+    if problem.is_padded:
+        for corner in range(4):
+            for k in range(samples):
+                if real[CORNER + corner, k] == 0:
+                    scratch.dots[k, corner] = 0
+
+
+@njit(**COMPILE)
+def _head_gradients(problem, head, frame, scratch, compute):
+    """From inner products to gradients of locations and weights of a head, and what it adds to its reference's."""
+    real, samples, size = scratch.real, problem.samples, frame.itemsize
+    number = frame.dtype.type
+    locations = 2 * head * samples * size  # in bytes from the first one
+    weights = head * samples * size
+    pull = number(0)  # how much all logits of the head move together
+    for k in range(0, samples, LANES):
+        share = _real_row(real, SHARE, k, compute)
+        width, height = _sizes(problem, k, samples, compute)
+        _, _, left, right, left_slope, right_slope = _axis(_real_row(real, X, k, compute), width)
+        _, _, top, bottom, top_slope, bottom_slope = _axis(_real_row(real, Y, k, compute), height)
+        dots = scratch.dots.ctypes.data + 4 * k * size
+        above_left, above_right, below_left, below_right = load_quads(dots, number(0))
+        above, below = left * above_left + right * above_right, left * below_left + right * below_right
+        by_share = top * above + bottom * below
+        by_x = share * (
+            top * (left_slope * above_left + right_slope * above_right)
+            + bottom * (left_slope * below_left + right_slope * below_right)
+        )
+        by_y = share * (top_slope * above + bottom_slope * below)
+        if problem.grad_locations:
+            store_pairs(
+                problem.grad_locations + locations + 2 * k * size,
+                by_x * _real_row(frame, UNIT_X, k, compute),
+                by_y * _real_row(frame, UNIT_Y, k, compute),
+                samples - k,
+            )
+        if problem.grad_reference:
+            raw_x, raw_y = load_pairs(problem.locations + locations + 2 * k * size, samples - k, number(0))
+            store_row(_row_address(real, SUM, k), _real_row(real, SUM, k, compute) + by_x)
+            store_row(_row_address(real, SUM + 1, k), _real_row(real, SUM + 1, k, compute) + by_y)
+            store_row(_row_address(real, SUM + 2, k), _real_row(real, SUM + 2, k, compute) + by_x * raw_x)
+            store_row(_row_address(real, SUM + 3, k), _real_row(real, SUM + 3, k, compute) + by_y * raw_y)
+        if problem.grad_weights and problem.axes > 0:
+            store_row(_row_address(real, BY_SHARE, k), by_share)
+            pull += sum_of(share * by_share)
+        elif problem.grad_weights:
+            store_lanes(problem.grad_weights + weights + k * size, by_share, samples - k)
+    if problem.grad_weights and problem.axes > 0:
+        for k in range(0, samples, LANES):
+            by_logit = _real_row(real, SHARE, k, compute) * (_real_row(real, BY_SHARE, k, compute) - pull)
+            store_lanes(problem.grad_weights + weights + k * size, by_logit, samples - k)
+
+
+@njit(**COMPILE)
+def _reference_gradients(problem, levels, row, real):
     """From gradients of position and unit of each sample to those of the point or box of each level."""
     number = real.dtype.type
-    for i in range(geometry.levels.shape[0]):
-        first, points = geometry.levels[i, 3], geometry.levels[i, 4]
+    gradient = carray(pointer(problem.grad_reference), (row + 1, problem.levels, problem.axes), number)[row]
+    for i in range(levels.shape[0]):
+        first, points = levels[i, 3], levels[i, 4]
         for axis in range(2):
-            size = number(geometry.levels[i, 1 - axis])
+            size = number(levels[i, 1 - axis])
             by_position = by_unit = number(0)
             for k in range(first, first + points):
                 by_position += real[SUM + axis, k]
                 by_unit += real[SUM + 2 + axis, k]
-            grad_reference[n, q, i, axis] = by_position * size
-            if grad_reference.shape[3] == 4:
-                grad_reference[n, q, i, axis + 2] = by_unit * size * number(0.5) / number(max(points, 1))
+            gradient[i, axis] = by_position * size
+            if problem.axes == 4:
+                gradient[i, axis + 2] = by_unit * size * number(0.5) / number(max(points, 1))
 
 
 @njit(**COMPILE)
-def _value_gradient(task, geometry, places, padding, grad_out, grad_value, heads, queries, channels, width, compute):
-    """Gradient of one (image, head, level), of which ``task`` is the number. No other task writes there."""
-    number = grad_value.dtype.type
-    size = grad_value.itemsize
-    rest, i = divmod(task, geometry.levels.shape[0])
-    n, m = divmod(rest, heads)
-    h, w, start, before, points = geometry.levels[i]
-    scratch = _scratch(LANES, grad_value.dtype)
+def _value_gradients(problem, channels, width, compute, number):
+    """Gradients of the values: a task is one (level, image, head), and no other one writes there.
+
+    They are added up in a sheet of memory in which the pixels of the level lie side by side, and then written out once.
+    """
+    heads = problem.heads
+    levels = _views(problem, number).levels
+    seat = _seat(problem)
+    scratch = _scratch(seat, LANES, number)
+    sheet = carray(pointer(seat + SCRATCH_ROWS * 2 * LANES * 8), (problem.largest_level * channels,), number)
+    task = _next_task(problem)
+    while task < problem.tasks:
+        i, rest = divmod(task, problem.batch * heads)
+        n, m = divmod(rest, heads)
+        size, bytes_of_pixel = levels[i, 0] * levels[i, 1], channels * sheet.itemsize
+        sheet[: size * channels] = 0
+        _add_level(problem, levels, i, n, m, sheet, scratch, channels, width, compute)
+        first = problem.grad_value + ((n * problem.tokens + levels[i, 2]) * heads + m) * bytes_of_pixel
+        for pixel in range(size):
+            for channel in range(0, channels, width):
+                offset = channel * sheet.itemsize
+                row = load_row(sheet.ctypes.data + pixel * bytes_of_pixel + offset, compute, width)
+                store_row(first + pixel * heads * bytes_of_pixel + offset, row)
+        task = _next_task(problem)
+
+
+@njit(**COMPILE)
+def _add_level(problem, levels, i, n, m, sheet, scratch, channels, width, compute):
+    """All samples of image ``n``, head ``m`` and level ``i`` into ``sheet``."""
+    number, itemsize = sheet.dtype.type, sheet.itemsize
     real, token = scratch.real, scratch.token
+    h, w, start, before, points = levels[i]
     sizes = splat(number(w), LANES), splat(number(h), LANES)
-    columns, begin = splat(np.int32(w), LANES), splat(np.int32(start), LANES)
-    head = grad_value.ctypes.data + (n * grad_value.shape[1] * heads + m) * channels * size
-    one_plane = places.shape[1] * places.shape[2] * places.shape[3] * size
-    address = places.ctypes.data + ((n * heads + m) * places.shape[3] + queries * before) * size
-    count = queries * points
-    q = p = 0
+    columns, zero = splat(np.int32(w), LANES), splat(np.int32(0), LANES)
+    before = ((n * problem.heads + m) * problem.samples + before) * problem.queries * itemsize
+    shares, places_x, places_y = problem.places + before, problem.places_x + before, problem.places_y + before
+    by_query = problem.heads * channels * itemsize
+    upstream = problem.grad_out + (n * problem.queries * problem.heads + m) * channels * itemsize
+    padding = carray(pointer(problem.padding), (problem.batch, problem.tokens), np.uint8)
+    count = problem.queries * points
+    p = 0
     for first in range(0, count, LANES):
-        share = load_lanes(address + first * size, count - first, number(0))
-        x = load_lanes(address + one_plane + first * size, count - first, number(0))
-        y = load_lanes(address + 2 * one_plane + first * size, count - first, number(0))
+        share = load_lanes(shares + first * itemsize, count - first, number(0))
+        x = load_lanes(places_x + first * itemsize, count - first, number(0))
+        y = load_lanes(places_y + first * itemsize, count - first, number(0))
         lanes = min(count - first, LANES)
-        _corners(scratch, 0, x, y, share, sizes, columns, begin)
-        _leave_out_padding(scratch, padding, n, lanes)
+        _corners(scratch, 0, x, y, share, sizes, columns, zero)
+        if problem.is_padded:
+            _leave_out_padding(scratch, padding, n, start, lanes)
         for lane in range(lanes):
             if real[LIVE, lane] != 0:
-                upstream = grad_out.ctypes.data + ((n * queries + q) * heads + m) * channels * size
                 for channel in range(0, channels, width):
-                    row = load_row(upstream + channel * size, compute, width)
+                    row = load_row(upstream + channel * itemsize, compute, width)
                     for corner in range(4):
-                        pixel = head + (token[corner, lane] * heads * channels + channel) * size
+                        pixel = sheet.ctypes.data + (token[corner, lane] * channels + channel) * itemsize
                         store_row(
                             pixel, multiply_add(load_row(pixel, compute, width), real[CORNER + corner, lane], row)
                         )
             p += 1
             if p == points:
-                p, q = 0, q + 1
-                ahead = grad_out.ctypes.data + ((n * queries + q + AHEAD) * heads + m) * channels * size
-                for line in range(0, channels * size, 64):
-                    prefetch(ahead + line)
+                p = 0
+                upstream += by_query
+                for line in range(0, channels * itemsize, 64):
+                    prefetch(upstream + AHEAD * by_query + line)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Each kernel twice, serial and parallel, per number of channels and type of storage. They are closures over numbers and
-# strings only, which numba's cache recognises in the next process (not so closures over functions). Serial and parallel
-# are two functions because the cache would not tell apart one function compiled both ways.
+# Each kernel per number of channels and type of storage, a C function without Python in it. They are closures over
+# numbers, strings and types only, which numba's cache recognises in the next process (not so closures over functions).
+
+_VECTORS = zlib.crc32(Path(vectors.__file__).read_bytes())
+"""numba's cache watches the file in which a kernel is defined, and no other: so kernels depend on this number."""
+
+Kernel = Callable[[int], None]
+
+
+def _compile(function: Callable[[Any], None]) -> Kernel:
+    """As a C function, kept on disk for the next process where numba finds a place to write."""
+    try:
+        compiled = cfunc(types.void(PROBLEM), cache=True, **COMPILE)(function)
+    except RuntimeError as error:
+        warnings.warn(
+            f"Kernels are compiled anew in each process (some seconds), because numba cannot write them anywhere "
+            f"({error}). Set the environment variable NUMBA_CACHE_DIR to a folder of yours.",
+            stacklevel=2,
+        )
+        compiled = cfunc(types.void(PROBLEM), **COMPILE)(function)
+    kernel: Kernel = threads.Kernel(compiled.address or 0)
+    kernel.compiled = compiled  # type: ignore[attr-defined]  # it lives as long
+    return kernel
+
+
+def _types(storage: str) -> tuple[str, type]:
+    """What is computed in, by two names."""
+    return ("float64", np.float64) if storage == "float64" else ("float32", np.float32)
 
 
 def _width(channels: int) -> int:
     return max(width for width in range(1, MAX_WIDTH + 1) if channels % width == 0)
 
 
-def _compile(parallel: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """``njit``, kept on disk for the next process where numba finds a place to write."""
+@functools.cache
+def _forward_kernel(channels: int, storage: str) -> Kernel:
+    width, bits, version = _width(channels), int(storage[-2:]), _VECTORS
+    compute, number = _types(storage)
 
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        try:
-            return njit(function, cache=True, parallel=parallel, **COMPILE)
-        except RuntimeError as error:
-            warnings.warn(
-                f"Kernels are compiled anew in each process (some seconds), because numba cannot write them anywhere "
-                f"({error}). Set the environment variable NUMBA_CACHE_DIR to a folder of yours.",
-                stacklevel=2,
-            )
-            return njit(function, parallel=parallel, **COMPILE)
+    def kernel(problem):
+        version  # noqa: B018
+        _forward(carray(problem, 1)[0], channels, width, storage, compute, number, bits)
 
-    return decorate
-
-
-Pair = tuple[Callable[..., None], Callable[..., None]]
-"""Serial and parallel."""
-
-
-def _compute(storage: str) -> str:
-    return "float64" if storage == "float64" else "float32"
+    return _compile(kernel)
 
 
 @functools.cache
-def _forward_kernels(channels: int, storage: str) -> Pair:
-    width, compute, bits = _width(channels), _compute(storage), int(storage[-2:])
+def _query_kernel(channels: int, storage: str) -> Kernel:
+    width, version = _width(channels), _VECTORS
+    compute, number = _types(storage)
 
-    @_compile(parallel=False)
-    def serial(value, strides, geometry, locations, weights, reference, padding, out, far):
-        rows = locations.shape[0] * locations.shape[1]
-        _forward_rows(
-            value, strides, geometry, locations, weights, reference, padding, out, 0, rows, channels, width, storage,
-            compute, bits, far,
-        )  # fmt: skip
+    def kernel(problem):
+        version  # noqa: B018
+        _query_gradients(carray(problem, 1)[0], channels, width, storage, compute, number)
 
-    @_compile(parallel=True)
-    def parallel(value, strides, geometry, locations, weights, reference, padding, out, far):
-        rows = locations.shape[0] * locations.shape[1]
-        for tile in prange((rows + TILE - 1) // TILE):
-            first = np.int64(tile) * TILE  # prange counts in uint64, and uint64 with int64 makes float64
-            last = min(first + TILE, rows)
-            _forward_rows(
-                value, strides, geometry, locations, weights, reference, padding, out, first, last, channels, width,
-                storage, compute, bits, far,
-            )  # fmt: skip
-
-    return serial, parallel
+    return _compile(kernel)
 
 
 @functools.cache
-def _query_kernels(channels: int, storage: str) -> Pair:
-    width, compute = _width(channels), _compute(storage)
+def _value_kernel(channels: int, storage: str) -> Kernel:
+    width, version = _width(channels), _VECTORS
+    compute, number = _types(storage)
 
-    @_compile(parallel=False)
-    def serial(
-        value, strides, geometry, locations, weights, reference, padding, grad_out, grad_locations, grad_weights,
-        grad_reference, places, needs,
-    ):  # fmt: skip
-        rows = locations.shape[0] * locations.shape[1]
-        _query_gradients(
-            value, strides, geometry, locations, weights, reference, padding, grad_out, grad_locations, grad_weights,
-            grad_reference, places, needs, 0, rows, channels, width, storage, compute,
-        )  # fmt: skip
+    def kernel(problem):
+        version  # noqa: B018
+        _value_gradients(carray(problem, 1)[0], channels, width, compute, number)
 
-    @_compile(parallel=True)
-    def parallel(
-        value, strides, geometry, locations, weights, reference, padding, grad_out, grad_locations, grad_weights,
-        grad_reference, places, needs,
-    ):  # fmt: skip
-        rows = locations.shape[0] * locations.shape[1]
-        for tile in prange((rows + TILE - 1) // TILE):
-            first = np.int64(tile) * TILE
-            last = min(first + TILE, rows)
-            _query_gradients(
-                value, strides, geometry, locations, weights, reference, padding, grad_out, grad_locations,
-                grad_weights, grad_reference, places, needs, first, last, channels, width, storage, compute,
-            )  # fmt: skip
-
-    return serial, parallel
-
-
-@functools.cache
-def _value_kernels(channels: int, compute: str) -> Pair:
-    width = _width(channels)
-
-    @_compile(parallel=False)
-    def serial(geometry, places, padding, grad_out, grad_value, heads, queries):
-        for task in range(places.shape[1] * heads * geometry.levels.shape[0]):
-            _value_gradient(
-                task, geometry, places, padding, grad_out, grad_value, heads, queries, channels, width, compute
-            )
-
-    @_compile(parallel=True)
-    def parallel(geometry, places, padding, grad_out, grad_value, heads, queries):
-        for task in prange(places.shape[1] * heads * geometry.levels.shape[0]):
-            _value_gradient(
-                np.int64(task), geometry, places, padding, grad_out, grad_value, heads, queries, channels, width,
-                compute,
-            )  # fmt: skip
-
-    return serial, parallel
+    return _compile(kernel)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # From tensors to kernels
 
 
-_team = threading.Lock()
-"""Held while numba's threads work: not every threading layer of numba survives two callers at once."""
-
-_forked = False
-"""Threads do not survive a fork, and GNU OpenMP kills a child that asks for them again."""
-
-
-def _after_fork() -> None:
-    global _team, _forked
-    _team = threading.Lock()
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def _run(kernels: Pair, work: int, *arguments: Any) -> None:
-    """The parallel kernel on as many threads as torch uses, or the serial one where that is faster or safer.
-
-    Both give the same bits.
-    """
-    serial, parallel = kernels
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-    if threads == 1 or work < SERIAL_BELOW or _forked or not _team.acquire(blocking=False):
-        serial(*arguments)
-        return
-    before = numba.get_num_threads()
-    try:
-        numba.set_num_threads(threads)
-        parallel(*arguments)
-    finally:
-        numba.set_num_threads(before)
-        _team.release()
+def _run(kernel: Kernel, problem: Problem, tasks: int, bytes_of_seat: int) -> None:
+    """All tasks, on as many threads as torch uses, or on one where that is faster. The bits are the same."""
+    work = problem.batch * problem.queries * problem.heads * problem.samples * problem.channels
+    number = max(min(torch.get_num_threads(), tasks), 1) if work >= SERIAL_BELOW else 1
+    workspace = torch.empty(number, bytes_of_seat, dtype=torch.uint8)
+    problem.next_task = problem.next_seat = 0
+    problem.tasks, problem.workspace, problem.by_seat = tasks, workspace.data_ptr(), bytes_of_seat
+    threads.run(kernel, problem.here, number)
 
 
 @functools.lru_cache(maxsize=256)
@@ -964,42 +713,45 @@ def _geometry(shapes: tuple[int, ...], points: tuple[int, ...], dtype: torch.dty
         np.ascontiguousarray(each[:, [1, 0]].T, dtype=real),
         np.ascontiguousarray(each[:, [1, 2]].T, dtype=np.int32),
         levels,
+        int(areas.max()),
     )
 
 
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().contiguous().numpy()
-
-
-def _common(
-    value: Tensor,
-    shapes: tuple[int, ...],
-    points: tuple[int, ...],
-    locations: Tensor,
-    weights: Tensor,
-    reference: Tensor | None,
-    padding: Tensor | None,
-) -> tuple[Any, ...]:
-    """What forward and query kernels take first. ``value`` has to outlive their run."""
-    return (
-        value.data_ptr(),
-        tuple(stride * value.element_size() for stride in value.stride()),
-        _geometry(shapes, points, locations.dtype),
-        _array(locations),
-        _array(weights),
-        _array(locations.new_empty(0, 0, 0, 0) if reference is None else reference),
-        _array(torch.empty(0, 0, dtype=torch.bool) if padding is None else padding),
-    )
-
-
-def _with_rows(value: Tensor) -> Tensor:
+def _rows_together(value: Tensor) -> Tensor:
     """``value`` such that the channels of a head lie side by side."""
     return value if value.stride(3) == 1 else value.contiguous()
 
 
-def _is_far(value: Tensor, locations: Tensor) -> bool:
-    """Whether samples are so few that their pixels are hardly ever in the caches: those of a decoder."""
-    return locations.shape[1] * CROWD < value.shape[1]
+def _problem(
+    value: Tensor, geometry: Geometry, locations: Tensor, weights: Tensor, reference: Tensor | None,
+    padding: Tensor | None,
+) -> Problem:  # fmt: skip
+    """What forward and backward have in common. It points into memory of its arguments, which have to outlive it."""
+    batch, tokens, heads, channels = value.shape
+    queries, samples = locations.shape[1], locations.shape[3]
+    by_image, by_token, by_head, by_channel = (stride * value.element_size() for stride in value.stride())
+    problem = Problem(
+        batch=batch, tokens=tokens, heads=heads, channels=channels, queries=queries, samples=samples,
+        levels=len(geometry.levels), largest_level=geometry.largest, value=value.data_ptr(),
+        by_image=by_image, by_token=by_token, by_head=by_head, by_channel=by_channel,
+        level_table=geometry.levels.ctypes.data, real_table=geometry.sizes.ctypes.data,
+        token_table=geometry.tokens.ctypes.data,
+        locations=locations.data_ptr(), weights=weights.data_ptr(),
+        reference=0 if reference is None else reference.data_ptr(),
+        axes=0 if reference is None else reference.shape[3],
+        padding=0 if padding is None else padding.data_ptr(), is_padded=padding is not None,
+        is_far=queries * CROWD < tokens,  # few samples: their pixels are hardly ever in the caches, as in a decoder
+    )  # fmt: skip
+    problem.here = ctypes.addressof(problem)
+    return problem
+
+
+def _contiguous(*tensors: Tensor | None) -> list[Any]:
+    return [tensor if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
+def _tiles(problem: Problem) -> int:
+    return -(-problem.batch * problem.queries // TILE)
 
 
 def forward(
@@ -1012,17 +764,13 @@ def forward(
     padding: Tensor | None,
 ) -> Tensor:
     """See ``operator.ms_deform_attn``."""
-    channels = value.shape[3]
-    value = _with_rows(value)
-    out = locations.new_empty(locations.shape[0], locations.shape[1], value.shape[2] * channels)
-    common = _common(value, shapes, points, locations, weights, reference, padding)
-    _run(
-        _forward_kernels(channels, STORAGE[value.dtype]),
-        weights.numel() * channels,
-        *common,
-        out.numpy(),
-        _is_far(value, locations),
-    )
+    value, geometry = _rows_together(value), _geometry(shapes, points, locations.dtype)
+    locations, weights, reference, padding = _contiguous(locations, weights, reference, padding)
+    batch, _, heads, channels = value.shape
+    out = locations.new_empty(batch, locations.shape[1], heads * channels)
+    problem = _problem(value, geometry, locations, weights, reference, padding)
+    problem.out = out.data_ptr()
+    _run(_forward_kernel(channels, STORAGE[value.dtype]), problem, _tiles(problem), _bytes_of_seat(problem.samples))
     return out.to(value.dtype)
 
 
@@ -1038,29 +786,27 @@ def backward(
     needs: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``operator.ms_deform_attn_backward``."""
+    value, geometry = _rows_together(value), _geometry(shapes, points, locations.dtype)
+    locations, weights, reference, padding = _contiguous(locations, weights, reference, padding)
     batch, _, heads, channels = value.shape
-    queries, samples = locations.shape[1], locations.shape[3]
-    value = _with_rows(value)
-    upstream = _array(grad_out.to(locations.dtype))
-    common = _common(value, shapes, points, locations, weights, reference, padding)
-    work = weights.numel() * channels
-    places = locations.new_empty(3, batch, heads, queries * samples if needs[0] else 0)
-    # what is not needed has no elements, but as many axes as the kernel has been compiled for
-    inputs = (value, locations, weights, locations.new_empty(0, 0, 0, 0) if reference is None else reference)
+    upstream = grad_out.to(locations.dtype).contiguous()
+    inputs = (value, locations, weights, locations.new_empty(0) if reference is None else reference)
     grads = [
-        locations.new_empty(each.shape if needed else (0,) * each.ndim)
-        for each, needed in zip(inputs, needs, strict=True)
+        torch.empty(given.shape if needed else 0, dtype=locations.dtype)
+        for given, needed in zip(inputs, needs, strict=True)
     ]
-    grad_value, *of_queries = grads
-    grad_value.zero_()
-    kernels = _query_kernels(channels, STORAGE[value.dtype])
-    _run(kernels, work, *common, upstream, *(grad.numpy() for grad in of_queries), places.numpy(), needs)
-    if needs[0]:
-        _, _, geometry, *_, mask = common
-        kernels = _value_kernels(channels, _compute(STORAGE[value.dtype]))
-        _run(kernels, work, geometry, places.numpy(), mask, upstream, grad_value.numpy(), heads, queries)
-    grads[0] = grad_value.to(value.dtype)
-    value_grad, locations_grad, weights_grad, reference_grad = (
-        grad if needed else grad.flatten() for grad, needed in zip(grads, needs, strict=True)
+    # Three pieces of memory: of more than 32 MiB at once, glibc gives new pages each time, which cost 13 ms here.
+    places = [torch.empty(weights.numel() if needs[0] else 0, dtype=weights.dtype) for _ in range(3)]
+    problem = _problem(value, geometry, locations, weights, reference, padding)
+    problem.grad_out = upstream.data_ptr()
+    problem.places, problem.places_x, problem.places_y = (place.data_ptr() for place in places)
+    problem.grad_value, problem.grad_locations, problem.grad_weights, problem.grad_reference = (
+        grad.data_ptr() for grad in grads
     )
-    return value_grad, locations_grad, weights_grad, reference_grad
+    _run(_query_kernel(channels, STORAGE[value.dtype]), problem, _tiles(problem), _bytes_of_seat(problem.samples))
+    if needs[0]:
+        kernel = _value_kernel(channels, STORAGE[value.dtype])
+        sheet = problem.largest_level * channels * upstream.element_size()
+        _run(kernel, problem, problem.levels * batch * heads, _bytes_of_seat(LANES) + sheet)
+    grad_value, grad_locations, grad_weights, grad_reference = grads
+    return grad_value.to(value.dtype), grad_locations, grad_weights, grad_reference

@@ -1,0 +1,59 @@
+"""A compiled function on several threads at once: on those of PyTorch, where they can be had.
+
+PyTorch's threads wait for their next work by spinning. A second pool of threads would have to take the cores away from
+them, which costs a millisecond after each change of sides; so our kernels run on the same pool, by the entry point that
+compilers use for ``#pragma omp parallel``. Without one (Windows), new threads are started each time, which costs about
+0.1 ms.
+"""
+
+import ctypes
+import functools
+import os
+import threading
+from collections.abc import Callable
+
+Kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+"""A C function that takes the address of what it works on, and shares the work out among those that call it."""
+
+_OPENMP = ("libgomp.so.1", "libiomp5.so", "libomp.so", "libomp.dylib")
+
+_forked = False
+"""Threads do not survive a fork, and GNU OpenMP waits for those of the parent for ever."""
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+@functools.cache
+def _openmp() -> Callable[[object, int, int, int], None] | None:
+    """``GOMP_parallel`` of the OpenMP library that is in this process already, if there is one."""
+    for name in _OPENMP if hasattr(os, "RTLD_NOLOAD") else ():
+        try:
+            parallel = ctypes.CDLL(name, mode=os.RTLD_NOLOAD).GOMP_parallel
+        except (OSError, AttributeError):  # not loaded, or without this entry point
+            continue
+        parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+        parallel.restype = None
+        return parallel
+    return None
+
+
+def run(kernel: Callable[[int], None], work: int, threads: int) -> None:
+    """Call ``kernel(work)`` on ``threads`` threads, this one included, and wait for all. One in a forked process."""
+    if threads == 1 or _forked:
+        kernel(work)
+    elif parallel := _openmp():
+        parallel(kernel, work, threads, 0)
+    else:
+        others = [threading.Thread(target=kernel, args=(work,)) for _ in range(threads - 1)]
+        for thread in others:
+            thread.start()
+        kernel(work)
+        for thread in others:
+            thread.join()
