@@ -49,6 +49,9 @@ OWNERS_FROM = 4
 DOT_TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 """What tensor cores multiply. Sums are float32."""
 
+STEPS = {torch.float16: 128, torch.bfloat16: 128, torch.float32: 64}
+"""How many samples they multiply at once."""
+
 DOT_PRECISION = "ieee" if torch.version.hip else "tf32x3"
 """How they multiply float32: as three products of shorter numbers, which together are as precise, or directly."""
 
@@ -529,7 +532,7 @@ class Given(NamedTuple):
         tile = tiling(channels, value.element_size())
         kernel[self.programs(tile["TILE"])](
             value, *self[1:5], *others, *value.stride()[:3], self.weights.shape[1], tokens, self.sizes,
-            **self.constants, **tile, num_warps=1,
+            **self.constants, **tile,
         )  # fmt: skip
 
 
@@ -543,7 +546,8 @@ def tiling(channels: int, element_size: int) -> dict[str, int]:
     width = max(min(padded, 2 * LANE_BYTES // element_size), padded // 8)
     lanes = max(1, width * element_size // LANE_BYTES)
     room = max(1, LANES * 32 // padded)  # registers, where there are very many channels
-    return {"D": channels, "TILE": min(max(1, LANES // lanes), room), "PARTS": padded // width, "WIDTH": width}
+    tile = min(max(1, LANES // lanes), room)
+    return {"D": channels, "TILE": tile, "PARTS": padded // width, "WIDTH": width, "num_warps": 1}
 
 
 def owners_pay(tokens: int, queries: int, points: int) -> bool:
@@ -674,10 +678,10 @@ def _by_owners(grad_out: Tensor, given: Given) -> Tensor:
     width = max(16, min(64, triton.next_power_of_2(channels)))  # tensor cores want 16 at least
     parts = triton.cdiv(channels, width)
     launch = {"D": channels, "WIDTH": width, "num_warps": 4, **COMPILE}
-    step, dot_type = 64 if value.dtype == torch.float32 else 128, DOT_TYPES[value.dtype]
     _own[(pieces, parts)](
         grad_out, order, placed, bounds, ends, owned, tiles, bins,
-        K=given.weights.shape[3], STEP=step, TYPE=dot_type, PRECISION=DOT_PRECISION, **launch,
+        K=given.weights.shape[3], STEP=STEPS[value.dtype],
+        TYPE=DOT_TYPES[value.dtype], PRECISION=DOT_PRECISION, **launch,
     )  # fmt: skip
     grad_value = empty(*value.shape, dtype=value.dtype)
     _gather[(bins, parts)](
