@@ -3,8 +3,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from detrs.evaluation import operators
+from detrs.ops import use
 
 
 @pytest.fixture(autouse=True)
@@ -36,3 +39,19 @@ def test_all_implementations_compute_the_same() -> None:
 def test_unknown_subject(detrs: Callable) -> None:
     done = detrs("benchmark", "opps")
     assert done.code == 2 and "Did you mean 'ops'" in done.sentence
+
+
+def test_nothing_comes_from_the_host_while_a_gpu_is_timed() -> None:
+    """Launches are recorded, and what is recorded cannot wait for a copy of Python's numbers."""
+
+    class Recording(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            assert function is not torch.ops.aten.lift_fresh.default, "a tensor was made of numbers"
+            return function(*args, **(kwargs or {}))
+
+    given = operators.inputs(operators.QUICK[0], "cpu")
+    for run in operators.implementations("cpu").values():
+        with use("numba"):
+            run(given)
+            with Recording():
+                run(given)

@@ -149,6 +149,16 @@ def test_padding_is_never_read(draw) -> None:
     assert not gradient[inputs.padding].any() and gradient[~inputs.padding].any()
 
 
+@pytest.mark.parametrize("kind", ["point", "box"])
+def test_reference_of_a_level_without_points_has_no_gradient(draw, kind) -> None:
+    inputs = drawn(draw, kind, points=(2, 2))
+    inputs = inputs._replace(points=(0, 4)).to(torch.float64)
+    for backend in ("reference", "gather", "numba"):
+        found = grad(inputs.run(backend).sum(), inputs.tensors())
+        assert all(gradient.isfinite().all() for gradient in found)
+        assert not found[3][:, :, 0].any() and found[3][:, :, 1].any()
+
+
 def test_nowhere_is_exactly_nothing(draw) -> None:
     for far in (1e6, -1e30, torch.inf, -torch.inf, torch.nan):
         inputs = drawn(draw, "point")

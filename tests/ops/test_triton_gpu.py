@@ -270,7 +270,7 @@ def test_edges_fade_to_zero_within_one_pixel(run) -> None:
 def test_far_away_is_exactly_nothing(run, form) -> None:
     """Values lie amid NaN: what strays is seen."""
     case = draw(form, batch=1, heads=1, queries=16)
-    memory = torch.full((case.value.numel() + 2000,), math.nan)
+    memory = torch.full((case.value.numel() + 2000,), math.nan, device=run.device)
     value = memory[1000:-1000].view(case.value.shape).copy_(case.value)
     locations = case.locations.clone()
     far = torch.tensor([-1e6, 1e6, -1e30, 1e30, math.inf, -math.inf, math.nan])
@@ -299,6 +299,17 @@ def test_nan_goes_where_it_belongs(run) -> None:
     assert all(x.isfinite().all() for x in run(case._replace(value=value, padding=padded)))
 
 
+@pytest.mark.parametrize("shift", [0.0, 1e4, -1e4])
+def test_softmax_survives_any_logits(run, shift) -> None:
+    case = draw("point", batch=1, queries=8, points=(9, 12))
+    weights = case.weights * 30 + shift
+    weights[0, 0, 0, 1:] = -math.inf
+    case = case._replace(weights=weights)
+    upstream = upstream_of(case)
+    for ours, theirs in zip(run(case, upstream, owners=True), truth(case, upstream), strict=True):
+        assert error(ours, theirs) < BACKWARD[torch.float32]
+
+
 # Memory, subsets, choices
 
 
@@ -319,11 +330,26 @@ def test_any_layout_gives_the_same_bits(run) -> None:
             assert torch.equal(ours, same)
 
 
+def test_heads_may_lie_far_apart(run, tmp_path: Path) -> None:
+    """Further than 32 bits can count elements, in a file of which little is ever written."""
+    case = draw(dtype=torch.float16, batch=1, queries=3, heads=3, channels=4)
+    channels, apart, before = case.value.shape[3], 2**30, 2**31
+    if run.device == "cpu":
+        memory = torch.from_file(
+            os.fspath(tmp_path / "memory"), shared=True, size=before + 3 * apart, dtype=torch.float16
+        )
+    else:
+        memory = torch.empty(before + 3 * apart, dtype=torch.float16, device=run.device)
+    value = memory.as_strided(case.value.shape, (1, channels, apart, 1), before).copy_(case.value)
+    for ours, same in zip(run(case._replace(value=value), owners=True), run(case, owners=True), strict=True):
+        assert torch.equal(ours, same)
+
+
 def test_only_the_gradients_that_are_needed(run) -> None:
     case = draw("point", batch=1, queries=3, heads=1, points=(1,), shapes=(2, 3))
-    expected = run(case)
+    expected = run(case, owners=True)
     for needs in itertools.product((False, True), repeat=4):
-        for ours, truth, needed in zip(run(case, needs=needs)[1:], expected[1:], needs, strict=True):
+        for ours, truth, needed in zip(run(case, needs=needs, owners=True)[1:], expected[1:], needs, strict=True):
             assert torch.equal(ours, truth) if needed else not ours.numel()
 
 
@@ -340,7 +366,7 @@ def test_level_without_points(run) -> None:
     upstream = upstream_of(case)
     for owners in (False, True):
         for ours, theirs in zip(run(case, upstream, owners=owners), truth(case, upstream), strict=True):
-            assert error(ours, theirs.nan_to_num()) < BACKWARD[torch.float32]  # it divides boxes by 0 points
+            assert error(ours, theirs) < BACKWARD[torch.float32]
 
 
 def test_owners_of_pixels_are_chosen_by_samples_per_row_or_for_determinism(monkeypatch) -> None:
@@ -370,7 +396,7 @@ def test_registers_have_room_for_a_tile(channels, size) -> None:
 # Mistakes are seen
 
 MUTANTS = {
-    "x and y swapped": ("tl.load(locations + 2 * k) * scale_x", "tl.load(locations + 2 * k + 1) * scale_x"),
+    "x and y swapped": ("raw_x = tl.load(location,", "raw_x = tl.load(location + 1,"),
     "corner dropped": ("for right in tl.static_range(2)", "for right in tl.static_range(1)"),
     "half a pixel off": ("scale_x, scale_y = -0.5, -0.5", "scale_x, scale_y = 0.0, 0.0"),
     "border instead of zeros": ("position, -2.0)", "position, 0.0)"),
@@ -379,12 +405,12 @@ MUTANTS = {
     "heads mixed up": ("value += image * stride_b + head * stride_m", "value += image * stride_b"),
     "images mixed up": ("value += image * stride_b + head * stride_m", "value += head * stride_m"),
     "slope of the wrong sign": ("else -dot * near_x", "else dot * near_x"),
-    "gradient in pixels": ("along_x * scale_x, 0.0)", "along_x, 0.0)"),
+    "gradient in pixels": ("along_x * placement[2], 0.0)", "along_x, 0.0)"),
     "wrong tile": ("column = (left + 1) // CELLS", "column = left // CELLS"),
     "overlap lost": ("for left in tl.static_range(2)", "for left in tl.static_range(1)"),
     "bins shifted": ("right=True", "right=False"),
     "softmax not derived": ("(along_weight - mean)", "along_weight"),
-    "softmax transposed": ("inverse = _softmax(weights, K)", "inverse = _softmax(weights - row % 2, K)"),
+    "softmax transposed": ("_softmax(weights, K)", "_softmax(weights - row % 2, K)"),
     "reference not weighed by size": ("tl.store(here, center_x * width", "tl.store(here, center_x"),
     "boxes not halved": ("return 0.5 / P", "return 1.0 / P"),
     "padding ignored": ("mask=there, other=1) == 0", "mask=there, other=1) < 9"),
@@ -433,7 +459,7 @@ class TestOnGpu:
         case = draw(form, dtype, 2, 1747, 8, 32, (4, 4, 4, 4), (25, 42, 13, 21, 7, 11, 4, 6), form == "box")
         upstream = upstream_of(case)
         found, expected = on_gpu(case, upstream, owners=owners), truth(case, upstream)
-        assert error(found[0], expected[0]) < FORWARD[dtype]
+        assert error(found[0], expected[0]) < max(FORWARD[dtype], 1e-5)  # 42 pixels leave less bits for fractions
         for name, ours, theirs in zip(NAMES, found[1:], expected[1:], strict=False):
             assert error(ours, theirs) < BACKWARD[dtype], name
 
@@ -443,6 +469,7 @@ class TestOnGpu:
         for _ in range(5):
             assert all(torch.equal(ours, same) for ours, same in zip(on_gpu(case, owners=True), first, strict=True))
 
+    @pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")  # it is a prototype
     @pytest.mark.parametrize("owners", [False, True], ids=["additions", "owners"])
     def test_nothing_waits_and_graphs_can_be_captured(self, on_gpu, owners) -> None:
         torch.use_deterministic_algorithms(False)

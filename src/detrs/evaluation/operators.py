@@ -7,6 +7,7 @@ alike, and the median of each counts. A turn is one run that is not timed, and t
 short run finds caches and memory as the one before it left them: in a network its values have just been computed.
 """
 
+import functools
 import importlib.metadata
 import importlib.util
 import math
@@ -109,8 +110,7 @@ def around(operator: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[In
     """What a layer does with an operator that is not fused: softmax, locations, then the operator."""
 
     def run(given: Inputs) -> Tensor:
-        sizes = given.offsets.new_tensor([(w, h) for h, w in LEVELS])
-        locations = given.reference[:, :, None, :, None] + given.offsets / sizes[:, None]
+        locations = given.reference[:, :, None, :, None] + given.offsets / _tables(LEVELS, given.value.device)[0]
         return operator(given.value, locations, given.logits.flatten(3).softmax(-1).view_as(given.logits))
 
     return run
@@ -145,13 +145,23 @@ def implementations(device_type: str) -> dict[str, Callable[[Inputs], Tensor]]:
     return found
 
 
+@functools.cache
+def _tables(levels: Shapes, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each level its size (w, h), as (L, 1, 2), its shape and its first token.
+
+    Made once: while launches are recorded, nothing may come from the host.
+    """
+    shapes = torch.tensor(levels, device=device)
+    areas = shapes.prod(1)
+    return shapes.flip(1)[:, None].float(), shapes, areas.cumsum(0) - areas
+
+
 def _deformops(given: Inputs) -> Tensor:
     from deformops.registry import msda  # type: ignore[import-not-found,unused-ignore]
 
-    shapes = torch.tensor(LEVELS, device=given.value.device)
-    areas = shapes.prod(1)
+    _, shapes, starts = _tables(LEVELS, given.value.device)
     weights = given.weights.to(given.value.dtype)
-    return msda(given.value, shapes, areas.cumsum(0) - areas, given.locations, weights, method="linear")
+    return msda(given.value, shapes, starts, given.locations, weights, method="linear")
 
 
 LEARNED = ("value", "offsets", "logits", "locations", "weights")

@@ -86,6 +86,7 @@ def locate(offsets: Tensor, reference: Tensor, shapes: Sequence[tuple[int, int]]
     if reference.shape[-1] == 2:
         unit = 1 / reference.new_tensor([(w, h) for h, w in shapes])  # (L, 2)
     else:
-        unit = reference[..., 2:] * (0.5 / reference.new_tensor(points)[:, None])  # (B, Q, L, 2)
+        half = reference.new_tensor([0.5 / max(count, 1) for count in points])  # a level may have no points
+        unit = reference[..., 2:] * half[:, None]  # (B, Q, L, 2)
     level = [level for level, count in enumerate(points) for _ in range(count)]  # of each of the K points
     return reference[:, :, None, level, :2] + offsets * unit.expand(*reference.shape[:3], 2)[:, :, None, level]

@@ -41,11 +41,16 @@ SIDE = tl.constexpr(8)
 PIECE = tl.constexpr(1024)
 """Samples that one program adds up. Longer bins are shared by several: one full bin must not keep others waiting."""
 
+LOG2_E = tl.constexpr(math.log2(math.e))
+
 OWNERS_FROM = 4
 """Samples per row of ``value`` from which sorting them costs less than adding them to memory one by one."""
 
 DOT_TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 """What tensor cores multiply. Sums are float32."""
+
+STEPS = {torch.float16: 128, torch.bfloat16: 128, torch.float32: 64}
+"""How many samples they multiply at once."""
 
 DOT_PRECISION = "ieee" if torch.version.hip else "tf32x3"
 """How they multiply float32: as three products of shorter numbers, which together are as precise, or directly."""
@@ -68,7 +73,7 @@ def _tile(num_queries, M: tl.constexpr, TILE: tl.constexpr):
     """
     tiles = tl.cdiv(num_queries, TILE)
     image = (tl.program_id(0) // tiles // M).to(tl.int64)
-    head = tl.program_id(0) // tiles % M
+    head = (tl.program_id(0) // tiles % M).to(tl.int64)
     query = tl.program_id(0) % tiles * TILE + tl.arange(0, TILE)
     exists = query < num_queries
     query = image * num_queries + tl.minimum(query, num_queries - 1)
@@ -76,16 +81,30 @@ def _tile(num_queries, M: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
-def _channels(PARTS: tl.constexpr, WIDTH: tl.constexpr):
-    """(PARTS, 1, WIDTH): few lanes share a row and repeat its arithmetic of positions; each holds some of all parts."""
-    return tl.arange(0, PARTS)[:, None, None] * WIDTH + tl.arange(0, WIDTH)[None, None, :]
+def _behind(pointer, offset):
+    """A pointer moved on, if there is one."""
+    return pointer if pointer is None else pointer + offset
 
 
 @triton.jit
-def _rows(there, channel, D: tl.constexpr, ROOM: tl.constexpr):
-    """Mask of the elements of rows; there is room for more channels than exist if their number is no power of two."""
-    mask = there[None, :, None]
-    return mask if ROOM == D else mask & (channel < D)
+def _exp(x):
+    """Without what ``tl.exp`` does for results below 1e-38, several instructions for each sample."""
+    return tl.exp2(x * LOG2_E)
+
+
+@triton.jit
+def _softmax(logits, K: tl.constexpr):
+    """Largest logit and one over the sum of exponentials, of the K logits to which each pointer points.
+
+    Not as rows of a matrix: lanes that hold rows would have to hand their results to the lanes that need them.
+    """
+    largest = tl.load(logits)
+    for k in tl.static_range(1, K):
+        largest = tl.maximum(largest, tl.load(logits + k))
+    total = _exp(tl.load(logits) - largest)
+    for k in tl.static_range(1, K):
+        total += _exp(tl.load(logits + k) - largest)
+    return largest, 1 / total
 
 
 @triton.jit
@@ -120,21 +139,6 @@ def _placement(reference, sizes, level: tl.constexpr, P: tl.constexpr, R: tl.con
 
 
 @triton.jit
-def _softmax(logits, K: tl.constexpr):
-    """Largest logit and one over the sum of exponentials, of the K logits to which each pointer points.
-
-    Not as rows of a matrix: lanes that hold rows would have to hand their results to the lanes that need them.
-    """
-    largest = tl.load(logits)
-    for k in tl.static_range(1, K):
-        largest = tl.maximum(largest, tl.load(logits + k))
-    total = tl.exp(tl.load(logits) - largest)
-    for k in tl.static_range(1, K):
-        total += tl.exp(tl.load(logits + k) - largest)
-    return largest, 1 / total
-
-
-@triton.jit
 def _cell(position, size):
     """Of a position along one axis: the pixel before it (-2 if it touches none), and how far behind that it lies.
 
@@ -146,8 +150,23 @@ def _cell(position, size):
 
 
 @triton.jit
-def _corner(right: tl.constexpr, below: tl.constexpr, left, top, across, down, height, width, padding):
-    """Of one of the four pixels around a position: does it have a value, and its bilinear weight in x and in y."""
+def _sample(location, weight, softmax, placement, sizes, level: tl.constexpr, mask=None):
+    """Weight of a sample, what was predicted as its location (x, y), and its cell: left, top, across and down."""
+    base_x, base_y, scale_x, scale_y = placement
+    share = tl.load(weight, mask=mask)
+    if softmax is not None:
+        share = _exp(share - softmax[0]) * softmax[1]
+    raw_x = tl.load(location, mask=mask)
+    raw_y = tl.load(location + 1, mask=mask)
+    left, across = _cell(base_x + raw_x * scale_x, sizes[2 * level + 1])
+    top, down = _cell(base_y + raw_y * scale_y, sizes[2 * level])
+    return share, raw_x, raw_y, (left, top, across, down)
+
+
+@triton.jit
+def _corner(right: tl.constexpr, below: tl.constexpr, cell, height, width, padding):
+    """Of one of the four pixels around a sample: does it have a value, and its bilinear weight in x and in y."""
+    left, top, across, down = cell
     there = (left + right).to(tl.uint32, bitcast=True) < width.to(tl.uint32, bitcast=True)  # 0 <= x < width
     there &= (top + below).to(tl.uint32, bitcast=True) < height.to(tl.uint32, bitcast=True)
     if padding is not None:
@@ -155,6 +174,19 @@ def _corner(right: tl.constexpr, below: tl.constexpr, left, top, across, down, h
     near_x = across if right else 1 - across
     near_y = down if below else 1 - down
     return there, near_x, near_y
+
+
+@triton.jit
+def _channels(PARTS: tl.constexpr, WIDTH: tl.constexpr):
+    """(PARTS, 1, WIDTH): few lanes share a row and repeat its arithmetic of positions; each holds some of all parts."""
+    return tl.arange(0, PARTS)[:, None, None] * WIDTH + tl.arange(0, WIDTH)[None, None, :]
+
+
+@triton.jit
+def _rows(there, channel, D: tl.constexpr, ROOM: tl.constexpr):
+    """Mask of the elements of rows; there is room for more channels than exist if their number is no power of two."""
+    mask = there[None, :, None]
+    return mask if ROOM == D else mask & (channel < D)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -169,44 +201,37 @@ def _forward(
 ):  # fmt: skip
     """Sums of samples, (B, Q, M, D)."""
     image, head, query, row, exists = _tile(num_queries, M, TILE)
-    channel = _channels(PARTS, WIDTH)
-    value += image * stride_b + head * stride_m
     locations += row * (2 * K)
     weights += row * K
-    if padding is not None:
-        padding += image * num_tokens
-    if reference is not None:
-        reference += query * (len(points) * R)
-        largest, inverse = _softmax(weights, K)
+    reference = _behind(reference, query * (len(points) * R))
+    softmax = None if reference is None else _softmax(weights, K)
+    channel = _channels(PARTS, WIDTH)
+    value += image * stride_b + head * stride_m
+    padding = _behind(padding, image * num_tokens)
     total = tl.zeros((PARTS, TILE, WIDTH), tl.float32)
     first = 0
     for level in tl.static_range(len(points)):
         height, width = _size(sizes, level)
-        base_x, base_y, scale_x, scale_y = _placement(reference, sizes, level, points[level], R)
+        placement = _placement(reference, sizes, level, points[level], R)
         for k in tl.range(first, first + points[level]):
-            weight = tl.load(weights + k)
-            if reference is not None:
-                weight = tl.exp(weight - largest) * inverse
-            left, across = _cell(base_x + tl.load(locations + 2 * k) * scale_x, sizes[2 * level + 1])
-            top, down = _cell(base_y + tl.load(locations + 2 * k + 1) * scale_y, sizes[2 * level])
-            pixel = value + channel + ((top * width + left) * stride_s)[None, :, None]
-            for below in tl.static_range(2):
-                for right in tl.static_range(2):
-                    there, near_x, near_y = _corner(right, below, left, top, across, down, height, width, padding)
+            weight, _, _, cell = _sample(locations + 2 * k, weights + k, softmax, placement, sizes, level)
+            pixel = value + channel + ((cell[1] * width + cell[0]) * stride_s)[None, :, None]
+            for right in tl.static_range(2):  # the other way around, a register is spilled on sm_80
+                for below in tl.static_range(2):
+                    there, near_x, near_y = _corner(right, below, cell, height, width, padding)
                     mask = _rows(there, channel, D, PARTS * WIDTH)
                     sample = tl.load(pixel + (below * width + right) * stride_s, mask=mask, other=0.0)
                     total += sample.to(tl.float32) * (weight * near_y * near_x)[None, :, None]
         first += points[level]
         value += height * width * stride_s
-        if padding is not None:
-            padding += height * width
+        padding = _behind(padding, height * width)
     mask = _rows(exists, channel, D, PARTS * WIDTH)
     tl.store(out + (row * D)[None, :, None] + channel, total.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["num_queries", "num_tokens"])
 def _backward(
-    grad_out, value, locations, weights, reference, padding, grad_locations, grad_weights, grad_reference,
+    value, locations, weights, reference, padding, grad_out, grad_locations, grad_weights, grad_reference,
     stride_b, stride_s, stride_m, num_queries, num_tokens, sizes,
     points: tl.constexpr, K: tl.constexpr, M: tl.constexpr, D: tl.constexpr, R: tl.constexpr,
     TILE: tl.constexpr, PARTS: tl.constexpr, WIDTH: tl.constexpr,
@@ -216,58 +241,47 @@ def _backward(
     ``grad_reference`` is (B, Q, M, L, R), that is, before the sum over heads.
     """
     image, head, query, row, exists = _tile(num_queries, M, TILE)
-    channel = _channels(PARTS, WIDTH)
-    value += image * stride_b + head * stride_m
     locations += row * (2 * K)
     weights += row * K
-    if padding is not None:
-        padding += image * num_tokens
-    if reference is not None:
-        reference += query * (len(points) * R)
-        largest, inverse = _softmax(weights, K)
-    if grad_locations is not None:
-        grad_locations += row * (2 * K)
-    if grad_weights is not None:
-        grad_weights += row * K
-    if grad_reference is not None:
-        grad_reference += row * (len(points) * R)
+    reference = _behind(reference, query * (len(points) * R))
+    softmax = None if reference is None else _softmax(weights, K)
+    channel = _channels(PARTS, WIDTH)
+    value += image * stride_b + head * stride_m
+    padding = _behind(padding, image * num_tokens)
+    grad_locations = _behind(grad_locations, row * (2 * K))
+    grad_weights = _behind(grad_weights, row * K)
+    grad_reference = _behind(grad_reference, row * (len(points) * R))
     mask = _rows(exists, channel, D, PARTS * WIDTH)
     grad = tl.load(grad_out + (row * D)[None, :, None] + channel, mask=mask, other=0.0).to(tl.float32)
     first = 0
     for level in tl.static_range(len(points)):
         height, width = _size(sizes, level)
-        base_x, base_y, scale_x, scale_y = _placement(reference, sizes, level, points[level], R)
+        placement = _placement(reference, sizes, level, points[level], R)
         center_x = tl.zeros((TILE,), tl.float32)  # gradients of the reference, in pixels
         center_y = tl.zeros((TILE,), tl.float32)
         size_x = tl.zeros((TILE,), tl.float32)
         size_y = tl.zeros((TILE,), tl.float32)
         for k in tl.range(first, first + points[level]):
-            weight = tl.load(weights + k)
-            if reference is not None:
-                weight = tl.exp(weight - largest) * inverse
-            raw_x = tl.load(locations + 2 * k)
-            raw_y = tl.load(locations + 2 * k + 1)
-            left, across = _cell(base_x + raw_x * scale_x, sizes[2 * level + 1])
-            top, down = _cell(base_y + raw_y * scale_y, sizes[2 * level])
-            pixel = value + channel + ((top * width + left) * stride_s)[None, :, None]
+            weight, raw_x, raw_y, cell = _sample(locations + 2 * k, weights + k, softmax, placement, sizes, level)
+            pixel = value + channel + ((cell[1] * width + cell[0]) * stride_s)[None, :, None]
             along_x = tl.zeros((TILE,), tl.float32)  # gradients of the position
             along_y = tl.zeros((TILE,), tl.float32)
             along_weight = tl.zeros((TILE,), tl.float32)
             for below in tl.static_range(2):
                 for right in tl.static_range(2):
-                    there, near_x, near_y = _corner(right, below, left, top, across, down, height, width, padding)
+                    there, near_x, near_y = _corner(right, below, cell, height, width, padding)
                     mask = _rows(there, channel, D, PARTS * WIDTH)
                     sample = tl.load(pixel + (below * width + right) * stride_s, mask=mask, other=0.0)
                     dot = tl.sum(tl.sum(grad * sample.to(tl.float32), axis=0), axis=1)
                     along_x += dot * near_y if right else -dot * near_y
                     along_y += dot * near_x if below else -dot * near_x
                     along_weight += dot * near_y * near_x
-            inside = (left > -2) & (top > -2)  # elsewhere raw and scale may be anything
+            inside = (cell[0] > -2) & (cell[1] > -2)  # elsewhere raw and scale may be anything
             along_x = tl.where(inside, along_x * weight, 0.0)
             along_y = tl.where(inside, along_y * weight, 0.0)
             if grad_locations is not None:
-                tl.store(grad_locations + 2 * k, tl.where(inside, along_x * scale_x, 0.0), mask=exists)
-                tl.store(grad_locations + 2 * k + 1, tl.where(inside, along_y * scale_y, 0.0), mask=exists)
+                tl.store(grad_locations + 2 * k, tl.where(inside, along_x * placement[2], 0.0), mask=exists)
+                tl.store(grad_locations + 2 * k + 1, tl.where(inside, along_y * placement[3], 0.0), mask=exists)
             if grad_weights is not None:
                 tl.store(grad_weights + k, along_weight, mask=exists)
             center_x += along_x
@@ -283,15 +297,14 @@ def _backward(
                 tl.store(here + 3, size_y * (height * _half(points[level])), mask=exists)
         first += points[level]
         value += height * width * stride_s
-        if padding is not None:
-            padding += height * width
+        padding = _behind(padding, height * width)
 
-    if reference is not None and grad_weights is not None:  # from weights to logits: the derivative of softmax
+    if softmax is not None and grad_weights is not None:  # from weights to logits: the derivative of softmax
         tl.debug_barrier()  # lanes read what others have just written
         k = tl.arange(0, triton.next_power_of_2(K))[None, :]
         mask = exists[:, None] & (k < K)
         weight = tl.load(weights[:, None] + k, mask=mask, other=float("-inf"))
-        weight = tl.exp(weight - largest[:, None]) * inverse[:, None]
+        weight = _exp(weight - softmax[0][:, None]) * softmax[1][:, None]
         along_weight = tl.load(grad_weights[:, None] + k, mask=mask, other=0.0)
         mean = tl.sum(weight * along_weight, axis=1)[:, None]
         tl.store(grad_weights[:, None] + k, weight * (along_weight - mean), mask=mask)
@@ -299,44 +312,38 @@ def _backward(
 
 @triton.jit(do_not_specialize=["num_queries", "num_tokens"])
 def _add(
-    grad_out, locations, weights, reference, padding, grad_value, num_queries, num_tokens, sizes,
+    grad_value, locations, weights, reference, padding, grad_out,
+    stride_b, stride_s: tl.constexpr, stride_m, num_queries, num_tokens, sizes,
     points: tl.constexpr, K: tl.constexpr, M: tl.constexpr, D: tl.constexpr, R: tl.constexpr,
     TILE: tl.constexpr, PARTS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Gradient of ``value``, sample by sample: added to memory that begins as zeros, in whatever order they come."""
     image, head, query, row, exists = _tile(num_queries, M, TILE)
-    channel = _channels(PARTS, WIDTH)
-    grad_value += image * num_tokens * (M * D) + head * D
     locations += row * (2 * K)
     weights += row * K
-    if padding is not None:
-        padding += image * num_tokens
-    if reference is not None:
-        reference += query * (len(points) * R)
-        largest, inverse = _softmax(weights, K)
+    reference = _behind(reference, query * (len(points) * R))
+    softmax = None if reference is None else _softmax(weights, K)
+    channel = _channels(PARTS, WIDTH)
+    grad_value += image * stride_b + head * stride_m
+    padding = _behind(padding, image * num_tokens)
     mask = _rows(exists, channel, D, PARTS * WIDTH)
     grad = tl.load(grad_out + (row * D)[None, :, None] + channel, mask=mask, other=0.0)
     first = 0
     for level in tl.static_range(len(points)):
         height, width = _size(sizes, level)
-        base_x, base_y, scale_x, scale_y = _placement(reference, sizes, level, points[level], R)
+        placement = _placement(reference, sizes, level, points[level], R)
         for k in tl.range(first, first + points[level]):
-            weight = tl.load(weights + k)
-            if reference is not None:
-                weight = tl.exp(weight - largest) * inverse
-            left, across = _cell(base_x + tl.load(locations + 2 * k) * scale_x, sizes[2 * level + 1])
-            top, down = _cell(base_y + tl.load(locations + 2 * k + 1) * scale_y, sizes[2 * level])
-            pixel = grad_value + channel + ((top * width + left) * (M * D))[None, :, None]
+            weight, _, _, cell = _sample(locations + 2 * k, weights + k, softmax, placement, sizes, level)
+            pixel = grad_value + channel + ((cell[1] * width + cell[0]) * stride_s)[None, :, None]
             for below in tl.static_range(2):
                 for right in tl.static_range(2):
-                    there, near_x, near_y = _corner(right, below, left, top, across, down, height, width, padding)
+                    there, near_x, near_y = _corner(right, below, cell, height, width, padding)
                     mask = _rows(there & exists, channel, D, PARTS * WIDTH)
                     share = grad * (weight * near_y * near_x)[None, :, None]
-                    tl.atomic_add(pixel + (below * width + right) * (M * D), share, mask=mask, sem="relaxed")
+                    tl.atomic_add(pixel + (below * width + right) * stride_s, share, mask=mask, sem="relaxed")
         first += points[level]
-        grad_value += height * width * (M * D)
-        if padding is not None:
-            padding += height * width
+        grad_value += height * width * stride_s
+        padding = _behind(padding, height * width)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -370,25 +377,23 @@ def _bin(
     """
     image, head, query, row, exists = _tile(num_queries, M, TILE)
     row = row[:, None]
-    if reference is not None:
-        reference += query[:, None] * (len(points) * R)
-        largest, inverse = _softmax(weights + row * K, K)
+    locations += row * (2 * K)
+    weights += row * K
+    keys += row * K
+    placed += row * (3 * K)
+    reference = _behind(reference, query[:, None] * (len(points) * R))
+    softmax = None if reference is None else _softmax(weights, K)
     before = (image * M + head).to(tl.int32) * _bins_of_head(sizes, len(points))
     first = 0
     for level in tl.static_range(len(points)):
         lines, columns = _bins(sizes, level)
         if points[level]:
             point = tl.arange(0, triton.next_power_of_2(points[level]))[None, :]
-            k = row * K + first + point
+            k = first + point
             mask = exists[:, None] & (point < points[level])
-            base_x, base_y, scale_x, scale_y = _placement(reference, sizes, level, points[level], R)
-            raw_x = tl.load(locations + 2 * k, mask=mask, other=0.0)
-            raw_y = tl.load(locations + 2 * k + 1, mask=mask, other=0.0)
-            left, across = _cell(base_x + raw_x * scale_x, sizes[2 * level + 1])
-            top, down = _cell(base_y + raw_y * scale_y, sizes[2 * level])
-            weight = tl.load(weights + k, mask=mask, other=0.0)
-            if reference is not None:
-                weight = tl.exp(weight - largest) * inverse
+            placement = _placement(reference, sizes, level, points[level], R)
+            weight, _, _, cell = _sample(locations + 2 * k, weights + k, softmax, placement, sizes, level, mask)
+            left, top, across, down = cell
             column = (left + 1) // CELLS
             line = (top + 1) // CELLS
             key = tl.where((left > -2) & (top > -2), before + line * columns + column, num_bins)
@@ -499,12 +504,16 @@ def _gather(
 # From tensors to kernels. Nothing here waits for the GPU: whatever depends on data is allocated for the worst case.
 
 
-class Queries(NamedTuple):
-    """What the kernels know of the queries."""
+class Given(NamedTuple):
+    """Input as the kernels read it."""
 
+    value: Tensor
     locations: Tensor
     weights: Tensor
     reference: Tensor | None
+    padding: Tensor | None
+    sizes: tuple[float, ...]
+    """Heights and widths. Triton would compile anew for integers in a tuple that are 1 or divisible by 16."""
     points: tuple[int, ...]
 
     @property
@@ -517,6 +526,15 @@ class Queries(NamedTuple):
         batch, queries, heads, _ = self.weights.shape
         return (triton.cdiv(queries, tile) * batch * heads,)
 
+    def launch(self, kernel: Any, value: Tensor, *others: Tensor | None) -> None:
+        """A kernel of queries; ``value`` is what it samples, or adds samples to."""
+        _, tokens, _, channels = value.shape
+        tile = tiling(channels, value.element_size())
+        kernel[self.programs(tile["TILE"])](
+            value, *self[1:5], *others, *value.stride()[:3], self.weights.shape[1], tokens, self.sizes,
+            **self.constants, **tile,
+        )  # fmt: skip
+
 
 def tiling(channels: int, element_size: int) -> dict[str, int]:
     """How one warp of a kernel of queries holds (queries, channels) in its registers.
@@ -528,7 +546,8 @@ def tiling(channels: int, element_size: int) -> dict[str, int]:
     width = max(min(padded, 2 * LANE_BYTES // element_size), padded // 8)
     lanes = max(1, width * element_size // LANE_BYTES)
     room = max(1, LANES * 32 // padded)  # registers, where there are very many channels
-    return {"D": channels, "TILE": min(max(1, LANES // lanes), room), "PARTS": padded // width, "WIDTH": width}
+    tile = min(max(1, LANES // lanes), room)
+    return {"D": channels, "TILE": tile, "PARTS": padded // width, "WIDTH": width, "num_warps": 1}
 
 
 def owners_pay(tokens: int, queries: int, points: int) -> bool:
@@ -540,7 +559,7 @@ def owners_pay(tokens: int, queries: int, points: int) -> bool:
     return queries * points >= OWNERS_FROM * tokens
 
 
-def _prepared(
+def _given(
     value: Tensor,
     shapes: tuple[int, ...],
     points: tuple[int, ...],
@@ -548,19 +567,15 @@ def _prepared(
     weights: Tensor,
     reference: Tensor | None,
     padding: Tensor | None,
-) -> tuple[Tensor, tuple[float, ...], Queries, Tensor | None]:
-    """Tensors as the kernels read them, and heights and widths.
-
-    Triton would compile kernels anew for integers in a tuple that are 1 or divisible by 16, hence floats.
-    """
+) -> Given:
     if value.stride(3) != 1:
         value = value.contiguous()
-    if value.shape[1] * value.stride(1) >= 2**31:  # inside an image, elements are counted in 32 bits
+    if value.shape[1] * value.stride(1) >= 2**31:  # inside a head, elements are counted in 32 bits
         value = value.transpose(1, 2).contiguous().transpose(1, 2)
     reference = None if reference is None else reference.contiguous()
     padding = None if padding is None else padding.contiguous().view(torch.uint8)
-    queries = Queries(locations.contiguous(), weights.contiguous(), reference, points)
-    return value, tuple(map(float, shapes)), queries, padding
+    sizes = tuple(map(float, shapes))
+    return Given(value, locations.contiguous(), weights.contiguous(), reference, padding, sizes, points)
 
 
 def forward(
@@ -576,13 +591,9 @@ def forward(
     out = value.new_empty(*weights.shape[:2], value.shape[2] * value.shape[3])
     if not out.numel() or not weights.numel():
         return out.zero_()
-    value, sizes, queries, padding = _prepared(value, shapes, points, locations, weights, reference, padding)
-    tile = tiling(value.shape[3], value.element_size())
+    given = _given(value, shapes, points, locations, weights, reference, padding)
     with torch.cuda.device_of(value):
-        _forward[queries.programs(tile["TILE"])](
-            value, *queries[:3], padding, out, *value.stride()[:3], weights.shape[1], value.shape[1], sizes,
-            **queries.constants, **tile, num_warps=1,
-        )  # fmt: skip
+        given.launch(_forward, given.value, out)
     return out
 
 
@@ -598,61 +609,48 @@ def backward(
     needs: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``operator.ms_deform_attn_backward``."""
+    inputs = (value, locations, weights, reference)
+    found: list[Tensor | None] = [None] * 4
     if not grad_out.numel() or not weights.numel():
-        inputs = (value, locations, weights, reference)
-        wanted = [x if need else None for x, need in zip(inputs, needs, strict=True)]
-        zeros = [value.new_empty(0) if x is None else torch.zeros_like(x) for x in wanted]
-        return zeros[0], zeros[1], zeros[2], zeros[3]
-
-    grad_value = grad_locations = grad_weights = grad_reference = None
-    grad_out = grad_out.contiguous()
-    value, sizes, queries, padding = _prepared(value, shapes, points, locations, weights, reference, padding)
-    tile = tiling(value.shape[3], value.element_size())
-    with torch.cuda.device_of(value):
-        if needs[0]:
-            pay = owners_pay(value.shape[1], weights.shape[1], weights.shape[3])
-            by = _by_owners if pay or torch.are_deterministic_algorithms_enabled() else _by_additions
-            grad_value = by(grad_out, value, sizes, queries, padding)
-        if needs[1]:
-            grad_locations = torch.empty_like(queries.locations)
-        if needs[2]:
-            grad_weights = torch.empty_like(queries.weights)
-        if needs[3] and queries.reference is not None:
-            grad_reference = queries.reference.new_empty(*weights.shape[:3], len(points), queries.reference.shape[3])
-        if any(needs[1:]):
-            _backward[queries.programs(tile["TILE"])](
-                grad_out, value, *queries[:3], padding, grad_locations, grad_weights, grad_reference,
-                *value.stride()[:3], weights.shape[1], value.shape[1], sizes,
-                **queries.constants, **tile, num_warps=1,
-            )  # fmt: skip
-    if grad_reference is not None:
-        grad_reference = grad_reference.sum(dim=2)  # over heads
-    found = (grad_value, grad_locations, grad_weights, grad_reference)
+        found = [torch.zeros_like(x) if need and x is not None else None for x, need in zip(inputs, needs, strict=True)]
+    elif any(needs):
+        grad_out = grad_out.contiguous()
+        given = _given(value, shapes, points, locations, weights, reference, padding)
+        with torch.cuda.device_of(value):
+            if needs[0]:
+                pay = owners_pay(value.shape[1], weights.shape[1], weights.shape[3])
+                by = _by_owners if pay or torch.are_deterministic_algorithms_enabled() else _by_additions
+                found[0] = by(grad_out, given)
+            if needs[1]:
+                found[1] = torch.empty_like(given.locations)
+            if needs[2]:
+                found[2] = torch.empty_like(given.weights)
+            if needs[3] and given.reference is not None:
+                found[3] = given.reference.new_empty(*weights.shape[:3], *given.reference.shape[2:])
+            if any(needs[1:]):
+                given.launch(_backward, given.value, grad_out, *found[1:])
+        if found[3] is not None:
+            found[3] = found[3].sum(dim=2)  # over heads
     gradients = [value.new_empty(0) if gradient is None else gradient for gradient in found]
     return gradients[0], gradients[1], gradients[2], gradients[3]
 
 
-def _by_additions(
-    grad_out: Tensor, value: Tensor, sizes: tuple[float, ...], queries: Queries, padding: Tensor | None
-) -> Tensor:
+def _by_additions(grad_out: Tensor, given: Given) -> Tensor:
     """Gradient of ``value`` in its type, where there are few samples."""
-    grad_value = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
-    tile = tiling(value.shape[3], grad_value.element_size())
-    _add[queries.programs(tile["TILE"])](
-        grad_out.float(),  # of half precision a lane loads more channels than it can add at once
-        *queries[:3], padding, grad_value, queries.weights.shape[1], value.shape[1], sizes,
-        **queries.constants, **tile, num_warps=1,
-    )  # fmt: skip
-    return grad_value.to(value.dtype)
+    batch, tokens, heads, channels = given.value.shape
+    grad_value = torch.zeros(batch, tokens, heads, channels, dtype=torch.float32, device=grad_out.device)
+    if tokens * heads * channels >= 2**31:  # as in ``_given``
+        grad_value = grad_value.view(batch, heads, tokens, channels).transpose(1, 2)
+    given.launch(_add, grad_value, grad_out.float())  # of half precision a lane loads more than it can add at once
+    return grad_value.to(given.value.dtype).contiguous()
 
 
-def _by_owners(
-    grad_out: Tensor, value: Tensor, sizes: tuple[float, ...], queries: Queries, padding: Tensor | None
-) -> Tensor:
+def _by_owners(grad_out: Tensor, given: Given) -> Tensor:
     """Gradient of ``value`` in its type, with the same bits each time."""
+    value, sizes = given.value, given.sizes
     batch, tokens, heads, channels = value.shape
-    samples = queries.weights.numel()
-    assert samples < 2**31, f"{samples} samples are more than 32 bits can count"
+    samples = given.weights.numel()
+    assert samples < 2**31 - PIECE.value, f"{samples} samples are more than 32 bits can count"
     cells = CELLS.value
     lines = [(int(size) + cells) // cells for size in sizes]  # of bins, and columns, of each level
     bins = batch * heads * sum(map(math.prod, zip(lines[::2], lines[1::2], strict=True)))
@@ -666,8 +664,8 @@ def _by_owners(
     # Which samples are in which bin: order[bounds[bin] : bounds[bin + 1]].
     keys = empty(samples, dtype=torch.int16 if bins < 2**15 else torch.int32)  # short keys are sorted faster
     placed = empty(samples, 3)
-    _bin[queries.programs(64)](
-        *queries[:3], keys, placed, queries.weights.shape[1], bins, sizes, **queries.constants, TILE=64, num_warps=2
+    _bin[given.programs(64)](
+        *given[1:4], keys, placed, given.weights.shape[1], bins, sizes, **given.constants, TILE=64, num_warps=2
     )
     keys, order = keys.sort(stable=True)
     bounds = torch.searchsorted(keys, numbers(bins + 1, keys.dtype), out_int32=True)
@@ -680,13 +678,13 @@ def _by_owners(
     width = max(16, min(64, triton.next_power_of_2(channels)))  # tensor cores want 16 at least
     parts = triton.cdiv(channels, width)
     launch = {"D": channels, "WIDTH": width, "num_warps": 4, **COMPILE}
-    step, dot_type = 64 if value.dtype == torch.float32 else 128, DOT_TYPES[value.dtype]
     _own[(pieces, parts)](
         grad_out, order, placed, bounds, ends, owned, tiles, bins,
-        K=queries.weights.shape[3], STEP=step, TYPE=dot_type, PRECISION=DOT_PRECISION, **launch,
+        K=given.weights.shape[3], STEP=STEPS[value.dtype],
+        TYPE=DOT_TYPES[value.dtype], PRECISION=DOT_PRECISION, **launch,
     )  # fmt: skip
     grad_value = empty(*value.shape, dtype=value.dtype)
     _gather[(bins, parts)](
-        tiles, ends, padding, grad_value, tokens, sizes, L=len(queries.points), M=heads, **launch
+        tiles, ends, given.padding, grad_value, tokens, sizes, L=len(given.points), M=heads, **launch
     )  # fmt: skip
     return grad_value
