@@ -1,6 +1,7 @@
 """Multi-scale deformable attention on the CPU, compiled by numba. The README of this folder tells how it works."""
 # numba gives types to what it compiles, and calls an intrinsic without the first parameter of its Python function:
-# mypy: allow-untyped-defs, allow-untyped-decorators, disable-error-code="call-arg, var-annotated, operator, attr-defined"
+# mypy: allow-untyped-defs, allow-untyped-decorators, disable-error-code="call-arg, var-annotated, operator"
+# mypy: disable-error-code="attr-defined"
 
 import ctypes
 import functools
@@ -637,7 +638,7 @@ def _compile(function: Callable[[Any], None]) -> Kernel:
         )
         compiled = cfunc(types.void(PROBLEM), **COMPILE)(function)
     kernel: Kernel = threads.Kernel(compiled.address or 0)
-    kernel.compiled = compiled  # type: ignore[attr-defined]  # it lives as long
+    kernel.compiled = compiled  # it lives as long
     return kernel
 
 

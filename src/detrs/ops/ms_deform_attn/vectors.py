@@ -1,8 +1,8 @@
 """Vectors as a numba type: the channels of a head, or one quantity of several samples, as one value.
 
 LLVM cuts ``<n x float>`` into the registers this CPU has and keeps it there; from loops over arrays numba makes code
-that is three times slower. A ``Row`` can be loaded from and stored at an address, and takes part in arithmetic with rows
-of its kind and with numbers.
+that is three times slower. A ``Row`` can be loaded from and stored at an address, and takes part in arithmetic with
+rows of its kind and with numbers.
 """
 # numba gives types to what it compiles, and calls an intrinsic without the first parameter of its Python function:
 # mypy: allow-untyped-defs, allow-untyped-decorators, disable-error-code="call-arg, var-annotated, operator"
