@@ -4,7 +4,8 @@ The shapes are those of Deformable DETR on ResNet-50 at 800 x 1333: four levels,
 the encoder every pixel is a query. ``star`` locations lie as those of a trained encoder do, near their pixel;
 ``uniform`` ones lie anywhere, which no cache likes. All implementations take turns, so that a busy machine slows them
 alike, and the median of each counts. A turn is one run that is not timed, and then as many as fill ``TURN_S``, for a
-short run finds caches and memory as the one before it left them: in a network its values have just been computed.
+short run finds caches and memory as the one before it left them: in a network its values have just been computed. Of
+runs over half a second a turn is one.
 """
 
 import functools
@@ -242,8 +243,12 @@ def compare(case: Case, device: torch.device | str = "cpu", repeats: int = 7, *,
 
 
 def _turn(work: Callable[[], object]) -> float:
-    """Seconds of one run, the mean of a turn."""
+    """Seconds of one run, the mean of a turn; one run that is long by itself is a turn."""
+    began = time.perf_counter()
     work()
+    alone = time.perf_counter() - began
+    if alone > 10 * TURN_S:
+        return alone
     began, runs = time.perf_counter(), 0
     while runs == 0 or time.perf_counter() - began < TURN_S:
         work()
