@@ -14,7 +14,7 @@ import torch
 
 from detrs.checkpoints import format
 from detrs.config import Experiment
-from detrs.criterion.set_criterion import Losses, SetCriterion
+from detrs.criterion.set_criterion import Losses, SetCriterion, Totals
 from detrs.engine import clock, trainer
 from detrs.engine import train as train_module
 from detrs.engine.interruption import Interrupted
@@ -233,8 +233,8 @@ class Poisoned(SetCriterion):
     gradient_calls: tuple[int, ...] = ()
     calls = 0
 
-    def __call__(self, predictions: Any, targets: Any, num_boxes: float) -> Losses:
-        losses = super().__call__(predictions, targets, num_boxes)
+    def __call__(self, predictions: Any, targets: Any, totals: Totals) -> Losses:
+        losses = super().__call__(predictions, targets, totals)
         type(self).calls += 1
         if self.calls in self.loss_calls:
             return losses._replace(total=losses.total * torch.nan)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detrs import ops
 from detrs.checkpoints import format
-from detrs.criterion.set_criterion import CriterionConfig, SetCriterion
+from detrs.criterion.set_criterion import CriterionConfig, Losses, SetCriterion, Totals
 from detrs.models import ModelConfig, build
 from detrs.models.detector import Detector
 from detrs.presets import PRESETS, preset
@@ -68,8 +68,8 @@ def batch() -> tuple[Tensor, Tensor]:
     return images.masked_fill(padding[:, None], 0.0), padding
 
 
-def loss(predictions: Predictions, targets: tuple[Target, ...], num_boxes: float) -> Tensor:
-    return SetCriterion(CriterionConfig())(predictions, targets, num_boxes).total
+def losses(config: ModelConfig, predictions: Predictions, targets: tuple[Target, ...]) -> Losses:
+    return SetCriterion(CriterionConfig(), config.classification)(predictions, targets, Totals.of(targets))
 
 
 def test_every_variant_is_here() -> None:
@@ -87,7 +87,7 @@ def test_every_variant_is_here() -> None:
 @EVERY
 def test_every_parameter_learns(config: ModelConfig) -> None:
     detector = randomized(config).train()
-    loss(detector(*batch()), TARGETS, 3.0).backward()
+    losses(config, detector(*batch()), TARGETS).total.backward()
     learning = {name: p.grad for name, p in detector.named_parameters() if p.requires_grad}
     assert [name for name, grad in learning.items() if grad is None or not grad.isfinite().all()] == []
     # a key's bias adds the same to all logits of a softmax: its gradient is zero but for rounding
@@ -145,9 +145,9 @@ def test_shuffled_queries_give_shuffled_boxes(config: ModelConfig) -> None:
 def test_images_without_objects_teach_too(config: ModelConfig) -> None:
     detector = randomized(config).train()
     nothing = (TARGETS[1], TARGETS[1])
-    losses = SetCriterion(CriterionConfig())(detector(*batch()), nothing, 1.0)
-    losses.total.backward()
-    assert all(value == 0 for name, value in losses.terms.items() if not name.startswith("class"))
+    found = losses(config, detector(*batch()), nothing)
+    found.total.backward()
+    assert all(value == 0 for name, value in found.terms.items() if not name.startswith("class"))
     assert all(p.grad.isfinite().all() for p in detector.parameters() if p.grad is not None)
     assert detector.decoder.heads[-1].classes.bias.grad.min() > 0  # all scores are pushed down
 
@@ -157,7 +157,7 @@ def test_images_without_objects_teach_too(config: ModelConfig) -> None:
 def test_order_of_targets_does_not_matter(config: ModelConfig) -> None:
     predictions = randomized(config).eval()(*batch())
     turned = (TARGETS[0]._replace(boxes=BOXES.flip(0), labels=TARGETS[0].labels.flip(0)), TARGETS[1])
-    torch.testing.assert_close(loss(predictions, turned, 3.0), loss(predictions, TARGETS, 3.0))
+    torch.testing.assert_close(losses(config, predictions, turned).total, losses(config, predictions, TARGETS).total)
 
 
 @EVERY

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from detrs import postprocess
 from detrs.backbones.timm import BackboneConfig
-from detrs.criterion.set_criterion import CriterionConfig, SetCriterion
-from detrs.layers.neck import ChannelMapper
+from detrs.classification import Focal
+from detrs.criterion.set_criterion import CriterionConfig, SetCriterion, Totals
+from detrs.layers.neck import ChannelMapper, normalized_projection
 from detrs.models import build
 from detrs.models.deformable_detr import DeformableDETRConfig
 from detrs.models.detector import Detector
@@ -30,7 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 RENAMED = [  # transformers' name -> ours
-    (r"^model\.level_embed$", "neck.level_embedding"),
+    (r"^model\.level_embed$", "neck.level_embedding.weight"),
     (r"^model\.input_proj\.(\d+)\.", r"neck.mapper.levels.\1."),
     (r"^model\.encoder\.layers\.(\d+)\.self_attn\.", r"encoder.layers.\1.attention.attention."),
     (r"^model\.decoder\.layers\.(\d+)\.self_attn\.q_proj", r"decoder.layers.\1.self_attention.attention.query_proj"),
@@ -141,7 +142,7 @@ def pair(variant: dict[str, Any], seed: int = 0) -> tuple[Detector, Any]:
         decoder.class_embed = theirs.class_embed
     detector = build(ours).eval()
     detector.backbone = TheirBackbone(theirs.model.backbone.model)
-    detector.neck.mapper = ChannelMapper(resnet_channels(stages), ours.dim, ours.num_levels)
+    detector.neck.mapper = ChannelMapper(resnet_channels(stages), ours.dim, ours.num_levels, normalized_projection)
     weights = {our_name: tensor for name, tensor in theirs.state_dict().items() if (our_name := renamed(name, stages))}
     missing, unexpected = detector.load_state_dict(weights, strict=False)
     assert not unexpected
@@ -222,7 +223,7 @@ def test_loss_terms_agree(name: str) -> None:
         {"class_labels": label, "boxes": box} for label, box in zip(labels, boxes, strict=True)
     ]).loss_dict  # fmt: skip
     targets = tuple(Target(box, label, 0, (97, 131)) for label, box in zip(labels, boxes, strict=True))
-    terms = SetCriterion(CriterionConfig())(ours(images, padding), targets, 4.0).terms
+    terms = SetCriterion(CriterionConfig(), "focal")(ours(images, padding), targets, Totals.of(targets)).terms
     for theirs_name, name in (("loss_ce", "class"), ("loss_bbox", "box"), ("loss_giou", "giou")):
         for suffix in ("", *(f"_{k}" for k in range(LAYERS - 1))):
             torch.testing.assert_close(
@@ -240,7 +241,7 @@ def test_postprocessing_agrees() -> None:
         theirs(images, (~padding).long()), threshold=-1, target_sizes=torch.tensor(sizes), top_k=20
     )
     classes = Classes(tuple("abcde"), tuple(range(1, CLASSES + 1)))
-    found = postprocess.detections(ours(images, padding).last, sizes, classes, max_detections=20)
+    found = postprocess.detections(ours(images, padding).last, sizes, classes, Focal(), max_detections=20)
     for mine, other in zip(found, expected, strict=True):
         assert mine.labels.tolist() == other["labels"].tolist()
         torch.testing.assert_close(mine.scores, other["scores"])
