@@ -13,7 +13,7 @@ from detrs.layers.repeat import checkpoint_activations
 from detrs.models import build
 from detrs.models.deformable_detr import DeformableDETRConfig
 from detrs.models.detector import Detector
-from detrs.presets import PRESETS, preset
+from detrs.presets import preset
 from detrs.structures import Target
 
 TINY = DeformableDETRConfig(
@@ -95,14 +95,6 @@ def test_work_is_that_of_the_authors_code(name: str, gflops: float) -> None:
         detector = build(preset(name).model).eval()
         images, padding = torch.empty(1, 3, 800, 1066), torch.empty(1, 800, 1066, dtype=torch.bool)
     assert count_flops(detector, images, padding) / 1e9 == pytest.approx(gflops, rel=0.003)
-
-
-@pytest.mark.parametrize("name", [name for name in PRESETS if "r50" in name or "r101" in name])
-def test_dilated_models_are_evaluated_one_by_one(name: str) -> None:
-    """Padded batches cost them ten AP."""
-    experiment = preset(name)
-    assert experiment.model.backbone.dilated == name.endswith("dc5")
-    assert experiment.evaluation.batch_size == (1 if name.endswith("dc5") else 0)
 
 
 def test_refinement_stops_gradients_between_layers() -> None:
