@@ -158,26 +158,6 @@ def test_recomputed_layers_give_the_same_gradients() -> None:
         assert torch.equal(plain, recomputed)
 
 
-def test_one_image_is_learned_by_heart() -> None:
-    torch.manual_seed(0)
-    detector = build(replace(VARIANTS["two-stage"], encoder_layers=1, decoder_layers=2)).train()
-    optimizer = torch.optim.AdamW(detector.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=150)
-    image, padding = torch.randn(1, 3, 67, 97), torch.zeros(1, 67, 97, dtype=torch.bool)
-    criterion = SetCriterion(CriterionConfig(), "focal")
-    for _ in range(150):
-        optimizer.zero_grad()
-        losses = criterion(detector(image, padding), TARGETS[:1], Totals.of(TARGETS[:1]))
-        losses.total.backward()
-        torch.nn.utils.clip_grad_norm_(detector.parameters(), 0.1)
-        optimizer.step()
-        schedule.step()
-    prediction = detector(image, padding).last
-    scores, best = prediction.logits.sigmoid()[0].max(0)
-    assert scores[[4, 1]].min() > 0.5
-    torch.testing.assert_close(prediction.boxes[0, best[[4, 1]]], TARGETS[0].boxes, atol=0.03, rtol=0)
-
-
 @pytest.mark.parametrize(
     ("change", "named"),
     [

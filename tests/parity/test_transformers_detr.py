@@ -204,6 +204,8 @@ def test_loss_terms_agree(name: str) -> None:
 def test_postprocessing_agrees(name: str) -> None:
     ours, theirs = pair(name)
     images, padding = padded_images()
+    for classes_head in (ours.decoder.heads[0].classes, theirs.class_labels_classifier):
+        classes_head.bias[-1] += 3  # DETR says "no object" mostly, and names its best class all the same
     sizes = [(326, 458), (386, 298)]
     arguments = {} if name == "DETR" else {"top_k": 20}
     expected = KINDS[name][3]().post_process_object_detection(
