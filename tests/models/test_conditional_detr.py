@@ -64,7 +64,7 @@ def test_point_features_have_the_row_first() -> None:
 @pytest.mark.parametrize("kind", [ConditionalLook, FirstLook])
 @torch.no_grad()
 def test_attention_is_the_softmax_of_content_and_place(kind: type) -> None:
-    """Eq. 3 in a loop over heads: the logits are the sum of two products, divided by the root of both widths."""
+    """In a loop over heads: the logits are the sum of two products, divided by the root of both widths."""
     torch.manual_seed(0)
     look, heads, dim = kind(16, 2, 0.1).eval(), 2, 16
     content, position, spatial = torch.randn(3, 2, 5, dim)

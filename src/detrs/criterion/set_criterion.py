@@ -32,7 +32,7 @@ class CriterionConfig:
     focal_gamma: float = 2.0
     """Focusing exponent of the focal loss (focal classification only)."""
     no_object_weight: float = 0.1
-    """Weight of queries without object in the cross entropy (softmax classification only; DETR, 3.2)."""
+    """Weight of queries without object in the cross entropy (softmax classification only; DETR, 3.1)."""
     auxiliary: bool = True
     """Supervise every decoder layer, not the last alone."""
 

@@ -8,11 +8,11 @@ places around it. Each head learns to look at one end or the inside of the box, 
 paper                                  here
 =====================================  ===========================================================
 o_q, object query (3.3)                ``Queries.position``, ``queries.embedding``
-s, reference point, Eq. 4              ``queries.reference``; here after the sigmoid, in [0, 1]
+s, reference point (3.1)               ``queries.reference``; here after the sigmoid, in [0, 1]
 p_s, its sine embedding                ``point_features``
 c_q, c_k, p_q, p_k                     contents and positions of ``ConditionalLook``
-T, lambda_q, Eq. 6 and 7 (diagonal)    ``ConditionalLayer.transform``
-FFN(f) + s, Eq. 5                      ``offset_from_point``
+T, lambda_q, the diagonal of T (3.3)   ``ConditionalLayer.transform``
+FFN(f) + s, box regression (3.1)       ``offset_from_point``
 =====================================  ===========================================================
 
 Deviations from the paper, all as in the authors' code: contents of the first layer also hold the positions, and there
@@ -69,7 +69,7 @@ class ConditionalDETRConfig:
 
 
 class PointQueries(nn.Module):
-    """Learned positions with nothing in them, each of which predicts the point it refers to (Eq. 4)."""
+    """Learned positions with nothing in them, each of which predicts the point it refers to (3.1)."""
 
     def __init__(self, num_queries: int, dim: int) -> None:
         super().__init__()
@@ -89,10 +89,10 @@ def point_features(point: Float[Tensor, "B Q 2"], dim: int) -> Float[Tensor, "B 
 
 
 class ConditionalLayer(nn.Module):
-    """A decoder layer that decides from its input how far from the reference point to look (3.3, Fig. 3).
+    """A decoder layer that decides from its input how far from the reference point to look (3.3).
 
     Args:
-        transform: lambda_q of Eq. 7, a function of the queries' contents; the same module in all layers but the first.
+        transform: lambda_q, a function of the queries' contents; the same module in all layers but the first.
         look: ``FirstLook`` or ``ConditionalLook``.
     """
 
@@ -116,7 +116,7 @@ class ConditionalLayer(nn.Module):
 
     def forward(self, queries: Queries, memory: Pyramid) -> Queries:
         points = point_features(queries.reference, queries.content.shape[2]).to(queries.content.dtype)
-        spatial = self.transform(queries.content) * points  # Eq. 6: p_q = T p_s
+        spatial = self.transform(queries.content) * points  # p_q = T p_s (3.3)
         queries = queries.with_content(self.self_attention_norm(queries.content, self.self_attention(queries)))
         queries = queries.with_content(self.look_norm(queries.content, self.look(queries, spatial, memory)))
         return queries.with_content(self.feedforward_norm(queries.content, self.feedforward(queries.content)))
@@ -150,7 +150,7 @@ class ConditionalSelfAttention(nn.Module):
 
 
 class ConditionalLook(nn.Module):
-    """Cross-attention to content and place: c_q . c_k + p_q . p_k, joined within each head (Eq. 3)."""
+    """Cross-attention to content and place: c_q . c_k + p_q . p_k, joined within each head (3.3)."""
 
     def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()

@@ -16,9 +16,9 @@ L_Hungarian, Eq. 2                     ``criterion.set_criterion``
 DC5                                    ``backbone.dilated``
 =====================================  =================================================
 
-Deviations: none from the authors' code. The first layer's self-attention sees only zeros, so it can say no more than
-one constant; it is kept, because checkpoints have its weights. ``classification="focal"`` with 300 queries is DETR-DC5+
-of Deformable DETR's tables.
+Deviations: the weighted mean of the class loss is that of the whole batch, in the authors' code that of each process.
+The first layer's self-attention sees only zeros, so it can say no more than one constant; it is kept, because
+checkpoints have its weights. ``classification="focal"`` with 300 queries is DETR-DC5+ of Deformable DETR's tables.
 """
 
 from dataclasses import dataclass, field
