@@ -69,8 +69,7 @@ def detr_r101_dc5() -> Experiment:
 
 
 def detr_r50_dc5_plus() -> Experiment:
-    """AP 36.2 (Deformable DETR's paper: 36.2, 187 GFLOPs, 41 M parameters, 700 V100 hours): DETR-DC5+, 50 epochs of
-    DETR with focal loss and 300 queries. Evaluate with batch 1."""
+    """AP 36.2 (Deformable DETR: 36.2, 187 GFLOPs, 41 M parameters): focal loss, 300 queries. Evaluate with batch 1."""
     model = DETRConfig(backbone=c5(R50, dilated=True), classification="focal", num_queries=300)
     return official_on_c5(model, epochs=50, batch_size=64)
 
@@ -214,13 +213,12 @@ def tiny_on_c5(model: DETRConfig | ConditionalDETRConfig) -> Experiment:
 
 
 def detr_tiny() -> Experiment:
-    """From scratch on small images, to compare with ``deformable-detr-tiny``: DETR of its size; our own design."""
+    """From scratch on small images: DETR of the size of deformable-detr-tiny, to compare with it; our own design."""
     return tiny_on_c5(DETRConfig())
 
 
 def conditional_detr_tiny() -> Experiment:
-    """From scratch on small images, to compare with ``deformable-detr-tiny``: Conditional DETR of its size; our own
-    design."""
+    """From scratch on small images: Conditional DETR, otherwise as detr-tiny; our own design."""
     return tiny_on_c5(ConditionalDETRConfig())
 
 
