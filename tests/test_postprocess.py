@@ -1,5 +1,6 @@
 import torch
 
+from detrs.classification import Focal
 from detrs.postprocess import detections
 from detrs.structures import Classes, Prediction
 
@@ -12,7 +13,7 @@ def test_best_pairs_of_query_and_class_in_pixels_of_each_image() -> None:
     logits[1, 0, 1] = 3.0
     boxes = torch.rand(2, 4, 4)
     boxes[0, 1] = torch.tensor([0.5, 0.25, 0.2, 0.1])
-    first, second = detections(Prediction(logits, boxes), [(100, 200), (31, 17)], CLASSES, max_detections=3)
+    first, second = detections(Prediction(logits, boxes), [(100, 200), (31, 17)], CLASSES, Focal(), max_detections=3)
     assert first.names == ["cat", "ape", "ape"]  # one query may answer twice
     torch.testing.assert_close(first.scores, torch.tensor([2.0, 1.0, 0.0]).sigmoid())
     torch.testing.assert_close(first.boxes_xyxy[0], torch.tensor([80.0, 20.0, 120.0, 30.0]))
@@ -25,6 +26,6 @@ def test_best_pairs_of_query_and_class_in_pixels_of_each_image() -> None:
 
 
 def test_no_more_detections_than_pairs() -> None:
-    (found,) = detections(Prediction(torch.randn(1, 2, 3), torch.rand(1, 2, 4)), [(5, 7)], CLASSES)
+    (found,) = detections(Prediction(torch.randn(1, 2, 3), torch.rand(1, 2, 4)), [(5, 7)], CLASSES, Focal())
     assert len(found) == 6
     assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from detrs import models
 from detrs.backbones.timm import BackboneConfig
+from detrs.classification import Focal
 from detrs.config import Experiment
 from detrs.engine.detector_file import save_detector
 from detrs.errors import UserError
@@ -74,7 +75,7 @@ def tolerance(size: tuple[int, int]) -> float:
 
 @pytest.fixture
 def predictor() -> Predictor:
-    return Predictor(Finder(), CLASSES, IMAGE_SIZE, MEAN, STD, "cpu")
+    return Predictor(Finder(), CLASSES, Focal(), IMAGE_SIZE, MEAN, STD, "cpu")
 
 
 @pytest.fixture
@@ -195,9 +196,9 @@ def test_predict_iter_gives_the_picture_too(predictor: Predictor, folder: Path) 
 
 
 def test_threshold_and_max_detections(folder: Path) -> None:
-    predictor = Predictor(Finder(), CLASSES, IMAGE_SIZE, MEAN, STD, "cpu", max_detections=1)
+    predictor = Predictor(Finder(), CLASSES, Focal(), IMAGE_SIZE, MEAN, STD, "cpu", max_detections=1)
     low, high = torch.tensor([-3.0, 2.0]).sigmoid().tolist()
-    everything = Predictor(Finder(), CLASSES, IMAGE_SIZE, MEAN, STD, "cpu")
+    everything = Predictor(Finder(), CLASSES, Focal(), IMAGE_SIZE, MEAN, STD, "cpu")
     assert [len(each) for each in predictor(folder, threshold=0.0)] == [1] * 5
     assert [len(each) for each in everything(folder, threshold=0.0)] == [2] * 5
     assert [len(each) for each in everything(folder, threshold=low + 1e-6)] == [1] * 5
@@ -326,7 +327,7 @@ def experiment() -> Experiment:
 
 def test_batches_equal_single_pictures(experiment: Experiment) -> None:
     torch.manual_seed(0)
-    predictor = Predictor(models.build(experiment.model), CLASSES, IMAGE_SIZE, MEAN, STD, "cpu")
+    predictor = Predictor(models.build(experiment.model), CLASSES, Focal(), IMAGE_SIZE, MEAN, STD, "cpu")
     random = np.random.default_rng(0)
     images = [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in SIZES + SIZES[:3]]
     with use("reference"):
@@ -341,7 +342,7 @@ def test_a_saved_detector_predicts_as_before(experiment: Experiment, tmp_path: P
     torch.manual_seed(0)
     detector = models.build(experiment.model)
     save_detector(tmp_path / "best.safetensors", detector, experiment, CLASSES, scores={}, step=1, epoch=1)
-    before = Predictor(detector, CLASSES, experiment.data.image_size, MEAN, STD, "cpu")
+    before = Predictor(detector, CLASSES, Focal(), experiment.data.image_size, MEAN, STD, "cpu")
     after = Predictor.load(tmp_path / "best.safetensors", "cpu")
     assert (after.classes, after.image_size, after.mean, after.std) == (CLASSES, (800, 1333), MEAN, STD)
     before.image_size = after.image_size = IMAGE_SIZE

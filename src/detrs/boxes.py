@@ -42,6 +42,11 @@ def inverse_sigmoid(x: Float[Tensor, "..."], eps: float = 1e-5) -> Float[Tensor,
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
+def absolute(raw: Float[Tensor, "... 4"], nothing: Float[Tensor, "... 0"]) -> Float[Tensor, "... 4"]:
+    """The box itself, relative to nothing (DETR)."""
+    return raw.sigmoid()
+
+
 def offset_from_point(raw: Float[Tensor, "... 4"], point: Float[Tensor, "... 2"]) -> Float[Tensor, "... 4"]:
     """The box whose centre is ``raw``'s first half away from a reference point, in logit space; its size is free."""
     center, size = raw.split(2, dim=-1)

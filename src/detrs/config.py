@@ -159,7 +159,7 @@ def from_dict(kind: Any, values: Any, where: str = "experiment") -> Any:
     Raises:
         UserError: for an unknown key (with the nearest known one), a value of another type or an unknown model.
     """
-    if kind is ModelConfig or kind in MODELS:
+    if kind == ModelConfig or kind in MODELS:
         known = {cls.__name__: cls for cls in MODELS}
         name = values.get("kind") if isinstance(values, dict) else None
         if not isinstance(name, str) or name not in known:
@@ -168,7 +168,8 @@ def from_dict(kind: Any, values: Any, where: str = "experiment") -> Any:
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not isinstance(values, dict):
             raise UserError(f"{where}: expected an object of settings, got {values!r}.")
-        hints = typing.get_type_hints(kind)
+        every = typing.get_type_hints(kind)
+        hints = {f.name: every[f.name] for f in dataclasses.fields(kind)}  # class variables are no settings
         for key in values:
             if key not in hints:
                 raise UserError(f"{where}: unknown setting '{key}'.{did_you_mean(key, hints)}")
@@ -238,6 +239,7 @@ def validate(experiment: Experiment) -> None:
         ("criterion.giou_weight", e.criterion.giou_weight >= 0, "0 or above"),
         ("criterion.focal_alpha", 0 <= e.criterion.focal_alpha <= 1, "in [0, 1]"),
         ("criterion.focal_gamma", e.criterion.focal_gamma >= 0, "0 or above"),
+        ("criterion.no_object_weight", 0 < e.criterion.no_object_weight <= 1, "in (0, 1]"),
         ("optimizer.lr", e.optimizer.lr > 0, "above 0"),
         ("optimizer.backbone_lr_factor", e.optimizer.backbone_lr_factor >= 0, "0 or above"),
         ("optimizer.sampling_lr_factor", e.optimizer.sampling_lr_factor >= 0, "0 or above"),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from detrs.classification import Classification, classification_of
 from detrs.data.collate import normalize
 from detrs.data.images import decode_image
 from detrs.data.transforms import resize
@@ -51,6 +52,7 @@ class Predictor:
     Args:
         detector: takes normalised images (B, 3, H, W) and padding (B, H, W); moved to ``device``, in evaluation mode.
         classes: names and ids of its classes.
+        classification: what its logits mean.
         image_size: (short, long) in pixels.
         mean: of each colour channel, on [0, 1].
         std: likewise.
@@ -65,6 +67,7 @@ class Predictor:
         self,
         detector: nn.Module,
         classes: Classes,
+        classification: Classification,
         image_size: tuple[int, int],
         mean: Sequence[float],
         std: Sequence[float],
@@ -74,6 +77,7 @@ class Predictor:
         self.device = pick_device(device)
         self.detector = detector.to(self.device).eval()
         self.classes = classes
+        self.classification = classification
         self.image_size = image_size
         self.mean = tuple(mean)
         self.std = tuple(std)
@@ -92,6 +96,7 @@ class Predictor:
         return cls(
             detector,
             classes,
+            classification_of(experiment.model.classification),
             (short, long),
             preprocessing["mean"],
             preprocessing["std"],
@@ -174,6 +179,7 @@ class Predictor:
                 self.detector(batch.images, batch.padding).last,
                 [(items[index][1].shape[1], items[index][1].shape[2]) for index in group],
                 self.classes,
+                self.classification,
                 max_detections=self.max_detections,
                 sources=[items[index][0] for index in group],
             )

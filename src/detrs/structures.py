@@ -89,12 +89,12 @@ class Pyramid:
 
 @dataclass(frozen=True)
 class Queries:
-    """Object queries: what each is, where it sits, and the point or box it refers to."""
+    """Object queries: what each is, where it sits, and the point or box it refers to, if any."""
 
     content: Float[Tensor, "B Q C"]
     position: Float[Tensor, "B Q C"]
     reference: Float[Tensor, "B Q _"]
-    """Reference point (x, y) or reference box (cx, cy, w, h)."""
+    """Reference point (x, y), reference box (cx, cy, w, h), or nothing: (B, Q, 0), where queries have none (DETR)."""
 
     def with_content(self, content: Float[Tensor, "B Q C"]) -> "Queries":
         return replace(self, content=content)
@@ -107,6 +107,7 @@ class Prediction(NamedTuple):
     """One set of boxes per image."""
 
     logits: Float[Tensor, "B Q K"]
+    """One per class, or those and "no object": see ``detrs.classification``."""
     boxes: Float[Tensor, "B Q 4"]
     """cxcywh in [0, 1] of the un-padded image."""
 

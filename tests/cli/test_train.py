@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,24 @@ def test_short_flags_set_their_settings() -> None:
 def test_without_flags_it_is_the_preset() -> None:
     assert experiment("") == preset("deformable-detr-tiny")
     assert train.read(["deformable-detr-r50-refine"])[0] == preset("deformable-detr-r50-refine")
+
+
+@pytest.mark.parametrize("name", ["detr-r50", "conditional-detr-r50-dc5", "deformable-detr-r50"])
+def test_settings_of_a_model_are_those_of_its_preset(name: str) -> None:
+    """The section is that of another class in each detector."""
+    model = train.read([name, "--model.num-queries", "17", "--model.backbone.name", "resnet18"])[0].model
+    backbone = dataclasses.replace(preset(name).model.backbone, name="resnet18")
+    assert model == dataclasses.replace(preset(name).model, num_queries=17, backbone=backbone)
+
+
+def test_settings_of_one_detector_are_unknown_to_another() -> None:
+    assert train.read(["detr-r50", "--model.classification", "focal"])[0].model.classification == "focal"
+    for words in (
+        ["detr-r50", "--model.num-points", "3"],
+        ["conditional-detr-r50", "--model.classification", "softmax"],
+    ):
+        with pytest.raises(UserError, match=f"no flag '{words[1]}'"):
+            train.read(words)
 
 
 def test_switches_of_settings_take_a_value() -> None:

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from detrs.classification import Focal
 from detrs.criterion.matching import Costs, match, pairwise_cost
 
-COSTS = Costs(class_weight=2.0, box_weight=5.0, giou_weight=2.0, focal_alpha=0.25, focal_gamma=2.0)
+COSTS = Costs(Focal(), class_weight=2.0, box_weight=5.0, giou_weight=2.0)
 
 
 def test_class_cost_of_the_official_matcher() -> None:
@@ -14,7 +15,7 @@ def test_class_cost_of_the_official_matcher() -> None:
     logits = torch.logit(torch.full((1, 1, 2), 0.3))
     box = torch.tensor([0.5, 0.5, 0.2, 0.4])
     cost = pairwise_cost(
-        logits, box.expand(1, 1, 4), torch.tensor([1]), box.expand(1, 4), Costs(1.0, 0.0, 0.0, 0.25, 2.0)
+        logits, box.expand(1, 1, 4), torch.tensor([1]), box.expand(1, 4), Costs(Focal(), 1.0, 0.0, 0.0)
     )
     assert cost.item() == pytest.approx(0.1234111067, abs=1e-6)
 

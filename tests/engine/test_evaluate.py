@@ -8,6 +8,7 @@ import torch
 
 from detrs import models
 from detrs.checkpoints import format
+from detrs.classification import Focal
 from detrs.config import RuntimeConfig
 from detrs.engine import evaluate as module
 from detrs.engine import trainer
@@ -163,6 +164,7 @@ def test_perfect_detector_scores_one_at_any_batch_size(tiny: ModuleType, batch_s
         mean=(0.5,) * 3,
         std=(0.5,) * 3,
         runtime=Runtime(RuntimeConfig(device="cpu")),
+        classification=Focal(),
     )
     assert scores.report.ap == pytest.approx(1.0) and scores.report.num_images == 5
     assert detector.training  # as it was
@@ -182,6 +184,7 @@ def test_detector_is_in_its_mode_again_after_an_error(tiny: ModuleType) -> None:
             mean=(0.5,) * 3,
             std=(0.5,) * 3,
             runtime=Runtime(RuntimeConfig(device="cpu")),
+            classification=Focal(),
         )
     assert detector.training
 
@@ -250,6 +253,7 @@ def test_processes_share_the_images_and_give_the_results_of_one(tiny: ModuleType
             mean=(0.5,) * 3,
             std=(0.5,) * 3,
             runtime=runtime,
+            classification=Focal(),
         )
 
     expected = scores(Runtime(RuntimeConfig(device="cpu")))
@@ -272,4 +276,5 @@ def test_diverged_detector_is_refused(tiny: ModuleType) -> None:
             mean=(0.5,) * 3,
             std=(0.5,) * 3,
             runtime=Runtime(RuntimeConfig(device="cpu")),
+            classification=Focal(),
         )

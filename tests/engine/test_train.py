@@ -13,15 +13,19 @@ import pytest
 import torch
 
 from detrs.checkpoints import format
+from detrs.classification import Softmax
 from detrs.config import Experiment
-from detrs.criterion.set_criterion import Losses, SetCriterion
+from detrs.criterion.set_criterion import Losses, SetCriterion, Totals
 from detrs.engine import clock, trainer
 from detrs.engine import train as train_module
+from detrs.engine.evaluate import evaluate_checkpoint
 from detrs.engine.interruption import Interrupted
 from detrs.engine.journal import StepReport
 from detrs.engine.train import TrainResult, train, training
 from detrs.engine.trainer import Trainer
 from detrs.errors import UserError
+from detrs.models.detr import DETRConfig
+from detrs.predictor import Predictor
 
 TIMES = ("seconds", "images_per_s")
 
@@ -215,6 +219,33 @@ def test_micro_batches_give_the_curve_of_the_whole_batch(tiny: ModuleType, tmp_p
         assert ours.terms == pytest.approx(theirs.terms, rel=1e-3)
 
 
+def detr(tiny: ModuleType, **runtime: Any) -> Experiment:
+    """The tiny run with DETR in it, whose class loss is a weighted mean."""
+    widths = {"dim": 32, "num_heads": 4, "encoder_layers": 1, "decoder_layers": 2, "ffn_dim": 48, "num_queries": 17}
+    model = DETRConfig(backbone=dataclasses.replace(tiny.BACKBONE, stages=(5,)), dropout=0.0, **widths)
+    return dataclasses.replace(tiny.experiment(runtime=runtime), model=model)
+
+
+def test_weighted_means_are_over_the_whole_batch_too(tiny: ModuleType, tmp_path: Path) -> None:
+    losses = []
+    for accumulate in (1, 2, 4):
+        steps = training(detr(tiny, accumulate=accumulate), tmp_path / str(accumulate))
+        losses.append(next(steps).loss)
+        steps.close()
+    assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-5)
+
+
+def test_a_detector_with_a_row_for_no_object_is_trained_saved_and_predicts(tiny: ModuleType, tmp_path: Path) -> None:
+    consume(detr(tiny), tmp_path)
+    predictor = Predictor.load(tmp_path / "best.safetensors", device="cpu")
+    assert predictor.classification == Softmax()
+    assert predictor.detector.decoder.heads[0].classes.out_features == len(predictor.classes.names) + 1
+    (found,) = predictor(torch.zeros(3, 64, 96, dtype=torch.uint8), threshold=0.0)
+    assert len(found) == 17 and found.labels.max() < len(predictor.classes.names)  # one class for each query
+    scores = evaluate_checkpoint(tmp_path / "best.safetensors", device="cpu")
+    assert len(scores.results) == 17 * 5
+
+
 def test_objects_are_counted_over_the_whole_batch(tiny: ModuleType, tmp_path: Path) -> None:
     """Micro-batches with very different numbers of objects: a mean of means would differ."""
     losses = []
@@ -233,8 +264,8 @@ class Poisoned(SetCriterion):
     gradient_calls: tuple[int, ...] = ()
     calls = 0
 
-    def __call__(self, predictions: Any, targets: Any, num_boxes: float) -> Losses:
-        losses = super().__call__(predictions, targets, num_boxes)
+    def __call__(self, predictions: Any, targets: Any, totals: Totals) -> Losses:
+        losses = super().__call__(predictions, targets, totals)
         type(self).calls += 1
         if self.calls in self.loss_calls:
             return losses._replace(total=losses.total * torch.nan)

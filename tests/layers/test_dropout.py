@@ -6,22 +6,23 @@ from torch import nn
 
 from detrs.layers.attention import MultiHeadAttention
 from detrs.layers.feedforward import AddNorm, FeedForward
+from detrs.layers.initialization import XAVIER
 
 PLACES = {
-    "probabilities of attention": (MultiHeadAttention, (32, 4), 3),
-    "inside of the feed-forward network": (FeedForward, (32, 48), 1),
-    "update before it is added": (AddNorm, (32,), 2),
+    "probabilities of attention": (MultiHeadAttention, (32, 4), (XAVIER,), 3),
+    "inside of the feed-forward network": (FeedForward, (32, 48), (XAVIER,), 1),
+    "update before it is added": (AddNorm, (32,), (), 2),
 }
 
 
 @pytest.mark.parametrize("place", PLACES)
 @torch.no_grad()
 def test_dropout(place: str) -> None:
-    kind, sizes, arguments = PLACES[place]
+    kind, sizes, others, arguments = PLACES[place]
     torch.manual_seed(0)
     inputs = [torch.randn(2, 7, 32) for _ in range(arguments)]
-    layer: nn.Module = kind(*sizes, 0.9)
-    without: nn.Module = kind(*sizes, 0.0)
+    layer: nn.Module = kind(*sizes, 0.9, *others)
+    without: nn.Module = kind(*sizes, 0.0, *others)
     without.load_state_dict(layer.state_dict())
     expected = without.train()(*inputs)
     assert torch.equal(layer.eval()(*inputs), expected)

@@ -1,21 +1,32 @@
 import pytest
 import torch
 
-from detrs.layers.neck import ChannelMapper, PyramidNeck, centers, padding_at, valid_size
+from detrs.layers.neck import (
+    ChannelMapper,
+    LevelEmbedding,
+    PyramidNeck,
+    centers,
+    normalized_projection,
+    padding_at,
+    plain_projection,
+    valid_size,
+)
 from detrs.layers.position import SinePosition
 from detrs.layers.queries import proposal_anchors
 
 
 def test_levels_sizes_and_the_source_of_further_levels() -> None:
     features = [torch.randn(2, 3, 40, 44), torch.randn(2, 5, 20, 22), torch.randn(2, 7, 10, 11)]
-    mapper = ChannelMapper((3, 5, 7), 32, num_levels=5)
+    mapper = ChannelMapper((3, 5, 7), 32, 5, normalized_projection)
     assert [level.shape[-2:] for level in mapper(features)] == [(40, 44), (20, 22), (10, 11), (5, 6), (3, 3)]
     assert mapper.downsamples[0][0].in_channels == 7  # the backbone's last map
     assert mapper.downsamples[1][0].in_channels == 32  # then the level before
 
 
 def test_tokens_are_row_major_and_maps_undo_it() -> None:
-    neck = PyramidNeck(ChannelMapper((3, 5), 32, num_levels=3), SinePosition(32, -0.5), 32, 3)
+    neck = PyramidNeck(
+        ChannelMapper((3, 5), 32, 3, normalized_projection), SinePosition(32, -0.5), LevelEmbedding(3, 32)
+    )
     features = [torch.randn(2, 3, 12, 14), torch.randn(2, 5, 6, 7)]
     padding = torch.zeros(2, 96, 112, dtype=torch.bool)
     pyramid = neck(features, padding)
@@ -23,6 +34,20 @@ def test_tokens_are_row_major_and_maps_undo_it() -> None:
     for level, expected in zip(pyramid.maps(), neck.mapper(features), strict=True):
         torch.testing.assert_close(level, expected)
     assert pyramid.position.shape == pyramid.tokens.shape == (2, 12 * 14 + 6 * 7 + 3 * 4, 32)
+
+
+def test_without_norm_and_level_embedding_it_is_a_convolution_and_the_sine() -> None:
+    """The neck of DETR."""
+    neck = PyramidNeck(ChannelMapper((3,), 32, 1, plain_projection), SinePosition(32, 0.0))
+    feature, padding = torch.randn(2, 3, 5, 7), torch.zeros(2, 40, 56, dtype=torch.bool)
+    padding[1, :, 32:] = True
+    pyramid = neck([feature], padding)
+    torch.testing.assert_close(pyramid.maps()[0], neck.mapper.projections[0](feature))
+    torch.testing.assert_close(
+        pyramid.position.unflatten(1, (5, 7)), SinePosition(32, 0.0)(padding_at(padding, (5, 7)))
+    )
+    assert {name for name, _ in neck.named_parameters()} == {f"mapper.projections.0.{n}" for n in ("weight", "bias")}
+    assert neck.double()([feature.double()], padding).position.dtype == torch.float64  # that of the weights
 
 
 def test_padding_of_a_level_is_that_of_its_nearest_pixel() -> None:
@@ -42,7 +67,7 @@ def test_valid_size_is_width_then_height() -> None:
 
 
 def test_valid_ratio_is_the_share_of_each_level() -> None:
-    neck = PyramidNeck(ChannelMapper((3,), 32, num_levels=2), SinePosition(32, -0.5), 32, 2)
+    neck = PyramidNeck(ChannelMapper((3,), 32, 2, normalized_projection), SinePosition(32, -0.5), LevelEmbedding(2, 32))
     padding = torch.zeros(1, 80, 160, dtype=torch.bool)
     padding[:, 32:] = True
     padding[:, :, 120:] = True
@@ -59,7 +84,7 @@ def test_centers_are_those_of_the_image_without_padding() -> None:
 @pytest.mark.parametrize("size", [70, 71, 80, 97])
 def test_padding_does_not_decide_which_proposals_are_usable(size: int) -> None:
     """The centre of the first of 50 cells is 0.01, where proposals end; one bit more or less decides."""
-    neck = PyramidNeck(ChannelMapper((3,), 32, num_levels=1), SinePosition(32, -0.5), 32, 1)
+    neck = PyramidNeck(ChannelMapper((3,), 32, 1, normalized_projection), SinePosition(32, -0.5), LevelEmbedding(1, 32))
     padding = torch.ones(1, 8 * 7, 8 * size, dtype=torch.bool)
     padding[:, : 8 * 3, : 8 * 50] = False
     _, usable = proposal_anchors(neck([torch.randn(1, 3, 7, size)], padding))

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from detrs.backbones.timm import BackboneConfig
-from detrs.criterion.set_criterion import CriterionConfig, SetCriterion
+from detrs.criterion.set_criterion import CriterionConfig, SetCriterion, Totals
 from detrs.errors import UserError
 from detrs.evaluation.speed import count_flops
 from detrs.layers.repeat import checkpoint_activations
 from detrs.models import build
 from detrs.models.deformable_detr import DeformableDETRConfig
 from detrs.models.detector import Detector
-from detrs.presets import PRESETS, preset
+from detrs.presets import preset
 from detrs.structures import Target
 
 TINY = DeformableDETRConfig(
@@ -97,14 +97,6 @@ def test_work_is_that_of_the_authors_code(name: str, gflops: float) -> None:
     assert count_flops(detector, images, padding) / 1e9 == pytest.approx(gflops, rel=0.003)
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if "r50" in name or "r101" in name])
-def test_dilated_models_are_evaluated_one_by_one(name: str) -> None:
-    """Padded batches cost them ten AP."""
-    experiment = preset(name)
-    assert experiment.model.backbone.dilated == name.endswith("dc5")
-    assert experiment.evaluation.batch_size == (1 if name.endswith("dc5") else 0)
-
-
 def test_refinement_stops_gradients_between_layers() -> None:
     detector = randomized(VARIANTS["refine"]).train()
     detector(*batch()).last.boxes.sum().backward()
@@ -148,7 +140,7 @@ def test_fresh_spreads_are_those_of_the_authors_code() -> None:
     assert layer.self_attention.attention.output_proj.weight.std().item() == pytest.approx(0.0625, rel=0.05)
     assert layer.look.attention.value_proj.weight.std().item() == pytest.approx(0.0625, rel=0.05)
     assert layer.feedforward.expand.weight.std().item() == pytest.approx((2 / (256 + 1024)) ** 0.5, rel=0.05)
-    assert detector.neck.level_embedding.std().item() == pytest.approx(1.0, rel=0.1)
+    assert detector.neck.level_embedding.weight.std().item() == pytest.approx(1.0, rel=0.1)
     assert detector.queries.embedding.weight.std().item() == pytest.approx(1.0, rel=0.05)
     assert layer.self_attention.attention.query_proj.bias.abs().max() == 0
 
@@ -159,31 +151,11 @@ def test_recomputed_layers_give_the_same_gradients() -> None:
         if recompute:
             checkpoint_activations(detector.encoder.layers)
             checkpoint_activations(detector.decoder.layers)
-        SetCriterion(CriterionConfig())(detector(*batch()), TARGETS, 2.0).total.backward()
+        SetCriterion(CriterionConfig(), "focal")(detector(*batch()), TARGETS, Totals.of(TARGETS)).total.backward()
         return [p.grad for p in detector.parameters() if p.grad is not None]
 
     for plain, recomputed in zip(gradients(False), gradients(True), strict=True):
         assert torch.equal(plain, recomputed)
-
-
-def test_one_image_is_learned_by_heart() -> None:
-    torch.manual_seed(0)
-    detector = build(replace(VARIANTS["two-stage"], encoder_layers=1, decoder_layers=2)).train()
-    optimizer = torch.optim.AdamW(detector.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=150)
-    image, padding = torch.randn(1, 3, 67, 97), torch.zeros(1, 67, 97, dtype=torch.bool)
-    criterion = SetCriterion(CriterionConfig())
-    for _ in range(150):
-        optimizer.zero_grad()
-        losses = criterion(detector(image, padding), TARGETS[:1], 2.0)
-        losses.total.backward()
-        torch.nn.utils.clip_grad_norm_(detector.parameters(), 0.1)
-        optimizer.step()
-        schedule.step()
-    prediction = detector(image, padding).last
-    scores, best = prediction.logits.sigmoid()[0].max(0)
-    assert scores[[4, 1]].min() > 0.5
-    torch.testing.assert_close(prediction.boxes[0, best[[4, 1]]], TARGETS[0].boxes, atol=0.03, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,14 @@ def parse(kind: type[T], argv: list[str], prog: str, default: T | None = None) -
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            values, unknown = tyro.cli(kind, args=argv, prog=prog, default=missing, return_unknown_args=True)
+            values, unknown = tyro.cli(
+                kind,
+                args=argv,
+                prog=prog,
+                default=missing,
+                return_unknown_args=True,
+                config=(tyro.conf.AvoidSubcommands,),  # which model it is, a preset has decided
+            )
     except SystemExit as end:
         if end.code:
             raise UserError(f"{sentence(box.getvalue(), argv)} See: {prog} --help") from None

@@ -1,21 +1,9 @@
-"""The terms of the loss, per decoder layer."""
+"""The terms of the loss that are about boxes; those about classes are in ``detrs.classification``."""
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from detrs.boxes import cxcywh_to_xyxy, generalized_iou
-
-
-def focal_loss(
-    logits: Float[Tensor, "Y B Q K"], onehot: Float[Tensor, "Y B Q K"], alpha: float, gamma: float
-) -> Float[Tensor, "Y"]:
-    """Sigmoid focal loss (Lin et al. 2017, Eq. 5), summed over everything but the layers."""
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, onehot, reduction="none")
-    probability = logits.sigmoid()
-    missed = probability + onehot - 2 * probability * onehot  # 1 - p_t
-    weight = (1 - alpha) + (2 * alpha - 1) * onehot  # alpha_t
-    return (weight * missed**gamma * cross_entropy).sum((1, 2, 3))
 
 
 def box_losses(

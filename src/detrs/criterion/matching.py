@@ -9,16 +9,16 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from detrs.boxes import cxcywh_to_xyxy, generalized_iou
+from detrs.classification import Classification
 
 
 class Costs(NamedTuple):
-    """Weights of the matching cost."""
+    """What a match costs: the class term of ``classification``, and the weights of all three terms."""
 
+    classification: Classification
     class_weight: float
     box_weight: float
     giou_weight: float
-    focal_alpha: float
-    focal_gamma: float
 
 
 class Matches(NamedTuple):
@@ -41,15 +41,12 @@ def pairwise_cost(
 ) -> Float[Tensor, "Y Q N"]:
     """Cost of every query of one image answering for every object of it, for all layers at once.
 
-    Focal cost of the object's class, L1 of normalised boxes and negative GIoU, weighted (Deformable DETR, A.4).
+    The cost of the object's class, L1 of normalised boxes and negative GIoU, weighted (DETR, Eq. 1 and A.2).
     """
-    picked = logits[..., labels].float().sigmoid()  # (Y, Q, N)
-    alpha, gamma = costs.focal_alpha, costs.focal_gamma
-    positive = alpha * (1 - picked) ** gamma * -(picked + 1e-8).log()
-    negative = (1 - alpha) * picked**gamma * -(1 - picked + 1e-8).log()
+    classes = costs.classification.cost(logits, labels)  # (Y, Q, N)
     distance = torch.cdist(boxes.float(), target_boxes.expand(len(boxes), -1, -1), p=1.0)
     overlap = generalized_iou(cxcywh_to_xyxy(boxes.float())[..., None, :], cxcywh_to_xyxy(target_boxes))
-    return costs.class_weight * (positive - negative) + costs.box_weight * distance - costs.giou_weight * overlap
+    return costs.class_weight * classes + costs.box_weight * distance - costs.giou_weight * overlap
 
 
 def match(costs: list[list[Float[Tensor, "_ _ _"]]]) -> list[Matches]:

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from detrs.criterion.losses import box_losses, focal_loss
+from detrs.classification import Kind, classification_of
+from detrs.criterion.losses import box_losses
 from detrs.criterion.matching import Costs, Matches, match, pairwise_cost
 from detrs.structures import Prediction, Predictions, Target
 
@@ -21,15 +22,17 @@ class CriterionConfig:
     """Weights of the terms, in the matching and in the loss (Deformable DETR, A.4)."""
 
     class_weight: float = 2.0
-    """Weight of the focal classification term."""
+    """Weight of the classification term; DETR's softmax has 1."""
     box_weight: float = 5.0
     """Weight of the L1 distance of normalised boxes."""
     giou_weight: float = 2.0
     """Weight of 1 - GIoU."""
     focal_alpha: float = 0.25
-    """Share of the positive class in the focal loss."""
+    """Share of the positive class in the focal loss (focal classification only)."""
     focal_gamma: float = 2.0
-    """Focusing exponent of the focal loss."""
+    """Focusing exponent of the focal loss (focal classification only)."""
+    no_object_weight: float = 0.1
+    """Weight of queries without object in the cross entropy (softmax classification only; DETR, 3.1)."""
     auxiliary: bool = True
     """Supervise every decoder layer, not the last alone."""
 
@@ -43,31 +46,55 @@ class Losses(NamedTuple):
     ``class_proposals`` ... of the encoder."""
 
 
+class Totals(NamedTuple):
+    """What the whole effective batch holds, over all micro-batches and all processes.
+
+    Losses are sums divided by functions of these, so they do not depend on how the batch is divided.
+    """
+
+    images: int
+    objects: int
+    processes: int = 1
+    """Processes whose gradients are averaged: the sums of each are divided by their share of the whole."""
+
+    @classmethod
+    def of(cls, targets: tuple[Target, ...]) -> "Totals":
+        """Those of a batch that is not divided."""
+        return cls(len(targets), sum(len(target.labels) for target in targets))
+
+
 class SetCriterion:
-    """Losses of a batch. Knows no process group: the number of objects comes from outside."""
+    """Losses of a batch. Knows no process group: what the sums are divided by comes from outside.
 
-    def __init__(self, config: CriterionConfig) -> None:
+    Args:
+        config: weights.
+        kind: the model's classification, ``focal`` or ``softmax``.
+    """
+
+    def __init__(self, config: CriterionConfig, kind: Kind) -> None:
         self.config = config
-        c = config
-        self.costs = Costs(c.class_weight, c.box_weight, c.giou_weight, c.focal_alpha, c.focal_gamma)
+        self.classification = classification_of(
+            kind, alpha=config.focal_alpha, gamma=config.focal_gamma, no_object_weight=config.no_object_weight
+        )
+        self.costs = Costs(self.classification, config.class_weight, config.box_weight, config.giou_weight)
 
-    def __call__(self, predictions: Predictions, targets: tuple[Target, ...], num_boxes: float) -> Losses:
+    def __call__(self, predictions: Predictions, targets: tuple[Target, ...], totals: Totals) -> Losses:
         """Match and score.
 
         Args:
             predictions: of a batch of B images.
             targets: B of them; images without objects are negatives.
-            num_boxes: number of objects by which all sums are divided: that of the whole effective batch over all
-                processes (1 if there is none), divided by the number of processes.
+            totals: of the whole batch that these images are a part of; ``Totals.of(targets)`` if they are all of it.
 
         Returns:
             The weighted total and its unweighted terms.
 
         Raises:
-            ValueError: ``num_boxes`` is not above 0.
+            ValueError: ``totals`` are below what ``targets`` alone hold.
         """
-        if not num_boxes > 0:
-            raise ValueError(f"num_boxes is {num_boxes}, but must be above 0: give 1 where no image has an object.")
+        own = Totals.of(targets)
+        if totals.images < own.images or totals.objects < own.objects or totals.processes < 1:
+            raise ValueError(f"{totals} cannot be of a batch of which one part holds {own}.")
         labels, boxes = padded(targets)
         layers = predictions.layers if self.config.auxiliary else predictions.layers[-1:]
         groups = [(stack(layers), labels, [*(f"_{i}" for i in range(len(layers) - 1)), ""])]
@@ -85,7 +112,7 @@ class SetCriterion:
         )
         total, terms = boxes.new_zeros(()), {}
         for (group, wanted, suffixes), pairs in zip(groups, matches, strict=True):
-            scores = self.score(group, wanted, boxes, pairs, num_boxes)  # (3, layers)
+            scores = self.score(group, wanted, boxes, pairs, totals)  # (3, layers)
             weights = scores.new_tensor([self.config.class_weight, self.config.box_weight, self.config.giou_weight])
             total = total + (weights @ scores).sum()
             for name, row in zip(("class", "box", "giou"), scores.detach(), strict=True):
@@ -98,16 +125,17 @@ class SetCriterion:
         labels: Int[Tensor, "B N"],
         boxes: Float[Tensor, "B N 4"],
         pairs: Matches,
-        num_boxes: float,
+        totals: Totals,
     ) -> Float[Tensor, "3 Y"]:
         """Class, L1 and GIoU term of each layer."""
         chosen = (pairs.layer, pairs.image, pairs.query)
-        onehot = torch.zeros_like(group.logits)
-        onehot[(*chosen, labels[pairs.image, pairs.target])] = 1.0
-        classes = focal_loss(group.logits, onehot, self.config.focal_alpha, self.config.focal_gamma)
+        classes = self.classification.loss(group.logits, chosen, labels[pairs.image, pairs.target])
         distance, overlap = box_losses(group.boxes[chosen], boxes[pairs.image, pairs.target])
         per_layer = classes.new_zeros(2, len(classes)).index_add(1, pairs.layer, torch.stack([distance, overlap]))
-        return torch.cat([classes[None], per_layer]) / num_boxes
+        queries = totals.images * group.logits.shape[2]
+        normalizer = self.classification.normalizer(totals.objects, queries) / totals.processes
+        num_boxes = max(totals.objects, 1) / totals.processes
+        return torch.cat([classes[None] / normalizer, per_layer / num_boxes])
 
 
 def stack(layers: tuple[Prediction, ...]) -> Prediction:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from detrs import config
+from detrs.classification import Classification, classification_of
 from detrs.config import Experiment, RuntimeConfig
 from detrs.data import open_dataset
 from detrs.data.collate import normalize
@@ -43,6 +44,7 @@ def evaluate(
     mean: Sequence[float],
     std: Sequence[float],
     runtime: Runtime,
+    classification: Classification,
     max_detections: int = 100,
     workers: int = 0,
     names: Sequence[str] | None = None,
@@ -60,6 +62,7 @@ def evaluate(
         mean: of each colour channel, as in training.
         std: likewise.
         runtime: where to run.
+        classification: what the detector's logits mean.
         max_detections: per image.
         workers: loader processes.
         names: class names in the order of the detector's labels; by default those of ``dataset``.
@@ -78,7 +81,7 @@ def evaluate(
             batch = normalize(batch.to(runtime.device), mean, std)
             predictions = detector(batch.images, batch.padding)
             sizes = [target.original_size for target in batch.targets]
-            found = detections(predictions.last, sizes, classes, max_detections=max_detections)
+            found = detections(predictions.last, sizes, classes, classification, max_detections=max_detections)
             for target, of_image in zip(batch.targets, found, strict=True):
                 own.extend(of_image.to_coco(target.image_id))
     finally:
@@ -155,6 +158,7 @@ def evaluate_checkpoint(
         max_detections=experiment.evaluation.max_detections,
         workers=workers,
         names=classes.names,
+        classification=classification_of(experiment.model.classification),
     )
 
 

@@ -12,8 +12,9 @@ import torch
 
 from detrs import config, models
 from detrs.checkpoints import format
+from detrs.classification import classification_of
 from detrs.config import Experiment
-from detrs.criterion.set_criterion import SetCriterion
+from detrs.criterion.set_criterion import SetCriterion, Totals
 from detrs.data import open_dataset
 from detrs.data.collate import normalize
 from detrs.data.loader import steps_per_epoch, training_batches, worker_failure
@@ -74,7 +75,7 @@ class Trainer:
             began=began,
             steps_to_evaluate=len(self.val_set) / experiment.data.batch_size,
         )
-        self.criterion = SetCriterion(experiment.criterion)
+        self.criterion = SetCriterion(experiment.criterion, experiment.model.classification)
         self.metrics = Metrics(folder.metrics, experiment.runtime.log_every, writes=runtime.is_main)
 
         seed_everything(experiment.seed)
@@ -238,20 +239,20 @@ class Trainer:
     def backward(self, batches: tuple[Batch, ...]) -> dict[str, float]:
         """Gradient of the whole batch, over all micro-batches and processes, clipped.
 
-        Every loss is a sum over objects. Divided by the number of objects in the whole batch (times the number of
-        processes, whose gradients are averaged), it does not depend on how the batch is divided.
+        Every loss is a sum. Divided by what the whole batch holds (``Totals``), it does not depend on how the batch is
+        divided.
 
         Returns:
             ``total`` loss, its terms, and the ``grad_norm`` before clipping.
         """
         backbone = self.experiment.model.backbone
         num_objects = sum(len(target.labels) for batch in batches for target in batch.targets)
-        num_boxes = max(self.runtime.total(num_objects), 1) / self.runtime.world_size
+        totals = Totals(self.experiment.data.batch_size, self.runtime.total(num_objects), self.runtime.world_size)
         sums: dict[str, Any] = {}
         for number, batch in enumerate(batches, start=1):
             batch = normalize(batch.to(self.runtime.device), backbone.mean, backbone.std)
             with self.runtime.micro_batch(self.model, last=number == len(batches)):
-                losses = self.criterion(self.model(batch.images, batch.padding), batch.targets, num_boxes)
+                losses = self.criterion(self.model(batch.images, batch.padding), batch.targets, totals)
                 self.runtime.backward(losses.total)
             for name, value in {"total": losses.total.detach(), **losses.terms}.items():
                 sums[name] = sums.get(name, 0.0) + value
@@ -275,6 +276,7 @@ class Trainer:
             max_detections=experiment.evaluation.max_detections,
             workers=experiment.runtime.workers,
             names=self.classes.names,
+            classification=classification_of(experiment.model.classification),
         )
 
     def record(self, scores: Scores) -> bool:

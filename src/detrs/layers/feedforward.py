@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from detrs.layers.initialization import xavier_linear
+from detrs.layers.initialization import Initialization
 
 
 class AddNorm(nn.Module):
@@ -21,12 +21,12 @@ class AddNorm(nn.Module):
 class FeedForward(nn.Module):
     """Two linear layers with a ReLU between them."""
 
-    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
+    def __init__(self, dim: int, hidden: int, dropout: float, initialization: Initialization) -> None:
         super().__init__()
-        self.expand = xavier_linear(dim, hidden)
+        self.expand = initialization.feedforward(dim, hidden)
         self.activation = nn.ReLU(inplace=True)
         self.dropout = nn.Dropout(dropout)
-        self.contract = xavier_linear(hidden, dim)
+        self.contract = initialization.feedforward(hidden, dim)
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
         return self.contract(self.dropout(self.activation(self.expand(x))))

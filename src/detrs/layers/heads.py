@@ -5,35 +5,50 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from detrs.layers.initialization import ExactLinear, prior_bias
+from detrs.classification import Classification
+from detrs.layers.initialization import ExactLinear
 from detrs.structures import Prediction
 
 BoxCoder = Callable[[Tensor, Tensor], Tensor]
-"""The head's raw output (B, Q, 4) and references (B, Q, 2 or 4) to boxes; see ``detrs.boxes``."""
+"""The head's raw output (B, Q, 4) and references (B, Q, 0, 2 or 4) to boxes; see ``detrs.boxes``."""
 
 
 class DetectionHead(nn.Module):
-    """One logit per class, and a box relative to the query's reference; both in full precision under autocast too.
+    """Logits of classes, and a box relative to the query's reference; both in full precision under autocast too.
 
     Args:
-        dim: width of the queries.
-        num_classes: K.
-        box_coder: ``offset_from_point`` or ``offset_from_box``.
-        size_bias: initial raw width and height; -2 starts with boxes of sigmoid(-2) = 0.12 of the image.
+        classes: queries to logits; see ``class_layer``.
+        box: last layer of the box's three, to four raw numbers; see ``zero_box_layer``.
+        box_coder: raw numbers and references to boxes: ``absolute``, ``offset_from_point``, ``offset_from_box``.
+        norm: what queries pass through before (DETR's final normalisation, one for all layers); by default nothing.
     """
 
-    def __init__(self, dim: int, num_classes: int, box_coder: BoxCoder, size_bias: float) -> None:
+    def __init__(self, classes: nn.Linear, box: nn.Linear, box_coder: BoxCoder, norm: nn.Module | None = None) -> None:
         super().__init__()
+        dim = box.in_features
         self.box_coder = box_coder
-        self.classes = ExactLinear(dim, num_classes)
-        nn.init.constant_(self.classes.bias, prior_bias(0.01))
-        raw = ExactLinear(dim, 4)
-        nn.init.zeros_(raw.weight)
-        nn.init.zeros_(raw.bias)
-        nn.init.constant_(raw.bias[2:], size_bias)
+        self.norm = norm or nn.Identity()
+        self.classes = classes
         self.box = nn.Sequential(
-            nn.Linear(dim, dim), nn.ReLU(inplace=True), nn.Linear(dim, dim), nn.ReLU(inplace=True), raw
+            nn.Linear(dim, dim), nn.ReLU(inplace=True), nn.Linear(dim, dim), nn.ReLU(inplace=True), box
         )
 
     def forward(self, content: Float[Tensor, "B Q C"], reference: Float[Tensor, "B Q R"]) -> Prediction:
+        content = self.norm(content)
         return Prediction(self.classes(content), self.box_coder(self.box(content), reference))
+
+
+def class_layer(dim: int, num_classes: int, classification: Classification) -> ExactLinear:
+    """Logits of the ``num_classes`` (and of "no object", if ``classification`` has that), started as it wants."""
+    layer = ExactLinear(dim, classification.num_logits(num_classes))
+    classification.initialize(layer)
+    return layer
+
+
+def zero_box_layer(dim: int, size_bias: float = 0.0) -> ExactLinear:
+    """Every box starts on its reference; a raw width and height of -2 is sigmoid(-2) = 0.12 of the image."""
+    layer = ExactLinear(dim, 4)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    nn.init.constant_(layer.bias[2:], size_bias)
+    return layer

@@ -1,7 +1,10 @@
 """Linear layers as the official transformers initialise them, and one that autocast leaves alone."""
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -37,6 +40,20 @@ def xavier_linear(inputs: int, outputs: int, *, gain: float = 1.0, zero_bias: bo
     return linear
 
 
-def prior_bias(probability: float = 0.01) -> float:
-    """The bias whose sigmoid is ``probability``: -4.595 for 0.01 (Focal Loss, 4.1)."""
-    return -math.log((1 - probability) / probability)
+class Initialization(NamedTuple):
+    """How the linear layers of a transformer start, (inputs, outputs) -> layer; the builder of a model chooses."""
+
+    attention: Callable[[int, int], nn.Linear]
+    """Projections of queries, keys and values."""
+    output: Callable[[int, int], nn.Linear]
+    """Projection of what attention has read."""
+    feedforward: Callable[[int, int], nn.Linear]
+
+
+XAVIER = Initialization(
+    # The official repositories initialise the stacked (3C, C) projection of nn.MultiheadAttention as one matrix.
+    attention=partial(xavier_linear, gain=1 / math.sqrt(2), zero_bias=True),
+    output=partial(xavier_linear, zero_bias=True),
+    feedforward=xavier_linear,
+)
+"""DETR and its children that kept its code: every matrix of the transformer Xavier-uniform."""

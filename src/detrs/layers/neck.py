@@ -1,5 +1,7 @@
 """The neck: feature maps of any widths become one pyramid of tokens of one width."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -8,18 +10,27 @@ from torch import Tensor, nn
 from detrs.layers.position import SinePosition
 from detrs.structures import Pyramid, Shapes
 
+Projection = Callable[[int, int, int], nn.Module]
+"""(channels, width, kernel) to what maps the one to the other; of stride 2 if the kernel is 3."""
+
 
 class ChannelMapper(nn.Module):
-    """A 1x1 convolution and GroupNorm per backbone level; further levels by strided 3x3 convolutions (A.1).
+    """A 1x1 projection per backbone level; further levels by strided 3x3 ones (Deformable DETR, A.1).
 
     The first further level reads the backbone's last map, not its projection.
+
+    Args:
+        in_channels: of each map of the backbone.
+        dim: width of all levels.
+        num_levels: of the pyramid.
+        projection: ``plain_projection`` or ``normalized_projection``.
     """
 
-    def __init__(self, in_channels: tuple[int, ...], dim: int, num_levels: int) -> None:
+    def __init__(self, in_channels: tuple[int, ...], dim: int, num_levels: int, projection: Projection) -> None:
         super().__init__()
-        self.projections = nn.ModuleList(projection(channels, dim, kernel=1) for channels in in_channels)
+        self.projections = nn.ModuleList(projection(channels, dim, 1) for channels in in_channels)
         further = [in_channels[-1], *[dim] * num_levels][: num_levels - len(in_channels)]
-        self.downsamples = nn.ModuleList(projection(channels, dim, kernel=3) for channels in further)
+        self.downsamples = nn.ModuleList(projection(channels, dim, 3) for channels in further)
 
     def forward(self, features: list[Float[Tensor, "B _ _ _"]]) -> list[Float[Tensor, "B C _ _"]]:
         maps = [project(feature) for project, feature in zip(self.projections, features, strict=True)]
@@ -30,30 +41,50 @@ class ChannelMapper(nn.Module):
         return maps
 
 
-def projection(in_channels: int, dim: int, kernel: int) -> nn.Sequential:
-    """Convolution (stride 2 when 3x3) and GroupNorm with 32 groups."""
-    convolution = nn.Conv2d(in_channels, dim, kernel, stride=kernel // 2 + 1, padding=kernel // 2)
+def plain_projection(in_channels: int, dim: int, kernel: int) -> nn.Conv2d:
+    """Convolution (stride 2 when 3x3), initialised as PyTorch does (DETR)."""
+    return nn.Conv2d(in_channels, dim, kernel, stride=kernel // 2 + 1, padding=kernel // 2)
+
+
+def normalized_projection(in_channels: int, dim: int, kernel: int) -> nn.Sequential:
+    """The same with Xavier-uniform weight, and GroupNorm with 32 groups behind it (Deformable DETR)."""
+    convolution = plain_projection(in_channels, dim, kernel)
     nn.init.xavier_uniform_(convolution.weight)
     nn.init.zeros_(convolution.get_parameter("bias"))
     return nn.Sequential(convolution, nn.GroupNorm(32, dim))
 
 
-class PyramidNeck(nn.Module):
-    """Maps to one width, embeds positions and levels, and lays all levels out as one sequence."""
+class LevelEmbedding(nn.Module):
+    """Adds to positions what tells the levels apart, one learned vector each (Deformable DETR, 4.1)."""
 
-    def __init__(self, mapper: nn.Module, position: SinePosition, dim: int, num_levels: int) -> None:
+    def __init__(self, num_levels: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(num_levels, dim))
+
+    def forward(self, positions: list[Float[Tensor, "B _ _ C"]]) -> list[Float[Tensor, "B _ _ C"]]:
+        return [position + level for position, level in zip(positions, self.weight, strict=True)]
+
+
+class PyramidNeck(nn.Module):
+    """Maps to one width, embeds positions, and lays all levels out as one sequence.
+
+    Args:
+        mapper: maps of the backbone to one map of the same width per level.
+        position: embeds the position of each cell, given a level's padding.
+        level_embedding: adds to the positions of all levels which level they are of; by default nothing.
+    """
+
+    def __init__(self, mapper: nn.Module, position: SinePosition, level_embedding: nn.Module | None = None) -> None:
         super().__init__()
         self.mapper = mapper
         self.position = position
-        self.level_embedding = nn.Parameter(torch.randn(num_levels, dim))
+        self.level_embedding = level_embedding or nn.Identity()
 
     def forward(self, features: list[Float[Tensor, "B _ _ _"]], padding: Bool[Tensor, "B H W"]) -> Pyramid:
         maps = self.mapper(features)
         paddings = [padding_at(padding, level.shape[-2:]) for level in maps]
-        positions = [
-            self.position(mask).to(embedding.dtype) + embedding
-            for mask, embedding in zip(paddings, self.level_embedding, strict=True)
-        ]
+        dtype = next(self.mapper.parameters()).dtype  # of the weights, not of the maps: autocast leaves positions alone
+        positions = self.level_embedding([self.position(mask).to(dtype) for mask in paddings])
         shapes: Shapes = tuple((level.shape[-2], level.shape[-1]) for level in maps)
         valid = torch.stack([valid_size(mask) for mask in paddings], dim=1)  # (B, L, 2)
         return Pyramid(

@@ -2,13 +2,17 @@
 
 from types import ModuleType
 
-from detrs.models import deformable_detr
+from detrs.models import conditional_detr, deformable_detr, detr
+from detrs.models.conditional_detr import ConditionalDETRConfig
 from detrs.models.deformable_detr import DeformableDETRConfig
 from detrs.models.detector import Detector
+from detrs.models.detr import DETRConfig
 
-ModelConfig = DeformableDETRConfig
+ModelConfig = DETRConfig | ConditionalDETRConfig | DeformableDETRConfig
 
 MODELS: dict[type, ModuleType] = {
+    DETRConfig: detr,
+    ConditionalDETRConfig: conditional_detr,
     DeformableDETRConfig: deformable_detr,
 }
 """Configuration -> module with its ``check(config)`` and ``build(config, pretrained)``."""

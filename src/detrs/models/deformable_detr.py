@@ -22,20 +22,23 @@ query instead of an error.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from detrs.backbones.timm import BackboneConfig, TimmBackbone
 from detrs.boxes import offset_from_box, offset_from_point
+from detrs.classification import Focal
 from detrs.errors import UserError
 from detrs.layers.attention import SelfAttention
 from detrs.layers.decoder import Decoder, DecoderLayer, keep, refine
 from detrs.layers.deformable_attention import DeformableLook, DeformableSelfAttention
 from detrs.layers.encoder import Encoder, EncoderLayer
 from detrs.layers.feedforward import FeedForward
-from detrs.layers.heads import DetectionHead
-from detrs.layers.neck import ChannelMapper, PyramidNeck
+from detrs.layers.heads import BoxCoder, DetectionHead, class_layer, zero_box_layer
+from detrs.layers.initialization import XAVIER
+from detrs.layers.neck import ChannelMapper, LevelEmbedding, PyramidNeck, normalized_projection
 from detrs.layers.position import SinePosition
 from detrs.layers.queries import LearnedQueries, ProposalQueries, offset_from_logits
+from detrs.models.checks import check_ranges
 from detrs.models.detector import Detector
 
 
@@ -43,6 +46,7 @@ from detrs.models.detector import Detector
 class DeformableDETRConfig:
     """Deformable DETR and its variants."""
 
+    classification: ClassVar[Literal["focal"]] = "focal"
     num_classes: int = 91
     """Number of classes; training sets it from the data set."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -81,10 +85,9 @@ def build(config: DeformableDETRConfig, pretrained: bool = False) -> Detector:
     return Detector(
         backbone=backbone,
         neck=PyramidNeck(
-            ChannelMapper(backbone.channels, config.dim, config.num_levels),
+            ChannelMapper(backbone.channels, config.dim, config.num_levels, normalized_projection),
             SinePosition(config.dim, shift=-0.5),
-            config.dim,
-            config.num_levels,
+            LevelEmbedding(config.num_levels, config.dim),
         ),
         encoder=Encoder(encoder_layer(config) for _ in range(config.encoder_layers)),
         queries=queries(config),
@@ -96,8 +99,7 @@ def queries(config: DeformableDETRConfig) -> LearnedQueries | ProposalQueries:
     """Learned, or from proposals with a head of their own."""
     if config.queries == "learned":
         return LearnedQueries(config.num_queries, config.dim)
-    head = DetectionHead(config.dim, config.num_classes, offset_from_logits, size_bias=0.0)
-    return ProposalQueries(config.num_queries, config.dim, head)
+    return ProposalQueries(config.num_queries, config.dim, head(config, offset_from_logits, size_bias=0.0))
 
 
 def decoder(config: DeformableDETRConfig) -> Decoder:
@@ -105,15 +107,16 @@ def decoder(config: DeformableDETRConfig) -> Decoder:
     count = config.decoder_layers
     layers = [decoder_layer(config) for _ in range(count)]
     if config.reference == "keep":
-        head = DetectionHead(config.dim, config.num_classes, offset_from_point, size_bias=-2.0)
-        return Decoder(layers, [head] * count, keep)
+        return Decoder(layers, [head(config, offset_from_point, size_bias=-2.0)] * count, keep)
     first = (offset_from_point, -2.0) if config.queries == "learned" else (offset_from_box, 0.0)
     coders = [first[0]] + [offset_from_box] * (count - 1)
     biases = [first[1]] + [0.0] * (count - 1)
-    heads = [
-        DetectionHead(config.dim, config.num_classes, coder, bias) for coder, bias in zip(coders, biases, strict=True)
-    ]
-    return Decoder(layers, heads, refine)
+    return Decoder(layers, [head(config, coder, bias) for coder, bias in zip(coders, biases, strict=True)], refine)
+
+
+def head(config: DeformableDETRConfig, box_coder: BoxCoder, size_bias: float) -> DetectionHead:
+    classes = class_layer(config.dim, config.num_classes, Focal())
+    return DetectionHead(classes, zero_box_layer(config.dim, size_bias), box_coder)
 
 
 def encoder_layer(config: DeformableDETRConfig) -> EncoderLayer:
@@ -122,21 +125,18 @@ def encoder_layer(config: DeformableDETRConfig) -> EncoderLayer:
 
 
 def decoder_layer(config: DeformableDETRConfig) -> DecoderLayer:
-    self_attention = SelfAttention(config.dim, config.num_heads, config.dropout)
+    self_attention = SelfAttention(config.dim, config.num_heads, config.dropout, XAVIER)
     look = DeformableLook(config.dim, config.num_heads, config.num_levels, config.num_points)
     return DecoderLayer(self_attention, look, feedforward(config), config.dim, config.dropout)
 
 
 def feedforward(config: DeformableDETRConfig) -> FeedForward:
-    return FeedForward(config.dim, config.ffn_dim, config.dropout)
+    return FeedForward(config.dim, config.ffn_dim, config.dropout, XAVIER)
 
 
 def check(config: DeformableDETRConfig) -> None:
     """Refuse what cannot be built, with the setting's name."""
-    counts = ("num_classes", "num_levels", "dim", "num_heads", "num_points", "decoder_layers", "ffn_dim", "num_queries")
-    for name, least in {"encoder_layers": 0, **dict.fromkeys(counts, 1)}.items():
-        if getattr(config, name) < least:
-            raise UserError(f"model.{name} is {getattr(config, name)}, but must be {least} or above.")
+    check_ranges(config, at_least_one=("num_levels", "num_points"))
     if config.dim % 32 or config.dim % config.num_heads:
         raise UserError(
             f"model.dim is {config.dim}, but must be a multiple of 32 (GroupNorm) and of model.num_heads "
@@ -149,5 +149,3 @@ def check(config: DeformableDETRConfig) -> None:
         )
     if config.queries == "proposals" and config.reference == "keep":
         raise UserError("model.queries 'proposals' needs model.reference 'refine': two-stage always refines its boxes.")
-    if not 0 <= config.dropout < 1:
-        raise UserError(f"model.dropout is {config.dropout}, but must be in [0, 1).")

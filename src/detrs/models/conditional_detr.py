@@ -1,0 +1,239 @@
+"""Conditional DETR for fast training convergence (Meng et al. 2021, arXiv 2108.06152).
+
+Idea: in DETR's cross-attention a query must find the ends of an object by content and position in one product. Here the
+two are two products: content looks for content, and a spatial query, made of the query's reference point, looks for
+places around it. Each head learns to look at one end or the inside of the box, six to ten times sooner.
+
+=====================================  ===========================================================
+paper                                  here
+=====================================  ===========================================================
+o_q, object query (3.3)                ``Queries.position``, ``queries.embedding``
+s, reference point (3.1)               ``queries.reference``; here after the sigmoid, in [0, 1]
+p_s, its sine embedding                ``point_features``
+c_q, c_k, p_q, p_k                     contents and positions of ``ConditionalLook``
+T, lambda_q, the diagonal of T (3.3)   ``ConditionalLayer.transform``
+FFN(f) + s, box regression (3.1)       ``offset_from_point``
+=====================================  ===========================================================
+
+Deviations from the paper, all as in the authors' code: contents of the first layer also hold the positions, and there
+lambda is 1; sine features of a point have the row first.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from detrs.backbones.timm import BackboneConfig, TimmBackbone
+from detrs.boxes import offset_from_point
+from detrs.classification import Focal
+from detrs.layers.attention import GlobalSelfAttention, join_heads, not_padding, split_heads
+from detrs.layers.decoder import Decoder, keep
+from detrs.layers.encoder import Encoder, EncoderLayer
+from detrs.layers.feedforward import AddNorm, FeedForward
+from detrs.layers.heads import DetectionHead, class_layer, zero_box_layer
+from detrs.layers.initialization import XAVIER, ExactLinear, xavier_linear
+from detrs.layers.neck import ChannelMapper, PyramidNeck, plain_projection
+from detrs.layers.position import SinePosition, sine_features
+from detrs.models.checks import check_one_map, check_ranges
+from detrs.models.detector import Detector
+from detrs.structures import Pyramid, Queries
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionalDETRConfig:
+    """Conditional DETR and its variants."""
+
+    classification: ClassVar[Literal["focal"]] = "focal"
+    num_classes: int = 91
+    """Number of classes; training sets it from the data set."""
+    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(stages=(5,)))
+    dim: int = 256
+    """Width of tokens and queries (C); a multiple of 4 and of ``num_heads``."""
+    num_heads: int = 8
+    """M, attention heads."""
+    encoder_layers: int = 6
+    """Layers of the encoder; 0: the neck's tokens as they are."""
+    decoder_layers: int = 6
+    """Layers of the decoder, each with a prediction."""
+    ffn_dim: int = 2048
+    """Width inside the feed-forward networks."""
+    dropout: float = 0.1
+    """Dropout on attention, after it and inside feed-forward networks, in training."""
+    num_queries: int = 300
+    """Objects the detector can find in one image."""
+
+
+class PointQueries(nn.Module):
+    """Learned positions with nothing in them, each of which predicts the point it refers to (3.1)."""
+
+    def __init__(self, num_queries: int, dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_queries, dim)
+        point = ExactLinear(dim, 2)
+        nn.init.xavier_uniform_(point.weight)
+        self.reference = nn.Sequential(xavier_linear(dim, dim), nn.ReLU(inplace=True), point)
+
+    def forward(self, memory: Pyramid) -> tuple[Queries, None]:
+        position = self.embedding.weight[None].expand(memory.tokens.shape[0], -1, -1)
+        return Queries(torch.zeros_like(position), position, self.reference(position).sigmoid()), None
+
+
+def point_features(point: Float[Tensor, "B Q 2"], dim: int) -> Float[Tensor, "B Q C"]:
+    """p_s: sine features of a point (x, y) in [0, 1], those of y first, as in the tokens' positions."""
+    return sine_features(point.flip(-1) * 2 * math.pi, dim // 2).flatten(2)
+
+
+class ConditionalLayer(nn.Module):
+    """A decoder layer that decides from its input how far from the reference point to look (3.3).
+
+    Args:
+        transform: lambda_q, a function of the queries' contents; the same module in all layers but the first.
+        look: ``FirstLook`` or ``ConditionalLook``.
+    """
+
+    def __init__(
+        self,
+        transform: nn.Module,
+        self_attention: nn.Module,
+        look: nn.Module,
+        feedforward: FeedForward,
+        dim: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.transform = transform
+        self.self_attention = self_attention
+        self.self_attention_norm = AddNorm(dim, dropout)
+        self.look = look
+        self.look_norm = AddNorm(dim, dropout)
+        self.feedforward = feedforward
+        self.feedforward_norm = AddNorm(dim, dropout)
+
+    def forward(self, queries: Queries, memory: Pyramid) -> Queries:
+        points = point_features(queries.reference, queries.content.shape[2]).to(queries.content.dtype)
+        spatial = self.transform(queries.content) * points  # p_q = T p_s (3.3)
+        queries = queries.with_content(self.self_attention_norm(queries.content, self.self_attention(queries)))
+        queries = queries.with_content(self.look_norm(queries.content, self.look(queries, spatial, memory)))
+        return queries.with_content(self.feedforward_norm(queries.content, self.feedforward(queries.content)))
+
+
+class NoTransform(nn.Module):
+    """lambda_q of the first layer, whose contents are still empty: 1."""
+
+    def forward(self, content: Float[Tensor, "B Q C"]) -> Float[Tensor, "B Q C"]:
+        return torch.ones_like(content)
+
+
+class ConditionalSelfAttention(nn.Module):
+    """Self-attention whose contents and positions are projected each by a matrix of its own, then added."""
+
+    def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.query_content_proj, self.query_position_proj = xavier_linear(dim, dim), xavier_linear(dim, dim)
+        self.key_content_proj, self.key_position_proj = xavier_linear(dim, dim), xavier_linear(dim, dim)
+        self.value_proj = xavier_linear(dim, dim)
+        self.output_proj = XAVIER.output(dim, dim)
+
+    def forward(self, queries: Queries) -> Float[Tensor, "B Q C"]:
+        query = self.query_content_proj(queries.content) + self.query_position_proj(queries.position)
+        key = self.key_content_proj(queries.content) + self.key_position_proj(queries.position)
+        q, k, v = (split_heads(x, self.num_heads) for x in (query, key, self.value_proj(queries.content)))
+        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        return self.output_proj(join_heads(attended))
+
+
+class ConditionalLook(nn.Module):
+    """Cross-attention to content and place: c_q . c_k + p_q . p_k, joined within each head (3.3)."""
+
+    def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.query_content_proj, self.query_spatial_proj = xavier_linear(dim, dim), xavier_linear(dim, dim)
+        self.key_content_proj, self.key_position_proj = xavier_linear(dim, dim), xavier_linear(dim, dim)
+        self.value_proj = xavier_linear(dim, dim)
+        self.output_proj = XAVIER.output(dim, dim)
+
+    def forward(self, queries: Queries, spatial: Float[Tensor, "B Q C"], memory: Pyramid) -> Float[Tensor, "B Q C"]:
+        query = self.query_content_proj(queries.content), self.query_spatial_proj(spatial)
+        key = self.key_content_proj(memory.tokens), self.key_position_proj(memory.position)
+        return self.attend(query, key, memory)
+
+    def attend(self, query: tuple[Tensor, Tensor], key: tuple[Tensor, Tensor], memory: Pyramid) -> Tensor:
+        """Read the memory, given content and place of queries (B, Q, C) and of keys (B, S, C)."""
+        q, k = (torch.cat([split_heads(x, self.num_heads) for x in pair], dim=-1) for pair in (query, key))
+        v = split_heads(self.value_proj(memory.tokens), self.num_heads)
+        dropout = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=not_padding(memory), dropout_p=dropout)
+        return self.output_proj(join_heads(attended))
+
+
+class FirstLook(nn.Module):
+    """``ConditionalLook`` where contents also hold the positions: those of the queries are still empty."""
+
+    def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.conditional = ConditionalLook(dim, num_heads, dropout)
+        self.query_position_proj = xavier_linear(dim, dim)
+
+    def forward(self, queries: Queries, spatial: Float[Tensor, "B Q C"], memory: Pyramid) -> Float[Tensor, "B Q C"]:
+        look = self.conditional
+        content = look.query_content_proj(queries.content) + self.query_position_proj(queries.position)
+        place = look.key_position_proj(memory.position)
+        key = look.key_content_proj(memory.tokens) + place, place
+        return look.attend((content, look.query_spatial_proj(spatial)), key, memory)
+
+
+def build(config: ConditionalDETRConfig, pretrained: bool = False) -> Detector:
+    """Assemble the variant that ``config`` describes.
+
+    Raises:
+        UserError: for settings out of range.
+    """
+    check(config)
+    backbone = TimmBackbone(config.backbone, pretrained)
+    return Detector(
+        backbone=backbone,
+        neck=PyramidNeck(
+            ChannelMapper(backbone.channels, config.dim, 1, plain_projection), SinePosition(config.dim, shift=0.0)
+        ),
+        encoder=Encoder(encoder_layer(config) for _ in range(config.encoder_layers)),
+        queries=PointQueries(config.num_queries, config.dim),
+        decoder=decoder(config),
+    )
+
+
+def encoder_layer(config: ConditionalDETRConfig) -> EncoderLayer:
+    attention = GlobalSelfAttention(config.dim, config.num_heads, config.dropout, XAVIER)
+    return EncoderLayer(attention, feedforward(config), config.dim, config.dropout)
+
+
+def decoder(config: ConditionalDETRConfig) -> Decoder:
+    """Layers, and one head for all of them, which begins with the decoder's final normalisation."""
+    dim, sizes = config.dim, (config.dim, config.num_heads, config.dropout)
+    transform = nn.Sequential(xavier_linear(dim, dim), nn.ReLU(inplace=True), xavier_linear(dim, dim))
+    later = [(transform, ConditionalLook(*sizes)) for _ in range(config.decoder_layers - 1)]
+    layers = [
+        ConditionalLayer(how_far, ConditionalSelfAttention(*sizes), look, feedforward(config), dim, config.dropout)
+        for how_far, look in [(NoTransform(), FirstLook(*sizes)), *later]
+    ]
+    classes = class_layer(dim, config.num_classes, Focal())
+    head = DetectionHead(classes, zero_box_layer(dim), offset_from_point, norm=nn.LayerNorm(dim))
+    return Decoder(layers, [head] * config.decoder_layers, keep)
+
+
+def feedforward(config: ConditionalDETRConfig) -> FeedForward:
+    return FeedForward(config.dim, config.ffn_dim, config.dropout, XAVIER)
+
+
+def check(config: ConditionalDETRConfig) -> None:
+    """Refuse what cannot be built, with the setting's name."""
+    check_ranges(config)
+    check_one_map(config)

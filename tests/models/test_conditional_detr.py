@@ -1,0 +1,127 @@
+"""What only Conditional DETR has; what it shares with its family is in tests/family."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from detrs.backbones.timm import BackboneConfig
+from detrs.errors import UserError
+from detrs.evaluation.speed import count_flops
+from detrs.models import build
+from detrs.models.conditional_detr import (
+    ConditionalDETRConfig,
+    ConditionalLook,
+    FirstLook,
+    NoTransform,
+    point_features,
+)
+from detrs.presets import preset
+from detrs.structures import Pyramid, Queries
+
+TINY = ConditionalDETRConfig(
+    num_classes=5,
+    backbone=BackboneConfig(name="test_resnet", stages=(5,)),
+    dim=64,
+    num_heads=2,
+    encoder_layers=1,
+    decoder_layers=3,
+    ffn_dim=96,
+    num_queries=11,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "trainable", "gflops"),
+    [
+        ("conditional-detr-r50", 43_418_401, 43_196_001, 85.2),
+        ("conditional-detr-r50-dc5", 43_418_401, 43_196_001, 180.9),
+        ("conditional-detr-r101", 62_358_305, 62_135_905, 148.7),
+        ("conditional-detr-r101-dc5", 62_358_305, 62_135_905, 244.4),
+    ],
+)
+def test_parameters_and_work_are_those_of_the_authors_code(
+    name: str, total: int, trainable: int, gflops: float
+) -> None:
+    """Work was measured there on one image of 800 x 1066; counted here from shapes alone."""
+    with torch.device("meta"):
+        detector = build(preset(name).model).eval()
+        images, padding = torch.empty(1, 3, 800, 1066), torch.empty(1, 800, 1066, dtype=torch.bool)
+    parameters = list(detector.parameters())
+    assert sum(p.numel() for p in parameters) == total
+    assert sum(p.numel() for p in parameters if p.requires_grad) == trainable
+    assert count_flops(detector, images, padding) / 1e9 == pytest.approx(gflops, rel=0.003)
+
+
+def test_point_features_have_the_row_first() -> None:
+    features = point_features(torch.tensor([[[0.25, 0.5]]]), 8)[0, 0]
+    y, x = math.pi, math.pi / 2
+    expected = [f(a / w) for a in (y, x) for w in (1, 100) for f in (math.sin, math.cos)]
+    torch.testing.assert_close(features, torch.tensor(expected), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [ConditionalLook, FirstLook])
+@torch.no_grad()
+def test_attention_is_the_softmax_of_content_and_place(kind: type) -> None:
+    """In a loop over heads: the logits are the sum of two products, divided by the root of both widths."""
+    torch.manual_seed(0)
+    look, heads, dim = kind(16, 2, 0.1).eval(), 2, 16
+    content, position, spatial = torch.randn(3, 2, 5, dim)
+    tokens, places = torch.randn(2, 2, 7, dim)
+    padding = torch.zeros(2, 7, dtype=torch.bool)
+    padding[1, 4:] = True
+    queries = Queries(content, position, torch.rand(2, 5, 2))
+    memory = Pyramid(tokens, places, torch.rand(2, 7, 2), padding, ((1, 7),), torch.ones(2, 1, 2))
+    part = look.conditional if kind is FirstLook else look
+    c_q, c_k = part.query_content_proj(content), part.key_content_proj(tokens)
+    p_q, p_k = part.query_spatial_proj(spatial), part.key_position_proj(places)
+    if kind is FirstLook:
+        c_q, c_k = c_q + look.query_position_proj(position), c_k + p_k
+    read = []
+    for head in range(heads):
+        own = slice(head * dim // heads, (head + 1) * dim // heads)
+        logits = c_q[..., own] @ c_k[..., own].mT + p_q[..., own] @ p_k[..., own].mT
+        weights = (logits * (2 * dim / heads) ** -0.5).masked_fill(padding[:, None], -torch.inf).softmax(-1)
+        read.append(weights @ part.value_proj(tokens)[..., own])
+    torch.testing.assert_close(look(queries, spatial, memory), part.output_proj(torch.cat(read, dim=-1)))
+
+
+def test_layers_after_the_first_share_one_transform_of_their_input() -> None:
+    detector = build(TINY)
+    first, *later = detector.decoder.layers
+    assert isinstance(first.transform, NoTransform) and isinstance(first.look, FirstLook)
+    assert len({id(layer.transform) for layer in later}) == 1
+    seen: list[torch.Tensor] = []
+    raw: list[torch.Tensor] = []
+    later[0].transform.register_forward_hook(lambda m, inputs, output: seen.append(inputs[0]))
+    for layer in detector.decoder.layers:
+        layer.register_forward_hook(lambda m, i, output: raw.append(output.content))
+    detector.eval()(torch.randn(1, 3, 97, 131), torch.zeros(1, 97, 131, dtype=torch.bool))
+    assert [torch.equal(a, b) for a, b in zip(seen, raw, strict=False)] == [True, True]
+
+
+def test_fresh_parts_start_where_the_authors_start_them() -> None:
+    detector = build(replace(preset("conditional-detr-r50").model, backbone=TINY.backbone, encoder_layers=1))
+    layer, head = detector.decoder.layers[1], detector.decoder.heads[0]
+    for linear in (layer.self_attention.query_content_proj, layer.look.key_position_proj, layer.look.output_proj):
+        assert linear.weight.std().item() == pytest.approx(0.0625, rel=0.05)
+    assert layer.look.output_proj.bias.abs().max() == 0 < layer.look.value_proj.bias.abs().max()
+    assert head.box[-1].weight.abs().max() == head.box[-1].bias.abs().max() == 0
+    assert head.classes.bias.tolist() == pytest.approx([-4.59512] * 91)
+    packed = detector.encoder.layers[0].attention.attention.query_proj
+    assert packed.weight.std().item() == pytest.approx(0.0442, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"dim": 66}, "model.dim"),
+        ({"num_heads": 3}, "model.num_heads"),
+        ({"decoder_layers": 0}, "model.decoder_layers"),
+        ({"backbone": BackboneConfig(stages=(4, 5))}, "model.backbone.stages"),
+    ],
+)
+def test_contradictions_are_refused_by_name(change: dict[str, object], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        build(replace(TINY, **change))

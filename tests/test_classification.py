@@ -1,0 +1,63 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from detrs.classification import Focal, Softmax, classification_of
+
+CLASSES, QUERIES = 5, 11
+
+
+def test_softmax_loss_is_the_weighted_mean_of_cross_entropy() -> None:
+    """PyTorch divides by the sum of the weights of all targets: what the normaliser says without looking at them."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, QUERIES, CLASSES + 1)
+    layer, image, query = (
+        torch.tensor([0, 0, 0, 1, 1, 1]),
+        torch.tensor([0, 0, 2] * 2),
+        torch.tensor([3, 7, 1, 0, 2, 9]),
+    )
+    labels = torch.tensor([4, 0, 2, 4, 0, 2])
+    part = Softmax(no_object_weight=0.3)
+    found = part.loss(logits, (layer, image, query), labels) / part.normalizer(3, 3 * QUERIES)
+    weight = torch.tensor([1.0] * CLASSES + [0.3])
+    for k in range(2):
+        wanted = torch.full((3, QUERIES), CLASSES)
+        wanted[image[layer == k], query[layer == k]] = labels[layer == k]
+        torch.testing.assert_close(found[k], F.cross_entropy(logits[k].flatten(0, 1), wanted.flatten(), weight))
+
+
+def test_softmax_cost_is_minus_the_probability() -> None:
+    logits = torch.randn(2, QUERIES, CLASSES + 1)
+    cost = Softmax().cost(logits, torch.tensor([4, 1]))
+    torch.testing.assert_close(cost, -torch.stack([logits.softmax(-1)[..., 4], logits.softmax(-1)[..., 1]], dim=-1))
+
+
+def test_softmax_names_the_best_class_that_is_one_and_each_query_once() -> None:
+    probabilities = torch.tensor([[[0.1, 0.2, 0.7], [0.6, 0.3, 0.1], [0.25, 0.5, 0.25]]])
+    best = Softmax().best(probabilities.log(), 2)
+    assert best.queries.tolist() == [[1, 2]] and best.labels.tolist() == [[0, 1]]
+    torch.testing.assert_close(best.scores, torch.tensor([[0.6, 0.5]]))
+    assert Softmax().best(probabilities.log(), 100).labels.tolist() == [[0, 1, 1]]
+
+
+def test_focal_takes_pairs_of_query_and_class() -> None:
+    best = Focal().best(torch.tensor([[[3.0, 2.0], [1.0, -1.0]]]), 3)
+    assert best.queries.tolist() == [[0, 0, 1]] and best.labels.tolist() == [[0, 1, 0]]
+
+
+@pytest.mark.parametrize(("part", "objects", "expected"), [(Focal(), 0, 1), (Focal(), 7, 7), (Softmax(0.1), 0, 3.3)])
+def test_normalizers(part: Focal | Softmax, objects: int, expected: float) -> None:
+    assert part.normalizer(objects, 33) == pytest.approx(expected)
+
+
+def test_rows_and_beginnings() -> None:
+    focal, softmax = classification_of("focal", gamma=1.0), classification_of("softmax", no_object_weight=0.2)
+    assert (focal, softmax) == (Focal(gamma=1.0), Softmax(0.2))
+    assert (focal.num_logits(5), softmax.num_logits(5)) == (5, 6)
+    linear = nn.Linear(3, 5)
+    before = linear.bias.clone()
+    softmax.initialize(linear)
+    assert torch.equal(linear.bias, before)
+    focal.initialize(linear)
+    torch.testing.assert_close(linear.bias.sigmoid(), torch.full((5,), 0.01))

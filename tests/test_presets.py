@@ -1,0 +1,76 @@
+"""What the presets promise in words is what they build."""
+
+import re
+
+import pytest
+import torch
+
+from detrs.models import build
+from detrs.presets import PRESETS, preset
+
+PAPERS = [name for name in PRESETS if "r50" in name or "r101" in name]
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_dilated_models_are_evaluated_one_by_one(name: str) -> None:
+    """Padded batches cost them ten AP."""
+    experiment = preset(name)
+    assert experiment.model.backbone.dilated == ("dc5" in name)
+    assert experiment.evaluation.batch_size == (1 if "dc5" in name else 0)
+    assert ("Evaluate with batch 1" in (PRESETS[name].__doc__ or "")) == ("dc5" in name)
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_sizes_in_words_are_those_of_the_paper(name: str) -> None:
+    """Papers cut: 41.5 M is 41 M there, 43.4 M is 44 M."""
+    told = re.search(r"(\d+) M parameters", PRESETS[name].__doc__ or "")
+    assert told or name.startswith("deformable")
+    if told:
+        with torch.device("meta"):
+            count = sum(p.numel() for p in build(preset(name).model).parameters())
+        assert abs(count / 1e6 - int(told[1])) < 1
+
+
+@pytest.mark.parametrize(
+    ("start", "lr", "batch_size", "epochs", "class_weight"),
+    [
+        ("detr-r50", 1e-4, 64, 500, 1.0),
+        ("detr-r101", 1e-4, 64, 500, 1.0),
+        ("conditional-detr-r50", 1e-4, 16, 50, 2.0),
+        ("conditional-detr-r101", 1e-4, 16, 50, 2.0),
+        ("deformable-detr-r50", 2e-4, 32, 50, 2.0),
+    ],
+)
+def test_recipes_are_the_official_ones(
+    start: str, lr: float, batch_size: int, epochs: int, class_weight: float
+) -> None:
+    experiment = preset(start)
+    assert (experiment.optimizer.lr, experiment.optimizer.backbone_lr_factor) == (lr, 0.1)
+    assert (experiment.optimizer.weight_decay, experiment.optimizer.clip_norm) == (1e-4, 0.1)
+    assert (experiment.data.batch_size, experiment.data.augment) == (batch_size, "official")
+    assert (experiment.schedule.epochs, experiment.schedule.drop_at) == (epochs, (0.8,))
+    weights = experiment.criterion
+    assert (weights.class_weight, weights.box_weight, weights.giou_weight) == (class_weight, 5.0, 2.0)
+
+
+def test_only_deformable_detr_has_a_group_of_its_own() -> None:
+    for name in PAPERS:
+        assert preset(name).optimizer.sampling_lr_factor == (0.1 if name.startswith("deformable") else 1.0)
+
+
+def test_dc5_plus_is_detr_with_focal_loss_and_more_queries() -> None:
+    plain, plus = preset("detr-r50-dc5"), preset("detr-r50-dc5-plus")
+    assert (plain.model.classification, plain.model.num_queries) == ("softmax", 100)
+    assert (plus.model.classification, plus.model.num_queries) == ("focal", 300)
+    assert (plus.schedule.epochs, plus.criterion.class_weight) == (50, 2.0)
+    assert preset("conditional-detr-r50-dc5").data.batch_size == 8
+
+
+@pytest.mark.parametrize("name", ["detr-tiny", "conditional-detr-tiny"])
+def test_tiny_presets_can_be_compared(name: str) -> None:
+    """Same backbone, pictures, width, depth, queries, epochs."""
+    tiny, other = preset("deformable-detr-tiny"), preset(name)
+    assert (other.data, other.schedule, other.evaluation) == (tiny.data, tiny.schedule, tiny.evaluation)
+    assert other.model.backbone.name == tiny.model.backbone.name
+    for setting in ("dim", "num_heads", "encoder_layers", "decoder_layers", "ffn_dim", "num_queries"):
+        assert getattr(other.model, setting) == getattr(tiny.model, setting)
