@@ -94,6 +94,9 @@ class EvaluationConfig:
 
     every_epochs: int = 1
     """Epochs between two evaluations; the last epoch is always evaluated."""
+    every_steps: int = 0
+    """Optimizer steps between two evaluations, instead of ``every_epochs``: a curve may need several in an epoch;
+    0: count epochs."""
     max_detections: int = 100
     """Detections per image handed to the COCO evaluator."""
     batch_size: int = 0
@@ -252,6 +255,7 @@ def validate(experiment: Experiment) -> None:
         ("schedule.warmup_steps", e.schedule.warmup_steps >= 0, "0 or above"),
         ("schedule.max_minutes", e.schedule.max_minutes >= 0, "0 or above"),
         ("evaluation.every_epochs", e.evaluation.every_epochs >= 1, "1 or above"),
+        ("evaluation.every_steps", e.evaluation.every_steps >= 0, "0 or above"),
         ("evaluation.max_detections", e.evaluation.max_detections >= 1, "1 or above"),
         ("evaluation.batch_size", e.evaluation.batch_size >= 0, "0 or above"),
         ("evaluation.patience", e.evaluation.patience >= 0, "0 or above"),

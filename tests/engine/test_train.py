@@ -93,6 +93,12 @@ def test_train_returns_the_best_scores(tiny: ModuleType, tmp_path: Path, capsys:
     assert out == "" and "AP50" in err and "training on 14 images, validating on 5, 10 classes" in err
 
 
+def test_evaluations_count_steps_where_asked_to(tiny: ModuleType, tmp_path: Path) -> None:
+    experiment = tiny.experiment(evaluation={"every_steps": 4, "every_epochs": 2})  # two epochs of three steps
+    reports = consume(experiment, tmp_path / "run")
+    assert [report.step for report in reports if report.evaluation] == [4, 6]
+
+
 def test_loss_falls(tiny: ModuleType, tmp_path: Path) -> None:
     experiment = tiny.experiment(schedule={"epochs": 9}, evaluation={"every_epochs": 9}, data={"augment": "none"})
     losses = [report.loss for report in training(experiment, tmp_path / "run")]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from detrs.errors import UserError
-from detrs.explain.curves import BLUE, GREEN, ORANGE, PURPLE, _read, _smooth, results_figure
+from detrs.explain.curves import BLUE, GREEN, ORANGE, PURPLE, _smooth, read_lines, results_figure
 
 
 def step(number: int, loss: float | None = 3.0, **more: Any) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def test_all_curves_are_seen(tmp_path: Path) -> None:
 def test_a_half_written_last_line_is_left_out(tmp_path: Path) -> None:
     journal = tmp_path / "metrics.jsonl"
     journal.write_text(json.dumps(step(1)) + '\n{"kind": "step", "st')
-    assert _read(journal) == [step(1)]
+    assert read_lines(journal) == [step(1)]
 
 
 def test_a_broken_line_is_named(tmp_path: Path) -> None:

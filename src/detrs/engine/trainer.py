@@ -378,8 +378,8 @@ class Trainer:
 
     def is_evaluation_due(self) -> bool:
         """Whether the weights after the last step are to be scored, and have not been."""
-        epoch, step_of_epoch = divmod(self.state.step, self.steps_per_epoch)
-        regular = step_of_epoch == 0 and epoch % self.experiment.evaluation.every_epochs == 0
+        evaluation = self.experiment.evaluation
+        regular = self.state.step % (evaluation.every_steps or evaluation.every_epochs * self.steps_per_epoch) == 0
         wanted = self.is_finished() or (regular and self.clock.allows_evaluation())
         return wanted and 0 < self.state.step != self.state.evaluated_step
 

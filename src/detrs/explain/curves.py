@@ -29,7 +29,7 @@ def results_figure(metrics_jsonl: Path, png: Path) -> None:
     Raises:
         UserError: A line that is not the last is no JSON (the last may be cut off where a run was killed).
     """
-    lines = _read(metrics_jsonl)
+    lines = read_lines(metrics_jsonl)
     steps = [line for line in lines if line.get("kind") == "step"]
     evaluations = [line for line in lines if line.get("kind") == "evaluation"]
     figure = Figure(figsize=(13, 8), dpi=110, layout="constrained")  # not pyplot: no global state, any thread
@@ -46,7 +46,12 @@ def results_figure(metrics_jsonl: Path, png: Path) -> None:
     figure.savefig(png, format="png")
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Everything in a file of JSON lines, but for a last one that is cut off where a run was killed.
+
+    Raises:
+        UserError: A line that is not the last is no JSON.
+    """
     texts = path.read_text(encoding="utf-8").splitlines()
     lines = []
     for number, text in enumerate(texts, start=1):
