@@ -393,6 +393,13 @@ def test_contradictions_are_errors(draw, change, message) -> None:
         ms_deform_attn(*draw()._replace(**change))
 
 
+@pytest.mark.parametrize("shape", [(1, 2**24 + 3), (2**16, 2**15)])
+def test_more_pixels_than_can_be_numbered_are_an_error(shape) -> None:
+    value = torch.ones(1, 1, 1, 1).expand(1, shape[0] * shape[1], 1, 1)
+    with pytest.raises(ValueError, match="16777216"):
+        ms_deform_attn(value, (shape,), torch.ones(1, 1, 1, 1, 1, 2), torch.ones(1, 1, 1, 1, 1))
+
+
 def test_integers_are_errors(draw) -> None:
     with pytest.raises(TypeError, match=r"value.*floating-point.*int64"):
         ms_deform_attn(*draw()._replace(value=torch.ones(2, 41, 3, 3, dtype=torch.int64)))
