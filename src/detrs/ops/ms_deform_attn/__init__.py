@@ -141,6 +141,8 @@ def _as_tuples(shapes: Shapes | Tensor) -> Shapes:
         if shapes.ndim != 2 or shapes.shape[1] != 2 or shapes.is_floating_point():
             raise ValueError(f"shapes: expected whole numbers (L, 2), got {shapes.dtype} {tuple(shapes.shape)}")
         return tuple((height, width) for height, width in shapes.tolist())
+    if any(isinstance(shape, int) or len(shape) != 2 or isinstance(sum(shape), float) for shape in shapes):
+        raise ValueError(f"shapes: expected (height, width) of each level in whole numbers, got {shapes}")
     return tuple((height, width) for height, width in shapes)
 
 
