@@ -383,6 +383,9 @@ def test_tolerances_catch_a_wrong_kernel(draw, mutant) -> None:
         ({"locations": torch.ones(2, 11, 3, 2, 2)}, r"\(B, Q, M, L, P, 2\)"),
         ({"locations": torch.ones(2, 11, 3, 2, 2, 3)}, r"\(B, Q, M, L, P, 2\)"),
         ({"shapes": torch.ones(2, 2)}, "whole numbers"),
+        ({"shapes": (5, 7)}, "whole numbers"),
+        ({"shapes": ((5, 7, 1), (3, 2, 1))}, "whole numbers"),
+        ({"shapes": ((2.5, 14.0), (3, 2))}, "whole numbers"),
         ({"shapes": torch.ones(4, dtype=torch.int64)}, "whole numbers"),
         ({"weights": torch.ones(2, 11, 3, 4)}, r"\(2, 11, 3, 2, 2\)"),
         ({"weights": torch.ones(2, 11, 3, 2, 2, device="meta")}, "meta"),
@@ -391,6 +394,13 @@ def test_tolerances_catch_a_wrong_kernel(draw, mutant) -> None:
 def test_contradictions_are_errors(draw, change, message) -> None:
     with pytest.raises(ValueError, match=message):
         ms_deform_attn(*draw()._replace(**change))
+
+
+@pytest.mark.parametrize("shape", [(1, 2**24 + 3), (2**16, 2**15)])
+def test_more_pixels_than_can_be_numbered_are_an_error(shape) -> None:
+    value = torch.ones(1, 1, 1, 1).expand(1, shape[0] * shape[1], 1, 1)
+    with pytest.raises(ValueError, match="16777216"):
+        ms_deform_attn(value, (shape,), torch.ones(1, 1, 1, 1, 1, 2), torch.ones(1, 1, 1, 1, 1))
 
 
 def test_integers_are_errors(draw) -> None:

@@ -149,6 +149,35 @@ def test_padding_is_never_read(draw) -> None:
     assert not gradient[inputs.padding].any() and gradient[~inputs.padding].any()
 
 
+def test_padding_elsewhere_changes_nothing_on_the_centre_of_a_pixel(draw) -> None:
+    """There the next pixel weighs nothing, but the slope towards it counts."""
+    inputs = drawn(draw, "point")
+    sizes = torch.tensor([[7.0, 5.0], [2.0, 3.0]], dtype=torch.float64)
+    inputs.reference[:] = (torch.tensor([[2.0, 1.0], [0.0, 1.0]], dtype=torch.float64) + 0.5) / sizes
+    inputs.padding[:] = False
+    inputs.padding[:, -1] = True
+    inputs = inputs._replace(offsets=torch.zeros_like(inputs.offsets)).to(torch.float64)
+    for padded, free in zip(
+        grad(inputs.run().sum(), inputs.tensors()),
+        grad(inputs._replace(padding=None).run().sum(), inputs.tensors()),
+        strict=True,
+    ):
+        assert torch.equal(padded, free)
+
+
+def test_no_pixel_far_away_is_read_in_place_of_padding(draw) -> None:
+    inputs = drawn(draw, "point")
+    inputs.value[:, 0] = torch.nan
+    inputs.padding[:, 0] = True
+    inputs.padding[1] = True  # an image that is padding altogether
+    inputs = inputs.to(torch.float64)
+    out = inputs.run()
+    assert out.isfinite().all() and not out[1].any()
+    inputs.padding[0, 0] = False
+    seen, truth = inputs.run(), inputs.run("reference")
+    assert seen.isnan().any() and torch.equal(seen.isnan(), truth.isnan())
+
+
 @pytest.mark.parametrize("kind", ["point", "box"])
 def test_reference_of_a_level_without_points_has_no_gradient(draw, kind) -> None:
     inputs = drawn(draw, kind, points=(2, 2))

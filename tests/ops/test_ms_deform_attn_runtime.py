@@ -4,6 +4,7 @@ import ctypes
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -163,6 +164,25 @@ def test_bits_do_not_depend_on_the_number_of_threads(draw, two_threads, monkeypa
             assert torch.equal(ours, same)
     if pool == "of PyTorch" and team:
         assert launched == [2, 2, 2, 3, 3, 3]  # forward, gradients of queries, gradient of the value
+
+
+def test_where_no_more_threads_start_those_that_run_do_the_work(draw, two_threads, monkeypatch) -> None:
+    inputs = large(draw)
+    expected = gradients(inputs)
+    start, started = threading.Thread.start, []
+
+    def limited(thread) -> None:
+        if len(started) % 2:
+            started.append(None)
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threads, "_openmp", lambda: None)
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    torch.set_num_threads(4)
+    assert all(torch.equal(ours, same) for ours, same in zip(gradients(inputs), expected, strict=True))
+    assert len(started) == 6 and not any(thread.is_alive() for thread in started if thread)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="another OpenMP")

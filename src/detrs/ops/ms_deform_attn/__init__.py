@@ -10,6 +10,12 @@ from detrs.ops import backend
 from detrs.ops.ms_deform_attn import operator, reference
 from detrs.structures import Shapes
 
+LARGEST_SIDE = 2**24
+"""Whole numbers up to here are exact in float32, in which pixels are found."""
+
+MOST_TOKENS = 2**31 - 1
+"""Kernels number them in int32."""
+
 Points = tuple[int, ...]
 """Number of points of each level."""
 
@@ -135,6 +141,8 @@ def _as_tuples(shapes: Shapes | Tensor) -> Shapes:
         if shapes.ndim != 2 or shapes.shape[1] != 2 or shapes.is_floating_point():
             raise ValueError(f"shapes: expected whole numbers (L, 2), got {shapes.dtype} {tuple(shapes.shape)}")
         return tuple((height, width) for height, width in shapes.tolist())
+    if any(isinstance(shape, int) or len(shape) != 2 or isinstance(sum(shape), float) for shape in shapes):
+        raise ValueError(f"shapes: expected (height, width) of each level in whole numbers, got {shapes}")
     return tuple((height, width) for height, width in shapes)
 
 
@@ -149,6 +157,8 @@ def _check_value(value: Tensor, shapes: Shapes, **others: Tensor) -> None:
     tokens = value.shape[1]
     if not shapes or min(min(shape) for shape in shapes) < 1 or sum(h * w for h, w in shapes) != tokens:
         raise ValueError(f"shapes: expected (height, width) of levels with {tokens} pixels in all, got {shapes}")
+    if max(max(shape) for shape in shapes) > LARGEST_SIDE or tokens > MOST_TOKENS:
+        raise ValueError(f"shapes: expected sides up to {LARGEST_SIDE}, {MOST_TOKENS} pixels in all, got {shapes}")
 
 
 def _flat(

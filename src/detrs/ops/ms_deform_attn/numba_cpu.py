@@ -127,7 +127,8 @@ class Scratch(NamedTuple):
     real: np.ndarray
     """(13, K + LANES) real: rows ``SHARE`` and so on."""
     token: np.ndarray
-    """(4, K + LANES) int32: the pixels around each sample, above left, above right, below left, below right."""
+    """(5, K + LANES) int32: the pixels around each sample, above left, above right, below left, below right; and
+    ``PADDED``, which of them are padding, one bit each."""
     dots: np.ndarray
     """(K + LANES, 4) real: the inner products of these pixels with the upstream gradient."""
 
@@ -137,6 +138,8 @@ SHARE, X, Y, LIVE, CORNER, BY_SHARE, SUM = 0, 1, 2, 3, 4, 8, 9
 """Rows of ``Scratch.real``: attention weight; position; whether a pixel is touched; bilinear times attention weight of
 the four pixels; gradient of the attention weight; gradients of position and unit added up over heads."""
 NUM_REAL = 13
+PADDED = 4
+"""Row of ``Scratch.token``."""
 SCRATCH_ROWS = NUM_REAL + 8
 
 
@@ -172,7 +175,7 @@ def _scratch(address, samples, number):
     rows = wide * 8  # bytes of a row; float32 takes half of them
     real = carray(pointer(address), (NUM_REAL, wide), number)
     dots = carray(pointer(address + NUM_REAL * rows), (wide, 4), number)
-    token = carray(pointer(address + (NUM_REAL + 4) * rows), (4, wide), np.int32)
+    token = carray(pointer(address + (NUM_REAL + 4) * rows), (5, wide), np.int32)
     return Scratch(real, token, dots)
 
 
@@ -305,12 +308,26 @@ def _corners(scratch, k, x, y, share, sizes, width, start):
 
 @njit(**COMPILE)
 def _leave_out_padding(scratch, padding, n, start, samples):
-    """A padded pixel counts nothing, and is not read: the first one is read in its place. ``start``: of the tokens."""
-    for corner in range(4):
-        for k in range(samples):
-            if padding[n, start + scratch.token[corner, k]]:
-                scratch.token[corner, k] = 0
-                scratch.real[CORNER + corner, k] = 0
+    """A padded pixel counts nothing, and is not read: one of the same sample that counts is read in its place.
+
+    ``start``: of the tokens.
+    """
+    real, token = scratch.real, scratch.token
+    for k in range(samples):
+        padded = other = 0
+        for corner in range(4):
+            if padding[n, start + token[corner, k]]:
+                padded |= 1 << corner
+            else:
+                other = token[corner, k]
+        token[PADDED, k] = padded
+        if padded == 15:
+            real[LIVE, k] = 0
+        elif padded:
+            for corner in range(4):
+                if padded >> corner & 1:
+                    token[corner, k] = other
+                    real[CORNER + corner, k] = 0
 
 
 @njit(**COMPILE)
@@ -479,9 +496,9 @@ def _dots(problem, n, row, m, scratch, channels, width, storage, compute):
                     products = products + load_row(dots + 4 * k * size, compute, 4)
                 store_row(dots + 4 * k * size, products)
     if problem.is_padded:
-        for corner in range(4):
-            for k in range(samples):
-                if real[CORNER + corner, k] == 0:
+        for k in range(samples):
+            for corner in range(4):
+                if token[PADDED, k] >> corner & 1:
                     scratch.dots[k, corner] = 0
 
 

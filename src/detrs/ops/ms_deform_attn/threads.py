@@ -51,9 +51,16 @@ def run(kernel: Callable[[int], None], work: int, threads: int) -> None:
     elif parallel := _openmp():
         parallel(kernel, work, threads, 0)
     else:
-        others = [threading.Thread(target=kernel, args=(work,)) for _ in range(threads - 1)]
-        for thread in others:
-            thread.start()
-        kernel(work)
-        for thread in others:
-            thread.join()
+        others: list[threading.Thread] = []
+        try:
+            for _ in range(threads - 1):
+                thread = threading.Thread(target=kernel, args=(work,))
+                thread.start()
+                others.append(thread)
+        except RuntimeError:  # no more threads to be had: those that run share the work, whose memory they still need
+            pass
+        try:
+            kernel(work)
+        finally:
+            for thread in others:
+                thread.join()
