@@ -268,12 +268,12 @@ def test_the_next_process_finds_the_kernels_compiled(tmp_path, monkeypatch) -> N
     assert process.stdout.split() == ["1"], process.stderr
 
 
-def test_a_change_of_the_vectors_is_noticed(tmp_path, monkeypatch) -> None:
+def test_a_change_of_any_source_is_noticed(tmp_path, monkeypatch) -> None:
     """numba's cache looks at the file of the kernels only."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     numba_cpu._forward_kernel.__wrapped__(5, "float32")
     assert numba_cpu._forward_kernel.__wrapped__(5, "float32").compiled.cache_hits == 1
-    monkeypatch.setattr(numba_cpu, "_VECTORS", 1)
+    monkeypatch.setattr(numba_cpu, "_VERSION", 1)
     assert numba_cpu._forward_kernel.__wrapped__(5, "float32").compiled.cache_hits == 0
 
 

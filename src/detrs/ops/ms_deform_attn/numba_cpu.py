@@ -637,8 +637,8 @@ def _add_level(problem, levels, i, n, m, sheet, scratch, channels, width, comput
 # Each kernel per number of channels and type of storage, a C function without Python in it. They are closures over
 # numbers, strings and types only, which numba's cache recognises in the next process (not so closures over functions).
 
-_VECTORS = zlib.crc32(Path(vectors.__file__).read_bytes())
-"""numba's cache watches the file in which a kernel is defined, and no other: so kernels depend on this number."""
+_VERSION = zlib.crc32(Path(vectors.__file__).read_bytes() + Path(__file__).read_bytes())
+"""numba's cache watches date and size of the file in which a kernel is defined, no more: so kernels depend on this."""
 
 Kernel = Callable[[int], None]
 
@@ -670,7 +670,7 @@ def _width(channels: int) -> int:
 
 @functools.cache
 def _forward_kernel(channels: int, storage: str) -> Kernel:
-    width, bits, version = _width(channels), int(storage[-2:]), _VECTORS
+    width, bits, version = _width(channels), int(storage[-2:]), _VERSION
     compute, number = _types(storage)
 
     def kernel(problem):
@@ -682,7 +682,7 @@ def _forward_kernel(channels: int, storage: str) -> Kernel:
 
 @functools.cache
 def _query_kernel(channels: int, storage: str) -> Kernel:
-    width, version = _width(channels), _VECTORS
+    width, version = _width(channels), _VERSION
     compute, number = _types(storage)
 
     def kernel(problem):
@@ -694,7 +694,7 @@ def _query_kernel(channels: int, storage: str) -> Kernel:
 
 @functools.cache
 def _value_kernel(channels: int, storage: str) -> Kernel:
-    width, version = _width(channels), _VECTORS
+    width, version = _width(channels), _VERSION
     compute, number = _types(storage)
 
     def kernel(problem):

@@ -11,11 +11,12 @@ import functools
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
+
+import torch
 
 Kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 """A C function that takes the address of what it works on, and shares the work out among those that call it."""
-
-_OPENMP = ("libgomp.so.1", "libiomp5.so", "libomp.so", "libomp.dylib")
 
 _forked = False
 """Threads do not survive a fork, and GNU OpenMP waits for those of the parent for ever."""
@@ -32,15 +33,17 @@ if hasattr(os, "register_at_fork"):
 
 @functools.cache
 def _openmp() -> Callable[[object, int, int, int], None] | None:
-    """``GOMP_parallel`` of the OpenMP library that is in this process already, if there is one."""
-    for name in _OPENMP if hasattr(os, "RTLD_NOLOAD") else ():
-        try:
-            parallel = ctypes.CDLL(name, mode=os.RTLD_NOLOAD).GOMP_parallel
-        except (OSError, AttributeError):  # not loaded, or without this entry point
-            continue
-        parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-        parallel.restype = None
-        return parallel
+    """``GOMP_parallel`` of the OpenMP library that PyTorch is linked to, if it has one with this entry point."""
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        library = Path(torch.__file__).parent / "lib" / name
+        if library.exists():
+            try:
+                parallel = ctypes.CDLL(str(library)).GOMP_parallel  # symbols of what it is linked to are found, too
+            except AttributeError:
+                return None
+            parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+            parallel.restype = None
+            return parallel
     return None
 
 
