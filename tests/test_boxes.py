@@ -40,3 +40,8 @@ def test_offsets_of_zero_keep_the_reference() -> None:
     torch.testing.assert_close(boxes.offset_from_box(torch.zeros(1, 4), reference), reference)
     from_point = boxes.offset_from_point(torch.zeros(1, 4), reference[:, :2])
     torch.testing.assert_close(from_point, torch.tensor([[0.2, 0.7, 0.5, 0.5]]))
+
+
+def test_absolute_boxes_refer_to_nothing() -> None:
+    raw = torch.randn(2, 3, 4)
+    torch.testing.assert_close(boxes.absolute(raw, torch.zeros(2, 3, 0)), raw.sigmoid())

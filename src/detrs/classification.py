@@ -59,7 +59,7 @@ class Focal:
 
     def normalizer(self, num_objects: int, num_queries: int) -> float:
         """What the sum is divided by: the number of objects, at least 1."""
-        return max(num_objects, 1)
+        return float(max(num_objects, 1))
 
     def best(self, logits: Float[Tensor, "B Q K"], count: int) -> Best:
         """The ``count`` best pairs of query and class; one query can answer with several classes."""
@@ -96,7 +96,10 @@ class Softmax:
         return (weight * surprise).sum((1, 2))
 
     def normalizer(self, num_objects: int, num_queries: int) -> float:
-        """What the sum is divided by: the sum of the weights of all queries, of which objects take one each."""
+        """What the sum is divided by: the sum of the weights of all queries, of which objects take one each.
+
+        So no image may have more objects than queries; training refuses those.
+        """
         return num_objects + self.no_object_weight * (num_queries - num_objects)
 
     def best(self, logits: Float[Tensor, "B Q K"], count: int) -> Best:

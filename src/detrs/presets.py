@@ -74,8 +74,7 @@ def detr_r101_dc5() -> Experiment:
 
 
 def detr_r50_dc5_plus() -> Experiment:
-    """AP 36.2 (Deformable DETR's paper: 36.2, 187 GFLOPs, 41 M parameters, 700 V100 hours): DETR-DC5+, 50 epochs of
-    DETR with focal loss and 300 queries. Evaluate with batch 1."""
+    """AP 36.2 (Deformable DETR: 36.2, 187 GFLOPs, 41 M parameters): focal loss, 300 queries. Evaluate with batch 1."""
     model = DETRConfig(backbone=c5(R50, dilated=True), classification="focal", num_queries=300)
     return official_on_c5(model, epochs=50, batch_size=64)
 
@@ -107,23 +106,22 @@ def official_anchor(backbone: BackboneConfig, dilated: bool = False) -> Experime
 
 
 def anchor_detr_r50() -> Experiment:
-    """AP 42.1 (paper: 42.1; authors' code: 89 GFLOPs, 37 M parameters): C5. Evaluate with batch 1."""
+    """AP 42.1 (paper: 42.1; authors' code: 89 GFLOPs, 37 M parameters). Evaluate with batch 1."""
     return official_anchor(R50)
 
 
 def anchor_detr_r50_dc5() -> Experiment:
-    """AP 44.3 (paper: 44.2; authors' code: 164 GFLOPs, 37 M parameters; 3 to 4 days on 8 RTX 2080 Ti): dilated C5.
-    Evaluate with batch 1."""
+    """AP 44.3 (paper: 44.2; authors' code: 164 GFLOPs, 37 M parameters, 3 to 4 days on 8 2080 Ti). Evaluate with batch 1."""
     return official_anchor(R50, dilated=True)
 
 
 def anchor_detr_r101() -> Experiment:
-    """AP 43.5 (paper: 43.5; authors' code: 56 M parameters): C5. Evaluate with batch 1."""
+    """AP 43.5 (paper: 43.5; authors' code: 56 M parameters; here 151 GFLOPs). Evaluate with batch 1."""
     return official_anchor(R101)
 
 
 def anchor_detr_r101_dc5() -> Experiment:
-    """AP 45.1 (paper: 45.1; authors' code: 56 M parameters): dilated C5. Evaluate with batch 1."""
+    """AP 45.1 (paper: 45.1; authors' code: 56 M parameters; here 225 GFLOPs): dilated C5. Evaluate with batch 1."""
     return official_anchor(R101, dilated=True)
 
 
@@ -246,19 +244,17 @@ def tiny_on_c5(model: OnC5) -> Experiment:
 
 
 def detr_tiny() -> Experiment:
-    """From scratch on small images, to compare with ``deformable-detr-tiny``: DETR of its size; our own design."""
+    """From scratch on small images: DETR of the size of deformable-detr-tiny, to compare with it; our own design."""
     return tiny_on_c5(DETRConfig())
 
 
 def conditional_detr_tiny() -> Experiment:
-    """From scratch on small images, to compare with ``deformable-detr-tiny``: Conditional DETR of its size; our own
-    design."""
+    """From scratch on small images: Conditional DETR, otherwise as detr-tiny; our own design."""
     return tiny_on_c5(ConditionalDETRConfig())
 
 
 def anchor_detr_tiny() -> Experiment:
-    """From scratch on small images, to compare with ``deformable-detr-tiny``: Anchor DETR of its size, two patterns at
-    each of 25 points; our own design."""
+    """From scratch on small images: Anchor DETR, otherwise as detr-tiny, 2 patterns at 25 points; our own design."""
     return tiny_on_c5(AnchorDETRConfig(num_patterns=2))
 
 

@@ -19,7 +19,9 @@ from detrs.checkpoints import format
 from detrs.classification import classification_of
 from detrs.criterion.set_criterion import CriterionConfig, Losses, SetCriterion, Totals
 from detrs.models import ModelConfig, build
+from detrs.models.conditional_detr import ConditionalDETRConfig
 from detrs.models.detector import Detector
+from detrs.models.detr import DETRConfig
 from detrs.presets import PRESETS, preset
 from detrs.structures import Predictions, Target
 
@@ -144,7 +146,7 @@ def is_idle_by_design(name: str, config: ModelConfig) -> bool:
     """
     if re.search(r"\.key_(\w+_)?proj\.bias$", name):
         return True
-    starts_empty = type(config).__name__ in ("DETRConfig", "ConditionalDETRConfig")
+    starts_empty = isinstance(config, DETRConfig | ConditionalDETRConfig)
     first = name.startswith("decoder.layers.0.self_attention.")
     return starts_empty and first and "output_proj" not in name and not name.endswith("value_proj.bias")
 

@@ -8,6 +8,7 @@ from detrs.layers.neck import (
     centers,
     normalized_projection,
     padding_at,
+    plain_projection,
     valid_size,
 )
 from detrs.layers.position import SinePosition
@@ -33,6 +34,20 @@ def test_tokens_are_row_major_and_maps_undo_it() -> None:
     for level, expected in zip(pyramid.maps(), neck.mapper(features), strict=True):
         torch.testing.assert_close(level, expected)
     assert pyramid.position.shape == pyramid.tokens.shape == (2, 12 * 14 + 6 * 7 + 3 * 4, 32)
+
+
+def test_without_norm_and_level_embedding_it_is_a_convolution_and_the_sine() -> None:
+    """The neck of DETR."""
+    neck = PyramidNeck(ChannelMapper((3,), 32, 1, plain_projection), SinePosition(32, 0.0))
+    feature, padding = torch.randn(2, 3, 5, 7), torch.zeros(2, 40, 56, dtype=torch.bool)
+    padding[1, :, 32:] = True
+    pyramid = neck([feature], padding)
+    torch.testing.assert_close(pyramid.maps()[0], neck.mapper.projections[0](feature))
+    torch.testing.assert_close(
+        pyramid.position.unflatten(1, (5, 7)), SinePosition(32, 0.0)(padding_at(padding, (5, 7)))
+    )
+    assert {name for name, _ in neck.named_parameters()} == {f"mapper.projections.0.{n}" for n in ("weight", "bias")}
+    assert neck.double()([feature.double()], padding).position.dtype == torch.float64  # that of the weights
 
 
 def test_padding_of_a_level_is_that_of_its_nearest_pixel() -> None:

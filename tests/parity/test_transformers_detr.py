@@ -179,6 +179,24 @@ def test_our_weights_in_theirs_say_the_same(name: str) -> None:
 
 
 @EVERY
+def test_gradients_agree(name: str) -> None:
+    """In float64: in float32, rounding alone can be 4e-2 of a tensor's largest gradient."""
+    ours, theirs, names = *(model.double() for model in pair(name)), fresh(name, 0)[2]
+    images, padding = padded_images()
+    prediction, said = ours(images.double(), padding).last, theirs(images.double(), (~padding).long())
+    torch.manual_seed(2)
+    slopes = torch.randn_like(prediction.logits), torch.randn_like(prediction.boxes)
+    torch.autograd.backward(tuple(prediction), slopes)
+    torch.autograd.backward((said.logits, said.pred_boxes), slopes)
+    mine, other = dict(ours.named_parameters()), dict(theirs.named_parameters())
+    top = max(parameter.grad.abs().max() for key, parameter in other.items() if key in names)
+    for key, our_name in names.items():
+        found, expected = mine[our_name].grad, other[key].grad
+        scale = expected.abs().max().clamp(min=1e-6 * top)  # some are zero by design
+        close(f"{name}, gradients (relative, float64)", found / scale, expected / scale, atol=1e-5)
+
+
+@EVERY
 @torch.no_grad()
 def test_loss_terms_agree(name: str) -> None:
     ours, theirs = pair(name)
