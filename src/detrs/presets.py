@@ -111,7 +111,7 @@ def anchor_detr_r50() -> Experiment:
 
 
 def anchor_detr_r50_dc5() -> Experiment:
-    """AP 44.3 (paper: 44.2; authors' code: 164 GFLOPs, 37 M parameters, 3-4 days of 8 2080 Ti). Evaluate with batch 1."""
+    """AP 44.3 (paper: 44.2; authors' code: 164 GFLOPs, 37 M parameters, 4 days, 8 2080 Ti). Evaluate with batch 1."""
     return official_anchor(R50, dilated=True)
 
 
