@@ -69,8 +69,9 @@ class Pyramid:
     """Feature maps of all levels as one sequence of tokens, fine to coarse, row-major within a level."""
 
     tokens: Float[Tensor, "B S C"]
-    position: Float[Tensor, "B S C"]
-    """Position embedding (plus level embedding) of each token."""
+    position: Float[Tensor, "B S _"]
+    """Position embedding (plus level embedding) of each token, C channels; where attention goes along rows and columns,
+    C of the column, then C of the row."""
     reference: Float[Tensor, "B S 2"]
     """(x, y) of each token's centre, in [0, 1] of the un-padded image (beyond 1 where padded)."""
     padding: Bool[Tensor, "B S"]
@@ -92,7 +93,9 @@ class Queries:
     """Object queries: what each is, where it sits, and the point or box it refers to, if any."""
 
     content: Float[Tensor, "B Q C"]
-    position: Float[Tensor, "B Q C"]
+    position: Float[Tensor, "B Q _"]
+    """Position embedding, C channels; where attention goes along rows and columns, C of the point, of its column and of
+    its row."""
     reference: Float[Tensor, "B Q _"]
     """Reference point (x, y), reference box (cx, cy, w, h), or nothing: (B, Q, 0), where queries have none (DETR)."""
 

@@ -44,7 +44,7 @@ def test_without_flags_it_is_the_preset() -> None:
     assert train.read(["deformable-detr-r50-refine"])[0] == preset("deformable-detr-r50-refine")
 
 
-@pytest.mark.parametrize("name", ["detr-r50", "conditional-detr-r50-dc5", "deformable-detr-r50"])
+@pytest.mark.parametrize("name", ["detr-r50", "conditional-detr-r50-dc5", "anchor-detr-r50", "deformable-detr-r50"])
 def test_settings_of_a_model_are_those_of_its_preset(name: str) -> None:
     """The section is that of another class in each detector."""
     model = train.read([name, "--model.num-queries", "17", "--model.backbone.name", "resnet18"])[0].model

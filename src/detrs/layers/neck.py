@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from detrs.layers.position import SinePosition
 from detrs.structures import Pyramid, Shapes
 
 Projection = Callable[[int, int, int], nn.Module]
@@ -70,11 +69,11 @@ class PyramidNeck(nn.Module):
 
     Args:
         mapper: maps of the backbone to one map of the same width per level.
-        position: embeds the position of each cell, given a level's padding.
+        position: a level's padding (B, H, W) to the position embedding of each cell; ``SinePosition``, say.
         level_embedding: adds to the positions of all levels which level they are of; by default nothing.
     """
 
-    def __init__(self, mapper: nn.Module, position: SinePosition, level_embedding: nn.Module | None = None) -> None:
+    def __init__(self, mapper: nn.Module, position: nn.Module, level_embedding: nn.Module | None = None) -> None:
         super().__init__()
         self.mapper = mapper
         self.position = position

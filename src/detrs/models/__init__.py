@@ -2,17 +2,19 @@
 
 from types import ModuleType
 
-from detrs.models import conditional_detr, deformable_detr, detr
+from detrs.models import anchor_detr, conditional_detr, deformable_detr, detr
+from detrs.models.anchor_detr import AnchorDETRConfig
 from detrs.models.conditional_detr import ConditionalDETRConfig
 from detrs.models.deformable_detr import DeformableDETRConfig
 from detrs.models.detector import Detector
 from detrs.models.detr import DETRConfig
 
-ModelConfig = DETRConfig | ConditionalDETRConfig | DeformableDETRConfig
+ModelConfig = DETRConfig | ConditionalDETRConfig | AnchorDETRConfig | DeformableDETRConfig
 
 MODELS: dict[type, ModuleType] = {
     DETRConfig: detr,
     ConditionalDETRConfig: conditional_detr,
+    AnchorDETRConfig: anchor_detr,
     DeformableDETRConfig: deformable_detr,
 }
 """Configuration -> module with its ``check(config)`` and ``build(config, pretrained)``."""

@@ -1,0 +1,297 @@
+"""Anchor DETR: query design for transformer-based object detection (Wang et al. 2021, arXiv 2109.07107).
+
+Idea: a query that may sit anywhere learns slowly. Here each starts from an anchor point and knows it by the same
+embedding as the tokens know their place; several patterns share a point, so that it can hold several objects. And
+attention goes along rows and columns instead of to every cell, which fits a finer map into memory.
+
+=====================================  =================================================
+paper                                  here
+=====================================  =================================================
+N_A, anchor points; learned or a grid  ``queries.embedding``, ``anchors``
+N_p, patterns; Q_f^init (3.3)          ``num_patterns``, ``queries.patterns``
+g, sine features and an MLP (3.3)      ``PlaceEmbedding`` of points
+g_1D, the same of x or y (3.4)         ``PlaceEmbedding`` of coordinates
+K_p = g(Pos_k), Q_p = g(Pos_q)         ``Pyramid.position``, ``Queries.position``
+RCDA (3.4)                             ``layers.row_column_attention``
+standard attention (Table 5)           ``attention="global"``
+A_x, A_y (3.4)                         weights of columns and of rows
+box as an offset from the anchor       ``offset_from_point``
+=====================================  =================================================
+
+Deviations: with ``attention="global"`` the authors' code builds, and never uses, an MLP for single coordinates; here it
+is not built. Several feature levels (no published model has them) are not built either. As in the authors' code, a
+column's key is the mean of its cells with the padding among them: predictions change with the padding around an image;
+``attention="decoupled-masked"`` leaves the padding out.
+"""
+
+import math
+from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from detrs.backbones.timm import BackboneConfig, TimmBackbone
+from detrs.boxes import offset_from_point
+from detrs.classification import Focal
+from detrs.errors import UserError
+from detrs.layers.attention import GlobalLook, GlobalSelfAttention, MultiHeadAttention, SelfAttention
+from detrs.layers.decoder import Decoder, DecoderLayer, keep
+from detrs.layers.encoder import Encoder, EncoderLayer
+from detrs.layers.feedforward import FeedForward
+from detrs.layers.heads import DetectionHead, class_layer, zero_box_layer
+from detrs.layers.initialization import Initialization, xavier_linear
+from detrs.layers.neck import ChannelMapper, PyramidNeck, normalized_projection
+from detrs.layers.position import sine_features
+from detrs.layers.row_column_attention import RowColumnLook, RowColumnSelfAttention, mean_of_all, mean_of_valid
+from detrs.models.checks import check_one_map, check_ranges
+from detrs.models.detector import Detector
+from detrs.structures import Pyramid, Queries
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnchorDETRConfig:
+    """Anchor DETR and its variants."""
+
+    classification: ClassVar[Literal["focal"]] = "focal"
+    num_classes: int = 91
+    """Number of classes; training sets it from the data set."""
+    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(stages=(5,)))
+    dim: int = 256
+    """Width of tokens and queries (C); a multiple of 32 and of ``num_heads``."""
+    num_heads: int = 8
+    """M, attention heads."""
+    encoder_layers: int = 6
+    """Layers of the encoder; 0: the neck's tokens as they are."""
+    decoder_layers: int = 6
+    """Layers of the decoder, each with a prediction."""
+    ffn_dim: int = 1024
+    """Width inside the feed-forward networks."""
+    dropout: float = 0.0
+    """Dropout on attention, after it and inside feed-forward networks, in training."""
+    num_queries: int = 900
+    """Objects the detector can find in one image: each of the patterns at each of the anchor points; a multiple of
+    ``num_patterns``."""
+    num_patterns: int = 3
+    """N_p, queries at each anchor point, each with a content of its own to start from."""
+    anchors: Literal["learned", "grid"] = "learned"
+    """``learned``: points that training moves. ``grid``: a fixed square of them, as many as come nearest to
+    ``num_queries / num_patterns`` (17 x 17 for 300)."""
+    attention: Literal["decoupled", "decoupled-masked", "global"] = "decoupled"
+    """``decoupled``: along rows and columns. ``decoupled-masked``: the same, with keys that leave the padding out.
+    ``global``: every cell."""
+
+
+KEY_MEANS = {"decoupled": mean_of_all, "decoupled-masked": mean_of_valid}
+
+
+def start_plainly(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer as PyTorch starts it, with a bias of zero."""
+    linear = nn.Linear(inputs, outputs)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def packed(matrices: int) -> Initialization:
+    """As PyTorch starts attention whose ``matrices`` (C, C) are one, (matrices * C, C), Xavier-uniform as a whole."""
+    gain = math.sqrt(2 / (matrices + 1))
+    return Initialization(
+        partial(xavier_linear, gain=gain, zero_bias=True), output=start_plainly, feedforward=nn.Linear
+    )
+
+
+class PlaceEmbedding(nn.Module):
+    """What tokens and queries know of a place in [0, 1]: sine features, adapted by an MLP that both share (3.3).
+
+    Args:
+        dim: C, width of the embedding.
+        coordinates: of a place: 2, a point (x, y), whose y comes first in the features; 1, x or y alone.
+    """
+
+    def __init__(self, dim: int, coordinates: int) -> None:
+        super().__init__()
+        self.features = dim // coordinates
+        self.adapt = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(inplace=True), nn.Linear(dim, dim))
+
+    def forward(self, place: Float[Tensor, "*some N"]) -> Float[Tensor, "*some C"]:
+        features = sine_features(place.flip(-1) * 2 * math.pi, self.features).flatten(-2)
+        return self.adapt(features.to(next(self.adapt.parameters()).dtype))
+
+
+def coordinates(padding: Bool[Tensor, "B H W"]) -> tuple[Float[Tensor, "B W"], Float[Tensor, "B H"]]:
+    """x of the columns' and y of the rows' centres, in [0, 1] of the un-padded image; the last one's in the padding."""
+    columns, rows = (~padding[:, 0, :]).float(), (~padding[:, :, 0]).float()
+    x, y = ((valid.cumsum(1) - 0.5) / valid.sum(1, keepdim=True) for valid in (columns, rows))
+    return x, y
+
+
+class TokenLines(nn.Module):
+    """Position of tokens for row-column attention: that of the column, then that of the row."""
+
+    def __init__(self, coordinate: PlaceEmbedding) -> None:
+        super().__init__()
+        self.coordinate = coordinate
+
+    def forward(self, padding: Bool[Tensor, "B H W"]) -> Float[Tensor, "B H W _"]:
+        x, y = coordinates(padding)
+        columns, rows = self.coordinate(x[..., None])[:, None], self.coordinate(y[..., None])[:, :, None]
+        height, width = padding.shape[1:]
+        return torch.cat([columns.expand(-1, height, -1, -1), rows.expand(-1, -1, width, -1)], dim=-1)
+
+
+class TokenPoints(nn.Module):
+    """Position of tokens for global attention: that of the point."""
+
+    def __init__(self, point: PlaceEmbedding) -> None:
+        super().__init__()
+        self.point = point
+
+    def forward(self, padding: Bool[Tensor, "B H W"]) -> Float[Tensor, "B H W C"]:
+        x, y = coordinates(padding)
+        return self.point(torch.stack(torch.broadcast_tensors(x[:, None], y[:, :, None]), dim=-1))
+
+
+class QueryLines(nn.Module):
+    """Position of queries for row-column attention: that of the point, of its column and of its row."""
+
+    def __init__(self, point: PlaceEmbedding, coordinate: PlaceEmbedding) -> None:
+        super().__init__()
+        self.point = point
+        self.coordinate = coordinate
+
+    def forward(self, point: Float[Tensor, "A 2"]) -> Float[Tensor, "A _"]:
+        return torch.cat([self.point(point), self.coordinate(point[..., None]).flatten(1)], dim=-1)
+
+
+class PointSelfAttention(nn.Module):
+    """Queries look at each other by content and point; columns and rows, beside it, are for the image."""
+
+    def __init__(self, dim: int, num_heads: int, dropout: float, initialization: Initialization) -> None:
+        super().__init__()
+        self.attention = MultiHeadAttention(dim, num_heads, dropout, initialization)
+
+    def forward(self, queries: Queries) -> Float[Tensor, "B Q C"]:
+        placed = queries.content + queries.position.chunk(3, dim=-1)[0]
+        return self.attention(placed, placed, queries.content)
+
+
+class Grid(nn.Module):
+    """Anchor points that stay where they are: centres of n x n cells, column by column."""
+
+    weight: Tensor
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        centers = (torch.arange(side) + 0.5) / side
+        self.register_buffer("weight", torch.cartesian_prod(centers, centers).view(-1, 2))
+
+
+class AnchorQueries(nn.Module):
+    """Each of the patterns at each of the anchor points, all points of the first pattern first (3.3).
+
+    Args:
+        embedding: its ``weight`` (A, 2) are the points (x, y); learned ones may leave [0, 1].
+        num_patterns: N_p.
+        dim: width of contents.
+        position: points (A, 2) to their position embedding.
+    """
+
+    def __init__(self, embedding: nn.Embedding | Grid, num_patterns: int, dim: int, position: nn.Module) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.patterns = nn.Embedding(num_patterns, dim)
+        self.position = position
+
+    def forward(self, memory: Pyramid) -> tuple[Queries, None]:
+        points, patterns = self.embedding.weight, self.patterns.weight
+        images, times = memory.tokens.shape[0], patterns.shape[0]
+        content = patterns.repeat_interleave(points.shape[0], dim=0)
+        position = self.position(points).to(points.dtype).repeat(times, 1)
+        one = (content, position, points.repeat(times, 1))
+        return Queries(*(x[None].expand(images, -1, -1) for x in one)), None
+
+
+def build(config: AnchorDETRConfig, pretrained: bool = False) -> Detector:
+    """Assemble the variant that ``config`` describes.
+
+    Raises:
+        UserError: for settings out of range.
+    """
+    check(config)
+    backbone = TimmBackbone(config.backbone, pretrained)
+    of_tokens, of_queries = positions(config)
+    return Detector(
+        backbone=backbone,
+        neck=PyramidNeck(ChannelMapper(backbone.channels, config.dim, 1, normalized_projection), of_tokens),
+        encoder=Encoder(encoder_layer(config) for _ in range(config.encoder_layers)),
+        queries=AnchorQueries(anchors(config), config.num_patterns, config.dim, of_queries),
+        decoder=decoder(config),
+    )
+
+
+def positions(config: AnchorDETRConfig) -> tuple[nn.Module, nn.Module]:
+    """What embeds the position of tokens and of queries, by the same MLPs."""
+    point = PlaceEmbedding(config.dim, coordinates=2)
+    if config.attention == "global":
+        return TokenPoints(point), point
+    coordinate = PlaceEmbedding(config.dim, coordinates=1)
+    return TokenLines(coordinate), QueryLines(point, coordinate)
+
+
+def anchors(config: AnchorDETRConfig) -> nn.Embedding | Grid:
+    """Learned points, uniform over the image at first, or a grid."""
+    count = config.num_queries // config.num_patterns
+    if config.anchors == "grid":
+        return Grid(max(round(math.sqrt(count)), 1))
+    learned = nn.Embedding(count, 2)
+    nn.init.uniform_(learned.weight)
+    return learned
+
+
+def encoder_layer(config: AnchorDETRConfig) -> EncoderLayer:
+    sizes = (config.dim, config.num_heads, config.dropout)
+    attention: nn.Module
+    if config.attention == "global":
+        attention = GlobalSelfAttention(*sizes, packed(3))
+    else:
+        attention = RowColumnSelfAttention(*sizes, packed(5), KEY_MEANS[config.attention])
+    return EncoderLayer(attention, feedforward(config), config.dim, config.dropout)
+
+
+def decoder(config: AnchorDETRConfig) -> Decoder:
+    """Layers, and one head for all of them; boxes are offsets from anchor points, which stay where they are."""
+    classes = class_layer(config.dim, config.num_classes, Focal())
+    head = DetectionHead(classes, zero_box_layer(config.dim, size_bias=-2.0), offset_from_point)
+    count = config.decoder_layers
+    return Decoder((decoder_layer(config) for _ in range(count)), [head] * count, keep)
+
+
+def decoder_layer(config: AnchorDETRConfig) -> DecoderLayer:
+    sizes = (config.dim, config.num_heads, config.dropout)
+    self_attention: nn.Module
+    look: nn.Module
+    if config.attention == "global":
+        self_attention, look = SelfAttention(*sizes, packed(3)), GlobalLook(*sizes, packed(3))
+    else:
+        self_attention = PointSelfAttention(*sizes, packed(3))
+        look = RowColumnLook(*sizes, packed(5), KEY_MEANS[config.attention])
+    return DecoderLayer(self_attention, look, feedforward(config), config.dim, config.dropout)
+
+
+def feedforward(config: AnchorDETRConfig) -> FeedForward:
+    return FeedForward(config.dim, config.ffn_dim, config.dropout, packed(3))
+
+
+def check(config: AnchorDETRConfig) -> None:
+    """Refuse what cannot be built, with the setting's name."""
+    check_ranges(config, at_least_one=("num_patterns",))
+    check_one_map(config)
+    if config.dim % 32:
+        raise UserError(f"model.dim is {config.dim}, but must be a multiple of 32 (GroupNorm).")
+    if config.num_queries % config.num_patterns:
+        raise UserError(
+            f"model.num_queries is {config.num_queries}, but must be a multiple of model.num_patterns "
+            f"({config.num_patterns}): every anchor point has a query of each pattern."
+        )

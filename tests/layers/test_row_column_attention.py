@@ -1,0 +1,160 @@
+"""Row-column decoupled attention against the authors' numbers, the formula in a loop, and what it may not hold."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from detrs.layers.initialization import XAVIER
+from detrs.layers.row_column_attention import RowColumnAttention, RowColumnLook, mean_of_all, mean_of_valid
+from detrs.structures import Pyramid, Queries
+
+
+def hashed(index: int, *shape: int) -> Tensor:
+    """Numbers in [-1, 1) that anybody can make: the hash that the golden file describes."""
+    mask = 2**32 - 1
+    x = torch.arange(1, torch.Size(shape).numel() + 1) * 2654435761 + (index + 1) * 40503 & mask
+    for factor, shift in ((1, 15), (2246822519, 13), (3266489917, 16)):
+        x = x * factor & mask
+        x = x ^ (x >> shift)
+    return (x.double() / 2**32 * 2 - 1).float().view(shape)
+
+
+def filled(rows: int, columns: int, index: int) -> Tensor:
+    return hashed(index, rows, columns) * (3 / columns) ** 0.5
+
+
+@pytest.fixture
+def golden(shared: Path) -> dict[str, Any]:
+    path = shared / "golden" / "goldens.json"
+    if not path.is_file():
+        pytest.skip("the golden numbers are not in the shared data folder")
+    found: dict[str, Any] = json.loads(path.read_text())["anchor.rcda"]
+    return found
+
+
+@torch.no_grad()
+def test_golden_values_of_the_official_module(golden: dict[str, Any]) -> None:
+    """Its five projections in are one matrix: both queries, both keys, value."""
+    attention = RowColumnAttention(32, 4, 0.0, XAVIER, mean_of_all).eval()
+    names = ("query_x_proj", "query_y_proj", "key_x_proj", "key_y_proj", "value_proj")
+    assert golden["params"] == ["in_proj_bias", "in_proj_weight", "out_proj.bias", "out_proj.weight"]
+    biases, weights = (0.1 * hashed(0, 160)).chunk(5), filled(160, 32, 1).chunk(5)
+    for name, weight, bias in zip(names, weights, biases, strict=True):
+        attention.get_submodule(name).load_state_dict({"weight": weight, "bias": bias})
+    attention.output_proj.load_state_dict({"weight": filled(32, 32, 3), "bias": 0.1 * hashed(2, 32)})
+    queries = [hashed(k, 2, 5, 32) * 3**0.5 for k in (1000, 1001)]
+    maps = [hashed(k, 2, 4, 6, 32) * 3**0.5 for k in (1002, 1003, 1004)]
+    padding = torch.ones(2, 4, 6, dtype=torch.bool)
+    padding[0] = False
+    padding[1, :3, :4] = False
+    found, expected = attention(*queries, *maps, padding).transpose(0, 1), golden["out_LNE"]
+    assert list(found.shape) == expected["shape"]
+    for mine, theirs in ((found.flatten()[:6], expected["first"]), (found.flatten()[-4:], expected["last"])):
+        torch.testing.assert_close(mine, torch.tensor(theirs), rtol=1e-4, atol=1e-5)
+    assert found.double().abs().sum().item() == pytest.approx(expected["abs_sum"], rel=1e-4)
+    assert found.double().sum().item() == pytest.approx(expected["sum"], rel=1e-4)
+
+
+def setting(height: int, width: int, seed: int = 0) -> tuple[Tensor, ...]:
+    """Arguments of the forward pass: 2 images, 3 heads of 4 channels, 7 queries; the second image is padded."""
+    torch.manual_seed(seed)
+    padding = torch.zeros(2, height, width, dtype=torch.bool)
+    padding[1, height - 2 :] = True
+    padding[1, :, width - 3 :] = True
+    return *torch.randn(2, 2, 7, 12), *torch.randn(3, 2, height, width, 12), padding
+
+
+@pytest.mark.parametrize("size", [(5, 11), (11, 5), (7, 7)])
+@pytest.mark.parametrize("key_mean", [mean_of_all, mean_of_valid])
+@torch.no_grad()
+def test_weight_of_a_cell_is_that_of_its_column_times_that_of_its_row(size: tuple[int, int], key_mean: Any) -> None:
+    """In a loop over images, heads and queries, with one weight for each cell."""
+    attention = RowColumnAttention(12, 3, 0.0, XAVIER, key_mean).eval()
+    *arguments, padding = setting(*size)
+    projections = ("query_x_proj", "query_y_proj", "key_x_proj", "key_y_proj", "value_proj")
+    pairs = zip(projections, arguments, strict=True)
+    query_x, query_y, key_x, key_y, value = (attention.get_submodule(name)(given) for name, given in pairs)
+    result = torch.zeros(2, 7, 12)
+    for image in range(2):
+        rows, columns = (~padding[image, :, 0]).nonzero()[:, 0], (~padding[image, 0]).nonzero()[:, 0]
+        averaged_rows = rows if key_mean is mean_of_valid else torch.arange(size[0])
+        averaged_columns = columns if key_mean is mean_of_valid else torch.arange(size[1])
+        for head in range(3):
+            own = slice(4 * head, 4 * head + 4)
+            of_columns = key_x[image, averaged_rows][:, columns, own].mean(0)
+            of_rows = key_y[image][rows][:, averaged_columns, own].mean(1)
+            for query in range(7):
+                along_x = (of_columns @ query_x[image, query, own] / 2).softmax(0)
+                along_y = (of_rows @ query_y[image, query, own] / 2).softmax(0)
+                weights = along_y[:, None] * along_x  # of every cell
+                seen = value[image, rows][:, columns, own]
+                result[image, query, own] = (weights[..., None] * seen).sum((0, 1))
+    found = attention(*arguments, padding)
+    torch.testing.assert_close(found, attention.output_proj(result), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("key_mean", [mean_of_all, mean_of_valid])
+@torch.no_grad()
+def test_padding_has_an_influence_through_the_means_of_keys_alone(key_mean: Any) -> None:
+    """The authors' mean is over the padding too: keys of it matter, values of it do not."""
+    attention = RowColumnAttention(12, 3, 0.0, XAVIER, key_mean).eval()
+    query_x, query_y, key_x, key_y, value, padding = setting(5, 11)
+
+    def disturbed(tensor: Tensor) -> Tensor:
+        return tensor.masked_fill(padding[..., None], 1e2)
+
+    expected = attention(query_x, query_y, key_x, key_y, value, padding)
+    assert torch.equal(attention(query_x, query_y, key_x, key_y, disturbed(value), padding), expected)
+    for keys in ((disturbed(key_x), key_y), (key_x, disturbed(key_y))):
+        change = (attention(query_x, query_y, *keys, value, padding) - expected).abs().amax((1, 2))
+        assert change[0] == 0
+        assert (change[1] > 0.01) == (key_mean is mean_of_all)
+
+
+@pytest.mark.parametrize("size", [(1, 11), (11, 1)])
+@torch.no_grad()
+def test_dropout_falls_on_columns_and_on_rows(size: tuple[int, int]) -> None:
+    """Whose only weight is dropped along the axis of one line reads nothing; of the other axis much is left."""
+    torch.manual_seed(0)
+    attention = RowColumnAttention(12, 3, 0.5, XAVIER, mean_of_all)
+    attention.output_proj = torch.nn.Identity()
+    given = (*torch.randn(2, 50, 7, 12), *torch.randn(3, 50, *size, 12), torch.zeros(50, *size, dtype=torch.bool))
+    read = attention(*given).unflatten(2, (3, 4))
+    nothing = (read == 0).all(-1)
+    assert 0.4 < nothing.float().mean() < 0.6
+    kept = attention.eval()(*given).unflatten(2, (3, 4))
+    assert (kept - read / 2).abs().amax(-1)[~nothing].median() > 0.05
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the largest tensor that any operator within returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **kwargs or {})
+        held = [t.untyped_storage().nbytes() // t.element_size() for t in tree_leaves(result) if isinstance(t, Tensor)]
+        self.elements = max([self.elements, *held])
+        return result
+
+
+@pytest.mark.parametrize("size", [(13, 29), (29, 13)])
+def test_no_tensor_has_an_entry_for_each_cell_and_query(size: tuple[int, int]) -> None:
+    """Neither forward nor backward; the largest has ``Q * min(H, W) * C``. Shapes alone, nothing is computed."""
+    height, width = size
+    queries, dim, heads = 4001, 64, 8
+    with torch.device("meta"):
+        tokens = torch.empty(1, height * width, dim, requires_grad=True)
+        padding = torch.zeros(1, height * width, dtype=torch.bool)
+        memory = Pyramid(tokens, tokens.repeat(1, 1, 2), tokens[..., :2], padding, (size,), torch.ones(1, 1, 2))
+        asked = Queries(torch.empty(1, queries, dim), torch.empty(1, queries, 3 * dim), torch.empty(1, queries, 2))
+        look = RowColumnLook(dim, heads, 0.0, XAVIER, mean_of_all)
+        with Largest() as largest:
+            look(asked, memory).sum().backward()
+    assert largest.elements == queries * min(size) * dim < queries * height * width * heads
