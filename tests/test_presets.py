@@ -72,9 +72,10 @@ def test_dc5_plus_is_detr_with_focal_loss_and_more_queries() -> None:
 
 @pytest.mark.parametrize("name", ["detr-tiny", "conditional-detr-tiny", "anchor-detr-tiny"])
 def test_tiny_presets_can_be_compared(name: str) -> None:
-    """Same backbone, pictures, width, depth, queries, epochs."""
+    """Same backbone, pictures, width, depth, queries, optimizer, epochs."""
     tiny, other = preset("deformable-detr-tiny"), preset(name)
-    assert (other.data, other.schedule, other.evaluation) == (tiny.data, tiny.schedule, tiny.evaluation)
+    for part in ("data", "schedule", "evaluation", "optimizer"):
+        assert getattr(other, part) == getattr(tiny, part)
     assert other.model.backbone.name == tiny.model.backbone.name
     for setting in ("dim", "num_heads", "encoder_layers", "decoder_layers", "ffn_dim", "num_queries"):
         assert getattr(other.model, setting) == getattr(tiny.model, setting)

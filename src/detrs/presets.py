@@ -228,7 +228,7 @@ def deformable_detr_tiny() -> Experiment:
 
 def tiny_on_c5(model: OnC5) -> Experiment:
     """The recipe of ``deformable-detr-tiny`` around ``model``, which takes its backbone (DC5: the finest map that the
-    papers have), width, depth and number of queries; the learning rate of DETR's transformer must be lower."""
+    papers have), width, depth and number of queries."""
     experiment = deformable_detr_tiny()
     tiny = experiment.model
     taken = {
@@ -239,7 +239,6 @@ def tiny_on_c5(model: OnC5) -> Experiment:
         experiment,
         model=replace(model, backbone=c5(tiny.backbone, dilated=True), **taken),
         criterion=CriterionConfig(class_weight=1.0 if model.classification == "softmax" else 2.0),
-        optimizer=replace(experiment.optimizer, lr=5e-4),
     )
 
 
@@ -254,8 +253,8 @@ def conditional_detr_tiny() -> Experiment:
 
 
 def anchor_detr_tiny() -> Experiment:
-    """From scratch on small images: Anchor DETR, otherwise as detr-tiny, 2 patterns at 25 points; our own design."""
-    return tiny_on_c5(AnchorDETRConfig(num_patterns=2))
+    """From scratch on small images: Anchor DETR, otherwise as detr-tiny, 1 pattern at 50 points; our own design."""
+    return tiny_on_c5(AnchorDETRConfig(num_patterns=1))
 
 
 PRESETS: dict[str, Callable[[], Experiment]] = {
