@@ -1,0 +1,50 @@
+"""What each full-size preset weighs and costs, against the counts of the authors' code."""
+
+import pytest
+import torch
+
+from detrs.evaluation.speed import count_flops
+from detrs.models import build
+from detrs.presets import preset
+
+R101 = 63.5
+"""GFLOPs that ResNet-101 has more than ResNet-50, where the authors' code was not counted with it."""
+CLOSE, NEAR = 0.003, 0.03
+"""Relative; ``NEAR`` for Anchor DETR, whose code embeds queries more often than it needs to."""
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "trainable", "gflops", "tolerance"),
+    [
+        ("detr-r50", 41_524_768, 41_302_368, 81.2, CLOSE),
+        ("detr-r50-dc5", 41_524_768, 41_302_368, 173.3, CLOSE),
+        ("detr-r101", 60_464_672, 60_242_272, 144.7, CLOSE),
+        ("detr-r101-dc5", 60_464_672, 60_242_272, 236.7, CLOSE),
+        ("conditional-detr-r50", 43_418_401, 43_196_001, 85.2, CLOSE),
+        ("conditional-detr-r50-dc5", 43_418_401, 43_196_001, 180.9, CLOSE),
+        ("conditional-detr-r101", 62_358_305, 62_135_905, 148.7, CLOSE),
+        ("conditional-detr-r101-dc5", 62_358_305, 62_135_905, 244.4, CLOSE),
+        ("deformable-detr-r50-single-scale", 34_066_593, 33_844_193, 76.4, CLOSE),
+        ("deformable-detr-r50-single-scale-dc5", 34_066_593, 33_844_193, 124.9, CLOSE),
+        ("deformable-detr-r50", 40_069_665, 39_847_265, 164.0, CLOSE),
+        ("deformable-detr-r50-refine", 40_849_660, 40_627_260, 164.2, CLOSE),
+        ("deformable-detr-r50-two-stage", 41_181_529, 40_959_129, 168.2, CLOSE),
+        # ResNet-101 adds 18,939,904 parameters, as it does to DETR: 60,464,672 - 41,524,768
+        ("deformable-detr-r101-two-stage", 41_181_529 + 18_939_904, 40_959_129 + 18_939_904, 168.2 + R101, CLOSE),
+        ("anchor-detr-r50", 37_038_711, 36_816_311, 89.4, NEAR),
+        ("anchor-detr-r50-dc5", 37_038_711, 36_816_311, 164.0, NEAR),
+        ("anchor-detr-r101", 55_978_615, 55_756_215, 89.4 + R101, NEAR),
+        ("anchor-detr-r101-dc5", 55_978_615, 55_756_215, 164.0 + R101, NEAR),
+    ],
+)
+def test_parameters_and_work_are_those_of_the_authors_code(
+    name: str, total: int, trainable: int, gflops: float, tolerance: float
+) -> None:
+    """Work was measured there on one image of 800 x 1066; counted here from shapes alone."""
+    with torch.device("meta"):
+        detector = build(preset(name).model).eval()
+        images, padding = torch.empty(1, 3, 800, 1066), torch.empty(1, 800, 1066, dtype=torch.bool)
+    parameters = list(detector.parameters())
+    assert sum(p.numel() for p in parameters) == total
+    assert sum(p.numel() for p in parameters if p.requires_grad) == trainable
+    assert count_flops(detector, images, padding) / 1e9 == pytest.approx(gflops, rel=tolerance)
