@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from detrs.backbones.timm import BackboneConfig
-from detrs.errors import UserError
 from detrs.layers.attention import GlobalLook
 from detrs.layers.position import SinePosition
 from detrs.layers.row_column_attention import RowColumnAttention, mean_of_all, mean_of_valid
@@ -178,18 +177,3 @@ def test_fresh_parts_start_where_the_authors_start_them() -> None:
     assert anchors.shape == (300, 2) and 0 <= anchors.min() < 0.05 and 0.95 < anchors.max() <= 1
     assert head.classes.bias.tolist() == pytest.approx([-4.59512] * 91)
     assert head.box[-1].weight.abs().max() == 0 and head.box[-1].bias.tolist() == [0, 0, -2, -2]
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"dim": 48}, "model.dim"),
-        ({"num_heads": 3}, "model.num_heads"),
-        ({"num_patterns": 0}, "model.num_patterns"),
-        ({"num_queries": 100}, "multiple of model.num_patterns"),
-        ({"backbone": BackboneConfig(stages=(4, 5))}, "model.backbone.stages"),
-    ],
-)
-def test_contradictions_are_refused_by_name(change: dict[str, object], named: str) -> None:
-    with pytest.raises(UserError, match=named):
-        build(replace(TINY, **change))

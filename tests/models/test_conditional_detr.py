@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from detrs.backbones.timm import BackboneConfig
-from detrs.errors import UserError
 from detrs.models import build
 from detrs.models.conditional_detr import (
     ConditionalDETRConfig,
@@ -88,17 +87,3 @@ def test_fresh_parts_start_where_the_authors_start_them() -> None:
     assert head.classes.bias.tolist() == pytest.approx([-4.59512] * 91)
     packed = detector.encoder.layers[0].attention.attention.query_proj
     assert packed.weight.std().item() == pytest.approx(0.0442, rel=0.05)
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"dim": 66}, "model.dim"),
-        ({"num_heads": 3}, "model.num_heads"),
-        ({"decoder_layers": 0}, "model.decoder_layers"),
-        ({"backbone": BackboneConfig(stages=(4, 5))}, "model.backbone.stages"),
-    ],
-)
-def test_contradictions_are_refused_by_name(change: dict[str, object], named: str) -> None:
-    with pytest.raises(UserError, match=named):
-        build(replace(TINY, **change))

@@ -7,7 +7,6 @@ import torch
 
 from detrs.backbones.timm import BackboneConfig
 from detrs.criterion.set_criterion import CriterionConfig, SetCriterion, Totals
-from detrs.errors import UserError
 from detrs.layers.repeat import checkpoint_activations
 from detrs.models import build
 from detrs.models.deformable_detr import DeformableDETRConfig
@@ -119,19 +118,3 @@ def test_recomputed_layers_give_the_same_gradients() -> None:
 
     for plain, recomputed in zip(gradients(False), gradients(True), strict=True):
         assert torch.equal(plain, recomputed)
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"dim": 72}, "model.dim"),
-        ({"num_heads": 3}, "model.num_heads"),
-        ({"num_levels": 2}, "model.num_levels"),
-        ({"queries": "proposals"}, "model.reference"),
-        ({"num_queries": 0}, "model.num_queries"),
-        ({"dropout": 1.0}, "model.dropout"),
-    ],
-)
-def test_contradictions_are_refused_by_name(change: dict[str, object], named: str) -> None:
-    with pytest.raises(UserError, match=named):
-        build(replace(TINY, **change))

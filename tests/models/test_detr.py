@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from detrs.backbones.timm import BackboneConfig
-from detrs.errors import UserError
 from detrs.models import build
 from detrs.models.detr import DETRConfig
 from detrs.presets import preset
@@ -61,18 +60,3 @@ def test_focal_classification_has_a_prior_and_no_row_for_no_object() -> None:
     plus = build(replace(TINY, classification="focal"))
     assert plus.decoder.heads[0].classes.bias.tolist() == pytest.approx([-4.59512] * 5)
     assert build(TINY).decoder.heads[0].classes.out_features == 6
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"dim": 66}, "model.dim"),
-        ({"num_heads": 3}, "model.num_heads"),
-        ({"num_queries": 0}, "model.num_queries"),
-        ({"dropout": 1.0}, "model.dropout"),
-        ({"backbone": BackboneConfig(stages=(4, 5))}, "model.backbone.stages"),
-    ],
-)
-def test_contradictions_are_refused_by_name(change: dict[str, object], named: str) -> None:
-    with pytest.raises(UserError, match=named):
-        build(replace(TINY, **change))

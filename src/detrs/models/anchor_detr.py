@@ -46,8 +46,9 @@ from detrs.layers.initialization import Initialization, xavier_linear
 from detrs.layers.neck import ChannelMapper, PyramidNeck, normalized_projection
 from detrs.layers.position import sine_features
 from detrs.layers.row_column_attention import RowColumnLook, RowColumnSelfAttention, mean_of_all, mean_of_valid
-from detrs.models.checks import check_one_map, check_ranges
+from detrs.models.checks import check_ranges
 from detrs.models.detector import Detector
+from detrs.models.one_map import check_one_map
 from detrs.structures import Pyramid, Queries
 
 

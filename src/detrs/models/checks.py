@@ -22,20 +22,3 @@ def check_ranges(config: Any, at_least_one: tuple[str, ...] = ()) -> None:
             raise UserError(f"model.{name} is {getattr(config, name)}, but must be {least} or above.")
     if not 0 <= config.dropout < 1:
         raise UserError(f"model.dropout is {config.dropout}, but must be in [0, 1).")
-
-
-def check_one_map(config: Any) -> None:
-    """Refuse widths and backbones that a transformer on one map cannot have.
-
-    Raises:
-        UserError: with the setting's name.
-    """
-    if config.dim % 4 or config.dim % config.num_heads:
-        raise UserError(
-            f"model.dim is {config.dim}, but must be a multiple of 4 (sine and cosine of two coordinates) and of "
-            f"model.num_heads ({config.num_heads})."
-        )
-    if len(config.backbone.stages) != 1:
-        raise UserError(
-            f"model.backbone.stages is {config.backbone.stages}, but this detector looks at one map: name one stage."
-        )

@@ -31,16 +31,15 @@ from torch import Tensor, nn
 from detrs.backbones.timm import BackboneConfig, TimmBackbone
 from detrs.boxes import offset_from_point
 from detrs.classification import Focal
-from detrs.layers.attention import GlobalSelfAttention, join_heads, not_padding, split_heads
+from detrs.layers.attention import join_heads, not_padding, split_heads
 from detrs.layers.decoder import Decoder, keep
-from detrs.layers.encoder import Encoder, EncoderLayer
 from detrs.layers.feedforward import AddNorm, FeedForward
 from detrs.layers.heads import DetectionHead, class_layer, zero_box_layer
 from detrs.layers.initialization import XAVIER, ExactLinear, xavier_linear
-from detrs.layers.neck import ChannelMapper, PyramidNeck, plain_projection
-from detrs.layers.position import SinePosition, sine_features
-from detrs.models.checks import check_one_map, check_ranges
+from detrs.layers.position import sine_features
+from detrs.models.checks import check_ranges
 from detrs.models.detector import Detector
+from detrs.models.one_map import check_one_map, feedforward, global_encoder, sine_neck
 from detrs.structures import Pyramid, Queries
 
 
@@ -201,18 +200,11 @@ def build(config: ConditionalDETRConfig, pretrained: bool = False) -> Detector:
     backbone = TimmBackbone(config.backbone, pretrained)
     return Detector(
         backbone=backbone,
-        neck=PyramidNeck(
-            ChannelMapper(backbone.channels, config.dim, 1, plain_projection), SinePosition(config.dim, shift=0.0)
-        ),
-        encoder=Encoder(encoder_layer(config) for _ in range(config.encoder_layers)),
+        neck=sine_neck(backbone.channels, config.dim),
+        encoder=global_encoder(config),
         queries=PointQueries(config.num_queries, config.dim),
         decoder=decoder(config),
     )
-
-
-def encoder_layer(config: ConditionalDETRConfig) -> EncoderLayer:
-    attention = GlobalSelfAttention(config.dim, config.num_heads, config.dropout, XAVIER)
-    return EncoderLayer(attention, feedforward(config), config.dim, config.dropout)
 
 
 def decoder(config: ConditionalDETRConfig) -> Decoder:
@@ -227,10 +219,6 @@ def decoder(config: ConditionalDETRConfig) -> Decoder:
     classes = class_layer(dim, config.num_classes, Focal())
     head = DetectionHead(classes, zero_box_layer(dim), offset_from_point, norm=nn.LayerNorm(dim))
     return Decoder(layers, [head] * config.decoder_layers, keep)
-
-
-def feedforward(config: ConditionalDETRConfig) -> FeedForward:
-    return FeedForward(config.dim, config.ffn_dim, config.dropout, XAVIER)
 
 
 def check(config: ConditionalDETRConfig) -> None:

@@ -29,16 +29,13 @@ from torch import nn
 from detrs.backbones.timm import BackboneConfig, TimmBackbone
 from detrs.boxes import absolute
 from detrs.classification import Kind, classification_of
-from detrs.layers.attention import GlobalLook, GlobalSelfAttention, SelfAttention
+from detrs.layers.attention import GlobalLook, SelfAttention
 from detrs.layers.decoder import Decoder, DecoderLayer, keep
-from detrs.layers.encoder import Encoder, EncoderLayer
-from detrs.layers.feedforward import FeedForward
 from detrs.layers.heads import DetectionHead, class_layer
 from detrs.layers.initialization import XAVIER, ExactLinear
-from detrs.layers.neck import ChannelMapper, PyramidNeck, plain_projection
-from detrs.layers.position import SinePosition
-from detrs.models.checks import check_one_map, check_ranges
+from detrs.models.checks import check_ranges
 from detrs.models.detector import Detector
+from detrs.models.one_map import check_one_map, feedforward, global_encoder, sine_neck
 from detrs.structures import Pyramid, Queries
 
 
@@ -89,18 +86,11 @@ def build(config: DETRConfig, pretrained: bool = False) -> Detector:
     backbone = TimmBackbone(config.backbone, pretrained)
     return Detector(
         backbone=backbone,
-        neck=PyramidNeck(
-            ChannelMapper(backbone.channels, config.dim, 1, plain_projection), SinePosition(config.dim, shift=0.0)
-        ),
-        encoder=Encoder(encoder_layer(config) for _ in range(config.encoder_layers)),
+        neck=sine_neck(backbone.channels, config.dim),
+        encoder=global_encoder(config),
         queries=PositionQueries(config.num_queries, config.dim),
         decoder=decoder(config),
     )
-
-
-def encoder_layer(config: DETRConfig) -> EncoderLayer:
-    attention = GlobalSelfAttention(config.dim, config.num_heads, config.dropout, XAVIER)
-    return EncoderLayer(attention, feedforward(config), config.dim, config.dropout)
 
 
 def decoder(config: DETRConfig) -> Decoder:
@@ -119,10 +109,6 @@ def decoder_layer(config: DETRConfig) -> DecoderLayer:
     self_attention = SelfAttention(config.dim, config.num_heads, config.dropout, XAVIER)
     look = GlobalLook(config.dim, config.num_heads, config.dropout, XAVIER)
     return DecoderLayer(self_attention, look, feedforward(config), config.dim, config.dropout)
-
-
-def feedforward(config: DETRConfig) -> FeedForward:
-    return FeedForward(config.dim, config.ffn_dim, config.dropout, XAVIER)
 
 
 def check(config: DETRConfig) -> None:

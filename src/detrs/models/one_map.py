@@ -1,0 +1,48 @@
+"""What detectors that look at one feature map share: DETR's neck and encoder, and the check of their settings."""
+
+from typing import Any
+
+from detrs.errors import UserError
+from detrs.layers.attention import GlobalSelfAttention
+from detrs.layers.encoder import Encoder, EncoderLayer
+from detrs.layers.feedforward import FeedForward
+from detrs.layers.initialization import XAVIER
+from detrs.layers.neck import ChannelMapper, PyramidNeck, plain_projection
+from detrs.layers.position import SinePosition
+
+
+def sine_neck(channels: tuple[int, ...], dim: int) -> PyramidNeck:
+    """One plain projection, and sine positions counted from one (DETR, A.4)."""
+    return PyramidNeck(ChannelMapper(channels, dim, 1, plain_projection), SinePosition(dim, shift=0.0))
+
+
+def global_encoder(config: Any) -> Encoder:
+    """Layers in which every token looks at every other (DETR, 3.2)."""
+
+    def layer() -> EncoderLayer:
+        attention = GlobalSelfAttention(config.dim, config.num_heads, config.dropout, XAVIER)
+        return EncoderLayer(attention, feedforward(config), config.dim, config.dropout)
+
+    return Encoder(layer() for _ in range(config.encoder_layers))
+
+
+def feedforward(config: Any) -> FeedForward:
+    """The feed-forward network of a layer, of the encoder or of the decoder."""
+    return FeedForward(config.dim, config.ffn_dim, config.dropout, XAVIER)
+
+
+def check_one_map(config: Any) -> None:
+    """Refuse widths and backbones that a transformer on one map cannot have.
+
+    Raises:
+        UserError: with the setting's name.
+    """
+    if config.dim % 4 or config.dim % config.num_heads:
+        raise UserError(
+            f"model.dim is {config.dim}, but must be a multiple of 4 (sine and cosine of two coordinates) and of "
+            f"model.num_heads ({config.num_heads})."
+        )
+    if len(config.backbone.stages) != 1:
+        raise UserError(
+            f"model.backbone.stages is {config.backbone.stages}, but this detector looks at one map: name one stage."
+        )

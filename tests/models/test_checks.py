@@ -1,0 +1,58 @@
+"""Settings that cannot be built are refused before anything is built, with the name of the setting."""
+
+from dataclasses import replace
+
+import pytest
+
+from detrs.errors import UserError
+from detrs.models import build
+from detrs.presets import PRESETS, preset
+
+TINY = ("detr-tiny", "conditional-detr-tiny", "anchor-detr-tiny", "deformable-detr-tiny")
+
+
+def refuse(name: str, named: str, **change: object) -> None:
+    with pytest.raises(UserError, match=named):
+        build(replace(preset(name).model, **change))
+
+
+def test_every_detector_is_among_them() -> None:
+    assert {type(preset(name).model) for name in TINY} == {type(preset(name).model) for name in PRESETS}
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        *((count, 0) for count in ("num_classes", "dim", "num_heads", "decoder_layers", "ffn_dim", "num_queries")),
+        ("encoder_layers", -1),
+        ("dropout", 1.0),
+        ("dropout", -0.1),
+        ("dim", 66),
+        ("num_heads", 3),
+    ],
+)
+def test_a_number_out_of_range_is_refused_by_any_detector(name: str, setting: str, value: float) -> None:
+    refuse(name, f"model.{setting}", **{setting: value})
+
+
+@pytest.mark.parametrize("name", ["detr-tiny", "conditional-detr-tiny", "anchor-detr-tiny"])
+def test_detectors_on_one_map_refuse_two(name: str) -> None:
+    refuse(name, "model.backbone.stages", backbone=replace(preset(name).model.backbone, stages=(4, 5), dilated=False))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "named"),
+    [
+        ("anchor-detr-tiny", {"dim": 48}, "model.dim"),
+        ("anchor-detr-tiny", {"num_patterns": 0}, "model.num_patterns"),
+        ("anchor-detr-tiny", {"num_patterns": 3}, "multiple of model.num_patterns"),
+        ("deformable-detr-tiny", {"dim": 72}, "model.dim"),
+        ("deformable-detr-tiny", {"num_levels": 0}, "model.num_levels"),
+        ("deformable-detr-tiny", {"num_levels": 2}, "model.num_levels"),
+        ("deformable-detr-tiny", {"num_points": 0}, "model.num_points"),
+        ("deformable-detr-tiny", {"queries": "proposals", "reference": "keep"}, "model.reference"),
+    ],
+)
+def test_contradictions_are_refused(name: str, change: dict[str, object], named: str) -> None:
+    refuse(name, named, **change)
