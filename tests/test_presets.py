@@ -1,6 +1,7 @@
 """What the presets promise in words is what they build."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -72,10 +73,11 @@ def test_dc5_plus_is_detr_with_focal_loss_and_more_queries() -> None:
 
 @pytest.mark.parametrize("name", ["detr-tiny", "conditional-detr-tiny", "anchor-detr-tiny"])
 def test_tiny_presets_can_be_compared(name: str) -> None:
-    """Same backbone, pictures, width, depth, queries, optimizer, epochs."""
+    """Same backbone, pictures, width, depth, queries, epochs; another learning rate and weight of classes."""
     tiny, other = preset("deformable-detr-tiny"), preset(name)
-    for part in ("data", "schedule", "evaluation", "optimizer"):
+    for part in ("data", "schedule", "evaluation"):
         assert getattr(other, part) == getattr(tiny, part)
+    assert replace(other.optimizer, lr=1e-3, backbone_lr_factor=1.0) == tiny.optimizer
     assert other.model.backbone.name == tiny.model.backbone.name
     for setting in ("dim", "num_heads", "encoder_layers", "decoder_layers", "ffn_dim", "num_queries"):
         assert getattr(other.model, setting) == getattr(tiny.model, setting)

@@ -228,7 +228,12 @@ def deformable_detr_tiny() -> Experiment:
 
 def tiny_on_c5(model: OnC5) -> Experiment:
     """The recipe of ``deformable-detr-tiny`` around ``model``, which takes its backbone (DC5: the finest map that the
-    papers have), width, depth and number of queries."""
+    papers have), width, depth and number of queries.
+
+    The class term weighs three times what it does in the papers, and the backbone learns faster than the rest: from
+    scratch, a backbone hears of classes only through attention that is not sharp yet. Where Deformable DETR tells
+    digits apart after 500 steps, Conditional DETR needs 1,500 so, and 4,000 with the papers' weight.
+    """
     experiment = deformable_detr_tiny()
     tiny = experiment.model
     taken = {
@@ -238,7 +243,8 @@ def tiny_on_c5(model: OnC5) -> Experiment:
     return replace(
         experiment,
         model=replace(model, backbone=c5(tiny.backbone, dilated=True), **taken),
-        criterion=CriterionConfig(class_weight=1.0 if model.classification == "softmax" else 2.0),
+        criterion=CriterionConfig(class_weight=3.0 if model.classification == "softmax" else 6.0),
+        optimizer=replace(experiment.optimizer, lr=8e-4, backbone_lr_factor=2.5),
     )
 
 

@@ -137,6 +137,12 @@ def test_plain_lines_where_there_is_no_terminal(scores: CocoReport) -> None:
     assert "AP 1.0000  AP50 1.0000" in text and "best so far" in text
 
 
+def test_a_run_that_its_minutes_end_does_not_promise_steps() -> None:
+    stream = io.StringIO()
+    Display(Console(file=stream, width=300)).show(report(3, progress=0.5))
+    assert "epoch 1  step 3  loss" in stream.getvalue()
+
+
 def test_terminal_gets_a_bar() -> None:
     stream = io.StringIO()
     shown = Display(Console(file=stream, width=160, force_terminal=True))

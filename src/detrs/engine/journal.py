@@ -171,12 +171,14 @@ class Display:
     def show(self, report: StepReport) -> None:
         """Say how far the run is."""
         self.rate = 0.9 * self.rate + 0.1 * report.images_per_s if self.rate else report.images_per_s
-        epoch = f"{report.epoch}/{report.epochs}"
+        epoch, step = f"{report.epoch}", f"{report.step}"
+        if report.step / report.total_steps >= report.progress:  # else the minutes end it, at a step nobody knows
+            epoch, step = f"{epoch}/{report.epochs}", f"{step}/{report.total_steps}"
         status = self._status(report)
         self.bar.update(self.task, completed=report.progress, epoch=epoch, status=status)
         if not self.console.is_terminal and report.seconds - self.last_line >= PLAIN_LINE_SECONDS:
             self.last_line = report.seconds
-            say(self.console, f"epoch {epoch}  step {report.step}/{report.total_steps}  {status}")
+            say(self.console, f"epoch {epoch}  step {step}  {status}")
         if report.skipped:
             say(self.console, f"step {report.step} skipped: the loss or its gradient is not finite")
         if report.evaluation is not None:
