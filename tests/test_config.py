@@ -101,6 +101,7 @@ def test_what_is_no_text_or_no_file_is_one_sentence(tmp_path: Path, content: byt
         ("criterion", {"focal_alpha": 2.0}, "criterion.focal_alpha"),
         ("criterion", {"no_object_weight": 0.0}, "criterion.no_object_weight is 0.0, but must be in .0, 1."),
         ("criterion", {"class_weight": -1.0}, "criterion.class_weight"),
+        ("data", {"padded_together": -1}, "data.padded_together"),
         ("criterion", {"focal_gamma": float("nan")}, "criterion.focal_gamma is nan"),
         ("data", {"min_scale": 0.01}, "data.min_scale"),
         ("model", {"num_heads": 0}, "model.num_heads is 0, but must be 1 or above"),

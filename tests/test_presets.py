@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from detrs.criterion.set_criterion import CriterionConfig, SetCriterion
 from detrs.models import build
 from detrs.presets import PRESETS, preset
 
@@ -13,12 +14,12 @@ PAPERS = [name for name in PRESETS if "r50" in name or "r101" in name]
 
 
 @pytest.mark.parametrize("name", PAPERS)
-def test_models_that_padding_disturbs_are_evaluated_one_by_one(name: str) -> None:
+def test_official_presets_train_and_evaluate_with_the_padding_of_the_authors(name: str) -> None:
     """Padded batches cost dilated ones ten AP; Anchor DETR averages the padding into its keys."""
     experiment = preset(name)
     assert experiment.model.backbone.dilated == ("dc5" in name)
     disturbed = "dc5" in name or name.startswith("anchor")
-    assert experiment.evaluation.batch_size == (1 if disturbed else 0)
+    assert experiment.data.padded_together == experiment.evaluation.batch_size == (1 if disturbed else 2)
     assert bool(re.search(r"Evaluate\s+with\s+batch\s+1", PRESETS[name].__doc__ or "")) == disturbed
 
 
@@ -55,7 +56,8 @@ def test_recipes_are_the_official_ones(
     assert (experiment.data.batch_size, experiment.data.augment) == (batch_size, "official")
     assert (experiment.schedule.epochs, experiment.schedule.drop_at) == (epochs, (0.8,))
     weights = experiment.criterion
-    assert (weights.class_weight, weights.box_weight, weights.giou_weight) == (class_weight, 5.0, 2.0)
+    assert SetCriterion(weights, experiment.model.classification).class_weight == class_weight
+    assert (weights.box_weight, weights.giou_weight) == (5.0, 2.0)
 
 
 def test_only_deformable_detr_has_a_group_of_its_own() -> None:
@@ -67,7 +69,8 @@ def test_dc5_plus_is_detr_with_focal_loss_and_more_queries() -> None:
     plain, plus = preset("detr-r50-dc5"), preset("detr-r50-dc5-plus")
     assert (plain.model.classification, plain.model.num_queries) == ("softmax", 100)
     assert (plus.model.classification, plus.model.num_queries) == ("focal", 300)
-    assert (plus.schedule.epochs, plus.criterion.class_weight) == (50, 2.0)
+    assert plus.schedule.epochs == 50
+    assert SetCriterion(plus.criterion, "focal").class_weight == 2.0
     assert preset("conditional-detr-r50-dc5").data.batch_size == 8
 
 
@@ -77,7 +80,10 @@ def test_tiny_presets_can_be_compared(name: str) -> None:
     tiny, other = preset("deformable-detr-tiny"), preset(name)
     for part in ("data", "schedule", "evaluation"):
         assert getattr(other, part) == getattr(tiny, part)
-    assert replace(other.optimizer, lr=1e-3, backbone_lr_factor=1.0) == tiny.optimizer
+    assert (tiny.optimizer.lr, tiny.optimizer.backbone_lr_factor) == (1e-3, 1.0)
+    assert other.optimizer == replace(tiny.optimizer, lr=8e-4, backbone_lr_factor=2.5)
+    assert tiny.criterion == CriterionConfig()
+    assert other.criterion == CriterionConfig(class_weight=3.0 if name == "detr-tiny" else 6.0)
     assert other.model.backbone.name == tiny.model.backbone.name
     for setting in ("dim", "num_heads", "encoder_layers", "decoder_layers", "ffn_dim", "num_queries"):
         assert getattr(other.model, setting) == getattr(tiny.model, setting)

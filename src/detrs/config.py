@@ -45,6 +45,10 @@ class DataConfig:
     ``none``."""
     batch_size: int = 16
     """Images per optimizer step, over all processes and accumulated micro-batches."""
+    padded_together: int = 0
+    """Images padded to one common size. 0: the whole batch, so that results do not depend on how it is divided.
+    N: N after each other, or the micro-batch of a process where that is larger; the authors trained with 2 images
+    on a device, with 1 for DC5 and Anchor DETR, and less padding than a large batch has."""
     keep_empty: bool = True
     """Train on images without objects, as negatives."""
 
@@ -58,7 +62,8 @@ class OptimizerConfig:
     backbone_lr_factor: float = 0.1
     """Learning rate of the backbone, relative to ``lr``; 0 freezes it."""
     sampling_lr_factor: float = 0.1
-    """Learning rate of sampling offsets and reference points, relative to ``lr`` (Deformable DETR, A.4)."""
+    """Learning rate of sampling offsets and reference points, relative to ``lr`` (Deformable DETR, A.4);
+    the other detectors have none."""
     weight_decay: float = 1e-4
     """Decoupled weight decay, on all parameters as the official repositories do."""
     clip_norm: float = 0.1
@@ -236,6 +241,7 @@ def validate(experiment: Experiment) -> None:
         ("data.image_size", 32 <= short <= long, "(short, long), 32 <= short <= long"),
         ("data.min_scale", 0.1 <= e.data.min_scale <= 1, "in [0.1, 1]"),
         ("data.batch_size", e.data.batch_size >= 1, "1 or above"),
+        ("data.padded_together", e.data.padded_together >= 0, "0 or above"),
         ("model.backbone.std", min(e.model.backbone.std) > 0, "above 0"),
         ("criterion.class_weight", e.criterion.class_weight >= 0, "0 or above"),
         ("criterion.box_weight", e.criterion.box_weight >= 0, "0 or above"),

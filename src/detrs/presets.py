@@ -24,13 +24,31 @@ R50 = BackboneConfig(name="resnet50.tv_in1k")
 R101 = BackboneConfig(name="resnet101.tv_in1k")
 
 
+def together(backbone: BackboneConfig) -> int:
+    """Images that the authors had on one device, and so padded to one size: dilated maps are large."""
+    return 1 if backbone.dilated else 2
+
+
+def official_data(backbone: BackboneConfig, batch_size: int) -> DataConfig:
+    """DETR's sizes and augmentation (A.4)."""
+    return DataConfig(
+        image_size=(800, 1333), augment="official", batch_size=batch_size, padded_together=together(backbone)
+    )
+
+
+def official_evaluation(backbone: BackboneConfig) -> EvaluationConfig:
+    """With the padding that the detector knows from its training."""
+    return EvaluationConfig(batch_size=together(backbone))
+
+
 def official(model: DeformableDETRConfig) -> Experiment:
     """The training recipe of Deformable DETR (A.4) around ``model``."""
     return Experiment(
         model=model,
-        data=DataConfig(image_size=(800, 1333), augment="official", batch_size=32),
+        data=official_data(model.backbone, batch_size=32),
         optimizer=OptimizerConfig(lr=2e-4, backbone_lr_factor=0.1, sampling_lr_factor=0.1, ema_decay=0.0),
         schedule=ScheduleConfig(epochs=50, kind="step", drop_at=(0.8,)),
+        evaluation=official_evaluation(model.backbone),
     )
 
 
@@ -41,11 +59,10 @@ def official_on_c5(model: OnC5, epochs: int, batch_size: int) -> Experiment:
     """The training recipe of DETR (A.4), which Conditional and Anchor DETR shortened, around ``model``."""
     return Experiment(
         model=model,
-        data=DataConfig(image_size=(800, 1333), augment="official", batch_size=batch_size),
-        criterion=CriterionConfig(class_weight=1.0 if model.classification == "softmax" else 2.0),
+        data=official_data(model.backbone, batch_size),
         optimizer=OptimizerConfig(lr=1e-4, backbone_lr_factor=0.1, sampling_lr_factor=1.0, ema_decay=0.0),
         schedule=ScheduleConfig(epochs=epochs, kind="step", drop_at=(0.8,)),
-        evaluation=EvaluationConfig(batch_size=1 if model.backbone.dilated else 0),
+        evaluation=official_evaluation(model.backbone),
     )
 
 
@@ -74,7 +91,10 @@ def detr_r101_dc5() -> Experiment:
 
 
 def detr_r50_dc5_plus() -> Experiment:
-    """AP 36.2 (Deformable DETR: 36.2, 187 GFLOPs, 41 M parameters): focal loss, 300 queries. Evaluate with batch 1."""
+    """AP 36.2 (Deformable DETR: 36.2, 187 GFLOPs, 41 M parameters): focal loss, 300 queries. Evaluate with batch 1.
+
+    Of its recipe that table says no more than 50 epochs; learning rate and batch are taken from DETR here.
+    """
     model = DETRConfig(backbone=c5(R50, dilated=True), classification="focal", num_queries=300)
     return official_on_c5(model, epochs=50, batch_size=64)
 
@@ -100,9 +120,11 @@ def conditional_detr_r101_dc5() -> Experiment:
 
 
 def official_anchor(backbone: BackboneConfig, dilated: bool = False) -> Experiment:
-    """The padding that other images of a batch bring changes predictions, so images are evaluated one by one."""
+    """The padding that other images of a batch bring changes predictions: images are padded and evaluated alone."""
     experiment = official_on_c5(AnchorDETRConfig(backbone=c5(backbone, dilated)), epochs=50, batch_size=8)
-    return replace(experiment, evaluation=EvaluationConfig(batch_size=1))
+    return replace(
+        experiment, data=replace(experiment.data, padded_together=1), evaluation=EvaluationConfig(batch_size=1)
+    )
 
 
 def anchor_detr_r50() -> Experiment:
@@ -126,8 +148,7 @@ def anchor_detr_r101_dc5() -> Experiment:
 
 
 def single_scale(backbone: BackboneConfig, dilated: bool = False) -> Experiment:
-    model = DeformableDETRConfig(backbone=replace(backbone, stages=(5,), dilated=dilated), num_levels=1)
-    return replace(official(model), evaluation=EvaluationConfig(batch_size=1 if dilated else 0))
+    return official(DeformableDETRConfig(backbone=c5(backbone, dilated), num_levels=1))
 
 
 def multi_scale(
@@ -227,12 +248,13 @@ def deformable_detr_tiny() -> Experiment:
 
 
 def tiny_on_c5(model: OnC5) -> Experiment:
-    """The recipe of ``deformable-detr-tiny`` around ``model``, which takes its backbone (DC5: the finest map that the
-    papers have), width, depth and number of queries.
+    """Data, epochs and schedule of ``deformable-detr-tiny`` around ``model``, which takes its backbone (DC5: the finest
+    map that the papers have), width, depth and number of queries.
 
-    The class term weighs three times what it does in the papers, and the backbone learns faster than the rest: from
-    scratch, a backbone hears of classes only through attention that is not sharp yet. Where Deformable DETR tells
-    digits apart after 500 steps, Conditional DETR needs 1,500 so, and 4,000 with the papers' weight.
+    The class term, in the loss and in the matching, weighs three times what it does in the papers, and the backbone
+    learns faster than the rest: from scratch, a backbone hears of classes only through attention that is not sharp
+    yet. On digits Conditional DETR names 5 of 10 matched objects rightly after 1,400 steps so, and after 4,100 with
+    the papers' weight.
     """
     experiment = deformable_detr_tiny()
     tiny = experiment.model

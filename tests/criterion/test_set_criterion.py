@@ -163,3 +163,13 @@ def test_memory_of_the_matching_is_that_of_each_image_alone(monkeypatch: pytest.
     targets = (target(1), target(), target(2, 3, 4))
     SetCriterion(CriterionConfig(), "focal")(predictions(proposals=True), targets, Totals.of(targets))
     assert sizes == [(2, QUERIES, 1), (2, QUERIES, 0), (2, QUERIES, 3), (1, 23, 1), (1, 23, 0), (1, 23, 3)]
+
+
+@pytest.mark.parametrize(("kind", "weight"), [("focal", 2.0), ("softmax", 1.0)])
+def test_classes_weigh_what_they_do_in_the_papers_unless_said_otherwise(kind: Kind, weight: float) -> None:
+    made, targets = predictions(images=1, kind=kind), (target(1),)
+    silent, said, other = (
+        SetCriterion(CriterionConfig(class_weight=given), kind)(made, targets, Totals.of(targets)).total
+        for given in (0.0, weight, 3 * weight)
+    )
+    assert silent == said != other

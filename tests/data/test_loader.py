@@ -65,6 +65,37 @@ def image_ids(batches: Iterable[Batch]) -> list[int]:
     return [target.image_id for batch in batches for target in batch.targets]
 
 
+@pytest.mark.parametrize("together", [1, 2, 3, 4])
+@pytest.mark.parametrize(("world_size", "accumulate"), [(1, 1), (1, 4), (2, 4), (4, 2), (8, 1)])
+def test_images_that_are_padded_together(
+    dataset: DigitsDataset, together: int, world_size: int, accumulate: int
+) -> None:
+    """Every image gets the size of the largest one among its group and its micro-batch, whoever loads it."""
+    config = replace(CONFIG, padded_together=together)
+    sizes = [size_of(batch, 0) for (batch,) in steps(dataset, CONFIG, world_size=8, rank=0, accumulate=1)]
+    assert len(set(sizes)) > 1, "images of one size show nothing"
+    whole = steps(dataset, CONFIG)[0][0]
+    own = [size_of(whole, image) for image in range(8)]
+    share = 8 // (world_size * accumulate)
+    for rank in range(world_size):
+        first = steps(dataset, config, world_size=world_size, rank=rank, accumulate=accumulate)[0]
+        for micro_batch, part in enumerate(first):
+            start = (micro_batch * world_size + rank) * share
+            groups = {image // together for image in range(start, start + share)}
+            group = [own[image] for image in range(8) if image // together in groups]
+            assert tuple(part.images.shape[-2:]) == tuple(map(max, zip(*group, strict=True)))
+            for image in range(share):
+                h, w = own[start + image]
+                assert size_of(part, image) == (h, w)
+                assert torch.equal(part.images[image, :, :h, :w], whole.images[start + image, :, :h, :w])
+
+
+def size_of(batch: Batch, image: int) -> tuple[int, int]:
+    """(height, width) of what is no padding."""
+    there = ~batch.padding[image]
+    return int(there[:, 0].sum()), int(there[0].sum())
+
+
 def test_steps_per_epoch(dataset: DigitsDataset) -> None:
     assert [steps_per_epoch(n, 8) for n in (1, 7, 8, 15, 16, 37)] == [1, 1, 1, 1, 2, 4]
     assert len(steps(dataset)) == 4

@@ -16,13 +16,15 @@ from detrs.criterion.losses import box_losses
 from detrs.criterion.matching import Costs, Matches, match, pairwise_cost
 from detrs.structures import Prediction, Predictions, Target
 
+PAPERS_CLASS_WEIGHT: dict[Kind, float] = {"focal": 2.0, "softmax": 1.0}
+
 
 @dataclass(frozen=True, kw_only=True)
 class CriterionConfig:
     """Weights of the terms, in the matching and in the loss (Deformable DETR, A.4)."""
 
-    class_weight: float = 2.0
-    """Weight of the classification term; DETR's softmax has 1."""
+    class_weight: float = 0.0
+    """Weight of the classification term; 0: that of the papers, 2 for focal classification and 1 for softmax."""
     box_weight: float = 5.0
     """Weight of the L1 distance of normalised boxes."""
     giou_weight: float = 2.0
@@ -76,7 +78,8 @@ class SetCriterion:
         self.classification = classification_of(
             kind, alpha=config.focal_alpha, gamma=config.focal_gamma, no_object_weight=config.no_object_weight
         )
-        self.costs = Costs(self.classification, config.class_weight, config.box_weight, config.giou_weight)
+        self.class_weight = config.class_weight or PAPERS_CLASS_WEIGHT[kind]
+        self.costs = Costs(self.classification, self.class_weight, config.box_weight, config.giou_weight)
 
     def __call__(self, predictions: Predictions, targets: tuple[Target, ...], totals: Totals) -> Losses:
         """Match and score.
@@ -113,7 +116,7 @@ class SetCriterion:
         total, terms = boxes.new_zeros(()), {}
         for (group, wanted, suffixes), pairs in zip(groups, matches, strict=True):
             scores = self.score(group, wanted, boxes, pairs, totals)  # (3, layers)
-            weights = scores.new_tensor([self.config.class_weight, self.config.box_weight, self.config.giou_weight])
+            weights = scores.new_tensor([self.class_weight, self.config.box_weight, self.config.giou_weight])
             total = total + (weights @ scores).sum()
             for name, row in zip(("class", "box", "giou"), scores.detach(), strict=True):
                 terms.update({f"{name}{suffix}": value for suffix, value in zip(suffixes, row, strict=True)})

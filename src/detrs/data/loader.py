@@ -143,10 +143,13 @@ class _TrainingPlans:
         step, micro_batch = divmod(number, self.accumulate)
         batch_size = self.config.batch_size
         first = (self.first_step + step) * batch_size
-        items = [self._item(position) for position in range(first, first + batch_size)]
         share = batch_size // (self.world_size * self.accumulate)
         start = (micro_batch * self.world_size + self.rank) * share
-        return _Plan(items[start : start + share], _common_size(items))
+        together = self.config.padded_together or batch_size
+        begin = start // together * together  # of the first group that has a part here
+        end = min(-(-(start + share) // together) * together, batch_size)
+        items = [self._item(first + position) for position in range(begin, end)]
+        return _Plan(items[start - begin : start - begin + share], _common_size(items))
 
     def _item(self, position: int) -> _Item:
         index = int(self.order[position % len(self.order)])
