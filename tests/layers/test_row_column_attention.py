@@ -132,6 +132,16 @@ def test_dropout_falls_on_columns_and_on_rows(size: tuple[int, int]) -> None:
     assert (kept - read / 2).abs().amax(-1)[~nothing].median() > 0.05
 
 
+def test_an_exported_program_is_for_landscape_and_portrait() -> None:
+    attention = RowColumnAttention(12, 3, 0.0, XAVIER, mean_of_all).eval()
+    sides = {1: torch.export.Dim("height", max=64), 2: torch.export.Dim("width", max=64)}
+    shapes = (None, None, *[sides] * 4)
+    exported = torch.export.export(attention, setting(5, 11), dynamic_shapes=shapes).module()
+    for size in ((5, 11), (11, 5), (7, 7)):
+        given = setting(*size, seed=1)
+        torch.testing.assert_close(exported(*given), attention(*given), atol=1e-6, rtol=1e-5)
+
+
 class Largest(TorchDispatchMode):
     """Remembers the largest tensor that any operator within returned."""
 

@@ -95,15 +95,19 @@ class RowColumnAttention(nn.Module):
 
 
 def read(columns: Along, rows: Along, values: Float[Tensor, "B M H W D"], dropout: float) -> Float[Tensor, "B M Q D"]:
-    """sum_y A_y sum_x A_x v, the sum along the longer axis first: less is left in between, Q * min(H, W) * C."""
+    """sum_y A_y sum_x A_x v, the sum along the longer axis first: less is left in between, Q * min(H, W) * C.
+
+    An exported program is for maps of any shape and sums along x first.
+    """
     height, width = values.shape[2:4]
+    along_x_first = torch.compiler.is_exporting() or height < width
     first, second, values = (
-        (columns, rows, values.transpose(2, 3)) if height < width else (rows, columns, values)
+        (columns, rows, values.transpose(2, 3)) if along_x_first else (rows, columns, values)
     )  # (B, M, longer, shorter, D)
     lines = F.scaled_dot_product_attention(  # all that stands across the longer axis is one value
         first.query, first.key, values.flatten(3), attn_mask=first.visible, dropout_p=dropout
     ).unflatten(3, values.shape[3:])  # (B, M, Q, shorter, D)
-    logits = second.query @ second.key.mT * second.query.shape[3] ** -0.5
+    logits = second.query * second.query.shape[3] ** -0.5 @ second.key.mT
     weights = logits.masked_fill(~second.visible, -torch.inf).softmax(-1)  # (B, M, Q, shorter)
     # each query has values of its own here: a product for each, not attention to values that all share
     return (F.dropout(weights, dropout)[..., None, :].to(lines.dtype) @ lines).squeeze(3)
