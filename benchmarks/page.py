@@ -1,6 +1,7 @@
 """What all benchmarks share: results as JSON lines, and the tables of README.md that are generated from them."""
 
 import json
+import subprocess
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,15 @@ HERE = Path(__file__).parent
 README = HERE / "README.md"
 
 Line = dict[str, Any]
+
+
+def commit() -> str:
+    """What is measured: the commit, with ``+`` behind it if files have changed since; ``unknown`` without git."""
+    try:
+        asked = ["git", "-C", str(HERE), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def append(results: Path, line: Line) -> None:

@@ -144,7 +144,7 @@ def can_be_resumed(folder: Path) -> bool:
 def measure(run: Run, arguments: TrainingArguments, results: Path) -> None:
     """Train, and keep what the journal says, also of a run that is interrupted or fails."""
     experiment, resume = run.experiment, can_be_resumed(run.folder)
-    finished = False
+    finished, commit = False, page.commit()  # now: files may change while it trains
     warm_up(experiment)
     try:
         train(experiment, run.folder, resume=resume)
@@ -167,6 +167,10 @@ def measure(run: Run, arguments: TrainingArguments, results: Path) -> None:
                 "threads": torch.get_num_threads(),
             },
             "batch_size": experiment.data.batch_size,
+            "recipe": {
+                part: dataclasses.asdict(getattr(experiment, part)) for part in ("optimizer", "criterion", "schedule")
+            },
+            "commit": commit,
             "versions": {name: importlib.metadata.version(name) for name in ("detrs", "torch", "numba")},
             "finished": finished,
             "points": found,
@@ -241,6 +245,7 @@ def budget(setting: Line) -> str:
 def section(runs: list[Line], figure: str) -> str:
     """Markdown of runs that can be compared: what came out, and how soon."""
     versions = ", ".join(f"{name} {version}" for name, version in runs[-1]["versions"].items())
+    commits = ", ".join(dict.fromkeys(run["commit"] for run in runs))
     rows = []
     for run in runs:
         last = run["points"][-1]
@@ -248,7 +253,7 @@ def section(runs: list[Line], figure: str) -> str:
         name = f"`{run['preset']}`{'' if run['finished'] else ' (interrupted)'}"
         rows.append([name, f"{run['parameters']:,}", f"{last['epoch']:.1f}", f"{last['seconds']:.0f}", *scores])
     text = [
-        f"**{title(runs[0]['setting'])}** ({versions})",
+        f"**{title(runs[0]['setting'])}** ({versions}; commit {commits})",
         f"![AP over epochs and over seconds of training]({figure})",
         page.table(["preset", "parameters", "epochs", "seconds of training", "final AP", "final AP50"], rows),
     ]

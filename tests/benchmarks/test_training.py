@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import signal
 from pathlib import Path
@@ -15,6 +16,7 @@ from detrs.data import digits
 from detrs.engine import train as engine
 from detrs.engine import trainer
 from detrs.ops import use
+from detrs.presets import preset
 
 MARKS = "<!-- training: begin --><!-- training: end -->"
 
@@ -39,6 +41,7 @@ def run(preset: str, *aps: float | None, pace: float = 1.0, finished: bool = Tru
         "parameters": 1_234_567,
         "setting": {**usual, "threads": 2, **setting},
         "versions": {"detrs": "0.1.0"},
+        "commit": "0123456789ab",
         "finished": finished,
         "points": points,
     }
@@ -66,6 +69,11 @@ def test_tables_say_what_was_reached_and_nothing_else() -> None:
         ["`detr-tiny`", "50 (1.2x)", "40 (2.0x)", "-", "-"],
         ["`deformable-detr-tiny`", "40", "20", "40", "60"],
     ]
+
+
+def test_all_commits_that_were_measured_are_named() -> None:
+    text = training.section([DETR, {**DEFORMABLE, "commit": "abcdef012345+"}, DETR], "")
+    assert "commit 0123456789ab, abcdef012345+)" in text
 
 
 def test_what_is_unknown_is_no_number() -> None:
@@ -194,6 +202,8 @@ def test_runs_of_the_engine(home: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert whole["finished"] and whole["points"][:2] == line["points"] and whole["setting"] == line["setting"]
     assert [point["epoch"] for point in whole["points"]] == [0.5, 1.0, 1.5, 2.0]
     seconds = [point["seconds"] for point in whole["points"]]
+    assert whole["recipe"]["optimizer"] == dataclasses.asdict(preset("detr-tiny").optimizer)
+    assert whole["recipe"]["criterion"]["class_weight"] == 3.0 and whole["commit"] in page.README.read_text()
     assert sorted(seconds) == seconds and 1_000_000 < whole["parameters"] < 3_000_000
     assert "(interrupted)" not in page.README.read_text()
     assert [path.name for path in Path("runs/benchmark").iterdir()] == ["detr-tiny-1"]

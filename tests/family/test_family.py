@@ -157,8 +157,9 @@ def test_every_parameter_learns(config: ModelConfig) -> None:
     losses(config, detector(*batch()), TARGETS).total.backward()
     learning = {name: p.grad for name, p in detector.named_parameters() if p.requires_grad}
     assert [name for name, grad in learning.items() if grad is None or not grad.isfinite().all()] == []
-    idle = {name for name, grad in learning.items() if grad.abs().max() == 0}
-    assert {name for name in idle if not is_idle_by_design(name, config)} == set()
+    noise = 1e-6 * max(grad.abs().max() for grad in learning.values())
+    idle = {name for name, grad in learning.items() if grad.abs().max() <= noise}
+    assert idle == {name for name in learning if is_idle_by_design(name, config)}
 
 
 def averages_padding(config: ModelConfig) -> bool:

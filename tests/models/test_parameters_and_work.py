@@ -9,6 +9,8 @@ from detrs.presets import preset
 
 R101 = 63.5
 """GFLOPs that ResNet-101 has more than ResNet-50, where the authors' code was not counted with it."""
+MORE = 60_464_672 - 41_524_768
+"""Parameters that it has more; DETR's counts have them."""
 CLOSE, NEAR = 0.003, 0.03
 """Relative; ``NEAR`` for Anchor DETR, whose code embeds queries more often than it needs to."""
 
@@ -20,6 +22,8 @@ CLOSE, NEAR = 0.003, 0.03
         ("detr-r50-dc5", 41_524_768, 41_302_368, 173.3, CLOSE),
         ("detr-r101", 60_464_672, 60_242_272, 144.7, CLOSE),
         ("detr-r101-dc5", 60_464_672, 60_242_272, 236.7, CLOSE),
+        # no counts of others: DETR with 200 queries more and no row for "no object"
+        ("detr-r50-dc5-plus", 41_524_768 + 200 * 256 - 257, 41_302_368 + 200 * 256 - 257, 177.5, CLOSE),
         ("conditional-detr-r50", 43_418_401, 43_196_001, 85.2, CLOSE),
         ("conditional-detr-r50-dc5", 43_418_401, 43_196_001, 180.9, CLOSE),
         ("conditional-detr-r101", 62_358_305, 62_135_905, 148.7, CLOSE),
@@ -29,8 +33,11 @@ CLOSE, NEAR = 0.003, 0.03
         ("deformable-detr-r50", 40_069_665, 39_847_265, 164.0, CLOSE),
         ("deformable-detr-r50-refine", 40_849_660, 40_627_260, 164.2, CLOSE),
         ("deformable-detr-r50-two-stage", 41_181_529, 40_959_129, 168.2, CLOSE),
-        # ResNet-101 adds 18,939,904 parameters, as it does to DETR: 60,464,672 - 41,524,768
-        ("deformable-detr-r101-two-stage", 41_181_529 + 18_939_904, 40_959_129 + 18_939_904, 168.2 + R101, CLOSE),
+        ("deformable-detr-r101-single-scale", 34_066_593 + MORE, 33_844_193 + MORE, 76.4 + R101, CLOSE),
+        ("deformable-detr-r101-single-scale-dc5", 34_066_593 + MORE, 33_844_193 + MORE, 124.9 + R101, CLOSE),
+        ("deformable-detr-r101", 40_069_665 + MORE, 39_847_265 + MORE, 164.0 + R101, CLOSE),
+        ("deformable-detr-r101-refine", 40_849_660 + MORE, 40_627_260 + MORE, 164.2 + R101, CLOSE),
+        ("deformable-detr-r101-two-stage", 41_181_529 + MORE, 40_959_129 + MORE, 168.2 + R101, CLOSE),
         ("anchor-detr-r50", 37_038_711, 36_816_311, 89.4, NEAR),
         ("anchor-detr-r50-dc5", 37_038_711, 36_816_311, 164.0, NEAR),
         ("anchor-detr-r101", 55_978_615, 55_756_215, 89.4 + R101, NEAR),

@@ -430,8 +430,10 @@ def for_data(experiment: Experiment, train_set: Dataset, val_set: Dataset) -> Ex
     data, names = experiment.data, train_set.classes.names
     check_same_classes(names, val_set.classes.names, f"the split '{data.train_split}'", f"the split '{data.val_split}'")
     if train_set.max_objects > experiment.model.num_queries:
+        multiple = getattr(experiment.model, "num_patterns", 1)
         raise UserError(
             f"An image of '{data.path}' has {train_set.max_objects} objects, but the model can find only "
-            f"{experiment.model.num_queries} in one image: raise model.num_queries above {train_set.max_objects}."
+            f"{experiment.model.num_queries} in one image: raise model.num_queries to "
+            f"{-(-train_set.max_objects // multiple) * multiple} or more."
         )
     return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, num_classes=len(names)))

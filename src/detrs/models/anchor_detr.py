@@ -74,7 +74,7 @@ class AnchorDETRConfig:
     """Dropout on attention, after it and inside feed-forward networks, in training."""
     num_queries: int = 900
     """Objects the detector can find in one image: each of the patterns at each of the anchor points; a multiple of
-    ``num_patterns``."""
+    ``num_patterns``, so with fewer patterns there are more points."""
     num_patterns: int = 3
     """N_p, queries at each anchor point, each with a content of its own to start from."""
     anchors: Literal["learned", "grid"] = "learned"

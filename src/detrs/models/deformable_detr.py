@@ -16,9 +16,8 @@ iterative bounding box refinement ``reference="refine"``
 two-stage                         ``queries="proposals"``
 ================================  ==========================================
 
-Deviations from the paper, all as in the authors' code: refinement starts from points, not from boxes of 0.1; all
-levels share nothing but the encoder. Deviation from the code: with fewer tokens than queries, every token becomes a
-query instead of an error.
+Deviation from the paper, as in the authors' code: refinement starts from points, not from boxes of 0.1. Deviation from
+the code: with fewer tokens than queries, every token becomes a query instead of an error.
 """
 
 from dataclasses import dataclass, field

@@ -17,8 +17,9 @@ DC5                                    ``backbone.dilated``
 =====================================  =================================================
 
 Deviations: the weighted mean of the class loss is that of the whole batch, in the authors' code that of each process.
-The first layer's self-attention sees only zeros, so it can say no more than one constant; it is kept, because
-checkpoints have its weights. ``classification="focal"`` with 300 queries is DETR-DC5+ of Deformable DETR's tables.
+The first layer's self-attention sees only zeros, so but for dropout it can say no more than one constant; it is kept,
+because checkpoints have its weights. ``classification="focal"`` with 300 queries is DETR-DC5+ of Deformable DETR's
+tables.
 """
 
 from dataclasses import dataclass, field
