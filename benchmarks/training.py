@@ -43,6 +43,8 @@ REFERENCE = "deformable-detr-tiny"
 """What the others are compared with."""
 THRESHOLDS = (0.1, 0.3, 0.5)
 """AP to reach."""
+LEARNED = 0.01
+"""Final AP below which a detector has learned nothing yet that others could be compared in."""
 MINUTES = 15.0
 POINTS = 24
 """Evaluations of a run whose length in epochs is known."""
@@ -233,7 +235,8 @@ def comparable(lines: list[Line]) -> list[list[Line]]:
 def title(setting: Line) -> str:
     """A setting in words."""
     short, long = setting["image_size"]
-    device = f"{setting['device']}, {setting['threads']} threads" if setting["device"] == "CPU" else setting["device"]
+    threads = f"{setting['threads']} thread{'s' * (setting['threads'] != 1)}"
+    device = f"{setting['device']}, {threads}" if setting["device"] == "CPU" else setting["device"]
     return f"{setting['data']} at {short} x {long}, {budget(setting)} each, {device}"
 
 
@@ -258,10 +261,10 @@ def section(runs: list[Line], figure: str) -> str:
         page.table(["preset", "parameters", "epochs", "seconds of training", "final AP", "final AP50"], rows),
     ]
     aims = [(f"AP {ap}", ap) for ap in THRESHOLDS]
-    finished = [run for run in runs if run["finished"]]
-    if slowest := min(finished, key=lambda run: run["points"][-1]["ap"] or 0.0, default=None):
-        last = slowest["points"][-1]["ap"] or 0.0
-        aims = [(f"AP {last:.3f}, the final one of `{slowest['preset']}`", last), *aims] if last else aims
+    finals = {run["preset"]: run["points"][-1]["ap"] or 0.0 for run in runs if run["finished"]}
+    if learned := {name: ap for name, ap in finals.items() if ap >= LEARNED}:
+        slowest = min(learned, key=learned.__getitem__)
+        aims = [(f"AP {learned[slowest]:.3f}, the final one of `{slowest}`", learned[slowest]), *aims]
     reference = next((run for run in runs if run["preset"] == REFERENCE), None)
     for key, decimals in (("epoch", 1), ("seconds", 0)):
         header = [f"{'epochs' if key == 'epoch' else 'seconds of training'} to", *(name for name, _ in aims)]
