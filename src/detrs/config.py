@@ -40,6 +40,9 @@ class DataConfig:
     augment: Literal["none", "flip", "crop", "official"] = "crop"
     """``flip``: horizontal flip and multi-scale. ``crop``: and a random crop in half of the images, scaled to
     ``image_size``. ``official``: DETR's own recipe, at its own sizes only (480..800, 1333)."""
+    mirror: bool = True
+    """Flip half of the training images horizontally; not with ``none``. False where left and right mean something
+    (text, digits, arrows); the built-in digits are never mirrored."""
     min_scale: float = OFFICIAL_MIN_SCALE
     """Multi-scale: the short side is drawn from 11 steps between ``min_scale`` and 1 times ``image_size``; not with
     ``none``."""

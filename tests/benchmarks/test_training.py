@@ -81,9 +81,7 @@ def test_what_is_unknown_is_no_number() -> None:
     assert rows(training.section([undefined], ""))[1][-2:] == ["-", "-"]
     assert rows(training.section([undefined], ""))[2] == ["epochs to", "AP 0.1", "AP 0.3", "AP 0.5"]
     nothing = rows(training.section([run("detr-tiny", 0.0, 0.002), DEFORMABLE], ""))
-    assert (
-        nothing[3][1] == "AP 0.700, the final one of `deformable-detr-tiny`"
-    )  # not 0.002
+    assert nothing[3][1] == "AP 0.700, the final one of `deformable-detr-tiny`"  # not 0.002
     alone = rows(training.section([DETR], ""))
     assert alone[3] == ["`detr-tiny`", "5.0", "4.0", "-", "-"]  # nothing to compare with
     failing = rows(training.section([run("detr-tiny", 0.1, 0.4, 0.4), run("deformable-detr-tiny", 0.0, 0.12)], ""))

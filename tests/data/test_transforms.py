@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,6 +130,17 @@ def test_without_augmentation_only_the_size_changes() -> None:
     config = DataConfig(augment="none", image_size=(100, 150))
     for seed in range(5):
         assert plan(config, (480, 640), np.random.default_rng(seed)) == Plan(False, None, (100, 133))
+
+
+@pytest.mark.parametrize("augment", ["flip", "crop", "official"])
+def test_without_mirror_only_the_flip_is_left_out(augment: Any) -> None:
+    mirrored, straight = DataConfig(augment=augment), DataConfig(augment=augment, mirror=False)
+    flips = 0
+    for seed in range(50):
+        one, other = (plan(config, (480, 640), np.random.default_rng(seed)) for config in (mirrored, straight))
+        assert not other.flip and one._replace(flip=False) == other
+        flips += one.flip
+    assert flips > 10
 
 
 def test_flip_has_no_crop_and_eleven_sizes() -> None:

@@ -22,7 +22,7 @@ from detrs.engine.evaluate import evaluate_checkpoint
 from detrs.engine.interruption import Interrupted
 from detrs.engine.journal import StepReport
 from detrs.engine.train import TrainResult, train, training
-from detrs.engine.trainer import Trainer
+from detrs.engine.trainer import Trainer, for_data
 from detrs.errors import UserError
 from detrs.models.detr import DETRConfig
 from detrs.predictor import Predictor
@@ -403,6 +403,17 @@ def test_more_objects_than_queries_is_refused_before_anything_is_written(tiny: M
     experiment = tiny.experiment(model={"num_queries": most - 1})
     refused(experiment, tmp_path / "run", f"{most} objects.*only {most - 1}.*num_queries")
     assert not (tmp_path / "run").exists()
+
+
+def test_digits_are_not_mirrored(tiny: ModuleType) -> None:
+    """Whatever the preset says; other data are, unless told not to be."""
+    digits, other = tiny.Tiny("train"), tiny.Tiny("train")
+    other.can_be_mirrored = True
+    experiment = tiny.experiment(data={"augment": "flip"})
+    assert experiment.data.mirror and not for_data(experiment, digits, digits).data.mirror
+    assert for_data(experiment, other, other).data.mirror
+    told = tiny.experiment(data={"mirror": False})
+    assert not for_data(told, other, other).data.mirror
 
 
 def test_splits_of_other_classes_are_refused(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,7 @@ class CocoDataset:
         self.image_ids = [entry.id for entry in self._images]
         self.max_objects = max(counts)
         self.num_empty = counts.count(0)
+        self.can_be_mirrored = True
         digest = annotations.content.copy()
         digest.update("\0".join(entry.path.name for entry in self._images).encode(errors="surrogateescape"))
         self._fingerprint = digest.hexdigest()

@@ -76,6 +76,7 @@ class DigitsDataset:
         self.image_ids = list(range(1, (num_images or NUM_IMAGES[split]) + 1))
         self.max_objects = MAX_OBJECTS
         self.num_empty = 0
+        self.can_be_mirrored = False
         self.notes: list[str] = []
         self._samples: dict[int, Sample] = {}
         _material(split)  # a missing scikit-learn is told now

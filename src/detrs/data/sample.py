@@ -36,6 +36,8 @@ class Dataset(Protocol):
     """Largest number of objects in one picture."""
     num_empty: int
     """Pictures without objects."""
+    can_be_mirrored: bool
+    """Whether an object seen in a mirror is still of its class, for all that is known."""
     notes: list[str]
     """One line for each kind of thing that was skipped, repaired or looks odd."""
 

@@ -75,7 +75,7 @@ def plan(config: DataConfig, size: tuple[int, int], random: np.random.Generator)
         return Plan(False, None, resized_size(size, (short, long)))
     min_scale = OFFICIAL_MIN_SCALE if config.augment == "official" else config.min_scale
     scales = np.linspace(min_scale, 1, NUM_SCALES)
-    flip = random.random() < 0.5
+    flip = random.random() < 0.5 and config.mirror
     crop = None
     if config.augment != "flip" and random.random() < 0.5:
         crop = _crop(size, short / OFFICIAL_SIZE[0], random)

@@ -422,7 +422,7 @@ def check_divisible(batch_size: int, world_size: int, accumulate: int) -> None:
 
 
 def for_data(experiment: Experiment, train_set: Dataset, val_set: Dataset) -> Experiment:
-    """The experiment with the number of classes of its data.
+    """The experiment with the number of classes of its data, without mirroring where that makes other objects.
 
     Raises:
         UserError: the two splits have different classes, or an image has more objects than the model has queries.
@@ -436,4 +436,8 @@ def for_data(experiment: Experiment, train_set: Dataset, val_set: Dataset) -> Ex
             f"{experiment.model.num_queries} in one image: raise model.num_queries to "
             f"{-(-train_set.max_objects // multiple) * multiple} or more."
         )
-    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, num_classes=len(names)))
+    return dataclasses.replace(
+        experiment,
+        model=dataclasses.replace(experiment.model, num_classes=len(names)),
+        data=dataclasses.replace(data, mirror=data.mirror and train_set.can_be_mirrored),
+    )
