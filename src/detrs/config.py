@@ -108,14 +108,15 @@ class EvaluationConfig:
     max_detections: int = 100
     """Detections per image handed to the COCO evaluator."""
     batch_size: int = 0
-    """Images per forward pass; 0: the batch size of training. DC5 models should be scored with 1."""
+    """Images per forward pass; 0: the batch size of training. DC5 models and Anchor DETR should be
+    scored with 1."""
     patience: int = 0
     """Stop after this many evaluations without a better AP; 0: never."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """Where and how fast it runs; never what comes out."""
+    """Where and how fast it runs; what comes out stays the same, but for rounding and the statistics of BatchNorm."""
 
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""

@@ -22,3 +22,13 @@ def check_ranges(config: Any, at_least_one: tuple[str, ...] = ()) -> None:
             raise UserError(f"model.{name} is {getattr(config, name)}, but must be {least} or above.")
     if not 0 <= config.dropout < 1:
         raise UserError(f"model.dropout is {config.dropout}, but must be in [0, 1).")
+
+
+def check_heads(config: Any) -> None:
+    """Refuse heads that do not share the width evenly.
+
+    Raises:
+        UserError: with both settings.
+    """
+    if config.dim % config.num_heads:
+        raise UserError(f"model.num_heads is {config.num_heads}, but must divide model.dim ({config.dim}).")

@@ -37,7 +37,7 @@ from detrs.layers.initialization import XAVIER
 from detrs.layers.neck import ChannelMapper, LevelEmbedding, PyramidNeck, normalized_projection
 from detrs.layers.position import SinePosition
 from detrs.layers.queries import LearnedQueries, ProposalQueries, offset_from_logits
-from detrs.models.checks import check_ranges
+from detrs.models.checks import check_heads, check_ranges
 from detrs.models.detector import Detector
 
 
@@ -136,11 +136,9 @@ def feedforward(config: DeformableDETRConfig) -> FeedForward:
 def check(config: DeformableDETRConfig) -> None:
     """Refuse what cannot be built, with the setting's name."""
     check_ranges(config, at_least_one=("num_levels", "num_points"))
-    if config.dim % 32 or config.dim % config.num_heads:
-        raise UserError(
-            f"model.dim is {config.dim}, but must be a multiple of 32 (GroupNorm) and of model.num_heads "
-            f"({config.num_heads})."
-        )
+    check_heads(config)
+    if config.dim % 32:
+        raise UserError(f"model.dim is {config.dim}, but must be a multiple of 32 (GroupNorm).")
     if config.num_levels < len(config.backbone.stages):
         raise UserError(
             f"model.num_levels is {config.num_levels}, but the backbone hands over "

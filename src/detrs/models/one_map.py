@@ -9,6 +9,7 @@ from detrs.layers.feedforward import FeedForward
 from detrs.layers.initialization import XAVIER
 from detrs.layers.neck import ChannelMapper, PyramidNeck, plain_projection
 from detrs.layers.position import SinePosition
+from detrs.models.checks import check_heads
 
 
 def sine_neck(channels: tuple[int, ...], dim: int) -> PyramidNeck:
@@ -37,11 +38,9 @@ def check_one_map(config: Any) -> None:
     Raises:
         UserError: with the setting's name.
     """
-    if config.dim % 4 or config.dim % config.num_heads:
-        raise UserError(
-            f"model.dim is {config.dim}, but must be a multiple of 4 (sine and cosine of two coordinates) and of "
-            f"model.num_heads ({config.num_heads})."
-        )
+    check_heads(config)
+    if config.dim % 4:
+        raise UserError(f"model.dim is {config.dim}, but must be a multiple of 4 (sine and cosine of two coordinates).")
     if len(config.backbone.stages) != 1:
         raise UserError(
             f"model.backbone.stages is {config.backbone.stages}, but this detector looks at one map: name one stage."
