@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -285,10 +286,12 @@ def time_to(ap: float, run: Line, reference: Line | None, key: str, decimals: in
 def publish(results: Path, readme: Path, figures: Path) -> None:
     """Draw the pictures and write the tables."""
     newest = page.newest(results, lambda line: (json.dumps(line["setting"]), line["preset"]))
-    texts = []
-    for number, runs in enumerate(comparable(newest), start=1):
+    texts: list[str] = []
+    drawn: Counter[str] = Counter()
+    for runs in comparable(newest):
         data = re.sub(r"\W+", "_", runs[0]["setting"]["data"])
-        figure = figures / f"training_{data}{'' if number == 1 else f'_{number}'}.svg"
+        drawn[data] += 1
+        figure = figures / f"training_{data}{'' if drawn[data] == 1 else f'_{drawn[data]}'}.svg"
         training_figure(runs, title(runs[0]["setting"]), figure)
         texts.append(section(runs, Path(os.path.relpath(figure, readme.parent)).as_posix()))
     page.put("training", "\n\n".join(texts), readme)
