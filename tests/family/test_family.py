@@ -153,13 +153,15 @@ def is_idle_by_design(name: str, config: ModelConfig) -> bool:
 
 @EVERY
 def test_every_parameter_learns(config: ModelConfig) -> None:
-    detector = randomized(config).train()
+    """But for those that cannot; without dropout, which makes noise where nothing is to be learned."""
+    detector = randomized(replace(config, dropout=0.0)).train()
     losses(config, detector(*batch()), TARGETS).total.backward()
     learning = {name: p.grad for name, p in detector.named_parameters() if p.requires_grad}
     assert [name for name, grad in learning.items() if grad is None or not grad.isfinite().all()] == []
-    noise = 1e-6 * max(grad.abs().max() for grad in learning.values())
-    idle = {name for name, grad in learning.items() if grad.abs().max() <= noise}
-    assert idle == {name for name in learning if is_idle_by_design(name, config)}
+    excused = {name for name in learning if is_idle_by_design(name, config)}
+    assert {name for name, grad in learning.items() if grad.abs().max() == 0} <= excused
+    rounding = 1e-4 * max(grad.abs().max().item() for grad in learning.values())
+    assert all(learning[name].abs().max() <= rounding for name in excused)
 
 
 def averages_padding(config: ModelConfig) -> bool:
@@ -341,7 +343,7 @@ def test_an_exported_program_says_the_same(config: ModelConfig) -> None:
 
 @TINY
 def test_one_image_is_learned_by_heart(name: str) -> None:
-    """In a few steps, with the preset's own classification and weights of the loss.
+    """In a few steps, with the preset's own classification and the papers' weights of the loss.
 
     Queries of one pattern (Anchor DETR) begin almost alike, and take long to part: places start louder here, with a
     deviation of about 1 as DETR's, and there are more steps.
@@ -357,7 +359,7 @@ def test_one_image_is_learned_by_heart(name: str) -> None:
     optimizer = torch.optim.AdamW(detector.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=steps)
     image, padding = torch.randn(1, 3, 67, 97), torch.zeros(1, 67, 97, dtype=torch.bool)
-    criterion = SetCriterion(experiment.criterion, experiment.model.classification)
+    criterion = SetCriterion(CriterionConfig(), experiment.model.classification)
     for _ in range(steps):
         optimizer.zero_grad()
         criterion(detector(image, padding), TARGETS[:1], Totals.of(TARGETS[:1])).total.backward()
