@@ -29,10 +29,10 @@ from detrs.cli.arguments import Flag, Size, both, check_data, parse
 from detrs.config import Experiment
 from detrs.data import open_dataset
 from detrs.data.loader import steps_per_epoch
+from detrs.engine.fitting import for_data
 from detrs.engine.run import RunFolder
 from detrs.engine.runtime import pick_device
 from detrs.engine.train import train, training
-from detrs.engine.trainer import for_data
 from detrs.errors import UserError
 from detrs.explain.curves import read_lines
 from detrs.presets import preset

@@ -19,10 +19,11 @@ from detrs.criterion.set_criterion import Losses, SetCriterion, Totals
 from detrs.engine import clock, trainer
 from detrs.engine import train as train_module
 from detrs.engine.evaluate import evaluate_checkpoint
+from detrs.engine.fitting import check_divisible, for_data
 from detrs.engine.interruption import Interrupted
 from detrs.engine.journal import StepReport
 from detrs.engine.train import TrainResult, train, training
-from detrs.engine.trainer import Trainer, for_data
+from detrs.engine.trainer import Trainer
 from detrs.errors import UserError
 from detrs.models.detr import DETRConfig
 from detrs.predictor import Predictor
@@ -616,8 +617,8 @@ def test_lost_best_is_written_anew(tiny: ModuleType, tmp_path: Path, monkeypatch
 
 def test_batch_that_cannot_be_divided_is_refused_before_anything_is_written(tiny: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="3 processes with 2 micro-batches each: choose a multiple of 6"):
-        trainer.check_divisible(4, 3, 2)
-    trainer.check_divisible(12, 3, 2)
+        check_divisible(4, 3, 2)
+    check_divisible(12, 3, 2)
     run = training(tiny.EXPERIMENT, tmp_path / "run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "check_divisible", lambda *arguments: refuse())

@@ -19,11 +19,11 @@ from detrs.data import open_dataset
 from detrs.data.collate import normalize
 from detrs.data.loader import steps_per_epoch, training_batches, worker_failure
 from detrs.data.overlap import overlap
-from detrs.data.sample import Dataset
 from detrs.engine.average import Average
 from detrs.engine.clock import Clock
 from detrs.engine.detector_file import save_detector
-from detrs.engine.evaluate import Scores, check_same_classes, evaluate, evaluation_batch_size
+from detrs.engine.evaluate import Scores, evaluate, evaluation_batch_size
+from detrs.engine.fitting import check_divisible, for_data
 from detrs.engine.journal import Metrics, StepReport
 from detrs.engine.optimizer import build_optimizer, set_lr
 from detrs.engine.pictures import save_curves, save_predictions, save_training_batch
@@ -405,39 +405,3 @@ class Trainer:
             f"with the images {images}. The weights were not updated with them. Lower optimizer.lr, or look at these "
             "images and their boxes."
         )
-
-
-def check_divisible(batch_size: int, world_size: int, accumulate: int) -> None:
-    """Refuse a batch that cannot be divided, before anything is written.
-
-    Raises:
-        UserError: saying which sizes can.
-    """
-    parts = world_size * accumulate
-    if batch_size % parts:
-        raise UserError(
-            f"data.batch_size {batch_size} cannot be divided among {world_size} processes with {accumulate} "
-            f"micro-batches each: choose a multiple of {parts}."
-        )
-
-
-def for_data(experiment: Experiment, train_set: Dataset, val_set: Dataset) -> Experiment:
-    """The experiment with the number of classes of its data, without mirroring where that makes other objects.
-
-    Raises:
-        UserError: the two splits have different classes, or an image has more objects than the model has queries.
-    """
-    data, names = experiment.data, train_set.classes.names
-    check_same_classes(names, val_set.classes.names, f"the split '{data.train_split}'", f"the split '{data.val_split}'")
-    if train_set.max_objects > experiment.model.num_queries:
-        multiple = getattr(experiment.model, "num_patterns", 1)
-        raise UserError(
-            f"An image of '{data.path}' has {train_set.max_objects} objects, but the model can find only "
-            f"{experiment.model.num_queries} in one image: raise model.num_queries to "
-            f"{-(-train_set.max_objects // multiple) * multiple} or more."
-        )
-    return dataclasses.replace(
-        experiment,
-        model=dataclasses.replace(experiment.model, num_classes=len(names)),
-        data=dataclasses.replace(data, mirror=data.mirror and train_set.can_be_mirrored),
-    )
