@@ -19,16 +19,16 @@ class EvaluateArguments:
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
     """A best.safetensors."""
-    data: str = ""
+    data: str | None = None
     """Folder with COCO annotations, or digits; by default the data set of training."""
-    split: str = ""
+    split: str | None = None
     """Split to score; by default the validation split of training."""
     image_size: Size | None = None
     """Short and long side in pixels, or one number for both; by default as in training."""
-    batch_size: int = 0
-    """Images per forward pass; 0: as in training."""
-    max_detections: int = 0
-    """Detections per image; 0: as in training."""
+    batch_size: int | None = None
+    """Images per forward pass; by default as in training."""
+    max_detections: int | None = None
+    """Detections per image; by default as in training."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     workers: int = 0
@@ -52,7 +52,7 @@ def run(argv: list[str]) -> None:
         arguments.checkpoint,
         data=arguments.data,
         split=arguments.split,
-        image_size=both(arguments.image_size) if arguments.image_size else None,
+        resize_to=both(arguments.image_size) if arguments.image_size else None,
         batch_size=arguments.batch_size,
         max_detections=arguments.max_detections,
         device=arguments.device,

@@ -83,17 +83,18 @@ def run(argv: list[str]) -> None:
             for image, all_found in everything:
                 best = max(best, *all_found.scores[:1].tolist(), 0.0)  # they are sorted
                 found = all_found.filter(arguments.threshold)
+                source = found.source or ""
                 drawn = draw_detections(image, found, arguments.threshold)
-                picture = free_name(output, stem(found.source))
+                picture = free_name(output, stem(source))
                 try:
                     drawn.save(picture, quality=95)
                     name = picture.name
                 except OSError as error:
                     picture.unlink(missing_ok=True)
-                    errors[found.source] = UserError(f"'{picture}' cannot be written: {error.strerror or error}.")
+                    errors[source] = UserError(f"'{picture}' cannot be written: {error.strerror or error}.")
                     name = None
                 images.append({**found.to_json(), "picture": name})
-                table.add_row(Text(printable(found.source)), Text(counts(found)))
+                table.add_row(Text(printable(source)), Text(counts(found)))
                 status.update(f"{len(images)} pictures")
     finally:
         skipped = [{"source": source, "reason": str(error)} for source, error in errors.items()]

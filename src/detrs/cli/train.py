@@ -23,11 +23,12 @@ SHORT_FLAGS = {
     "data": "data.path",
     "epochs": "schedule.epochs",
     "batch_size": "data.batch_size",
-    "image_size": "data.image_size",
+    "image_size": "data.resize_to",
     "lr": "optimizer.lr",
     "device": "runtime.device",
     "workers": "runtime.workers",
     "max_minutes": "schedule.max_minutes",
+    "weights": "initial",
 }
 """Short flag -> the setting that it stands for."""
 
@@ -40,7 +41,7 @@ class TrainArguments:
     all settings from the folder; or the command of the run once more, with --resume behind it.
     """
 
-    data: str
+    data: str | None
     """Folder with COCO annotations, or digits: the built-in demo set."""
     epochs: int
     """Passes over the training images."""
@@ -54,9 +55,11 @@ class TrainArguments:
     """auto, cpu, cuda, cuda:1 or mps."""
     workers: int
     """Loader processes; 0: load in this process."""
-    max_minutes: float
-    """Stop, with a finished schedule, after this time; 0: no limit."""
-    backbone: str = ""
+    max_minutes: float | None
+    """Stop, with a finished schedule, after this time."""
+    weights: str | None
+    """Start from the weights of this checkpoint (best.safetensors): the same preset, the same classes."""
+    backbone: str | None = None
     """Start from this timm model's weights: its name, or a .safetensors file of it. By default the preset's."""
     output: Path | None = None
     """Folder of the run; by default runs/PRESET-N."""
@@ -121,7 +124,7 @@ def read(argv: list[str]) -> tuple[Experiment, Path, TrainArguments]:
     experiment = merged(arguments, rest)
     if given("data", rest) or given("data.path", rest):
         check_data(experiment.data.path)
-    return experiment, arguments.output or new_folder(start.name), arguments
+    return experiment, arguments.output or new_folder(start.name or "train"), arguments
 
 
 def merged(arguments: TrainArguments, words: list[str]) -> Experiment:
@@ -134,14 +137,16 @@ def merged(arguments: TrainArguments, words: list[str]) -> Experiment:
     for flag, place in SHORT_FLAGS.items():
         if not given(flag, words):
             continue
-        short = both(arguments.image_size) if flag == "image_size" else getattr(arguments, flag)
+        short: Any = both(arguments.image_size) if flag == "image_size" else getattr(arguments, flag)
         long = operator.attrgetter(place)(experiment)
         if given(place, words) and long != short:
             names = f"--{flag} and --{place}".replace("_", "-")
             raise UserError(f"{names} are the same setting, but were given as {short} and {long}: give one.")
-        section, _, setting = place.partition(".")
-        changed = dataclasses.replace(getattr(experiment, section), **{setting: short})
-        experiment = dataclasses.replace(experiment, **{section: changed})
+        section, _, setting = place.rpartition(".")
+        if section:
+            short, setting = dataclasses.replace(getattr(experiment, section), **{setting: short}), section
+        changed: dict[str, Any] = {setting: short}
+        experiment = dataclasses.replace(experiment, **changed)
     if arguments.backbone:
         model = experiment.model
         model = dataclasses.replace(model, backbone=with_weights(model.backbone, arguments.backbone))
