@@ -1,8 +1,11 @@
 """Boxes come back in pixels of the original, whatever its size, orientation, kind and neighbours."""
 
 import logging
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,27 +14,32 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detrs.engine.detector_file import save_detector
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from detrs import models
 from detrs.backbones.timm import BackboneConfig
+from detrs.checkpoints.detector import TrainedDetector, preprocessing_of, save_detector
 from detrs.classification import Focal
-from detrs.config import Experiment
+from detrs.config import EvaluationConfig, Experiment
+from detrs.criterion.set_criterion import CriterionConfig
+from detrs.data.preprocessing import Preprocessing
+from detrs.data.transforms import DataConfig
 from detrs.errors import UserError
 from detrs.models.deformable_detr import DeformableDETRConfig
+from detrs.models.detector import Model
 from detrs.ops import use
+from detrs.postprocess import best_boxes
 from detrs.predictor import Predictor
-from detrs.structures import Classes, Prediction, Predictions
+from detrs.structures import Boxes, Classes, Prediction
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 CLASSES = Classes(("wide", "tall"), (7, 3))
-IMAGE_SIZE = (61, 113)
+RESIZE_TO = (61, 113)
 SIZES = ((149, 211), (307, 97), (53, 53), (131, 389), (83, 59))  # (height, width): wide, tall, square, flat, small
 
 
-class Finder(nn.Module):
+class Finder(Model):
     """Finds the one bright rectangle of a dark picture by looking at the pixels, so that geometry is tested exactly."""
 
     def __init__(self) -> None:
@@ -40,7 +48,10 @@ class Finder(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1))
 
-    def forward(self, images: Tensor, padding: Tensor) -> Predictions:
+    def objective(self, config: CriterionConfig) -> Any:
+        raise NotImplementedError
+
+    def detect(self, images: Tensor, padding: Tensor, max_detections: int = 100) -> Boxes:
         assert not self.training
         assert images.dtype == torch.float32 and not images[padding[:, None].expand_as(images)].any()
         self.batches.append(tuple(images.shape))
@@ -56,7 +67,7 @@ class Finder(nn.Module):
             wide.append(size[0] > size[1])
         is_wide = torch.stack(wide)[:, None]
         logits = torch.where(torch.cat([is_wide, ~is_wide], 1), 2.0, -3.0)[:, None]  # (B, 1, 2)
-        return Predictions((Prediction(logits, torch.stack(boxes)[:, None]),), None)
+        return best_boxes(Prediction(logits, torch.stack(boxes)[:, None]), Focal(), max_detections)
 
 
 def picture(size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int, int, int]]:
@@ -70,12 +81,19 @@ def picture(size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int, int, int
 
 def tolerance(size: tuple[int, int]) -> float:
     """One pixel of the resized picture, in pixels of the original."""
-    return max(1.0, min(size) / IMAGE_SIZE[0], max(size) / IMAGE_SIZE[1])
+    return max(1.0, min(size) / RESIZE_TO[0], max(size) / RESIZE_TO[1])
+
+
+def trained(module: Model, experiment: Experiment | None = None, **changes: Any) -> TrainedDetector:
+    preprocessing = Preprocessing(resize_to=RESIZE_TO, mean=MEAN, std=STD)
+    values: dict[str, Any] = {"module": module, "classes": CLASSES, "preprocessing": preprocessing}
+    values |= {"experiment": experiment or Experiment(), "scores": {}, "step": 1, "epoch": 1}
+    return TrainedDetector(**(values | changes))
 
 
 @pytest.fixture
 def predictor() -> Predictor:
-    return Predictor(Finder(), CLASSES, Focal(), IMAGE_SIZE, MEAN, STD, "cpu")
+    return Predictor(trained(Finder()), "cpu")
 
 
 @pytest.fixture
@@ -107,9 +125,10 @@ def test_pictures_of_one_size_go_together(predictor: Predictor) -> None:
     sizes = [SIZES[0], SIZES[1], SIZES[0], SIZES[0], SIZES[1]]
     found = predictor([picture(size)[0] for size in sizes], batch_size=4)
     assert [each.image_size for each in found] == sizes
-    assert isinstance(predictor.detector, Finder)
+    finder = predictor.detector.module
+    assert isinstance(finder, Finder)
     wide, tall = (3, 61, 86), (3, 113, 36)
-    assert predictor.detector.batches == [(3, *wide), (1, *tall), (1, *tall)]
+    assert finder.batches == [(3, *wide), (1, *tall), (1, *tall)]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -152,7 +171,7 @@ def test_every_kind_of_source_gives_the_same(predictor: Predictor, folder: Path)
     for each in single + together:
         torch.testing.assert_close(each.boxes_xyxy, single[0].boxes_xyxy)
         assert each.names == ["wide"] and each.image_size == SIZES[0]
-    assert [each.source for each in together] == [str(path), str(path), "", "", "", "", ""]
+    assert [each.source for each in together] == [str(path), str(path), None, None, None, None, None]
 
 
 def test_folders_and_globs_are_sorted_and_hold_pictures_only(predictor: Predictor, folder: Path) -> None:
@@ -162,7 +181,7 @@ def test_folders_and_globs_are_sorted_and_hold_pictures_only(predictor: Predicto
     assert [each.source for each in predictor(folder / "[13].png")] == [five[1], five[3]]
     assert [each.source for each in predictor(folder / "**" / "*")] == [*five, str(folder / "deeper" / "UPPER.JPG")]
     mixed = predictor([five[4], folder / "[0-1].png", picture((73, 91))[0], five[2]])
-    assert [each.source for each in mixed] == [five[4], five[0], five[1], "", five[2]]
+    assert [each.source for each in mixed] == [five[4], five[0], five[1], None, five[2]]
 
 
 def test_a_name_with_glob_characters_is_a_file_first(predictor: Predictor, folder: Path) -> None:
@@ -196,13 +215,38 @@ def test_predict_iter_gives_the_picture_too(predictor: Predictor, folder: Path) 
 
 
 def test_threshold_and_max_detections(folder: Path) -> None:
-    predictor = Predictor(Finder(), CLASSES, Focal(), IMAGE_SIZE, MEAN, STD, "cpu", max_detections=1)
+    detector = trained(Finder())
+    predictor = Predictor(detector, "cpu", max_detections=1)
     low, high = torch.tensor([-3.0, 2.0]).sigmoid().tolist()
-    everything = Predictor(Finder(), CLASSES, Focal(), IMAGE_SIZE, MEAN, STD, "cpu")
+    everything = Predictor(detector, "cpu")
     assert [len(each) for each in predictor(folder, threshold=0.0)] == [1] * 5
     assert [len(each) for each in everything(folder, threshold=0.0)] == [2] * 5
     assert [len(each) for each in everything(folder, threshold=low + 1e-6)] == [1] * 5
     assert [len(each) for each in everything(folder, threshold=high + 1e-6)] == [0] * 5
+
+
+def test_max_detections_are_those_of_the_evaluation_by_default(folder: Path) -> None:
+    experiment = Experiment(evaluation=EvaluationConfig(max_detections=1))
+    detector = trained(Finder(), experiment)
+    assert [len(each) for each in Predictor(detector, "cpu")(folder, threshold=0.0)] == [1] * 5
+    assert [len(each) for each in Predictor(detector, "cpu", max_detections=2)(folder, threshold=0.0)] == [2] * 5
+    assert detector.experiment == experiment  # not changed by the second predictor
+    best = Predictor(detector, "cpu", max_detections=1)(folder, threshold=0.0)
+    for each, other in zip(best, Predictor(detector, "cpu", max_detections=2)(folder, threshold=0.0), strict=True):
+        assert each.scores.item() == other.scores.max().item()
+    for bad in (0, -1):
+        with pytest.raises(UserError, match=f"^max_detections is {bad}, but must be at least 1"):
+            Predictor(detector, "cpu", max_detections=bad)
+
+
+def test_a_predictor_needs_no_training(tmp_path: Path) -> None:
+    """Servers and notebooks import neither process groups nor training."""
+    code = (
+        "import detrs.predictor, sys\n"
+        "print([name for name in sys.modules if name.partition('.')[0] == 'accelerate' or name.startswith('detrs.engine')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.strip() == "[]"
 
 
 def test_detections_can_be_changed_in_place(predictor: Predictor) -> None:
@@ -254,9 +298,9 @@ def test_skipping_loses_nothing_else(predictor: Predictor, with_faults: Path, ca
     ("source", "message"),
     [
         ("nowhere.png", "nowhere.png does not exist"),
-        ("nowhere/*.png", "No picture .* matches 'nowhere/"),
-        ("empty", "There is no picture .* in the folder 'empty'.$"),
-        ("above", r"in the folder 'above'; for those in its sub-folders give 'above/\*\*/\*'"),
+        ("nowhere/*.png", "No images .* match 'nowhere/"),
+        ("empty", r"The folder 'empty' has no images \(.*\)\.$"),
+        ("above", r"The folder 'above' .*; for images in sub-folders use 'above/\*\*/\*'"),
         ("https://example.com/a.jpg", "is a URL.*allow_urls=True"),
         (np.zeros((5, 7, 2), np.uint8), r"shape \(H, W, 3\)"),
         (torch.zeros(5, 7, 3, dtype=torch.uint8), r"shape \(3, H, W\)"),
@@ -310,7 +354,7 @@ def test_urls_are_fetched_when_allowed(predictor: Predictor, folder: Path, serve
     torch.testing.assert_close(found.boxes_xyxy, predictor(folder / "1.png")[0].boxes_xyxy)
     with pytest.raises(UserError, match=r"notes\.txt: .*no readable image"):
         predictor(f"{server}/notes.txt", allow_urls=True)
-    with pytest.raises(UserError, match=r"missing\.png could not be fetched: .*404"):
+    with pytest.raises(UserError, match=r"missing\.png could not be downloaded: .*404"):
         predictor(f"{server}/missing.png", allow_urls=True)
 
 
@@ -327,7 +371,7 @@ def experiment() -> Experiment:
 
 def test_batches_equal_single_pictures(experiment: Experiment) -> None:
     torch.manual_seed(0)
-    predictor = Predictor(models.build(experiment.model), CLASSES, Focal(), IMAGE_SIZE, MEAN, STD, "cpu")
+    predictor = Predictor(trained(models.build(experiment.model), experiment), "cpu")
     random = np.random.default_rng(0)
     images = [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in SIZES + SIZES[:3]]
     with use("reference"):
@@ -340,12 +384,15 @@ def test_batches_equal_single_pictures(experiment: Experiment) -> None:
 
 def test_a_saved_detector_predicts_as_before(experiment: Experiment, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    detector = models.build(experiment.model)
-    save_detector(tmp_path / "best.safetensors", detector, experiment, CLASSES, scores={}, step=1, epoch=1)
-    before = Predictor(detector, CLASSES, Focal(), experiment.data.image_size, MEAN, STD, "cpu")
+    experiment = replace(experiment, data=DataConfig(resize_to=(67, 127)))
+    preprocessing = Preprocessing(resize_to=(67, 127), mean=MEAN, std=STD)
+    assert preprocessing_of(experiment) == preprocessing
+    detector = trained(models.build(experiment.model), experiment, preprocessing=preprocessing)
+    save_detector(tmp_path / "best.safetensors", detector)
+    before = Predictor(detector, "cpu")
     after = Predictor.load(tmp_path / "best.safetensors", "cpu")
-    assert (after.classes, after.image_size, after.mean, after.std) == (CLASSES, (800, 1333), MEAN, STD)
-    before.image_size = after.image_size = IMAGE_SIZE
+    assert (after.detector.classes, after.detector.preprocessing) == (CLASSES, preprocessing)
+    assert after.detector.experiment == experiment
     image = picture(SIZES[0])[0]
     with use("reference"):
         old, new = before(image, threshold=0.0)[0], after(image, threshold=0.0)[0]

@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from detrs.classification import Focal, Softmax
+from detrs.criterion.matching import Costs
 from detrs.criterion.set_criterion import CriterionConfig, SetCriterion
 from detrs.models import build
 from detrs.presets import PRESETS, preset
@@ -55,9 +57,33 @@ def test_recipes_are_the_official_ones(
     assert (experiment.optimizer.weight_decay, experiment.optimizer.clip_norm) == (1e-4, 0.1)
     assert (experiment.data.batch_size, experiment.data.augment) == (batch_size, "official")
     assert (experiment.schedule.epochs, experiment.schedule.drop_at) == (epochs, (0.8,))
-    weights = experiment.criterion
-    assert SetCriterion(weights, experiment.model.classification).class_weight == class_weight
-    assert (weights.box_weight, weights.giou_weight) == (5.0, 2.0)
+    criterion = SetCriterion(experiment.criterion, experiment.model.classification)
+    assert criterion.classification.weight == class_weight
+    assert (criterion.config.box_weight, criterion.config.giou_weight, criterion.config.auxiliary) == (5.0, 2.0, True)
+    assert criterion.costs == Costs(experiment.model.classification, 5.0, 2.0)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_classification_is_that_of_the_paper(name: str) -> None:
+    """Focal with weight 2, softmax with weight 1; three times as much in the tiny presets on one map."""
+    tiny = 3 if re.fullmatch("(conditional-|anchor-)?detr-tiny", name) else 1
+    if name.startswith("detr-") and not name.endswith("plus"):
+        assert preset(name).model.classification == Softmax(weight=tiny * 1.0, no_object_weight=0.1)
+    else:
+        assert preset(name).model.classification == Focal(weight=tiny * 2.0, alpha=0.25, gamma=2.0)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_only_our_own_designs_average_weights(name: str) -> None:
+    assert preset(name).optimizer.ema_decay == (None if name in PAPERS else 0.998)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_nothing_else_limits_a_preset(name: str) -> None:
+    experiment = preset(name)
+    assert (experiment.schedule.max_minutes, experiment.evaluation.patience, experiment.initial) == (None, None, None)
+    assert (experiment.evaluation.every_steps, experiment.data.path) == (None, None)
+    assert experiment.optimizer.clip_norm == 0.1
 
 
 def test_only_deformable_detr_has_a_group_of_its_own() -> None:
@@ -67,10 +93,10 @@ def test_only_deformable_detr_has_a_group_of_its_own() -> None:
 
 def test_dc5_plus_is_detr_with_focal_loss_and_more_queries() -> None:
     plain, plus = preset("detr-r50-dc5"), preset("detr-r50-dc5-plus")
-    assert (plain.model.classification, plain.model.num_queries) == ("softmax", 100)
-    assert (plus.model.classification, plus.model.num_queries) == ("focal", 300)
+    assert (plain.model.classification, plain.model.num_queries) == (Softmax(), 100)
+    assert (plus.model.classification, plus.model.num_queries) == (Focal(), 300)
     assert plus.schedule.epochs == 50
-    assert SetCriterion(plus.criterion, "focal").class_weight == 2.0
+    assert plus.model.classification.weight == 2.0
     assert preset("conditional-detr-r50-dc5").data.batch_size == 8
 
 
@@ -82,8 +108,9 @@ def test_tiny_presets_can_be_compared(name: str) -> None:
         assert getattr(other, part) == getattr(tiny, part)
     assert (tiny.optimizer.lr, tiny.optimizer.backbone_lr_factor) == (1e-3, 1.0)
     assert other.optimizer == replace(tiny.optimizer, lr=8e-4, backbone_lr_factor=2.5)
-    assert tiny.criterion == CriterionConfig()
-    assert other.criterion == CriterionConfig(class_weight=3.0 if name == "detr-tiny" else 6.0)
+    assert tiny.criterion == other.criterion == CriterionConfig()
+    assert tiny.model.classification.weight == 2.0
+    assert other.model.classification.weight == (3.0 if name == "detr-tiny" else 6.0)
     assert other.model.backbone.name == tiny.model.backbone.name
     for setting in ("dim", "num_heads", "encoder_layers", "decoder_layers", "ffn_dim", "num_queries"):
         assert getattr(other.model, setting) == getattr(tiny.model, setting)

@@ -4,6 +4,9 @@ import torch
 
 from detrs.errors import UserError
 
+NAMES = {"cuda": "CUDA", "mps": "MPS", "xpu": "XPU"}
+"""Device type -> its name in messages."""
+
 
 def pick_device(name: str) -> torch.device:
     """The device called ``name``.
@@ -21,13 +24,13 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"'{name}' is not a device: choose auto, cpu, cuda, cuda:1 or mps.") from error
-    if device.type == "cpu" and not device.index:
-        return device
-    if accelerator is None or accelerator.type != device.type:
-        label = device.type.upper() if device.type in ("cuda", "mps", "xpu") else device.type
-        found = f"this machine has {accelerator.type}" if accelerator else "this machine has only the CPU"
-        raise UserError(f"Cannot use device '{name}': {label} is not available ({found}). Choose another or 'auto'.")
-    count = torch.accelerator.device_count()
+    count = 1 if device.type == "cpu" else torch.accelerator.device_count()
+    if device.type != "cpu" and (accelerator is None or accelerator.type != device.type):
+        found = f"{count} x {accelerator.type}" if accelerator else "only the CPU"
+        raise UserError(
+            f"Cannot use device '{name}': {NAMES.get(device.type, device.type)} is not available (this machine has "
+            f"{found}). Choose another device, or 'auto'."
+        )
     if (device.index or 0) >= count:
         raise UserError(f"Cannot use device '{name}': this machine has {count} x {device.type}, counted from 0.")
     return device

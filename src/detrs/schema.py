@@ -9,14 +9,15 @@ import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 
 from detrs.errors import UserError, did_you_mean
 
 
-class OneOf(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class OneOf:
     """Annotates a field with the configuration classes it takes: the keys of a table that can grow."""
 
     table: Mapping[type, Any]

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from detrs.engine.detector_file import save_detector
 from PIL import Image
 
 from detrs import models
 from detrs.backbones.timm import BackboneConfig
+from detrs.checkpoints.detector import TrainedDetector, preprocessing_of, save_detector
 from detrs.cli import main
-from detrs.config import DataConfig, Experiment
+from detrs.config import Experiment
+from detrs.data.transforms import DataConfig
 from detrs.models.deformable_detr import DeformableDETRConfig
 from detrs.ops import use
 from detrs.structures import Classes
@@ -111,8 +112,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
             queries="proposals",
             reference="refine",
         ),
-        data=DataConfig(path=str(data), image_size=(61, 113), batch_size=2),
+        data=DataConfig(path=str(data), resize_to=(61, 113), batch_size=2),
     )
     path = tmp_path_factory.mktemp("checkpoint") / "best.safetensors"
-    save_detector(path, models.build(experiment.model), experiment, CLASSES, scores={}, step=1, epoch=1)
+    detector = TrainedDetector(
+        module=models.build(experiment.model),
+        classes=CLASSES,
+        preprocessing=preprocessing_of(experiment),
+        experiment=experiment,
+        scores={},
+        step=1,
+        epoch=1,
+    )
+    save_detector(path, detector)
     return path

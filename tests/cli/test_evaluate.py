@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from detrs.engine.detector_file import load_detector, save_detector
 
+from detrs.checkpoints.detector import load_detector, save_detector
 from detrs.engine.evaluate import evaluate_checkpoint
 
 
@@ -31,9 +31,9 @@ def test_table_without_json(detrs: Callable, checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--batch-size -1", "evaluation.batch_size is -1, but must be 0 or above"),
-        ("--max-detections -1", "evaluation.max_detections is -1, but must be 1 or above"),
-        ("--image-size 0", "data.image_size is (0, 0)"),
+        ("--batch-size -1", "evaluation.batch_size is -1, but must be at least 1"),
+        ("--max-detections -1", "evaluation.max_detections is -1, but must be at least 1"),
+        ("--image-size 0", "data.resize_to is (0, 0)"),
         ("--workers -1", "runtime.workers is -1"),
     ],
 )
@@ -63,9 +63,10 @@ def test_results_that_cannot_be_written_are_refused_at_once(
 
 
 def test_a_data_set_that_has_moved(detrs: Callable, checkpoint: Path, data: Path, tmp_path: Path) -> None:
-    detector, experiment, classes, _ = load_detector(checkpoint)
-    experiment = replace(experiment, data=replace(experiment.data, path="my-data"))  # relative: to another folder
-    save_detector(tmp_path / "best.safetensors", detector, experiment, classes, scores={}, step=1, epoch=1)
+    detector = load_detector(checkpoint)
+    data_config = replace(detector.experiment.data, path="my-data")  # relative: to another folder
+    experiment = replace(detector.experiment, data=data_config)
+    save_detector(tmp_path / "best.safetensors", replace(detector, experiment=experiment))
     done = detrs("evaluate", tmp_path / "best.safetensors", "--device", "cpu")
     assert done.code == 2 and "my-data does not exist. It is the data set of training" in done.sentence
 

@@ -28,13 +28,13 @@ def test_short_flags_set_their_settings() -> None:
         "--data D --epochs 3 --batch-size 6 --lr 1e-2 --device cpu --workers 2 --max-minutes 1.5 --seed 7 "
         "--image-size 96 128"
     )
-    assert (values.data.path, values.data.batch_size, values.data.image_size) == ("D", 6, (96, 128))
+    assert (values.data.path, values.data.batch_size, values.data.resize_to) == ("D", 6, (96, 128))
     assert (values.optimizer.lr, values.runtime.device, values.runtime.workers) == (1e-2, "cpu", 2)
     assert (values.schedule.epochs, values.schedule.max_minutes, values.seed) == (3, 1.5, 7)
     assert values.name == "deformable-detr-tiny"
     long = experiment(
         "--data.path D --schedule.epochs 3 --data.batch-size 6 --optimizer.lr 1e-2 --runtime.device cpu "
-        "--runtime.workers 2 --schedule.max-minutes 1.5 --seed 7 --data.image-size 96 128"
+        "--runtime.workers 2 --schedule.max-minutes 1.5 --seed 7 --data.resize-to 96 128"
     )
     assert long == values
 
@@ -69,7 +69,7 @@ def test_switches_of_settings_take_a_value() -> None:
 
 
 def test_one_number_is_both_sides() -> None:
-    assert experiment("--image-size 96").data.image_size == (96, 96)
+    assert experiment("--image-size 96").data.resize_to == (96, 96)
 
 
 def test_one_setting_given_twice() -> None:
@@ -125,7 +125,7 @@ def test_train_then_resume_by_folder_and_by_command(
     assert (first.json["output"], first.json["checkpoint"]) == ("run", "run/best.safetensors")
     assert first.json["steps"] == 2 and {"ap", "ap50", "best_step", "seconds"} <= set(first.json)
     saved = config.load(Path("run/experiment.json"))
-    assert (saved.model.num_queries, saved.data.image_size, saved.model.num_classes) == (17, (61, 83), 2)
+    assert (saved.model.num_queries, saved.data.resize_to, saved.model.num_classes) == (17, (61, 83), 2)
 
     by_folder = detrs("train", "--resume", "run", "--epochs", 2, "--quiet", "--json")
     assert by_folder.code == 0, by_folder.err
@@ -158,8 +158,8 @@ def test_train_then_resume_by_folder_and_by_command(
         ("--resume nowhere", "There is no run to resume in 'nowhere'"),
         ("deformable-detr-tiny", "No data set was given"),
         ("deformable-detr-tiny --data nowhere", "nowhere does not exist"),
-        ("deformable-detr-tiny --data digits --epochs 0", "schedule.epochs is 0, but must be 1 or above"),
-        ("deformable-detr-tiny --data digits --image-size 8", "data.image_size is (8, 8)"),
+        ("deformable-detr-tiny --data digits --epochs 0", "schedule.epochs is 0, but must be at least 1"),
+        ("deformable-detr-tiny --data digits --image-size 8", "data.resize_to is (8, 8)"),
         ("deformable-detr-r50 --data digits --image-size 640", "add --data.augment crop"),
         ("deformable-detr-tiny --data digits --model.num-heads 0", "model.num_heads is 0"),
         ("deformable-detr-tiny --data digits --lr inf", "optimizer.lr is inf"),

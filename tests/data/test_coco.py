@@ -183,5 +183,6 @@ def test_fingerprint(make_folder: Callable[[str], Any]) -> None:
 
 
 def test_nothing_given() -> None:
-    with pytest.raises(UserError, match="--data digits the demo set"):
-        open_dataset("", "train")
+    for path in (None, ""):
+        with pytest.raises(UserError, match="No data set was given: .* --data digits for the demo set"):
+            open_dataset(path, "train")

@@ -4,7 +4,8 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from detrs.data.collate import collate, normalize
+from detrs.data.collate import collate
+from detrs.data.preprocessing import Preprocessing
 from detrs.data.sample import Sample
 
 SIZES = ((31, 47), (53, 29), (37, 41))
@@ -64,7 +65,7 @@ def test_labels_are_not_a_view_of_the_data_set() -> None:
 def test_normalize() -> None:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     batch = collate(samples())
-    images = normalize(batch, mean, std).images
+    images = Preprocessing(resize_to=(32, 64), mean=mean, std=std).normalize(batch).images
     assert images.dtype == torch.float32 and images.is_contiguous()
     for sample, (height, width), image, padding in zip(samples(), SIZES, images, batch.padding, strict=True):
         expected = F.normalize(sample.image.as_subclass(torch.Tensor).float() / 255, list(mean), list(std))

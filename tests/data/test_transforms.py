@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from detrs.config import DataConfig
+from detrs.data.preprocessing import Preprocessing, resized_size
 from detrs.data.sample import Sample
-from detrs.data.transforms import Plan, apply, plan, resize, resized_size
+from detrs.data.transforms import DataConfig, Plan, apply, plan
 
 OFFICIAL = DataConfig(augment="official")
 
@@ -68,26 +68,27 @@ def test_resized_size_never_vanishes_nor_explodes() -> None:
 
 def test_resize_is_pillow_bilinear() -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (61, 89, 3), dtype=np.uint8)
-    for image_size in ((29, 99), (113, 300)):
-        ours, boxes = resize(torch.from_numpy(pixels).permute(2, 0, 1), None, image_size)
-        height, width = resized_size((61, 89), image_size)
+    for resize_to in ((29, 99), (113, 300)):
+        preprocessing = Preprocessing(resize_to=resize_to, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        ours = preprocessing.resize(torch.from_numpy(pixels).permute(2, 0, 1))
+        height, width = resized_size((61, 89), resize_to)
         theirs = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)).astype(int)
-        assert boxes is None and ours.dtype == torch.uint8
+        assert ours.shape == (3, height, width) and ours.dtype == torch.uint8
         assert np.abs(ours.permute(1, 2, 0).numpy() - theirs).max() <= 1
 
 
 def test_resize_moves_boxes_with_the_picture() -> None:
     before = sample(60, 100, [[10, 6, 30, 54]])
-    image, boxes = resize(before.image, before.boxes, (30, 999))
-    assert image.shape == (3, 30, 50) and boxes is not None
-    torch.testing.assert_close(boxes.as_subclass(torch.Tensor), torch.tensor([[5.0, 3, 15, 27]]))
+    after = apply(Plan(False, None, resized_size((60, 100), (30, 999))), before)
+    assert after.image.shape == (3, 30, 50)
+    torch.testing.assert_close(after.boxes.as_subclass(torch.Tensor), torch.tensor([[5.0, 3, 15, 27]]))
 
 
 @pytest.mark.parametrize("augment", ["none", "flip", "crop", "official"])
 @pytest.mark.parametrize("size", [(331, 467), (541, 223)])
 def test_boxes_stay_on_their_objects(augment: str, size: tuple[int, int]) -> None:
     """Inside a transformed box it is bright, and nothing bright lies outside of all boxes."""
-    config = DataConfig(augment=augment, image_size=(211, 307))  # type: ignore[arg-type]
+    config = DataConfig(augment=augment, resize_to=(211, 307))  # type: ignore[arg-type]
     before = sample(*size, [[20, 31, 131, 97], [150, 140, 190, 311], [3, 180, 60, 240]])
     seen = Counter[int]()
     for seed in range(3 if augment == "official" else 25):
@@ -122,12 +123,12 @@ def test_the_sample_itself_stays_as_it_is() -> None:
     before = sample(97, 61, [[5, 5, 40, 60]])
     image, boxes = before.image.clone(), before.boxes.clone()
     for seed in range(20):
-        apply(plan(DataConfig(image_size=(64, 96)), (97, 61), np.random.default_rng(seed)), before)
+        apply(plan(DataConfig(resize_to=(64, 96)), (97, 61), np.random.default_rng(seed)), before)
     assert torch.equal(image, before.image) and torch.equal(boxes, before.boxes)
 
 
 def test_without_augmentation_only_the_size_changes() -> None:
-    config = DataConfig(augment="none", image_size=(100, 150))
+    config = DataConfig(augment="none", resize_to=(100, 150))
     for seed in range(5):
         assert plan(config, (480, 640), np.random.default_rng(seed)) == Plan(False, None, (100, 133))
 
@@ -144,7 +145,7 @@ def test_without_mirror_only_the_flip_is_left_out(augment: Any) -> None:
 
 
 def test_flip_has_no_crop_and_eleven_sizes() -> None:
-    config = DataConfig(augment="flip", image_size=(200, 999), min_scale=0.5)
+    config = DataConfig(augment="flip", resize_to=(200, 999), min_scale=0.5)
     plans = [plan(config, (30, 40), np.random.default_rng(seed)) for seed in range(600)]
     assert all(p.crop is None for p in plans)
     assert {p.size[0] for p in plans} == set(range(100, 201, 10))
@@ -190,8 +191,8 @@ def test_the_official_recipe() -> None:
 
 
 def test_crop_is_the_official_recipe_at_its_own_size() -> None:
-    same = DataConfig(augment="crop", image_size=(800, 1333), min_scale=0.6)
-    quarter = replace(same, image_size=(200, 333))
+    same = DataConfig(augment="crop", resize_to=(800, 1333), min_scale=0.6)
+    quarter = replace(same, resize_to=(200, 333))
     for seed in range(50):
         official = plan(OFFICIAL, (480, 640), np.random.default_rng(seed))
         assert plan(same, (480, 640), np.random.default_rng(seed)) == official
@@ -216,7 +217,7 @@ def test_a_plan_depends_on_its_stream_and_the_size_only() -> None:
 def test_extreme_shapes(size: tuple[int, int], augment: str) -> None:
     before = sample(*size, [[0, 0, size[1], size[0]]])
     for seed in range(4):
-        config = DataConfig(augment=augment, image_size=(64, 96))  # type: ignore[arg-type]
+        config = DataConfig(augment=augment, resize_to=(64, 96))  # type: ignore[arg-type]
         drawn = plan(config, size, np.random.default_rng(seed))
         assert drawn.crop is None or np.prod(drawn.crop[0]) < 16 * 64**2 * 2
         after = apply(drawn, before)
@@ -226,5 +227,5 @@ def test_extreme_shapes(size: tuple[int, int], augment: str) -> None:
 
 def test_a_picture_without_boxes() -> None:
     for seed in range(10):
-        after = apply(plan(DataConfig(image_size=(64, 96)), (70, 50), np.random.default_rng(seed)), sample(70, 50, []))
+        after = apply(plan(DataConfig(resize_to=(64, 96)), (70, 50), np.random.default_rng(seed)), sample(70, 50, []))
         assert after.boxes.shape == (0, 4) and after.labels.shape == (0,)

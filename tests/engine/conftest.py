@@ -1,4 +1,3 @@
-import importlib.util
 import os
 import subprocess
 import sys
@@ -8,9 +7,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import run_tiny
 import torch
 
-from detrs.engine import evaluate, trainer
+from detrs.engine import trainer
 
 SCRIPT = Path(__file__).with_name("run_tiny.py")
 SOURCE = Path(__file__).parents[2] / "src"
@@ -19,27 +19,21 @@ SOURCE = Path(__file__).parents[2] / "src"
 @pytest.fixture(scope="session")
 def tiny() -> ModuleType:
     """``run_tiny.py`` as a module."""
-    spec = importlib.util.spec_from_file_location("run_tiny", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return run_tiny
 
 
 @pytest.fixture(autouse=True)
-def tiny_data(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Every data set is the tiny one; and no time goes into pictures, unless a test asks for ``pictures``."""
-    monkeypatch.setattr(trainer, "open_dataset", tiny.open_dataset)
-    monkeypatch.setattr(evaluate, "open_dataset", tiny.open_dataset)
-    if "pictures" not in request.fixturenames:
+def no_drawings(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Nothing is drawn, which takes most of the time of a tiny run, unless a test uses ``drawings``."""
+    if "drawings" not in request.fixturenames:
         for name in ("save_training_batch", "save_predictions", "save_curves"):
             monkeypatch.setattr(trainer, name, lambda *arguments: None)
     torch.set_num_threads(1)
 
 
 @pytest.fixture
-def pictures() -> None:
-    """Asked for by a test that wants the pictures of a run."""
+def drawings() -> None:
+    """Requested by a test that needs the drawings of a run."""
 
 
 @pytest.fixture

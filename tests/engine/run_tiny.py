@@ -1,4 +1,4 @@
-"""A detector of a hundred thousand parameters on a few real pictures. Imported by the tests, and a script.
+"""A detector of a hundred thousand parameters on a few real images. Imported by the tests, and a script.
 
 python run_tiny.py OUTPUT [--resume] [--curve FILE] [--results FILE] [SETTINGS AS JSON]
 """
@@ -6,15 +6,19 @@ python run_tiny.py OUTPUT [--resume] [--curve FILE] [--results FILE] [SETTINGS A
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 from detrs.backbones.timm import BackboneConfig
-from detrs.config import DataConfig, Experiment, OptimizerConfig, RuntimeConfig, ScheduleConfig
+from detrs.config import Experiment, OptimizerConfig, RuntimeConfig, ScheduleConfig
 from detrs.data.digits import DigitsDataset
 from detrs.data.sample import Sample
-from detrs.engine import evaluate, trainer
+from detrs.data.transforms import DataConfig
+from detrs.engine import train, trainer
+from detrs.engine.evaluate import Scores
+from detrs.engine.journal import StepReport
+from detrs.engine.train import TrainResult
 from detrs.models.deformable_detr import DeformableDETRConfig
 
 NUM_IMAGES = {"train": 14, "val": 5}
@@ -38,7 +42,7 @@ MODEL = DeformableDETRConfig(
 EXPERIMENT = Experiment(
     name="tiny",
     model=MODEL,
-    data=DataConfig(path="tiny", image_size=(64, 96), augment="crop", batch_size=4),
+    data=DataConfig(path="tiny", resize_to=(64, 96), augment="crop", batch_size=4),
     optimizer=OptimizerConfig(lr=1e-3, ema_decay=0.9),
     schedule=ScheduleConfig(epochs=2, kind="cosine", warmup_steps=1),
     runtime=RuntimeConfig(device="cpu", log_every=2),
@@ -57,7 +61,7 @@ def experiment(**changes: dict[str, Any]) -> Experiment:
 
 
 class Tiny(DigitsDataset):
-    """A few pictures of the demo set; ``on_load`` is called with the index of each picture before it is loaded."""
+    """A few images of the demo set; ``on_load`` is called with the index of each image before it is loaded."""
 
     def __init__(self, split: str, on_load: Callable[[int], None] = lambda index: None) -> None:
         super().__init__(split, NUM_IMAGES[split])
@@ -68,23 +72,21 @@ class Tiny(DigitsDataset):
         return super().__getitem__(index)
 
 
-def open_dataset(path: str, split: str, *, keep_empty: bool = True, cache_gib: float = 0.0) -> Tiny:
-    assert path == "tiny"
-    return Tiny(split)
+def training(experiment: Experiment, output: Path | str, **options: Any) -> Generator[StepReport, None, TrainResult]:
+    """``detrs.training`` on the tiny data set, or on other data in ``options``."""
+    return train.training(experiment, output, **{"train_set": Tiny("train"), "val_set": Tiny("val"), **options})
 
 
 if __name__ == "__main__":
     from detrs.engine.runtime import is_main_process
-    from detrs.engine.train import training
 
     arguments = sys.argv[1:]
-    trainer.open_dataset = evaluate.open_dataset = open_dataset
     trainer.save_curves = trainer.save_predictions = trainer.save_training_batch = lambda *arguments: None
     settings = json.loads(arguments[-1]) if arguments[-1].startswith("{") else {}
     best: list[Any] = []
     record = trainer.Trainer.record
 
-    def remember(self: trainer.Trainer, scores: evaluate.Scores) -> bool:
+    def remember(self: trainer.Trainer, scores: Scores) -> bool:
         is_best = record(self, scores)
         if is_best:
             best[:] = scores.results

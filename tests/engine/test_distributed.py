@@ -11,10 +11,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from run_tiny import Tiny, training
 
 from detrs.checkpoints import format
 from detrs.engine.evaluate import evaluate_checkpoint
-from detrs.engine.train import training
 
 SETTINGS: dict[str, Any] = {
     "model": {"dropout": 0.0},
@@ -58,7 +58,7 @@ def test_best_promises_what_it_keeps_although_each_process_has_its_own_statistic
     assert process.returncode == 0, errors
     in_training = json.loads(found.read_text())
     best = tmp_path / "run" / "best.safetensors"
-    alone = evaluate_checkpoint(best, device="cpu")
+    alone = evaluate_checkpoint(best, data=Tiny("val"), device="cpu")
     assert len(alone.results) == len(in_training) == 5 * 100
     for ours, theirs in zip(alone.results, in_training, strict=True):
         assert ours["image_id"] == theirs["image_id"]

@@ -5,19 +5,20 @@ from typing import Any
 
 import pytest
 import torch
-from detrs.engine.detector_file import load_detector
+from run_tiny import Tiny, training
 
 from detrs import models
+from detrs.boxes import xyxy_to_cxcywh
 from detrs.checkpoints import format
-from detrs.classification import Focal
+from detrs.checkpoints.detector import TrainedDetector, load_detector, preprocessing_of
 from detrs.config import RuntimeConfig
-from detrs.engine import evaluate as module
 from detrs.engine import trainer
 from detrs.engine.evaluate import Scores, evaluate, evaluate_checkpoint
 from detrs.engine.runtime import Runtime
-from detrs.engine.train import training
 from detrs.engine.trainer import Trainer
 from detrs.errors import UserError
+from detrs.models.detector import Model
+from detrs.structures import Boxes
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,6 @@ def run(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
         return record(self, scores)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "open_dataset", tiny.open_dataset)
         patch.setattr(Trainer, "record", remember)
         for name in ("save_training_batch", "save_predictions", "save_curves"):
             patch.setattr(trainer, name, lambda *arguments: None)
@@ -48,7 +48,7 @@ def test_checkpoint_alone_gives_the_results_of_training(
     alone = tmp_path / "copied.safetensors"
     alone.write_bytes(path.read_bytes())
     monkeypatch.chdir(tmp_path)
-    scores = evaluate_checkpoint(alone, device="cpu")
+    scores = evaluate_checkpoint(alone, data=Tiny("val"), device="cpu")
     assert len(scores.results) == 5 * 100
     # Not to the bit: where the weights lie in memory decides in which order convolutions add on some CPUs.
     assert sorted(x["score"] for x in scores.results) == pytest.approx(
@@ -61,27 +61,27 @@ def test_checkpoint_alone_gives_the_results_of_training(
 def test_meta_is_enough_to_predict(run: tuple[Path, Scores], tiny: ModuleType) -> None:
     meta = format.read_meta(run[0])
     assert meta["classes"] == {"names": list("0123456789"), "category_ids": list(range(10))}
-    assert meta["preprocessing"] == {"image_size": [64, 96], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.25]}
+    assert meta["preprocessing"] == {"resize_to": [64, 96], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.25]}
     assert meta["experiment"]["model"]["num_classes"] == 10
     assert {"detrs", "scores", "step", "epoch", "format"} <= set(meta)
     saved = load_detector(run[0])
-    assert not saved.detector.training and saved.classes.names == tuple("0123456789")
+    assert not saved.module.training and saved.scores == meta["scores"] and saved.classes.names == tuple("0123456789")
     assert saved.experiment.data == dataclasses.replace(tiny.EXPERIMENT.data, mirror=False)  # digits
 
 
 def test_settings_can_be_overridden(run: tuple[Path, Scores]) -> None:
     path, in_training = run
-    larger = evaluate_checkpoint(path, device="cpu", image_size=(96, 160))
+    larger = evaluate_checkpoint(path, data=Tiny("val"), device="cpu", resize_to=(96, 160))
     assert larger.results != in_training.results
-    assert len(evaluate_checkpoint(path, device="cpu", max_detections=7).results) == 5 * 7
+    assert len(evaluate_checkpoint(path, data=Tiny("val"), device="cpu", max_detections=7).results) == 5 * 7
 
 
 def test_classes_are_matched_by_name_whatever_their_order_and_ids(
-    run: tuple[Path, Scores], tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
+    run: tuple[Path, Scores],
 ) -> None:
     order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]  # label in the reordered set -> label in training
 
-    class Reordered(tiny.Tiny):  # type: ignore[name-defined,misc]
+    class Reordered(Tiny):
         def __init__(self, split: str) -> None:
             super().__init__(split)
             self.classes = self.classes._replace(
@@ -92,13 +92,12 @@ def test_classes_are_matched_by_name_whatever_their_order_and_ids(
             truth = super().ground_truth()
             number = dict(zip(self.classes.names, self.classes.category_ids, strict=True))
             new = {old: number[str(label)] for label, old in enumerate(range(10))}
-            base = tiny.Tiny(self.split).ground_truth()
+            base = Tiny(self.split).ground_truth()
             annotations = [{**a, "category_id": new[a["category_id"]]} for a in base["annotations"]]
             return {**truth, "annotations": annotations}
 
     path, in_training = run
-    monkeypatch.setattr(module, "open_dataset", lambda path, split: Reordered(split))
-    scores = evaluate_checkpoint(path, device="cpu")
+    scores = evaluate_checkpoint(path, data=Reordered("val"), device="cpu")
     for name in ("ap", "ap50", "ar100"):
         assert getattr(scores.report, name) == pytest.approx(getattr(in_training.report, name), abs=1e-12)
     by_label = {r["category_id"] for r in scores.results}
@@ -107,86 +106,84 @@ def test_classes_are_matched_by_name_whatever_their_order_and_ids(
     assert [r["category_id"] for r in scores.results] == [ids[r["category_id"]] for r in in_training.results]
 
 
-def test_other_classes_are_refused_with_both_lists(
-    run: tuple[Path, Scores], tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def open_dataset(path: str, split: str) -> Any:
-        dataset = tiny.Tiny(split)
-        dataset.classes = dataset.classes._replace(names=("cat", *dataset.classes.names[1:]))
-        return dataset
+def test_other_classes_are_refused_with_both_lists(run: tuple[Path, Scores]) -> None:
+    other = Tiny("val")
+    other.classes = other.classes._replace(names=("cat", *other.classes.names[1:]))
+    with pytest.raises(UserError, match="has 0, 1, 2.*data set has cat, 1, 2"):
+        evaluate_checkpoint(run[0], data=other, device="cpu")
 
-    monkeypatch.setattr(module, "open_dataset", open_dataset)
-    with pytest.raises(UserError, match="has 0, 1, 2.*data set 'tiny' has cat, 1, 2"):
+
+def test_data_set_of_training_that_is_gone_gives_the_flag(run: tuple[Path, Scores]) -> None:
+    with pytest.raises(UserError, match="data set of training: if it has moved, give --data"):
         evaluate_checkpoint(run[0], device="cpu")
 
 
+def test_object_without_the_protocol_is_refused(run: tuple[Path, Scores]) -> None:
+    with pytest.raises(UserError, match="data must have the detrs.data.Dataset protocol, but list has no classes"):
+        evaluate_checkpoint(run[0], data=[], device="cpu")  # type: ignore[arg-type]
+
+
 def test_training_state_is_no_detector(run: tuple[Path, Scores]) -> None:
-    with pytest.raises(UserError, match="state of a training run.*best.safetensors"):
+    with pytest.raises(UserError, match="is a training state, not a detector.*best.safetensors"):
         evaluate_checkpoint(run[0].with_name("last.safetensors"), device="cpu")
 
 
-def perfect(tiny: ModuleType) -> torch.nn.Module:
-    """A detector that finds every object of the validation pictures, in the order in which it is shown them."""
+class Perfect(Model):
+    """Detects every object of the validation images, which it receives in order."""
 
-    class Perfect(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.shown = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
 
-        def forward(self, images: torch.Tensor, padding: torch.Tensor) -> Any:
-            from detrs.structures import Prediction, Predictions
+    def objective(self, config: Any) -> torch.nn.Module:
+        raise NotImplementedError
 
-            assert not self.training and not torch.is_grad_enabled()
-            logits = torch.full((len(images), 17, 10), -20.0)
-            boxes = torch.full((len(images), 17, 4), 0.5)
-            dataset = tiny.Tiny("val")
-            for i in range(len(images)):
-                sample = dataset[self.shown]
-                height, width = sample.original_size
-                corners = sample.boxes.as_subclass(torch.Tensor) / torch.tensor([width, height, width, height])
-                for query, (box, label) in enumerate(zip(corners, sample.labels, strict=True)):
-                    boxes[i, query] = torch.cat([(box[:2] + box[2:]) / 2, box[2:] - box[:2]])
-                    logits[i, query, label] = 5.0 - query / 10
-                self.shown += 1
-            return Predictions((Prediction(logits, boxes),), None)
+    def detect(self, images: torch.Tensor, padding: torch.Tensor, max_detections: int = 100) -> Boxes:
+        assert not self.training and not torch.is_grad_enabled()
+        boxes, scores = torch.full((len(images), 17, 4), 0.5), torch.zeros(len(images), 17)
+        labels = torch.zeros(len(images), 17, dtype=torch.long)
+        for i in range(len(images)):
+            sample = Tiny("val")[self.seen]
+            height, width = sample.original_size
+            corners = sample.boxes.as_subclass(torch.Tensor) / torch.tensor([width, height, width, height])
+            count = len(sample.labels)
+            boxes[i, :count] = xyxy_to_cxcywh(corners)
+            scores[i, :count] = torch.linspace(0.9, 0.8, count)
+            labels[i, :count] = sample.labels
+            self.seen += 1
+        return Boxes(boxes, scores, labels)  # padded with boxes of score 0
 
-    return Perfect().train()
+
+def trained(tiny: ModuleType, module: Model, batch_size: int) -> TrainedDetector:
+    experiment = tiny.experiment(evaluation={"batch_size": batch_size})
+    return TrainedDetector(
+        module=module,
+        classes=Tiny("val").classes,
+        preprocessing=preprocessing_of(experiment),
+        experiment=experiment,
+        scores={},
+        step=0,
+        epoch=1,
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
 def test_perfect_detector_scores_one_at_any_batch_size(tiny: ModuleType, batch_size: int) -> None:
-    detector = perfect(tiny)
-    scores = evaluate(
-        detector,
-        tiny.Tiny("val"),
-        image_size=(64, 96),
-        batch_size=batch_size,
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
-        runtime=Runtime(RuntimeConfig(device="cpu")),
-        classification=Focal(),
-    )
+    module = Perfect().train()
+    scores = evaluate(trained(tiny, module, batch_size), Tiny("val"), Runtime(RuntimeConfig(device="cpu")))
     assert scores.report.ap == pytest.approx(1.0) and scores.report.num_images == 5
-    assert detector.training  # as it was
+    assert len(scores.results) == len(Tiny("val").ground_truth()["annotations"])  # without the padding
+    assert module.training  # as before
 
 
 def test_detector_is_in_its_mode_again_after_an_error(tiny: ModuleType) -> None:
     def unreadable(index: int) -> None:
-        raise UserError("no picture")
+        raise UserError("no image")
 
-    detector = perfect(tiny)
-    with pytest.raises(UserError, match="no picture"):
-        evaluate(
-            detector,
-            tiny.Tiny("val", unreadable),
-            image_size=(64, 96),
-            batch_size=2,
-            mean=(0.5,) * 3,
-            std=(0.5,) * 3,
-            runtime=Runtime(RuntimeConfig(device="cpu")),
-            classification=Focal(),
-        )
-    assert detector.training
+    module = Perfect().train()
+    with pytest.raises(UserError, match="no image"):
+        evaluate(trained(tiny, module, 2), Tiny("val", unreadable), Runtime(RuntimeConfig(device="cpu")))
+    assert module.training
 
 
 def edited(path: Path, to: Path, tensors: dict[str, Any] | None = None, **meta: Any) -> Path:
@@ -241,40 +238,18 @@ class Rank(Runtime):
 @pytest.mark.parametrize("world_size", [2, 3, 7])
 def test_processes_share_the_images_and_give_the_results_of_one(tiny: ModuleType, world_size: int) -> None:
     torch.manual_seed(0)
-    detector = models.build(dataclasses.replace(tiny.MODEL, num_classes=10))
+    detector = trained(tiny, models.build(dataclasses.replace(tiny.MODEL, num_classes=10)), batch_size=2)
     others: list[Any] = []
-
-    def scores(runtime: Runtime) -> Scores:
-        return evaluate(
-            detector,
-            tiny.Tiny("val"),
-            image_size=(64, 96),
-            batch_size=2,
-            mean=(0.5,) * 3,
-            std=(0.5,) * 3,
-            runtime=runtime,
-            classification=Focal(),
-        )
-
-    expected = scores(Runtime(RuntimeConfig(device="cpu")))
-    for rank in reversed(range(world_size)):  # the main process last: it has everything then
-        found = scores(Rank(rank, world_size, others))
+    expected = evaluate(detector, Tiny("val"), Runtime(RuntimeConfig(device="cpu")))
+    for rank in reversed(range(world_size)):  # the main process last: it gathers everything
+        found = evaluate(detector, Tiny("val"), Rank(rank, world_size, others))
     assert found.results == expected.results and found.report == expected.report
 
 
 def test_diverged_detector_is_refused(tiny: ModuleType) -> None:
     detector = models.build(dataclasses.replace(tiny.MODEL, num_classes=10))
     with torch.no_grad():
-        for parameter in detector.decoder.parameters():
+        for parameter in detector.get_submodule("decoder").parameters():
             parameter.fill_(torch.nan)
     with pytest.raises(UserError, match="diverged"):
-        evaluate(
-            detector,
-            tiny.Tiny("val"),
-            image_size=(64, 96),
-            batch_size=5,
-            mean=(0.5,) * 3,
-            std=(0.5,) * 3,
-            runtime=Runtime(RuntimeConfig(device="cpu")),
-            classification=Focal(),
-        )
+        evaluate(trained(tiny, detector, 5), Tiny("val"), Runtime(RuntimeConfig(device="cpu")))

@@ -58,11 +58,11 @@ def test_progress_follows_what_is_nearer_to_its_end() -> None:
     assert pace.progress(step=950, seconds=50, reserve=10) == pytest.approx(0.95)  # by steps
     assert pace.progress(step=0, seconds=100, reserve=10) == 1
     assert pace.progress(step=0, seconds=0, reserve=200) == 1
-    assert Pace(1000, 0).progress(step=250, seconds=1e9, reserve=1e9) == 0.25
+    assert Pace(1000, None).progress(step=250, seconds=1e9, reserve=1e9) == 0.25
 
 
 def test_evaluation_must_leave_time_for_the_last_one() -> None:
     pace = Pace(1000, budget_seconds=100)
     assert pace.allows(seconds=79.9, reserve=10)
     assert not pace.allows(seconds=80.1, reserve=10)
-    assert Pace(1000, 0).allows(seconds=math.inf, reserve=math.inf)
+    assert Pace(1000, None).allows(seconds=math.inf, reserve=math.inf)

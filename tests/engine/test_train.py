@@ -11,28 +11,37 @@ from typing import Any
 
 import pytest
 import torch
+from run_tiny import Tiny, training
 
 from detrs.checkpoints import format
 from detrs.classification import Softmax
 from detrs.config import Experiment
-from detrs.criterion.set_criterion import Losses, SetCriterion, Totals
+from detrs.criterion import objective
+from detrs.criterion.set_criterion import SetCriterion
 from detrs.engine import clock, trainer
 from detrs.engine import train as train_module
 from detrs.engine.evaluate import evaluate_checkpoint
 from detrs.engine.fitting import check_divisible, for_data
 from detrs.engine.interruption import Interrupted
 from detrs.engine.journal import StepReport
-from detrs.engine.train import TrainResult, train, training
+from detrs.engine.saving import Saver
+from detrs.engine.train import TrainResult, train
 from detrs.engine.trainer import Trainer
 from detrs.errors import UserError
 from detrs.models.detr import DETRConfig
 from detrs.predictor import Predictor
+from detrs.structures import Losses, Totals
 
 TIMES = ("seconds", "images_per_s")
 
 
 def consume(experiment: Experiment, output: Path, **options: Any) -> list[StepReport]:
     return list(training(experiment, output, **options))
+
+
+def splits() -> dict[str, Any]:
+    """Both splits of the tiny data set, as arguments of ``train``."""
+    return {"train_set": Tiny("train"), "val_set": Tiny("val")}
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -57,17 +66,16 @@ def assert_same_run(folder: Path, expected: Path) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody disturbed."""
+    """A run without interruption."""
     output = tmp_path_factory.mktemp("runs") / "finished"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "open_dataset", tiny.open_dataset)
         for name in ("save_training_batch", "save_predictions", "save_curves"):
             patch.setattr(trainer, name, lambda *arguments: None)
         consume(tiny.EXPERIMENT, output)
     return output
 
 
-def test_run_leaves_its_files_and_one_report_per_step(tiny: ModuleType, tmp_path: Path, pictures: None) -> None:
+def test_run_leaves_its_files_and_one_report_per_step(tiny: ModuleType, tmp_path: Path, drawings: None) -> None:
     output = tmp_path / "deep" / "run"
     reports = consume(tiny.EXPERIMENT, output)
     assert [report.step for report in reports] == [1, 2, 3, 4, 5, 6]
@@ -85,7 +93,7 @@ def test_run_leaves_its_files_and_one_report_per_step(tiny: ModuleType, tmp_path
 
 
 def test_train_returns_the_best_scores(tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = train(tiny.EXPERIMENT, tmp_path / "run")
+    result = train(tiny.EXPERIMENT, tmp_path / "run", **splits())
     assert isinstance(result, TrainResult)
     meta = format.read_meta(result.checkpoint)
     assert result.scores == meta["scores"] and result.best_step == meta["step"] and result.steps == 6
@@ -106,35 +114,27 @@ def test_loss_falls(tiny: ModuleType, tmp_path: Path) -> None:
     assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
 
 
-def one_step(
-    tiny: ModuleType, experiment: Experiment, output: Path, monkeypatch: pytest.MonkeyPatch, signum: int, split: str
-) -> None:
-    """Start or resume a run that gets a signal while the first picture of ``split`` is loaded."""
+def one_step(experiment: Experiment, output: Path, signum: int, split: str) -> None:
+    """Start or resume a run that receives a signal while the first image of ``split`` is loaded."""
+    sent = []
 
-    def open_dataset(path: str, name: str, *, keep_empty: bool = True, cache_gib: float = 0.0) -> Any:
-        sent = []
+    def send(index: int) -> None:
+        if not sent:
+            sent.append(index)
+            os.kill(os.getpid(), signum)
+            time.sleep(0.01)
 
-        def send(index: int) -> None:
-            if name == split and not sent:
-                sent.append(index)
-                os.kill(os.getpid(), signum)
-                time.sleep(0.01)
-
-        return tiny.Tiny(name, send)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "open_dataset", open_dataset)
-        with pytest.raises(SystemExit) as raised:
-            consume(experiment, output, resume=output.exists())
+    with pytest.raises(SystemExit) as raised:
+        consume(experiment, output, resume=output.exists(), **{f"{split}_set": Tiny(split, send)})
     assert raised.value.code == 128 + signum
 
 
 def test_run_stopped_after_every_single_step_equals_the_undisturbed_one(
-    tiny: ModuleType, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: ModuleType, finished: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
     for step in range(1, 7):
-        one_step(tiny, tiny.EXPERIMENT, output, monkeypatch, (signal.SIGTERM, signal.SIGINT)[step % 2], "train")
+        one_step(tiny.EXPERIMENT, output, (signal.SIGTERM, signal.SIGINT)[step % 2], "train")
         meta = format.read_meta(output / "last.safetensors")
         assert meta["step"] == step and meta["evaluated_step"] == (step - 1) // 3 * 3
     assert not (output / "run.lock").exists()
@@ -143,11 +143,11 @@ def test_run_stopped_after_every_single_step_equals_the_undisturbed_one(
 
 
 def test_run_stopped_in_its_evaluations_equals_the_undisturbed_one(
-    tiny: ModuleType, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: ModuleType, finished: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
     for step in (3, 3):  # stopped in the first evaluation, resumed, and stopped in it again
-        one_step(tiny, tiny.EXPERIMENT, output, monkeypatch, signal.SIGTERM, "val")
+        one_step(tiny.EXPERIMENT, output, signal.SIGTERM, "val")
         assert format.read_meta(output / "last.safetensors")["step"] == step
         assert not (output / "best.safetensors").exists()
     consume(tiny.EXPERIMENT, output, resume=True)
@@ -161,7 +161,7 @@ def test_closing_the_generator_saves(tiny: ModuleType, finished: Path, tmp_path:
         if report.step == 4:
             break
     steps.close()
-    torch.rand(17)  # what others do with the global streams must not matter
+    torch.rand(17)  # the global random generators do not matter
     consume(tiny.EXPERIMENT, output, resume=True)
     assert_same_run(output, finished)
 
@@ -201,8 +201,8 @@ def test_process_stopped_by_sigterm_exits_143_and_resumes_exactly(
 
 def test_finished_run_resumes_to_nothing(tiny: ModuleType, finished: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    result = train(tiny.EXPERIMENT, output, quiet=True)
-    again = train(tiny.EXPERIMENT, output, resume=True, quiet=True)
+    result = train(tiny.EXPERIMENT, output, quiet=True, **splits())
+    again = train(tiny.EXPERIMENT, output, resume=True, quiet=True, **splits())
     assert (again.scores, again.best_step, again.steps) == (result.scores, result.best_step, 6)
     assert_same_run(output, finished)
 
@@ -245,11 +245,12 @@ def test_weighted_means_are_over_the_whole_batch_too(tiny: ModuleType, tmp_path:
 def test_a_detector_with_a_row_for_no_object_is_trained_saved_and_predicts(tiny: ModuleType, tmp_path: Path) -> None:
     consume(detr(tiny), tmp_path)
     predictor = Predictor.load(tmp_path / "best.safetensors", device="cpu")
-    assert predictor.classification == Softmax()
-    assert predictor.detector.decoder.heads[0].classes.out_features == len(predictor.classes.names) + 1
+    detector = predictor.detector
+    assert detector.experiment.model.classification == Softmax()
+    assert detector.module.decoder.heads[0].classes.out_features == len(detector.classes.names) + 1
     (found,) = predictor(torch.zeros(3, 64, 96, dtype=torch.uint8), threshold=0.0)
-    assert len(found) == 17 and found.labels.max() < len(predictor.classes.names)  # one class for each query
-    scores = evaluate_checkpoint(tmp_path / "best.safetensors", device="cpu")
+    assert len(found) == 17 and found.labels.max() < len(detector.classes.names)  # one class per query
+    scores = evaluate_checkpoint(tmp_path / "best.safetensors", data=Tiny("val"), device="cpu")
     assert len(scores.results) == 17 * 5
 
 
@@ -265,7 +266,7 @@ def test_objects_are_counted_over_the_whole_batch(tiny: ModuleType, tmp_path: Pa
 
 
 class Poisoned(SetCriterion):
-    """A criterion that gives non-finite numbers in some calls."""
+    """A criterion that returns non-finite numbers in some calls."""
 
     loss_calls: tuple[int, ...] = ()
     gradient_calls: tuple[int, ...] = ()
@@ -283,7 +284,7 @@ class Poisoned(SetCriterion):
 
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Poisoned]]:
-    monkeypatch.setattr(trainer, "SetCriterion", Poisoned)
+    monkeypatch.setattr(objective, "SetCriterion", Poisoned)
     yield Poisoned
     Poisoned.loss_calls, Poisoned.gradient_calls, Poisoned.calls = (), (), 0
 
@@ -322,7 +323,7 @@ def test_third_step_in_a_row_that_is_not_finite_stops_the_run(
 ) -> None:
     poisoned.loss_calls = (1, 3, 4, 5)
     output = tmp_path / "run"
-    with pytest.raises(UserError, match="Training diverged: 3 steps in a row, the last being step 5") as raised:
+    with pytest.raises(UserError, match="Training diverged: 3 consecutive steps, the last one step 5") as raised:
         consume(tiny.EXPERIMENT, output)
     message = str(raised.value)
     assert "giou" in message and "learning rate" in message and "images [" in message
@@ -337,7 +338,7 @@ def test_resumed_run_still_counts_failures(tiny: ModuleType, tmp_path: Path, poi
         if report.step == 4:
             break
     steps.close()
-    with pytest.raises(UserError, match="the last being step 5"):
+    with pytest.raises(UserError, match="the last one step 5"):
         consume(tiny.EXPERIMENT, tmp_path / "run", resume=True)
 
 
@@ -363,7 +364,7 @@ def test_time_budget_ends_a_run_with_a_low_learning_rate(
     tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Time:
-        """A quarter of a second goes by whenever someone looks at the clock."""
+        """A clock that advances by a quarter of a second with every reading."""
 
         now = 0.0
 
@@ -378,7 +379,7 @@ def test_time_budget_ends_a_run_with_a_low_learning_rate(
         schedule={"epochs": 100_000, "max_minutes": 0.4}, evaluation={"every_epochs": 4}, optimizer={"lr": 1e-4}
     )
     reports = consume(experiment, tmp_path / "run")
-    assert 20 < reports[-1].seconds <= clocks.now <= 26  # a few looks are not foreseen
+    assert 20 < reports[-1].seconds <= clocks.now <= 26  # a few readings are not accounted for
     assert reports[-1].evaluation is not None and reports[-1].progress == 1
     assert reports[-1].lr < 0.1 * max(report.lr for report in reports)
     assert 10 < len(reports) < 50
@@ -400,32 +401,27 @@ def refused(experiment: Experiment, output: Path, match: str, **options: Any) ->
 
 
 def test_more_objects_than_queries_is_refused_before_anything_is_written(tiny: ModuleType, tmp_path: Path) -> None:
-    most = tiny.Tiny("train").max_objects
+    most = Tiny("train").max_objects
     experiment = tiny.experiment(model={"num_queries": most - 1})
-    refused(experiment, tmp_path / "run", f"{most} objects.*only {most - 1}.*num_queries")
+    refused(experiment, tmp_path / "run", f"{most} objects.*at most {most - 1} objects.*--model.num-queries {most} ")
     assert not (tmp_path / "run").exists()
 
 
 def test_digits_are_not_mirrored(tiny: ModuleType) -> None:
-    """Whatever the preset says; other data are, unless told not to be."""
-    digits, other = tiny.Tiny("train"), tiny.Tiny("train")
+    """Whatever the preset; other data are, unless disabled."""
+    digits, other = Tiny("train"), Tiny("train")
     other.can_be_mirrored = True
     experiment = tiny.experiment(data={"augment": "flip"})
     assert experiment.data.mirror and not for_data(experiment, digits, digits).data.mirror
     assert for_data(experiment, other, other).data.mirror
-    told = tiny.experiment(data={"mirror": False})
-    assert not for_data(told, other, other).data.mirror
+    disabled = tiny.experiment(data={"mirror": False})
+    assert not for_data(disabled, other, other).data.mirror
 
 
-def test_splits_of_other_classes_are_refused(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def open_dataset(path: str, split: str, *, keep_empty: bool = True, cache_gib: float = 0.0) -> Any:
-        dataset = tiny.Tiny(split)
-        if split == "val":
-            dataset.classes = dataset.classes._replace(names=("zero", *dataset.classes.names[1:]))
-        return dataset
-
-    monkeypatch.setattr(trainer, "open_dataset", open_dataset)
-    refused(tiny.EXPERIMENT, tmp_path / "run", "split 'train' has 0, 1.*split 'val' has zero, 1")
+def test_splits_of_other_classes_are_refused(tiny: ModuleType, tmp_path: Path) -> None:
+    other = Tiny("val")
+    other.classes = other.classes._replace(names=("zero", *other.classes.names[1:]))
+    refused(tiny.EXPERIMENT, tmp_path / "run", "split 'train' has 0, 1.*split 'val' has zero, 1", val_set=other)
     assert not (tmp_path / "run").exists()
 
 
@@ -433,8 +429,8 @@ def test_changed_data_are_refused_on_resume(tiny: ModuleType, tmp_path: Path, mo
     steps = training(tiny.EXPERIMENT, tmp_path / "run")
     next(steps)
     steps.close()
-    monkeypatch.setattr(tiny.Tiny, "fingerprint", lambda self: "0" * 64)
-    refused(tiny.EXPERIMENT, tmp_path / "run", "data set 'tiny' is not what the run", resume=True)
+    monkeypatch.setattr(Tiny, "fingerprint", lambda self: "0" * 64)
+    refused(tiny.EXPERIMENT, tmp_path / "run", "data set 'tiny' has changed since the run", resume=True)
     assert not (tmp_path / "run" / "run.lock").exists()
 
 
@@ -443,24 +439,24 @@ def test_data_may_change_when_that_is_allowed_for_one_start(
 ) -> None:
     output = tmp_path / "run"
     stopped_after(2, training(tiny.EXPERIMENT, output))
-    monkeypatch.setattr(tiny.Tiny, "fingerprint", lambda self: "0" * 64)
-    refused(tiny.EXPERIMENT, output, "'train' and 'val' changed.*--runtime.allow-changed-data True", resume=True)
+    monkeypatch.setattr(Tiny, "fingerprint", lambda self: "0" * 64)
+    refused(tiny.EXPERIMENT, output, "'train' and 'val' differ.*--runtime.allow-changed-data True", resume=True)
     allowed = tiny.experiment(runtime={"allow_changed_data": True})
     with caplog.at_level("WARNING"):
         stopped_after(1, training(allowed, output, resume=True))
-    assert "'train' and 'val' changed" in caplog.text
+    assert "continuing with changed data ('train' and 'val')" in caplog.text
     assert not json.loads((output / "experiment.json").read_text())["runtime"]["allow_changed_data"]
-    stopped_after(1, training(tiny.EXPERIMENT, output, resume=True))  # it is what the run goes on with
+    stopped_after(1, training(tiny.EXPERIMENT, output, resume=True))  # the run continues with it
 
-    monkeypatch.setattr(tiny.Tiny, "fingerprint", lambda self: "1" * 64)
-    init = tiny.Tiny.__init__
+    monkeypatch.setattr(Tiny, "fingerprint", lambda self: "1" * 64)
+    init = Tiny.__init__
 
     def renamed(self: Any, split: str, *arguments: Any) -> None:
         init(self, split, *arguments)
         self.classes = self.classes._replace(names=("zero", *self.classes.names[1:]))
 
-    monkeypatch.setattr(tiny.Tiny, "__init__", renamed)
-    refused(allowed, output, "began with the classes 0, 1.*has zero, 1", resume=True)
+    monkeypatch.setattr(Tiny, "__init__", renamed)
+    refused(allowed, output, "started with the classes 0, 1.*now has zero, 1", resume=True)
 
 
 def stopped_after(steps: int, run: Any) -> list[StepReport]:
@@ -470,52 +466,46 @@ def stopped_after(steps: int, run: Any) -> list[StepReport]:
     return reports
 
 
-def broken(tiny: ModuleType, split: str, from_load: int) -> Callable[..., Any]:
-    """``open_dataset`` of data with a picture that cannot be read, met as load number ``from_load`` of ``split``."""
+def broken(split: str, from_load: int) -> dict[str, Tiny]:
+    """A split with an image that cannot be read from load number ``from_load`` on, as an argument of ``training``."""
     loads: list[int] = []
 
     def load(index: int) -> None:
         loads.append(index)
         if len(loads) > from_load:
-            raise UserError("picture 7 is torn")
+            raise UserError("image 7 is truncated")
 
-    def open_dataset(path: str, name: str, *, keep_empty: bool = True, cache_gib: float = 0.0) -> Any:
-        return tiny.Tiny(name, load if name == split else lambda index: None)
-
-    return open_dataset
+    return {f"{split}_set": Tiny(split, load)}
 
 
 @pytest.mark.parametrize(("split", "from_load", "step"), [("val", 2, 3), ("train", 4 * 4, 4), ("train", 2 * 4, 2)])
-def test_unreadable_picture_loses_nothing(
+def test_unreadable_image_loses_nothing(
     tiny: ModuleType,
     finished: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     split: str,
     from_load: int,
     step: int,
 ) -> None:
     output = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "open_dataset", broken(tiny, split, from_load))
-        refused(tiny.EXPERIMENT, output, "picture 7 is torn")
+    refused(tiny.EXPERIMENT, output, "image 7 is truncated", **broken(split, from_load))
     meta = format.read_meta(output / "last.safetensors")
     assert meta["step"] == step and meta["evaluated_step"] == (3 if step == 4 else 0)
     with caplog.at_level("INFO", logger="detrs"):
         consume(tiny.EXPERIMENT, output, resume=True)
-    assert ("step 3, scored now: AP" in caplog.text) == (split == "val")
+    assert ("step 3 evaluated: AP" in caplog.text) == (split == "val")
     assert_same_run(output, finished)
 
 
 def test_state_is_saved_before_an_evaluation(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
 
-    def look(self: Trainer) -> Any:
+    def stop(self: Trainer) -> Any:
         steps.append(format.read_meta(self.folder.last)["step"])
         raise KeyboardInterrupt  # nothing after this is saved
 
-    monkeypatch.setattr(Trainer, "evaluate", look)
+    monkeypatch.setattr(Trainer, "evaluate", stop)
     with pytest.raises(KeyboardInterrupt):
         consume(tiny.EXPERIMENT, tmp_path / "run")
     assert steps == [3]
@@ -540,7 +530,7 @@ def test_drawing_that_fails_loses_no_evaluation(
 def test_full_disk_keeps_its_own_message_and_the_step(
     tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(self: Trainer) -> None:
+    def full(self: Saver) -> None:
         raise UserError("no space for the state")
 
     class Full(type(Path())):  # type: ignore[misc]
@@ -554,25 +544,25 @@ def test_full_disk_keeps_its_own_message_and_the_step(
     with pytest.raises(UserError, match="Cannot write to .*metrics.jsonl: No space left on device"):
         next(run)
     assert format.read_meta(tmp_path / "run" / "last.safetensors")["step"] == 2  # here there was space for it
-    monkeypatch.setattr(Trainer, "save", full)
+    monkeypatch.setattr(Saver, "save", full)
     again = training(tiny.EXPERIMENT, tmp_path / "run", resume=True)
     monkeypatch.setattr(Trainer, "evaluate", lambda self: 1 / 0)
-    monkeypatch.setattr(Trainer, "save_before_evaluation", lambda self: None)
+    monkeypatch.setattr(clock.Clock, "is_save_before_evaluation_due", lambda self, state: False)
     with caplog.at_level("WARNING"), pytest.raises(ZeroDivisionError):  # not the error of the save
         list(again)
     assert "step 3 could not be saved: no space for the state" in caplog.text
 
 
-def test_run_stopped_by_a_signal_says_how_to_go_on(
-    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_run_stopped_by_a_signal_logs_how_to_resume(
+    tiny: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", logger="detrs"):
-        one_step(tiny, tiny.EXPERIMENT, tmp_path / "my run", monkeypatch, signal.SIGTERM, "train")
-    assert f"stopped after step 1, saved; go on with: detrs train --resume '{tmp_path / 'my run'}'" in caplog.text
+        one_step(tiny.EXPERIMENT, tmp_path / "my run", signal.SIGTERM, "train")
+    assert f"stopped after step 1, saved; resume with: detrs train --resume '{tmp_path / 'my run'}'" in caplog.text
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, aps: list[float]) -> None:
-    """Evaluations that give these APs."""
+    """Evaluations with these APs."""
     evaluate, left = Trainer.evaluate, iter(aps)
 
     def evaluated(self: Trainer) -> Any:
@@ -616,7 +606,7 @@ def test_lost_best_is_written_anew(tiny: ModuleType, tmp_path: Path, monkeypatch
 
 
 def test_batch_that_cannot_be_divided_is_refused_before_anything_is_written(tiny: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="3 processes with 2 micro-batches each: choose a multiple of 6"):
+    with pytest.raises(UserError, match="3 processes with 2 micro-batches each.*choose a multiple of 6"):
         check_divisible(4, 3, 2)
     check_divisible(12, 3, 2)
     run = training(tiny.EXPERIMENT, tmp_path / "run")
@@ -631,24 +621,20 @@ def refuse() -> None:
     raise UserError("indivisible")
 
 
-def test_start_that_failed_before_its_first_step_can_be_repeated(
-    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "open_dataset", broken(tiny, "train", 0))
-        refused(tiny.EXPERIMENT, tmp_path / "run", "picture 7 is torn")
+def test_start_that_failed_before_its_first_step_can_be_repeated(tiny: ModuleType, tmp_path: Path) -> None:
+    refused(tiny.EXPERIMENT, tmp_path / "run", "image 7 is truncated", **broken("train", 0))
     assert (tmp_path / "run" / "experiment.json").exists()
     assert len(consume(tiny.EXPERIMENT, tmp_path / "run")) == 6
 
 
-def test_statistics_of_micro_batches_are_warned_of_once(
+def test_statistics_of_micro_batches_are_warned_about_once(
     tiny: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for norm, accumulate, times in (("batch", 2, 1), ("batch", 1, 0), ("frozen", 2, 0)):
         caplog.clear()
         experiment = tiny.experiment(model={"backbone": {"norm": norm}}, runtime={"accumulate": accumulate})
         stopped_after(1, training(experiment, tmp_path / f"{norm}{accumulate}"))
-        assert caplog.text.count("one micro-batch at a time") == times
+        assert caplog.text.count("statistics of each micro-batch") == times
 
 
 def test_invalid_settings_are_refused_first(tiny: ModuleType, tmp_path: Path) -> None:

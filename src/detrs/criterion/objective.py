@@ -1,6 +1,6 @@
 """The default training objective: forward pass, then set criterion."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from detrs.precision import full_precision
 from detrs.structures import Batch, Losses, Predictions, Totals
 
 
+@runtime_checkable
 class SetPredictor(Protocol):
     """What ``SetObjective`` needs of a detector, an ``nn.Module``."""
 

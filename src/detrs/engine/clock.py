@@ -13,7 +13,7 @@ from detrs.engine.state import TrainingState
 DRAWING_SECONDS = 2.0
 """Time to draw the images of an evaluation, before the first one is measured."""
 MAX_SAVING = 0.05
-"""Largest fraction of the time that saves after epochs and before evaluations take."""
+"""Largest fraction of the time for saves after epochs and before evaluations."""
 
 
 class Clock:
@@ -125,16 +125,13 @@ class Clock:
 
     def is_save_due(self, state: TrainingState) -> bool:
         """Whether the state is to be saved: after an epoch, after a while, or at the end."""
-        is_late = self.seconds_since_save() >= 60 * self.save_every_minutes
-        return is_late or (state.step % self.steps_per_epoch == 0 and self.can_save()) or self.is_finished(state)
+        seconds = self.seconds_since_save()
+        is_epoch = state.step % self.steps_per_epoch == 0 and seconds >= self.saving / MAX_SAVING
+        return is_epoch or seconds >= 60 * self.save_every_minutes or self.is_finished(state)
 
     def is_save_before_evaluation_due(self, state: TrainingState) -> bool:
         """Whether to save before an evaluation, which takes minutes and may fail."""
-        return self.is_finished(state) or self.can_save()
-
-    def can_save(self) -> bool:
-        """Whether a save now keeps all saves below ``MAX_SAVING`` of the time."""
-        return self.seconds_since_save() >= self.saving / MAX_SAVING
+        return self.is_finished(state) or self.seconds_since_save() >= self.saving / MAX_SAVING
 
     def seconds_since_save(self) -> float:
         return time.monotonic() - self.saved_at

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: finish the step, save, leave with the exit code that shells expect."""
+"""Signals that stop a run: finish the step, save, exit with the code that shells expect."""
 
 import signal
 import threading
@@ -9,15 +9,15 @@ from types import FrameType
 from typing import Any, Self
 
 ONE_KEY_PRESS_SECONDS = 0.5
-"""Launchers pass on a signal that the terminal has already sent to every process; that is one request, not two."""
+"""Launchers forward a signal that the terminal has already sent to every process: this is one request, not two."""
 
 
 class Interrupted(SystemExit):
-    """The run was asked to stop; the exit code is 128 plus the signal's number (SIGTERM 143, SIGINT 130).
+    """A signal stopped the run; the exit code is 128 plus its number (SIGTERM 143, SIGINT 130).
 
     Args:
         signum: number of the signal.
-        at_once: it came in the middle of something; there is no time, and no consistent state, to save.
+        at_once: stop without saving.
     """
 
     def __init__(self, signum: int, *, at_once: bool = False) -> None:
@@ -27,16 +27,19 @@ class Interrupted(SystemExit):
 
 
 class Interruption:
-    """While entered, SIGTERM and SIGINT are noted instead of obeyed; a SIGINT after either is obeyed at once.
+    """While entered, SIGTERM and SIGINT are recorded; a SIGINT after either stops at once.
 
-    Handlers that were there before are restored on the way out, and called once after the run was stopped.
-    A signal that was ignored stays ignored. Outside of the main thread nothing is changed; left there (a generator
-    closed by another thread), the handlers before come back when the next signal arrives.
+    Previous handlers are restored at the exit, and called once after the run was stopped. A signal that was ignored
+    stays ignored. Outside of the main thread nothing is changed; after an exit in another thread (a generator closed
+    there), the previous handlers are restored when the next signal arrives.
+
+    After the first signal, PyTorch's handler for the end of loader processes, which would raise wherever the main
+    process is, is disabled: the same signal may have ended them.
     """
 
     def __init__(self) -> None:
         self.signum = 0
-        """The signal that came; 0: none."""
+        """The signal that was received; 0: none."""
         self._at = 0.0
         self._immediate = False
         self._is_over = False
@@ -54,7 +57,7 @@ class Interruption:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         self._is_over = True
         if threading.current_thread() is not threading.main_thread():
-            return  # only the main thread may set handlers: ours will do it
+            return  # only the main thread may set handlers: _receive will do it
         self._restore()
         if isinstance(error, Interrupted):
             previous = self._previous.get(error.signum)
@@ -74,12 +77,15 @@ class Interruption:
         again = self.signum != 0 and signum == signal.SIGINT and waited
         if not self.signum:
             self.signum, self._at = signum, time.monotonic()
+            if callable(previous := signal.getsignal(signal.SIGCHLD)):
+                self._previous[signal.SIGCHLD] = previous
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if again or self._immediate:
             raise Interrupted(signum, at_once=again)
 
     @contextmanager
     def immediately(self) -> Iterator[None]:
-        """Inside, a signal ends the block at once: nothing in it is worth waiting for."""
+        """Inside, a signal stops the block at once, since it has nothing to save."""
         self._immediate = True
         try:
             if self.signum:

@@ -8,7 +8,6 @@ from typing import Any
 
 from detrs.checkpoints import format
 from detrs.config import Experiment
-from detrs.data.loader import worker_failure
 from detrs.data.sample import Dataset
 from detrs.engine.clock import Clock
 from detrs.engine.journal import Metrics
@@ -139,12 +138,7 @@ class Saver:
     def stop(self) -> None:
         """Save what is not saved yet, and log how to resume."""
         if not self.is_saved():
-            try:
-                self.save()
-            except RuntimeError as error:
-                if not worker_failure(error):
-                    raise
-                self.save()  # a loader process ended by the same signal: raised once, wherever the main process is
+            self.save()
         if self.runtime.is_main:
             logger.info("stopped after step %d, saved; resume with: %s", self.state.step, self.resume_command())
 

@@ -1,12 +1,14 @@
 """The models: one literal table from configuration class to module.
 
-Every configuration has the fields ``num_classes`` and ``backbone``. Every module has three functions: ``build(config,
-pretrained)`` returns a ``Model``; ``check(config)`` refuses settings that contradict each other;
-``check_capacity(config, max_objects)`` refuses data whose images have more objects than the model can detect.
+Every module has three functions: ``build(config, pretrained)`` returns a ``Model``; ``check(config)`` refuses settings
+that contradict each other; ``check_capacity(config, max_objects)`` refuses data whose images have more objects than the
+model can detect.
 """
 
 from types import ModuleType
+from typing import Protocol, runtime_checkable
 
+from detrs.backbones.timm import BackboneConfig
 from detrs.models import anchor_detr, conditional_detr, deformable_detr, detr
 from detrs.models.anchor_detr import AnchorDETRConfig
 from detrs.models.conditional_detr import ConditionalDETRConfig
@@ -17,6 +19,18 @@ from detrs.schema import check_ranges
 
 ModelConfig = DETRConfig | ConditionalDETRConfig | AnchorDETRConfig | DeformableDETRConfig
 
+
+@runtime_checkable
+class ModelSettings(Protocol):
+    """The fields that the configuration of every model has."""
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def backbone(self) -> BackboneConfig: ...
+
+
 MODELS: dict[type, ModuleType] = {
     DETRConfig: detr,
     ConditionalDETRConfig: conditional_detr,
@@ -26,7 +40,7 @@ MODELS: dict[type, ModuleType] = {
 """Configuration -> module."""
 
 
-def check(config: ModelConfig) -> None:
+def check(config: ModelSettings) -> None:
     """Refuse settings that cannot be built.
 
     Raises:
@@ -36,7 +50,7 @@ def check(config: ModelConfig) -> None:
     MODELS[type(config)].check(config)
 
 
-def check_capacity(config: ModelConfig, max_objects: int) -> None:
+def check_capacity(config: ModelSettings, max_objects: int) -> None:
     """Refuse more objects in one image than the model can detect.
 
     Raises:
@@ -45,7 +59,7 @@ def check_capacity(config: ModelConfig, max_objects: int) -> None:
     MODELS[type(config)].check_capacity(config, max_objects)
 
 
-def build(config: ModelConfig, pretrained: bool = False) -> Model:
+def build(config: ModelSettings, pretrained: bool = False) -> Model:
     """A model with random weights.
 
     Args:

@@ -1,0 +1,253 @@
+"""Data sets made of samples in Python, and the protocol that training and evaluation need."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detrs.data import Dataset, DigitsDataset, Sample, SampleDataset, make_sample
+from detrs.data.loader import evaluation_batches, training_batches
+from detrs.data.sample import MEMBERS, check_protocol
+from detrs.data.transforms import DataConfig
+from detrs.errors import UserError
+from detrs.evaluation.coco import coco_report
+
+NAMES = ("cat", "dog", "bird")
+SIZES = ((61, 97), (83, 47), (59, 59))  # (height, width)
+BOXES = ([[5.5, 7, 36.5, 30], [40, 11, 69, 48]], [[3, 19, 14, 60.25]], [])
+LABELS = ([2, 0], [1], [])
+
+
+def pixels(number: int) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 256, (*SIZES[number], 3), dtype=np.uint8)
+
+
+def samples(**changes: Any) -> list[Sample]:
+    made = [make_sample(pixels(i), BOXES[i], LABELS[i], 10 + i, f"photo {i}.png") for i in range(3)]
+    return [made[0], made[1]._replace(**changes), made[2]]
+
+
+class TestMakeSample:
+    def test_every_kind_of_image(self, tmp_path: Path) -> None:
+        array = pixels(0)
+        Image.fromarray(array).save(tmp_path / "a.png")
+        tensor = torch.from_numpy(array).permute(2, 0, 1)
+        for image in (array, tensor, Image.fromarray(array), tmp_path / "a.png", str(tmp_path / "a.png")):
+            sample = make_sample(image, BOXES[0], LABELS[0], 7)
+            assert torch.equal(sample.image.as_subclass(torch.Tensor), tensor)
+            assert sample.image.dtype == torch.uint8 and sample.original_size == SIZES[0]
+
+    def test_boxes_and_labels(self) -> None:
+        tensors = (torch.tensor(BOXES[0]), torch.tensor(LABELS[0]))
+        arrays = (np.array(BOXES[0], dtype=np.float64), np.array(LABELS[0], dtype=np.int32))
+        for boxes, labels in ((BOXES[0], LABELS[0]), arrays, tensors):
+            sample = make_sample(pixels(0), boxes, labels, 7, "a.png")
+            assert sample.boxes.dtype == torch.float32 and sample.boxes.tolist() == BOXES[0]
+            assert (sample.boxes.format.value, sample.boxes.canvas_size) == ("XYXY", SIZES[0])
+            assert sample.labels.dtype == torch.int64 and sample.labels.tolist() == LABELS[0]
+            assert (sample.image_id, sample.path) == (7, "a.png")
+
+    def test_without_objects_and_path(self) -> None:
+        sample = make_sample(pixels(2), [], [], 12)
+        assert (sample.boxes.shape, sample.labels.shape, sample.labels.dtype) == ((0, 4), (0,), torch.int64)
+        assert sample.path == "image 12"
+
+    @pytest.mark.parametrize(
+        ("boxes", "labels", "message"),
+        [
+            ([[1, 2, 3, 4]], [0, 1], "Image 7 has 1 boxes and 2 labels"),
+            ([[1, 2, 3, 4]], [], "Image 7 has 1 boxes and 0 labels"),
+            ([], [0], "Image 7 has 0 boxes and 1 labels"),
+            ([[1, 2, 1, 4]], [0], "Image 7 has a box without area: expected finite x1 < x2 and y1 < y2"),
+            ([[1, 2, 3, 4], [5, 9, 8, 6]], [0, 1], "Image 7 has a box without area"),
+            ([[1, 2, float("nan"), 4]], [0], "Image 7 has a box without area"),
+            ([[1, 2, float("inf"), 4]], [0], "Image 7 has a box without area"),
+        ],
+    )
+    def test_refusals(self, boxes: list, labels: list, message: str) -> None:
+        with pytest.raises(UserError) as error:
+            make_sample(pixels(0), boxes, labels, 7)
+        assert str(error.value).startswith(message) and is_one_sentence(error.value)
+
+    def test_an_image_that_cannot_be_read(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="does not exist"):
+            make_sample(tmp_path / "nowhere.png", [], [], 1)
+
+
+def is_one_sentence(error: UserError) -> bool:
+    text = str(error)
+    return text.endswith(".") and ". " not in text and "\n" not in text
+
+
+def test_the_protocol_is_complete() -> None:
+    dataset = SampleDataset(samples(), NAMES)
+    assert isinstance(dataset, Dataset)
+    check_protocol(dataset, "train_set")
+    assert dataset.classes == (NAMES, (0, 1, 2))
+    assert (len(dataset), dataset.image_ids) == (3, [10, 11, 12])
+    assert (dataset.max_objects, dataset.num_empty, dataset.notes) == (2, 1, [])
+    assert [dataset.size_of(index) for index in range(3)] == list(SIZES)
+    assert [dataset.path_of(index) for index in range(3)] == ["photo 0.png", "photo 1.png", "photo 2.png"]
+    for index, sample in enumerate(samples()):
+        assert torch.equal(dataset[index].image, sample.image) and dataset[index].boxes.tolist() == BOXES[index]
+    assert dataset.can_be_mirrored and not SampleDataset(samples(), NAMES, can_be_mirrored=False).can_be_mirrored
+
+
+def test_every_member_of_the_protocol_is_checked() -> None:
+    declared = {name for name in vars(Dataset) if not name.startswith("_")} | set(Dataset.__annotations__)
+    assert set(MEMBERS) == declared | {"__len__", "__getitem__"}
+
+
+def test_ground_truth_is_that_of_coco() -> None:
+    truth = SampleDataset(samples(), NAMES).ground_truth()
+    assert truth["categories"] == [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}, {"id": 2, "name": "bird"}]
+    assert truth["images"][1] == {"id": 11, "file_name": "photo 1.png", "height": 83, "width": 47}
+    assert [(a["id"], a["image_id"], a["category_id"]) for a in truth["annotations"]] == [
+        (1, 10, 2),
+        (2, 10, 0),
+        (3, 11, 1),
+    ]
+    assert truth["annotations"][0] == {
+        "id": 1,
+        "image_id": 10,
+        "category_id": 2,
+        "bbox": [5.5, 7.0, 31.0, 23.0],
+        "area": 31.0 * 23,
+        "iscrowd": 0,
+    }
+
+
+def test_perfect_detections_have_an_ap_of_one() -> None:
+    truth = SampleDataset(samples(), NAMES).ground_truth()
+    keys = ("image_id", "category_id", "bbox")
+    results = [{"score": 0.9, **{key: a[key] for key in keys}} for a in truth["annotations"]]
+    report = coco_report(truth, results, max_detections=100)
+    assert report.ap == pytest.approx(1.0) and set(report.to_json()["per_class"]) == set(NAMES)
+
+
+def test_it_is_trained_and_evaluated_on() -> None:
+    dataset = SampleDataset(samples(), NAMES)
+    config = DataConfig(resize_to=(64, 96), augment="crop", batch_size=3)
+    ((batch,),) = training_batches(dataset, config, seed=0, epoch=0)
+    assert sorted(target.image_id for target in batch.targets) == [10, 11, 12]
+    (batch,) = evaluation_batches(dataset, (64, 96), 3)
+    assert [target.labels.tolist() for target in batch.targets] == list(LABELS)
+    assert [target.original_size for target in batch.targets] == list(SIZES)
+
+
+class Lazy(Sequence[Sample]):
+    """Loads when indexed."""
+
+    def __init__(self) -> None:
+        self.loaded: list[int] = []
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: Any) -> Any:
+        self.loaded.append(index)
+        return samples()[index]
+
+
+def test_samples_may_be_loaded_when_indexed() -> None:
+    lazy = Lazy()
+    dataset = SampleDataset(lazy, NAMES)
+    assert set(lazy.loaded) == {0, 1, 2}
+    lazy.loaded.clear()  # the type checker of these tests has loaded some, too
+    dataset.ground_truth(), dataset.fingerprint(), dataset.size_of(1), dataset.path_of(1)
+    assert lazy.loaded == []
+    assert dataset[1].image_id == 11 and lazy.loaded == [1]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SampleDataset([], NAMES), "The data set has no samples: expected at least one"),
+        (
+            lambda: SampleDataset(samples(labels=torch.tensor([3])), NAMES),
+            "Image 11 has the labels [3]: expected 0 to 2, the classes cat, dog, bird",
+        ),
+        (lambda: SampleDataset(samples(labels=torch.tensor([-1])), NAMES), "Image 11 has the labels [-1]: expected 0 "),
+        (lambda: SampleDataset(samples(), ("cat",)), "Image 10 has the labels [0, 2]: expected 0 to 0"),
+        (lambda: SampleDataset(samples(image_id=10), NAMES), "An image_id occurs twice in the samples"),
+    ],
+)
+def test_samples_that_do_not_fit(make: Callable[[], SampleDataset], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        make()
+    assert str(error.value).startswith(message) and is_one_sentence(error.value)
+
+
+def brighter(sample: Sample) -> Any:
+    image = sample.image.clone()
+    image[0, 5, 7] ^= 1
+    return image
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: SampleDataset(samples(image=brighter(samples()[1])), NAMES),
+        lambda: SampleDataset(samples(boxes=samples()[1].boxes + 1), NAMES),
+        lambda: SampleDataset(samples(labels=torch.tensor([0])), NAMES),
+        lambda: SampleDataset(samples(image_id=99), NAMES),
+        lambda: SampleDataset(samples()[::-1], NAMES),
+        lambda: SampleDataset(samples()[:2], NAMES),
+        lambda: SampleDataset(samples(), ("cat", "dog", "fish")),
+    ],
+    ids=["pixels", "boxes", "labels", "ids", "order", "number", "names"],
+)
+def test_equal_fingerprints_mean_equal_data(other: Callable[[], SampleDataset]) -> None:
+    first = SampleDataset(samples(), NAMES).fingerprint()
+    assert first == SampleDataset(tuple(samples()), list(NAMES)).fingerprint()
+    assert len(first) == 64 and int(first, 16) > 0
+    assert other().fingerprint() != first
+
+
+class Incomplete:
+    def __init__(self) -> None:
+        self.classes, self.image_ids = (NAMES, (0, 1, 2)), [1]
+
+    def __len__(self) -> int:
+        return 1
+
+
+def test_what_is_missing_in_a_data_set_is_named() -> None:
+    with pytest.raises(UserError) as error:
+        check_protocol(Incomplete(), "val_set")
+    assert str(error.value).startswith(
+        "val_set must have the detrs.data.Dataset protocol, but Incomplete has no max_objects, num_empty, "
+        "can_be_mirrored, notes, __getitem__, size_of, path_of, ground_truth, fingerprint."
+    )
+    assert "detrs.data.SampleDataset" in str(error.value)
+    with pytest.raises(UserError, match="but list has no classes, image_ids, "):
+        check_protocol(samples(), "train_set")
+    check_protocol(DigitsDataset("val", 2), "val_set")
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_each_member_is_needed(member: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = SampleDataset(samples(), NAMES)
+    if member in vars(dataset):
+        delattr(dataset, member)
+    else:
+        monkeypatch.delattr(SampleDataset, member)
+    with pytest.raises(UserError, match=rf"^train_set must .*, but SampleDataset has no {member}\."):
+        check_protocol(dataset, "train_set")
+
+
+def test_data_needs_no_models(tmp_path: Path) -> None:
+    """Loader processes that are spawned import what their data set needs, and nothing more."""
+    code = (
+        "import detrs.data, detrs.data.loader, sys\n"
+        "print([name for name in sys.modules if name.partition('.')[0] in ('timm', 'accelerate') or "
+        "name.startswith(('detrs.models', 'detrs.layers', 'detrs.backbones', 'detrs.engine'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,104 @@
+"""Small copies of every preset, with random weights, a batch and its objects: shared by all tests of the family."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from detrs.backbones.timm import BackboneConfig
+from detrs.criterion.set_criterion import CriterionConfig, SetCriterion
+from detrs.models import ModelConfig, build
+from detrs.models.detector import Detector
+from detrs.presets import PRESETS, preset
+from detrs.structures import Losses, Predictions, Target, Totals
+
+QUERIES = 11
+
+
+def shrunk(name: str) -> ModelConfig:
+    """The model of a preset with all of its choices, at minimal width and depth."""
+    model = preset(name).model
+    return replace(
+        model,
+        num_classes=5,
+        backbone=replace(model.backbone, name="test_resnet", weights="none"),
+        dim=64,
+        num_heads=2,
+        encoder_layers=2,
+        decoder_layers=3,
+        ffn_dim=96,
+        num_queries=QUERIES * patterns(model),
+    )
+
+
+def patterns(config: ModelConfig) -> int:
+    """Queries per anchor point (Anchor DETR); 1 for other detectors."""
+    return getattr(config, "num_patterns", 1)
+
+
+SHRUNK = {shrunk(name): name for name in reversed(PRESETS)}  # presets that shrink to the same model appear once
+SHRUNK |= {  # variants without a preset
+    replace(shrunk("anchor-detr-r50"), attention="global", anchors="grid"): "anchor-detr-r50-global-grid",
+    replace(shrunk("anchor-detr-r50"), attention="decoupled-masked"): "anchor-detr-r50-masked",
+}
+EVERY = pytest.mark.parametrize("config", [pytest.param(config, id=name) for config, name in SHRUNK.items()])
+TRANSFORMERS = {  # one of those that differ only in backbone, dropout or the weight of the class term
+    replace(
+        config,
+        backbone=BackboneConfig(name="test_resnet", stages=config.backbone.stages),
+        dropout=0.0,
+        classification=replace(config.classification, weight=1.0),
+    ): name
+    for config, name in SHRUNK.items()
+}
+EVERY_TRANSFORMER = pytest.mark.parametrize(
+    "config", [pytest.param(config, id=name) for config, name in TRANSFORMERS.items()]
+)
+TINY = pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith("-tiny")])
+
+
+def is_learned(config: ModelConfig) -> bool:
+    """Whether queries are parameters, not proposals of the encoder."""
+    return getattr(config, "queries", "learned") == "learned"
+
+
+LEARNED = pytest.mark.parametrize(
+    "config", [pytest.param(config, id=name) for config, name in SHRUNK.items() if is_learned(config)]
+)
+BOXES = torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.6, 0.5, 0.5, 0.2], [0.5, 0.7, 0.1, 0.2]])
+TARGETS = (
+    Target(BOXES, torch.tensor([4, 1, 1]), 1, (97, 131)),
+    Target(BOXES[:0], torch.zeros(0, dtype=torch.long), 2, (67, 101)),
+)
+
+
+def randomized(config: ModelConfig, seed: int = 0) -> Detector:
+    """A detector without the zeros of its initialisation, which hide errors."""
+    torch.manual_seed(seed)
+    detector = build(config)
+    with torch.no_grad():
+        for parameter in detector.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+        for buffer in detector.buffers():  # timm initialises the last norm of a residual branch with zero
+            if buffer.is_floating_point():
+                buffer.copy_(torch.rand_like(buffer) + 0.5)
+    return detector
+
+
+def batch(size: tuple[int, int] = (97, 131), second: tuple[int, int] = (67, 101)) -> tuple[Tensor, Tensor]:
+    """An image of (height, width) ``size``, and one of size ``second`` padded to it."""
+    generator = torch.Generator().manual_seed(1)
+    images, padding = torch.randn(2, 3, *size, generator=generator), torch.zeros(2, *size, dtype=torch.bool)
+    padding[1, second[0] :] = True
+    padding[1, :, second[1] :] = True
+    return images.masked_fill(padding[:, None], 0.0), padding
+
+
+def losses(config: ModelConfig, predictions: Predictions, targets: tuple[Target, ...]) -> Losses:
+    return SetCriterion(CriterionConfig(), config.classification)(predictions, targets, Totals.of(targets))
+
+
+def shallow(config: ModelConfig) -> Detector:
+    """Deep enough for a first and a later layer."""
+    return randomized(replace(config, encoder_layers=1, decoder_layers=2)).eval()
