@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from detrs.cli.predict import stem
-from detrs.explain.draw import draw_detections
 from detrs.predictor import Predictor
+from detrs.visualization.draw import draw_detections
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_what_was_found_is_written_whatever_happens(
         drawn: list[int] = []
         return draw
 
-    monkeypatch.setattr("detrs.explain.draw.draw_detections", stopped(2))
+    monkeypatch.setattr("detrs.visualization.draw.draw_detections", stopped(2))
     done = detrs("predict", checkpoint, folder, "--device", "cpu", "--output", "out")
     assert done.code == 130
     predictions = json.loads(Path("out/predictions.json").read_text())

@@ -23,10 +23,10 @@ from detrs.engine.average import Average
 from detrs.engine.clock import Clock
 from detrs.engine.detector_file import save_detector
 from detrs.engine.evaluate import Scores, evaluate, evaluation_batch_size
+from detrs.engine.figures import save_curves, save_predictions, save_training_batch
 from detrs.engine.fitting import check_divisible, for_data
 from detrs.engine.journal import Metrics, StepReport
 from detrs.engine.optimizer import build_optimizer, set_lr
-from detrs.engine.pictures import save_curves, save_predictions, save_training_batch
 from detrs.engine.run import RunFolder
 from detrs.engine.runtime import Runtime, seed_everything
 from detrs.engine.schedule import Pace, lr_factor
