@@ -417,7 +417,7 @@ class TestInterruption:
         assert list(path.parent.iterdir()) == []
 
     def test_no_folder_and_no_permission(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"Cannot write the checkpoint .*No such file or directory. A file"):
+        with pytest.raises(UserError, match=r"Cannot write the checkpoint .*No such file or directory. An existing"):
             save(tmp_path / "nowhere" / "best.safetensors", tensors(), META)
         (tmp_path / "file").touch()
         with pytest.raises(UserError, match=r"Cannot write the checkpoint .*Not a directory"):

@@ -73,7 +73,7 @@ def test_attention_of_other_devices_is_counted() -> None:
         assert counter.get_total_flops() == 2 * batch * heads * queries * keys * (channels + values)
 
 
-def test_sampling_is_not_counted_whoever_does_it() -> None:
+def test_sampling_is_not_counted_with_any_backend() -> None:
     attention = DeformableAttention(64, num_heads=2, num_levels=2, num_points=4)
     shapes, queries = ((5, 7), (3, 2)), 11
     memory, query, point = torch.randn(1, 41, 64), torch.randn(1, queries, 64), torch.rand(1, queries, 2)
@@ -111,7 +111,7 @@ def test_the_detector_is_left_as_it_was() -> None:
     assert detector.seen == 8 * [(False, (2, 3, H, W), False)]  # one pass to count and three to time, twice
 
 
-def test_a_failing_detector_is_left_as_it_was_too() -> None:
+def test_a_failing_detector_is_also_left_as_it_was() -> None:
     detector = Tiny()
     fitting, detector.linear = detector.linear, nn.Linear(11, 12)
     with pytest.raises(RuntimeError):

@@ -12,7 +12,7 @@ from typing import Any
 from detrs import config
 from detrs.config import Experiment
 from detrs.engine.interruption import Interrupted, Interruption
-from detrs.engine.journal import StepReport, display, in_words
+from detrs.engine.journal import StepReport, display, format_scores
 from detrs.engine.run import RunFolder
 from detrs.engine.runtime import Runtime, is_main_process
 from detrs.engine.trainer import Trainer
@@ -73,7 +73,7 @@ def training(
         try:
             if trainer.is_evaluation_due():  # the run was stopped in the middle of it
                 found = evaluated(trainer, interruption)
-                logger.info("step %d, scored now: %s", trainer.state.step, in_words(**found))
+                logger.info("step %d, scored now: %s", trainer.state.step, format_scores(**found))
                 trainer.save()
             if resume and trainer.is_finished():
                 logger.warning("this run is finished; to go on, give it more --epochs or --max-minutes")
