@@ -1,4 +1,4 @@
-"""The demo set is what it says: deterministic, tight boxes on visible digits, nothing shared between its splits."""
+"""The demo set is deterministic, has tight boxes on visible digits, and its splits share nothing."""
 
 import sys
 from pathlib import Path

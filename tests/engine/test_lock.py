@@ -137,7 +137,7 @@ def test_a_held_lock_of_another_host_can_be_removed_by_hand(folder: Path) -> Non
 
 
 def test_a_lock_file_removed_while_it_is_opened_is_not_held(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its owner removes the file after this process opened it; a lock on the removed file would exclude nobody."""
+    """Its owner removes the file after this process opened it; a lock on a removed file does not exclude other runs."""
     import fcntl
 
     flock, calls = fcntl.flock, []

@@ -49,8 +49,8 @@ def multiply_adds() -> int:
     grouped = s * 10 * (6 // 2) * 3
     linear = s * 10 * 12
     attention = 4 * Q * 12 * 12 + 2 * Q * Q * 12  # four projections; queries x keys, weights x values
-    look = 2 * (2 * Q * s * 12)  # plain and masked
-    return stem + grouped + linear + attention + look + Q * s * 12
+    cross_attention = 2 * (2 * Q * s * 12)  # plain and masked
+    return stem + grouped + linear + attention + cross_attention + Q * s * 12
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -94,7 +94,7 @@ def test_parameters() -> None:
     report = profile(Tiny(), (H, W), repeats=1)
     learning = 10 * 3 * 3 + 10 + 2 * 10 + 10 * 12 + 12 + Q * 12 + 4 * 12 * 12 + 4 * 12
     assert report.trainable_parameters == learning
-    assert report.parameters == learning + 6 * 3 * 9  # the frozen stem; running statistics are no parameters
+    assert report.parameters == learning + 6 * 3 * 9  # the frozen stem; running statistics are not parameters
 
 
 def test_the_detector_is_left_as_it_was() -> None:

@@ -31,7 +31,7 @@ MIN_SIDE = 0.01
 MAX_COORDINATE = 1e9
 """In pixels. Infinity and integers that overflow a float are larger."""
 MIN_BOXES = 5
-"""Minimum number of boxes for a verdict on the convention of the whole file."""
+"""Minimum number of boxes to detect another convention in the file."""
 
 
 class ImageEntry(NamedTuple):
