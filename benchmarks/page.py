@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
-from detrs.explain.curves import read_lines
+from detrs.visualization.curves import read_lines
 
 HERE = Path(__file__).parent
 README = HERE / "README.md"

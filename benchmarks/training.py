@@ -34,8 +34,8 @@ from detrs.engine.run import RunFolder
 from detrs.engine.runtime import pick_device
 from detrs.engine.train import train, training
 from detrs.errors import UserError
-from detrs.explain.curves import read_lines
 from detrs.presets import preset
+from detrs.visualization.curves import read_lines
 
 RESULTS = page.HERE / "results" / "training.jsonl"
 FIGURES = page.HERE.parent / "docs" / "figures"

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from page import Line
 
-from detrs.explain.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY
+from detrs.visualization.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY
 
 STYLES = {
     "detr-tiny": (BLUE, "o"),

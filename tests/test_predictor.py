@@ -352,7 +352,7 @@ def test_urls_are_fetched_when_allowed(predictor: Predictor, folder: Path, serve
     (found,) = predictor(f"{server}/1.png", allow_urls=True)
     assert found.source == f"{server}/1.png"
     torch.testing.assert_close(found.boxes_xyxy, predictor(folder / "1.png")[0].boxes_xyxy)
-    with pytest.raises(UserError, match=r"notes\.txt: .*no readable image"):
+    with pytest.raises(UserError, match=r"notes\.txt: .*not a readable image"):
         predictor(f"{server}/notes.txt", allow_urls=True)
     with pytest.raises(UserError, match=r"missing\.png could not be downloaded: .*404"):
         predictor(f"{server}/missing.png", allow_urls=True)

@@ -1,6 +1,6 @@
-"""Errors a user can cause, and the sentence each one gets.
+"""Errors caused by the user's input.
 
-Every message says what was expected, what came and what to do. The command line prints it and exits with code 2.
+Every message states what was expected, what was given and what to do. The command line prints it and exits with code 2.
 """
 
 import difflib
@@ -8,16 +8,16 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """The input is at fault, not the program: shown as one sentence, never as a traceback."""
+    """Invalid input. The command line shows the message without a traceback."""
 
 
 def printable(text: object) -> str:
-    """``str(text)`` with what no stream can print spelt out: file names may hold bytes that are no UTF-8."""
+    """``str(text)`` with characters escaped that cannot be printed: file names may contain bytes that are not UTF-8."""
     return str(text).encode("utf-8", "backslashreplace").decode()
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``" Did you mean 'x'?"`` for the nearest known word, or ``""`` when none is near.
+    """``" Did you mean 'x'?"`` with the most similar known word, or ``""`` if none is similar.
 
     >>> did_you_mean("deformable-dtr", ["detr", "deformable-detr"])
     " Did you mean 'deformable-detr'?"

@@ -1,4 +1,4 @@
-"""Files that are old or new, whatever happens meanwhile: a full disk, a kill, a power cut."""
+"""Atomic file writes: after a full disk, a killed process or a power failure, a file is either old or new."""
 
 import contextlib
 import errno
@@ -13,20 +13,20 @@ from pathlib import Path
 from detrs.errors import UserError
 
 PARTIAL = re.compile(r"\..+\.[0-9a-f]+\.tmp")
-"""Names of files that were being written when their process was killed."""
+"""Names of temporary files, which remain if the process is killed while it writes."""
 
 
 @contextmanager
 def replaced(path: Path, *, what: str = "the file", needed: int = 0) -> Iterator[Path]:
-    """A path to write instead of ``path``, which it replaces at the end of the block, once it is on the disk.
+    """Yields a temporary path. At the end of the block, that file is flushed to the disk and replaces ``path``.
 
     Args:
-        path: file to write or to replace; its folder exists.
-        what: what messages call it.
-        needed: its size in bytes, for messages; 0: unknown.
+        path: File to write or to replace; its folder exists.
+        what: Name of the file in error messages.
+        needed: Size in bytes for error messages; 0 if unknown.
 
     Raises:
-        UserError: something could not be written; the old file stands, nothing else is left.
+        UserError: The file cannot be written. The old file is unchanged and the temporary file is removed.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
@@ -36,31 +36,31 @@ def replaced(path: Path, *, what: str = "the file", needed: int = 0) -> Iterator
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except BaseException as error:
-        with contextlib.suppress(OSError):  # there may be none, or what prevented the writing prevents this too
+        with contextlib.suppress(OSError):  # it may not exist, or the error also prevents this
             temporary.unlink()
         if isinstance(error, OSError):
             raise UserError(
                 f"Cannot write {what} {path}: {error.strerror}{_free_space(path.parent, needed)}. "
-                "A file that was there before is untouched."
+                "An existing file is unchanged."
             ) from error
         raise
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` so that ``path`` holds the old text or the whole new one.
+    """Writes or replaces a text file atomically, in UTF-8.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: The file cannot be written.
     """
     with replaced(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def rename(path: Path, target: Path) -> None:
-    """Give ``path`` the name of ``target``, which is replaced.
+    """Renames ``path`` to ``target``, replacing it.
 
     Raises:
-        UserError: the file system refuses.
+        UserError: The file cannot be renamed.
     """
     try:
         os.replace(path, target)
@@ -70,9 +70,9 @@ def rename(path: Path, target: Path) -> None:
 
 
 def remove_partial(folder: Path) -> int:
-    """Remove what ``replaced`` left in a folder when its process was killed, and say how many files that was.
+    """Removes the temporary files of killed processes and returns their number.
 
-    To be called when a run starts, while it alone writes into the folder.
+    No other process may be writing to the folder.
     """
     partial = [path for path in folder.iterdir() if PARTIAL.fullmatch(path.name)]
     for path in partial:
@@ -83,20 +83,20 @@ def remove_partial(folder: Path) -> int:
 def _free_space(folder: Path, needed: int) -> str:
     try:
         free = shutil.disk_usage(folder).free
-    except OSError:  # the folder itself is gone, and the sentence says so already
+    except OSError:  # the folder does not exist, which the message already reports
         return ""
     return f" (it needs {needed:,} bytes, {free:,} are free)" if needed else f" ({free:,} bytes are free)"
 
 
 def _sync_folder(folder: Path) -> None:
-    """Puts the new name on the disk; without it a power cut may bring the old file back."""
-    if os.name != "posix":  # elsewhere a folder cannot be opened, and the rename itself is durable
+    """Flushes the directory entry to the disk; otherwise a power failure may restore the old file."""
+    if os.name != "posix":  # Windows cannot open folders, and its renames are durable
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # network file systems that cannot do it
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # network file systems without support
             raise
     finally:
         os.close(descriptor)

@@ -1,4 +1,3 @@
-import hashlib
 import json
 import os
 import random
@@ -61,7 +60,7 @@ class TestRoundTrip:
         save(path, tensors(), META)
         checkpoint = load(path)
         assert_same(checkpoint.tensors, tensors())
-        assert checkpoint.meta == {**META, "format": 1}
+        assert checkpoint.meta == {**META, "format": 2}
         assert read_meta(path) == checkpoint.meta
 
     def test_any_safetensors_reader_opens_it(self, path: Path) -> None:
@@ -76,16 +75,48 @@ class TestRoundTrip:
 
     def test_nothing_at_all(self, path: Path) -> None:
         save(path, {}, {})
-        assert load(path) == ({}, {"format": 1})
+        assert load(path) == ({}, {"format": 2})
 
-    def test_shared_and_strided_tensors(self, path: Path) -> None:
+    def test_overlapping_tensors_are_stored_as_independent_copies(self, path: Path) -> None:
         base = torch.randn(5, 7)
-        shared = {"base": base, "tied": base, "row": base[2], "transposed": base.t(), "every_second": base[:, ::2]}
-        save(path, shared, {})
+        views = {
+            "base": base,
+            "row": base[2],
+            "transposed": base.t(),
+            "every_second": base[:, ::2],
+            "flat": base.view(-1),
+        }
+        save(path, views, {})
         loaded = load(path).tensors
-        assert_same(loaded, shared)
-        loaded["tied"].zero_()
+        assert_same(loaded, views)
+        loaded["row"].zero_()
         assert torch.equal(loaded["base"], base)
+
+    def test_identical_tensors_are_stored_once(self, path: Path) -> None:
+        """As the state of a DETR: one head, registered once per decoder layer."""
+        head = torch.nn.Linear(101, 91)
+        model = torch.nn.ModuleDict({"heads": torch.nn.ModuleList([head] * 6), "body": torch.nn.Linear(13, 7)})
+        state = model.state_dict()
+        assert len(state) == 14
+        save(path, state, {})
+        size = 4 * (101 * 91 + 91 + 13 * 7 + 7)
+        assert size < path.stat().st_size < size + 4000
+        loaded = load(path)
+        assert_same(loaded.tensors, state)
+        assert loaded.meta == {"format": 2}
+        assert sorted(safetensors.torch.load_file(path)) == [
+            "body.bias", "body.weight", "heads.0.bias", "heads.0.weight",
+        ]  # fmt: skip
+        header, _ = split(path)
+        aliases = json.loads(header["__metadata__"]["detrs"])["aliases"]
+        assert aliases["heads.5.weight"] == "heads.0.weight" and len(aliases) == 10
+
+    def test_tied_views_and_transposes_are_told_apart(self, path: Path) -> None:
+        square = torch.randn(5, 5)
+        tensors = {"a": square, "t": square.t(), "t_again": square.t(), "bits": square.view(torch.int32)}
+        save(path, tensors, {})
+        assert_same(load(path).tensors, tensors)
+        assert sorted(safetensors.torch.load_file(path)) == ["a", "bits", "t"]
 
     def test_parameters_are_saved_without_their_gradient(self, path: Path) -> None:
         save(path, {"weight": torch.nn.Parameter(torch.ones(3))}, {})
@@ -102,8 +133,8 @@ class TestRoundTrip:
 
     def test_meta_is_read_without_the_tensors(self, path: Path) -> None:
         save(path, {"large": torch.zeros(40_000_000, dtype=torch.uint8)}, META)
-        os.truncate(path, 40_000_000)  # the header is whole, so only its promise of the size tells
-        with pytest.raises(UserError, match="holds 40,000,000 bytes and should hold 40,000,"):
+        os.truncate(path, 40_000_000)  # the header is intact, so only the size of the file shows it
+        with pytest.raises(UserError, match="has 40,000,000 bytes, but should have 40,000,"):
             read_meta(path)
 
 
@@ -175,17 +206,17 @@ class TestDamage:
         assert "z.weight" not in message
 
     def test_the_header_of_another_checkpoint(self, path: Path) -> None:
-        """Both halves are whole, but they do not belong together."""
+        """Both parts are intact, but of different files."""
         save(path, tensors(0), META)
         first = path.read_bytes()
         save(path, tensors(1), META)
         second = path.read_bytes()
         header_end = 8 + int.from_bytes(first[:8], "little")
         assert first[:8] == second[:8]
-        assert "the bytes of" in self.refuse(path, first[:header_end] + second[header_end:])
+        assert "wrong SHA-256 of" in self.refuse(path, first[:header_end] + second[header_end:])
 
-    def test_forged_headers_are_refused_not_followed(self, path: Path) -> None:
-        """Their own hash is right, so only the content can tell."""
+    def test_forged_headers_are_refused(self, path: Path) -> None:
+        """Headers with a valid hash and invalid content."""
         save(path, tensors(), META)
         good = path.read_bytes()
         header_end = 8 + int.from_bytes(good[:8], "little")
@@ -201,20 +232,76 @@ class TestDamage:
         for entries in forgeries:
             envelope = json.loads(header["__metadata__"]["detrs"])
             self.refuse(path, forged(entries, envelope) + good[header_end:])
-        for envelope in ([], {}, {"header_sha256": 5}, {"header_sha256": "0" * 64, "meta": [], "sha256": {}}):
-            self.refuse(path, forged(header, envelope) + good[header_end:])
+        envelope = json.loads(header["__metadata__"]["detrs"])
+        for wrong in (
+            [], {}, {"meta": []}, {**envelope, "meta": []}, {**envelope, "sha256": []}, {**envelope, "aliases": 3},
+            {**envelope, "aliases": {"z.weight": "flag"}}, {**envelope, "aliases": {"z.weight": "z.weight"}},
+            {**envelope, "aliases": {"other": "z.weight"}}, {"meta": envelope["meta"]},
+        ):  # fmt: skip
+            self.refuse(path, forged(header, wrong) + good[header_end:])
         self.refuse(path, forged(header, json.loads("[" * 500 + "]" * 500)) + good[header_end:])
         deep = b'{"__metadata__":' + b"[" * 200_000 + b"]" * 200_000 + b"}"
         self.refuse(path, len(deep).to_bytes(8, "little") + deep)
 
+    def test_every_other_spelling_of_the_header_is_refused(self, path: Path) -> None:
+        """The JSON has the same content: white space, order, escapes, repeated and additional keys."""
+        save(path, tensors(), META)
+        header, data = split(path)
+        good = path.read_bytes()
+        metadata = header.pop("__metadata__")
+        text = json.dumps({"__metadata__": metadata, **header}, separators=(",", ":"))
+        assert enclosed(text.encode()) + data == good
+        spellings = [
+            json.dumps({"__metadata__": metadata, **header}),
+            json.dumps({**header, "__metadata__": metadata}, separators=(",", ":")),
+            json.dumps({"__metadata__": metadata, **dict(sorted(header.items(), reverse=True))}, separators=(",", ":")),
+            json.dumps({"__metadata__": dict(reversed(metadata.items())), **header}, separators=(",", ":")),
+            json.dumps({"__metadata__": {**metadata, "more": "x"}, **header}, separators=(",", ":")),
+            text.replace("z.weight", "\\u007a.weight", 1),
+            text.replace('"flag"', '"\\u0066lag"'),
+            text.replace('"count":', '"count":{"dtype":"F32","shape":[],"data_offsets":[0,4]},"count":'),
+            text + "        ",
+            text.replace(metadata["detrs_sha256"], metadata["detrs_sha256"].upper()),
+        ]
+        for spelling in spellings:
+            assert spelling != text
+            assert "damaged" in self.refuse(path, enclosed(spelling.encode()) + data)
+
+    def test_two_thousand_mutations(self, path: Path) -> None:
+        save(path, tensors(), META)
+        good = path.read_bytes()
+        draw = random.Random(1)
+        for _ in range(2000):
+            mutant = bytearray(good)
+            for _ in range(draw.choice((1, 1, 2, 8))):
+                mutant[draw.randrange(len(good))] ^= draw.randrange(1, 256)
+            if mutant != good:
+                self.refuse(path, bytes(mutant))
+
+    def test_a_damaged_length_allocates_nothing(self, path: Path) -> None:
+        save(path, tensors(), META)
+        good = path.read_bytes()
+        for length in (format.MAX_HEADER_BYTES + 1, 2**40, 2**63):
+            assert "truncated or damaged" in self.refuse(path, length.to_bytes(8, "little") + good[8:])
+
+
+def split(path: Path) -> tuple[dict, bytes]:
+    """The header of a file, parsed, and its data."""
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:end]), content[end:]
+
+
+def enclosed(text: bytes) -> bytes:
+    """A header with its length and padding."""
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
 
 def forged(header: dict, envelope: object) -> bytes:
-    """A header with a valid hash around any envelope."""
-    if isinstance(envelope, dict) and "header_sha256" in envelope:
-        envelope = {**envelope, "header_sha256": "0" * 64}
-    entries = {**header, "__metadata__": {"detrs": json.dumps(envelope)}}
-    raw = json.dumps(entries).encode()
-    raw = raw.replace(b"0" * 64, hashlib.sha256(raw).hexdigest().encode(), 1)
+    """A header with a valid hash and any JSON."""
+    table = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    raw = format._header_bytes(json.dumps(envelope), table)
     return len(raw).to_bytes(8, "little") + raw
 
 
@@ -222,20 +309,20 @@ class TestOtherFiles:
     @pytest.mark.parametrize(
         ("content", "what"),
         [
-            (b"", "is empty"),
-            (b"  \n", "is empty"),
-            (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "a web page"),
+            (b"", "an empty file"),
+            (b"  \n", "an empty file"),
+            (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "not a checkpoint but a web page"),
             (b"\n\n<html>sign in</html>" + b" " * 900, "a web page"),
             (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git lfs pull"),
             (b"\x1f\x8b\x08\x00" + bytes(50), "gzip"),
             (b"\x89HDF\r\n\x1a\n" + bytes(50), "HDF5"),
             (b'{"model": "detr"}', "a JSON file"),
-            (b"GIF89a" + bytes(50), "no checkpoint"),
-            (bytes(50), "no checkpoint"),
-            (b"abc", "no checkpoint"),
+            (b"GIF89a" + bytes(50), "a GIF image"),
+            (bytes(50), "is not a checkpoint, or it is damaged"),
+            (b"abc", "is not a checkpoint, or it is damaged"),
         ],
     )
-    def test_says_what_it_is(self, path: Path, content: bytes, what: str) -> None:
+    def test_the_message_names_the_kind_of_file(self, path: Path, content: bytes, what: str) -> None:
         path.write_bytes(content)
         for read in (load, read_meta):
             with pytest.raises(UserError, match=what):
@@ -244,13 +331,13 @@ class TestOtherFiles:
     @pytest.mark.parametrize("zipped", [True, False])
     def test_pth(self, path: Path, zipped: bool) -> None:
         torch.save({"weight": torch.ones(3)}, path, _use_new_zipfile_serialization=zipped)
-        with pytest.raises(UserError, match=r"pickle|PyTorch \.pth"):
+        with pytest.raises(UserError, match=r"pickle|PyTorch's \.pth"):
             load(path)
 
-    def test_safetensors_of_others(self, path: Path) -> None:
+    def test_safetensors_of_other_programs(self, path: Path) -> None:
         for metadata in (None, {"format": "pt"}):
             safetensors.torch.save_file(tensors(), path, metadata=metadata)
-            with pytest.raises(UserError, match="another program"):
+            with pytest.raises(UserError, match="without detrs metadata"):
                 load(path)
 
     def test_missing_folder_and_link(self, tmp_path: Path) -> None:
@@ -270,7 +357,16 @@ class TestOtherFiles:
         save(path, tensors(), {"detrs": "9.8.7"})
         monkeypatch.undo()
         for read in (load, read_meta):
-            with pytest.raises(UserError, match=r"format 7 \(written by detrs 9\.8\.7\).*up to 1; update detrs"):
+            with pytest.raises(UserError, match=r"format 7 \(written by detrs 9\.8\.7\).*reads format 2. Update detrs"):
+                read(path)
+
+    def test_older_format(self, path: Path) -> None:
+        """Format 1 kept the hash of the header inside its JSON."""
+        envelope = {"header_sha256": "0" * 64, "meta": {"detrs": "0.1.0", "format": 1}, "sha256": {}}
+        text = json.dumps({"__metadata__": {"detrs": json.dumps(envelope)}}).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text)
+        for read in (load, read_meta):
+            with pytest.raises(UserError, match=r"format 1 \(written by detrs 0\.1\.0\).*reads format 2. Load it with"):
                 read(path)
 
 
@@ -321,7 +417,7 @@ class TestInterruption:
         assert list(path.parent.iterdir()) == []
 
     def test_no_folder_and_no_permission(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"Cannot write the checkpoint .*No such file or directory. A file"):
+        with pytest.raises(UserError, match=r"Cannot write the checkpoint .*No such file or directory. An existing"):
             save(tmp_path / "nowhere" / "best.safetensors", tensors(), META)
         (tmp_path / "file").touch()
         with pytest.raises(UserError, match=r"Cannot write the checkpoint .*Not a directory"):
@@ -347,7 +443,7 @@ def in_child(work: Callable[[], int]) -> int:
 class TestKill:
     OLD, NEW = {"w": torch.zeros(50_000)}, {"w": torch.ones(50_000)}
     CUTS = (0, 1, 8, 200, 65_536, 100_001, 131_072, 199_999)
-    """Bytes after which the kernel ends the write."""
+    """Bytes after which the system aborts the write."""
 
     def limited(self, path: Path, cut: int, action: signal.Handlers) -> int:
         import resource
@@ -381,7 +477,7 @@ class TestKill:
             assert list(path.parent.iterdir()) == [path]
 
     def test_killed_at_any_time(self, path: Path) -> None:
-        """SIGKILL while two checkpoints replace each other: there is always one, and it is whole."""
+        """SIGKILL while two checkpoints replace each other: there is always one, and it is complete."""
         save(path, self.OLD, {"step": 1})
 
         def work() -> int:

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from detrs.cli.predict import stem
-from detrs.explain.draw import draw_detections
 from detrs.predictor import Predictor
+from detrs.visualization.draw import draw_detections
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_a_file_that_is_no_picture_costs_only_itself(detrs: Callable, checkpoint
     last = done.err.splitlines()[-1]
     assert (
         last.startswith("error: ")
-        and "val-1.png is no readable image" in last
+        and "val-1.png is not a readable image" in last
         and "And 1 more could not be done" in last
     )
     assert done.json["num_images"] == 2
@@ -120,7 +120,7 @@ def test_what_was_found_is_written_whatever_happens(
         drawn: list[int] = []
         return draw
 
-    monkeypatch.setattr("detrs.explain.draw.draw_detections", stopped(2))
+    monkeypatch.setattr("detrs.visualization.draw.draw_detections", stopped(2))
     done = detrs("predict", checkpoint, folder, "--device", "cpu", "--output", "out")
     assert done.code == 130
     predictions = json.loads(Path("out/predictions.json").read_text())
@@ -152,7 +152,7 @@ def test_names_of_all_kinds(detrs: Callable, checkpoint: Path, folder: Path) -> 
         (folder / f"val-{number}.png").rename(folder / name)
     (folder / os.fsdecode(b"\xff [red].png")).write_text("no picture")
     done = detrs("predict", checkpoint, folder / "a[", folder, "--device", "cpu", "--output", "out [x]")
-    assert done.code == 2 and "is no readable image" in done.err and "Traceback" not in done.err
+    assert done.code == 2 and "is not a readable image" in done.err and "Traceback" not in done.err
     assert "a[/] [bold] :smile:" in done.out and "caf\\udce9.png" in done.out
     assert "out [x]/predictions.json" in done.out
     pictures = {image["picture"] for image in json.loads(Path("out [x]/predictions.json").read_text())["images"]}

@@ -16,7 +16,7 @@ SIZES = ((61, 97), (83, 47), (59, 59))  # (height, width)
 
 
 class Folder:
-    """``data`` is what goes into the annotation file; change it, then ``open`` it."""
+    """``data`` is the content of the annotation file; change it, then call ``open``."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -61,55 +61,55 @@ def read(folder: Any) -> Any:
         (drop("annotations"), "'annotations' is missing"),
         (drop("categories"), "'categories' is missing"),
         (set_("categories", value=[]), "'categories' is empty"),
-        (set_("images", value=[]), "lists no images"),
+        (set_("images", value=[]), "contains no images"),
         (set_("annotations", value=[]), "3 images, but no object"),
-        (set_("images", 1, "id", value=10), "1 x image id used twice: image 10"),
-        (set_("images", 1, "id", value="11"), r"image id that is no whole number: images\[1\]: '11'"),
-        (set_("images", 1, "id", value=11.5), r"image id that is no whole number: images\[1\]: 11.5"),
-        (set_("images", 1, value=3), r"image that is no object: images\[1\]"),
+        (set_("images", 1, "id", value=10), "1 x duplicate image id: image 10"),
+        (set_("images", 1, "id", value="11"), r"image id that is not an integer: images\[1\]: '11'"),
+        (set_("images", 1, "id", value=11.5), r"image id that is not an integer: images\[1\]: 11.5"),
+        (set_("images", 1, value=3), r"image that is not an object: images\[1\]"),
         (set_("images", 1, "file_name", value=""), "image without file_name: image 11"),
-        (set_("images", 1, "file_name", value="http://x.org/a.png"), "URL as file_name.*image 11: http"),
-        (set_("images", 1, "file_name", value="../set/images/photo 1.png"), "leads out of the image folder: image 11"),
-        (set_("images", 1, "file_name", value="/etc/passwd"), "leads out of the image folder: image 11"),
-        (set_("images", 1, "file_name", value="C:\\data\\photo 1.png"), "leads out of the image folder: image 11"),
-        (set_("images", 1, "file_name", value="..\\photo 1.png"), "leads out of the image folder: image 11"),
+        (set_("images", 1, "file_name", value="http://x.org/a.png"), "file_name that is a URL.*image 11: http"),
+        (set_("images", 1, "file_name", value="../set/images/photo 1.png"), "outside the image folder: image 11"),
+        (set_("images", 1, "file_name", value="/etc/passwd"), "outside the image folder: image 11"),
+        (set_("images", 1, "file_name", value="C:\\data\\photo 1.png"), "outside the image folder: image 11"),
+        (set_("images", 1, "file_name", value="..\\photo 1.png"), "outside the image folder: image 11"),
         (set_("images", 1, "file_name", value="none.png"), r"1 x missing image \(of 3\): .*none.png"),
         (
             set_("images", 1, "file_name", value="Photo 1.PNG"),
-            "spelt differently: image 11: Photo 1.PNG is photo 1.png",
+            "different upper and lower case: image 11: Photo 1.PNG is photo 1.png",
         ),
         (set_("images", 1, "file_name", value="x" * 300), r"missing image \(of 3\)"),
         (set_("images", 1, "file_name", value="\ud800\n.png"), r"missing image \(of 3\): .*\\ud800\\n\.png"),
-        (set_("images", 1, "width", value=10**400), "no positive whole number of pixels"),
-        (set_("images", 1, "width", value=0), "no positive whole number of pixels: image 11: 0 x 83"),
-        (set_("images", 1, "height", value="83"), "no positive whole number of pixels: image 11: 47 x '83'"),
-        (set_("categories", 1, "id", value=7), "category id used twice"),
-        (set_("categories", 1, "id", value="3"), r"category without a whole number as id: categories\[1\]"),
-        (set_("categories", 1, "name", value="cat"), "category name used twice"),
-        (set_("categories", 1, "name", value=" "), "category whose name is missing"),
-        (set_("categories", 1, "name", value="a\nb"), "category whose name is missing"),
-        (drop("categories", 1, "name"), "category whose name is missing"),
-        (set_("annotations", 1, "id", value=100), "annotation id used twice, for different boxes: annotation 100"),
-        (set_("annotations", 1, "id", value="x"), "annotation id that is no whole number: annotation 'x'"),
-        (set_("annotations", 1, "image_id", value="10"), "image_id that is no whole number: annotation 101: '10'"),
+        (set_("images", 1, "width", value=10**400), "not a positive integer"),
+        (set_("images", 1, "width", value=0), "not a positive integer: image 11: 0 x 83"),
+        (set_("images", 1, "height", value="83"), "not a positive integer: image 11: 47 x '83'"),
+        (set_("categories", 1, "id", value=7), "duplicate category id"),
+        (set_("categories", 1, "id", value="3"), r"category id that is not an integer: categories\[1\]"),
+        (set_("categories", 1, "name", value="cat"), "duplicate category name"),
+        (set_("categories", 1, "name", value=" "), "category name that is missing"),
+        (set_("categories", 1, "name", value="a\nb"), "category name that is missing"),
+        (drop("categories", 1, "name"), "category name that is missing"),
+        (set_("annotations", 1, "id", value=100), "duplicate annotation id with different boxes: annotation 100"),
+        (set_("annotations", 1, "id", value="x"), "annotation id that is not an integer: annotation 'x'"),
+        (set_("annotations", 1, "image_id", value="10"), "image_id that is not an integer: annotation 101: '10'"),
         (
             set_("annotations", 1, "image_id", value=99),
-            r"annotation \(of 6\) of an image that is not listed: .*101: 99",
+            r"annotation \(of 6\) with unknown image_id: .*101: 99",
         ),
-        (set_("annotations", 1, "category_id", value=4), "category_id that no category has: annotation 101: 4"),
-        (set_("annotations", 1, "category_id", value="3"), "category_id that no category has: annotation 101: '3'"),
+        (set_("annotations", 1, "category_id", value=4), "unknown category_id: annotation 101: 4"),
+        (set_("annotations", 1, "category_id", value="3"), "unknown category_id: annotation 101: '3'"),
         (set_("annotations", 1, "iscrowd", value="0"), "iscrowd that is neither 0 nor 1: annotation 101: '0'"),
-        (set_("annotations", 1, value=[]), r"annotation that is no object: annotations\[1\]"),
+        (set_("annotations", 1, value=[]), r"annotation that is not an object: annotations\[1\]"),
         (drop("annotations", 1, "bbox"), "annotation without bbox: annotation 101"),
         (box(1, 2, 3), r"not \[x, y, width, height\]: annotation 101"),
-        (box(1, 2, 3, 4, 0.5), "five numbers; rotated"),
+        (box(1, 2, 3, 4, 0.5), "five numbers .rotated"),
         (box(1, 2, 3, "4"), r"not \[x, y, width, height\]"),
         (box(1, 2, 3, None), r"not \[x, y, width, height\]"),
         (set_("annotations", 1, "bbox", value="1 2 3 4"), r"not \[x, y, width, height\]"),
         (box(1, 2, -3, 4), "negative width or height.*annotation 101"),
-        (box(1, 2, 1.1e9, 4), "box that is not finite or absurdly large: annotation 101"),
-        (box(1, 2, 10**400, 4), "not finite or absurdly large"),
-        (every_box(lambda b: [v / 100 for v in b]), r"all lie in \[0, 1\]; they must be in pixels"),
+        (box(1, 2, 1.1e9, 4), "box with infinite or very large coordinates: annotation 101"),
+        (box(1, 2, 10**400, 4), "infinite or very large"),
+        (every_box(lambda b: [v / 100 for v in b]), r"all boxes in \[0, 1\] \(expected pixels\)"),
         (every_box(lambda b: [b[0] + 30, b[1] + 30, b[0] + b[2] + 40, b[1] + b[3] + 30]), "may be .x1, y1, x2, y2."),
     ],
 )
@@ -126,22 +126,22 @@ def test_refused(folder: Any, change: Callable[[Data], None], message: str) -> N
     [
         (b"", "is empty"),
         (b"  \n", "is empty"),
-        (b'{"images": [\n  {"id": 1,]', r"no valid JSON at line 2, column 12 \(byte 24\)"),
+        (b'{"images": [\n  {"id": 1,]', r"invalid JSON at line 2, column 12 \(byte 24\)"),
         (b'\xef\xbb\xbf{"images": [\n  {"id": 1,]', r"line 2, column 12 \(byte 27\)"),
         (b'{"images": "\xe9"}', "not UTF-8 at byte 12; it may be Latin-1"),
         ('{"images": []}'.encode("utf-16"), "not UTF-8 at byte 0; it may be UTF-16"),
         (b"<annotation><size>", "is XML, perhaps Pascal VOC"),
-        (b"0 0.5 0.5 0.1 0.2\n", "no valid JSON at line 1"),
+        (b"0 0.5 0.5 0.1 0.2\n", "invalid JSON at line 1"),
         (b'[{"image_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]', "looks like detections"),
         (b"[1]", "the top level is a list. Expected an object"),
         (b"3", "the top level is 3"),
         (
             b'{"images": [{"id": 1, "file_name": "photo 0.png"}], "categories": [{"id": 1, "name": "a"}],'
             b'"annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 1e999, 1]}]}',
-            "not finite or absurdly large",
+            "infinite or very large",
         ),
-        (b"NaN", "NaN at line 1, column 1 is no number"),
-        (b'{"images":\n [{"id": NaN}]}', "NaN at line 2, column 10 is no number"),
+        (b"NaN", "NaN at line 1, column 1 is not a valid number"),
+        (b'{"images":\n [{"id": NaN}]}', "NaN at line 2, column 10 is not a valid number"),
         (b'{"a": "NaN", "bbox": [1, -Infinity]}', "-Infinity at line 1, column 26"),
         (b'{"images": ' + b"[" * 100_000, "nested too deeply"),
         (b'{"images": ' + b"9" * 1_000_000 + b"}", "a number that cannot be read"),
@@ -154,7 +154,7 @@ def test_refused_as_a_file(folder: Any, content: bytes, message: str) -> None:
     assert "Traceback" not in str(caught.value)
 
 
-def test_any_damage_ends_in_a_sentence(folder: Any) -> None:
+def test_any_damage_raises_user_error(folder: Any) -> None:
     """Values replaced at random: accepted or refused, never another exception."""
     random = Random(4)
     odd: list[Any] = [None, True, -1, 0, 0.5, 10**400, -(10**30), 1e300]
@@ -188,14 +188,14 @@ def test_all_problems_at_once_with_the_first_places(folder: Any) -> None:
     with pytest.raises(UserError) as caught:
         read(folder)
     first, *lines = str(caught.value).splitlines()
-    assert first.endswith("train.json cannot be used:") and len(lines) == 5
+    assert first.endswith("train.json has errors:") and len(lines) == 5
     (negative,) = [line for line in lines if "negative" in line]
-    assert negative.strip().startswith("9 x box of negative width") and negative.endswith("...")
+    assert negative.strip().startswith("9 x box with negative width") and negative.endswith("...")
     assert negative.count("annotation 20") == 5
     assert any("bbox that is not" in line for line in lines)  # other kinds are not hidden by the first
-    assert any("category whose name" in line for line in lines)
-    assert any("category_id that no category has" in line for line in lines)  # a consequence of the damaged category
-    assert any("positive whole number" in line for line in lines)
+    assert any("category name that" in line for line in lines)
+    assert any("unknown category_id" in line for line in lines)  # a consequence of the damaged category
+    assert any("positive integer" in line for line in lines)
 
 
 def add_box(**entry: Any) -> Callable[[Data], None]:
@@ -208,14 +208,14 @@ def add_box(**entry: Any) -> Callable[[Data], None]:
 @pytest.mark.parametrize(
     ("change", "note", "trainable"),
     [
-        (add_box(bbox=[5, 5, 0, 7]), "1 x box without area, not trained on: annotation 777", False),
-        (add_box(bbox=[97, 5, 4, 7]), "1 x box outside its image, not trained on: annotation 777", False),
-        (add_box(bbox=[-9, 5, 9, 7]), "1 x box outside its image, not trained on: annotation 777", False),
-        (add_box(bbox=[96.9999999, 5, 1, 7]), "1 x box outside its image, not trained on: annotation 777", False),
-        (add_box(bbox=[90, 5, 12, 7]), "1 x box that leaves its image, clipped for training: annotation 777", True),
-        (add_box(bbox=[9, 5, 0.3, 7]), "1 x box thinner than a pixel: annotation 777", True),
-        (add_box(bbox=[1, 2, 13, 17]), "1 x box that is there twice, kept once: annotation 777", False),
-        (add_box(bbox=[40, 11, 29, 37]), "1 x box that is there in several classes: annotation 777", True),
+        (add_box(bbox=[5, 5, 0, 7]), "1 x box without area, ignored in training: annotation 777", False),
+        (add_box(bbox=[97, 5, 4, 7]), "1 x box outside its image, ignored in training: annotation 777", False),
+        (add_box(bbox=[-9, 5, 9, 7]), "1 x box outside its image, ignored in training: annotation 777", False),
+        (add_box(bbox=[96.9999999, 5, 1, 7]), "1 x box outside its image, ignored in training: annotation 777", False),
+        (add_box(bbox=[90, 5, 12, 7]), "1 x box that exceeds its image, clipped in training: annotation 777", True),
+        (add_box(bbox=[9, 5, 0.3, 7]), "1 x box less than one pixel wide or high: annotation 777", True),
+        (add_box(bbox=[1, 2, 13, 17]), "1 x duplicate box, ignored in training: annotation 777", False),
+        (add_box(bbox=[40, 11, 29, 37]), "1 x box with several classes: annotation 777", True),
     ],
 )
 def test_accepted_with_a_note(folder: Any, change: Callable[[Data], None], note: str, trainable: bool) -> None:
@@ -266,7 +266,7 @@ def test_repeated_keys_are_noted(folder: Any) -> None:
     text = json.dumps(folder.data)
     folder.write(text.replace('"iscrowd": 0', '"iscrowd": 1, "iscrowd": 0', 2))
     annotations = read(folder)
-    assert annotations.notes == ["2 x key that an object has twice, the last one counts: 'iscrowd', 'iscrowd'"]
+    assert annotations.notes == ["2 x duplicate key of an object, last value used: 'iscrowd', 'iscrowd'"]
     assert not any(entry.crowd for entry in annotations.objects)
 
 
@@ -282,28 +282,30 @@ def test_missing_size_is_read_from_the_file(folder: Any) -> None:
     assert [entry.size for entry in read(folder).images] == [(61, 97), (83, 47), (59, 59)]
 
 
-def test_every_file_is_opened_and_all_faults_are_told_at_once(folder: Any) -> None:
+def test_every_file_is_opened_and_all_faults_are_reported_at_once(folder: Any) -> None:
     for number in range(3):
         Image.new("RGB", (97, 61)).save(folder.images / f"more {number}.jpg")
         folder.data["images"].append({"id": 20 + number, "file_name": f"more {number}.jpg", "height": 61, "width": 97})
     (folder.images / "photo 2.png").write_bytes(b"<html>")
     jpeg = folder.images / "more 0.jpg"
-    jpeg.write_bytes(jpeg.read_bytes()[:-40])  # its header is whole
+    jpeg.write_bytes(jpeg.read_bytes()[:-40])  # its header is intact
     folder.data["images"][0] |= {"height": 97, "width": 61}
     folder.data["images"][1] |= {"height": 84}
     folder.write()
     with pytest.raises(UserError) as caught:
         read(folder)
-    sizes, unreadable = (line for line in str(caught.value).splitlines() if " x image " in line)
-    assert sizes.strip().startswith("2 x image of another size (width x height) than declared: image 10: ")
-    assert "photo 0.png is 97 x 61, not 61 x 97, annotated without its EXIF rotation" in sizes
+    sizes, unreadable = (line for line in str(caught.value).splitlines() if " image" in line and " x " in line)
+    assert sizes.strip().startswith(
+        "2 x image whose size (width x height) differs from the annotation file: image 10: "
+    )
+    assert "photo 0.png is 97 x 61, not 61 x 97, probably annotated without EXIF rotation" in sizes
     assert sizes.endswith("photo 1.png is 47 x 83, not 47 x 84")
-    assert unreadable.strip().startswith("2 x image (of 6) that cannot be read: image 12: ")
+    assert unreadable.strip().startswith("2 x unreadable image (of 6): image 12: ")
     assert "photo 2.png is a web page" in unreadable and "more 0.jpg" in unreadable and "truncated" in unreadable
     assert "more 1.jpg" not in unreadable
 
 
-def test_what_lies_behind_the_end_of_a_picture_does_no_harm(folder: Any) -> None:
+def test_bytes_after_the_end_of_an_image_are_ignored(folder: Any) -> None:
     Image.new("RGB", (97, 61)).save(folder.images / "photo 0.png", format="JPEG")
     for path in (folder.images / "photo 0.png", folder.images / "photo 1.png"):
         path.write_bytes(path.read_bytes() + bytes(10_000))
@@ -325,14 +327,14 @@ def test_one_percent_may_be_unreadable(folder: Any, unreadable: int, accepted: b
     if accepted:
         annotations = read(folder)
         assert len(annotations.images) == 99 and len(annotations.objects) == 6
-        (note,) = (note for note in annotations.notes if "read" in note)
-        assert note.startswith("1 x image that cannot be read, skipped: image 500: ") and "a web page" in note
+        (note,) = (note for note in annotations.notes if "readable" in note)
+        assert note.startswith("1 x unreadable image, skipped: image 500: ") and "a web page" in note
     else:
-        with pytest.raises(UserError, match=r"2 x image \(of 100\) that cannot be read: image 500: .*image 501: "):
+        with pytest.raises(UserError, match=r"2 x unreadable image \(of 100\): image 500: .*image 501: "):
             read(folder)
 
 
-def test_names_are_found_as_people_write_them(folder: Any) -> None:
+def test_usual_spellings_of_paths_are_found(folder: Any) -> None:
     names = ("sub\\photo 0.png", "./sub/photo 1.png", "sub/photo 2.png")
     (folder.images / "sub").mkdir()
     for number, (entry, name) in enumerate(zip(folder.data["images"], names, strict=True)):
@@ -370,21 +372,21 @@ def test_one_percent_may_be_missing(folder: Any, missing: int, accepted: bool) -
     if accepted:
         annotations = read(folder)
         assert len(annotations.images) == 99 and len(annotations.objects) == 6
-        assert annotations.notes[0].startswith("1 x file listed as several images: photo 0.png")
+        assert annotations.notes[0].startswith("1 x file used by several images: photo 0.png")
         assert annotations.notes[1].startswith("1 x missing image, skipped: ") and len(annotations.notes) == 2
     else:
         with pytest.raises(UserError, match=r"2 x missing image \(of 100\): .*gone 0.png, .*gone 1.png"):
             read(folder)
 
 
-def test_few_stray_annotations_are_skipped(folder: Any) -> None:
+def test_few_annotations_with_unknown_images_are_skipped(folder: Any) -> None:
     original = copy.deepcopy(folder.data["annotations"][0])
     for number in range(100):
         folder.data["annotations"].append(original | {"id": 900 + number, "bbox": [number / 2, 1, 20, 30]})
     folder.data["annotations"].append(original | {"id": 5, "image_id": 12345})
     folder.write()
     annotations = read(folder)
-    assert annotations.notes == ["1 x annotation of an image that is not listed, skipped: annotation 5: 12345"]
+    assert annotations.notes == ["1 x annotation with unknown image_id, skipped: annotation 5: 12345"]
     assert len(annotations.objects) == 106
 
 
@@ -397,11 +399,11 @@ def test_classes_are_ordered_by_id_and_odd_ones_noted(folder: Any) -> None:
     assert annotations.notes == [
         "1 x category name that differs from another only in case or spaces: 'Cat '",
         "1 x class with a single object: 'animal'",
-        "1 x class without any object: 'Cat '",
+        "1 x class without objects: 'Cat '",
     ]
 
 
-def test_one_object_reaching_out_does_not_condemn_the_file(folder: Any) -> None:
+def test_one_box_outside_its_image_is_not_an_error(folder: Any) -> None:
     folder.data["annotations"] = [folder.data["annotations"][0] | {"bbox": [50, 30, 90, 60]}]
     folder.write()
     assert read(folder).objects[0].trainable

@@ -1,4 +1,4 @@
-"""What a batch holds, and what a normalised batch holds where there is no picture."""
+"""The content of a batch and of a normalised batch, padding included."""
 
 import torch
 from torchvision import tv_tensors
@@ -29,7 +29,7 @@ def samples() -> list[Sample]:
     return made
 
 
-def test_pictures_lie_top_left_and_the_rest_is_padding() -> None:
+def test_images_are_at_the_top_left_and_the_rest_is_padding() -> None:
     batch = collate(samples())
     assert batch.images.shape == (3, 3, 53, 47) and batch.images.dtype == torch.uint8
     for sample, (height, width), image, padding in zip(samples(), SIZES, batch.images, batch.padding, strict=True):
@@ -39,7 +39,7 @@ def test_pictures_lie_top_left_and_the_rest_is_padding() -> None:
         assert image[:, padding].sum() == 0
 
 
-def test_boxes_are_relative_to_their_own_picture() -> None:
+def test_boxes_are_relative_to_their_own_image() -> None:
     for sample, (height, width), target in zip(samples(), SIZES, collate(samples()).targets, strict=True):
         assert target.boxes.shape == (len(sample.labels), 4) and target.boxes.dtype == torch.float32
         centre, size = target.boxes[:, :2], target.boxes[:, 2:]

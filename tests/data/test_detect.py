@@ -1,4 +1,4 @@
-"""The layouts people have, and a sentence for the ones we cannot read."""
+"""The supported folder layouts, and the messages for all others."""
 
 import json
 from pathlib import Path
@@ -59,21 +59,21 @@ def test_a_missing_folder_with_the_nearest_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"does not exist. Did you mean 'blood-cells'?"):
         find_split(tmp_path / "blood-cell", "train")
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         find_split(tmp_path / "file", "train")
     with pytest.raises(UserError, match="does not exist"):
         find_split(tmp_path / "no" / "where", "train")
 
 
-def test_a_missing_split_tells_what_is_there(tmp_path: Path) -> None:
+def test_a_missing_split_lists_the_available_ones(tmp_path: Path) -> None:
     root = lay_out(tmp_path, "annotations/train.json", "valid/_annotations.coco.json")
-    with pytest.raises(UserError, match=r"has no split 'test', but has: train, valid."):
+    with pytest.raises(UserError, match=r"has no split 'test'. Available splits: train, valid."):
         find_split(root, "test")
     with pytest.raises(UserError, match=r"Did you mean 'train'?"):
         find_split(root, "trian")
 
 
-def test_nothing_there_tells_what_was_looked_for(tmp_path: Path) -> None:
+def test_an_empty_folder_lists_the_supported_layouts(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         find_split(tmp_path, "train")
     for layout in ("annotations/instances_train2017.json", "annotations/train.json", "train/_annotations.coco.json"):
@@ -108,6 +108,6 @@ def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "~nobody-of-this-name/x"])
-def test_names_that_no_folder_can_have(name: str) -> None:
+def test_invalid_folder_names(name: str) -> None:
     with pytest.raises(UserError, match="data folder"):
         open_dataset(name, "train")

@@ -1,4 +1,4 @@
-"""The demo set is what it says: deterministic, tight boxes on visible digits, nothing shared between its splits."""
+"""The demo set is deterministic, has tight boxes on visible digits, and its splits share nothing."""
 
 import sys
 from pathlib import Path
@@ -21,7 +21,7 @@ def dataset(request: pytest.FixtureRequest) -> DigitsDataset:
 
 
 def background(dataset: DigitsDataset, index: int) -> torch.Tensor:
-    """The picture before any digit, (3, H, W)."""
+    """The image before any digit is drawn, (3, H, W)."""
     stream = np.random.default_rng((digits.VERSION, ["train", "val"].index(dataset.split), index + 1))
     canvas = digits._background(digits._material(dataset.split).photographs, stream)
     return torch.from_numpy(canvas).permute(2, 0, 1)
@@ -80,7 +80,7 @@ def test_sizes_classes_and_overlaps() -> None:
                 assert max(0, width) * max(0, height) <= 0.1 * smaller
     assert 9 <= min(heights) < 18 and 65 < max(heights) <= 80
     assert counts.min() > 0.05 * counts.sum() and counts.max() < 0.15 * counts.sum()
-    expected = (1 + train.max_objects) / 2  # drawn evenly; a few find no room
+    expected = (1 + train.max_objects) / 2  # uniform; a few attempts are dropped
     assert 0.85 * expected < counts.sum() / len(train) < 1.1 * expected
 
 
@@ -96,7 +96,7 @@ def test_splits_share_no_digit_and_no_photograph() -> None:
 
 
 def test_the_right_digit_is_where_the_label_says() -> None:
-    """A nearest-neighbour reader trained on the scans reads the pictures far above chance."""
+    """A nearest-neighbour reader trained on the scans reads the images far above chance."""
     train = DigitsDataset("train", 40)
     material = digits._material("train")
     scans = torch.from_numpy(material.digits)[:, None]
@@ -121,7 +121,7 @@ def _trimmed(scan: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.interpolate(scan[None, None], (12, 8), mode="bilinear")[0, 0]
 
 
-def test_ground_truth_says_what_the_samples_say(dataset: DigitsDataset) -> None:
+def test_ground_truth_equals_the_samples(dataset: DigitsDataset) -> None:
     truth = dataset.ground_truth()
     assert [annotation["id"] for annotation in truth["annotations"]] == list(range(1, len(truth["annotations"]) + 1))
     names = {category["id"]: category["name"] for category in truth["categories"]}
@@ -149,7 +149,7 @@ def test_export_reads_back_as_the_same_data_set(tmp_path: Path, monkeypatch: pyt
 
 
 def test_an_unknown_split() -> None:
-    with pytest.raises(UserError, match="train and val, not 'test'"):
+    with pytest.raises(UserError, match="no split 'test'. Available splits: train, val"):
         open_dataset("digits", "test")
 
 

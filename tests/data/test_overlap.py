@@ -1,4 +1,4 @@
-"""Pictures of both splits are found by their bytes, whatever they are called."""
+"""Images of both splits are found by their content, regardless of their names."""
 
 import shutil
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from detrs.data import overlap as module
 from detrs.data.overlap import overlap
 
 
-def test_only_equal_files_are_named(make_folder: Callable[[str], Any]) -> None:
+def test_only_equal_files_are_listed(make_folder: Callable[[str], Any]) -> None:
     train, val = make_folder("train"), make_folder("val")
     names = [f"photo {number}.png" for number in range(3)]
     (val.images / names[0]).write_bytes((train.images / names[0]).read_bytes() + b"\0")  # names[1] stays the same file
@@ -24,11 +24,11 @@ def test_only_equal_files_are_named(make_folder: Callable[[str], Any]) -> None:
     shutil.copyfile(train.images / names[1], val.images / "again.png")
     val.data["images"].append({"id": 99, "file_name": "again.png", "height": 83, "width": 47})
     (line,) = overlap(train.open(), val.open())
-    assert line.startswith("2 x picture of the validation split that is a training picture, too: ")
+    assert line.startswith("2 x validation image that is also a training image: ")
     assert str(train.images / names[1]) in line and names[2] not in line
 
 
-def test_nothing_to_say(make_folder: Callable[[str], Any]) -> None:
+def test_no_overlap(make_folder: Callable[[str], Any]) -> None:
     train, val = make_folder("train"), make_folder("val")
     for path in val.images.iterdir():
         path.write_bytes(path.read_bytes() + b"\0")
@@ -65,9 +65,7 @@ def test_whole_files_are_read_only_if_their_ends_are_equal(
     assert sorted(whole) == ["photo 1.png"] * 2 + ["photo 2.png"] * 2
 
 
-def test_a_file_that_cannot_be_read_is_left_out(
-    make_folder: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_files_are_skipped(make_folder: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     train, val = make_folder("train").open(), make_folder("val").open()
 
     def fail(path: str, mode: str) -> Any:

@@ -41,7 +41,7 @@ def scores() -> CocoReport:
 
 def lines(path: Path) -> list[dict[str, Any]]:
     def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not valid JSON")
 
     return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
 
@@ -53,7 +53,7 @@ def test_a_line_holds_the_means_since_the_line_before(tmp_path: Path) -> None:
     first, second = lines(metrics.path)
     assert (first["step"], first["loss"], first["terms"]) == (3, 5.0, {"class": 1.25, "box": 2.5})
     assert (first["grad_norm"], first["skipped"], first["images_per_s"]) == (6.0, 0, 16.0)
-    assert (second["step"], second["loss"], second["skipped"]) == (6, 1.5, 1)  # a skipped step is no mean
+    assert (second["step"], second["loss"], second["skipped"]) == (6, 1.5, 1)  # skipped steps do not count
     assert second["lr"] == 1e-3 / 6
     assert first["kind"] == "step" and first["seconds"] == 1.5 and first["epoch"] == 1
 

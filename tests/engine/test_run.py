@@ -1,20 +1,13 @@
-import json
 import logging
 import os
-import socket
 import stat
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-import psutil
 import pytest
 import torch
 
 from detrs import config
-from detrs.engine import lock as lock_module
 from detrs.engine.run import RunFolder
 from detrs.errors import UserError
 
@@ -56,113 +49,6 @@ def test_nothing_to_resume(folder: RunFolder, tiny: ModuleType) -> None:
         config.save(tiny.EXPERIMENT, folder.experiment)
         with pytest.raises(UserError, match="before its first checkpoint"):
             folder.check(resume=True)
-
-
-def lock(folder: RunFolder, **owner: Any) -> None:
-    folder.path.mkdir(parents=True)
-    process = psutil.Process()
-    this = {"pid": process.pid, "started": process.create_time(), "host": socket.gethostname()}
-    (folder.path / "run.lock").write_text(json.dumps({**this, **owner}))
-
-
-@pytest.fixture(params=["flock", "file"])
-def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """With the kernel's locks, and where there are none."""
-    if request.param == "file":
-        monkeypatch.setattr(lock_module, "fcntl", None)
-    elif lock_module.fcntl is None:
-        pytest.skip("no flock here")
-    return str(request.param)
-
-
-def test_second_run_in_one_folder_is_refused(folder: RunFolder, kind: str) -> None:
-    with folder.open(resume=False):
-        other = RunFolder(folder.path)
-        for attempt in (other.open(resume=True).__enter__, lambda: other.check(resume=False)):
-            with pytest.raises(UserError, match=f"process {os.getpid()} is running"):
-                attempt()
-        assert (folder.path / "run.lock").exists()  # the refused one did not take it away
-    assert not (folder.path / "run.lock").exists()
-    with RunFolder(folder.path).open(resume=False):
-        pass
-
-
-def test_lock_of_a_dead_process_is_taken_over(folder: RunFolder, kind: str) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    lock(folder, pid=dead.pid)
-    with folder.open(resume=False):
-        assert json.loads((folder.path / "run.lock").read_text())["pid"] == os.getpid()
-
-
-def test_lock_of_a_dead_process_whose_number_lives_on_is_taken_over(folder: RunFolder, kind: str) -> None:
-    lock(folder, started=psutil.Process().create_time() - 3600)  # in containers every run is process 1
-    with folder.open(resume=False):
-        pass
-
-
-@pytest.mark.parametrize("text", ["", '{"pid": 1', "{}", "[]", '{"pid": 1}', '{"host": "elsewhere"}'])
-def test_torn_lock_is_taken_over(folder: RunFolder, kind: str, text: str) -> None:
-    folder.path.mkdir(parents=True)
-    (folder.path / "run.lock").write_text(text)
-    folder.check(resume=False)
-    with folder.open(resume=False):
-        assert json.loads((folder.path / "run.lock").read_text())["pid"] == os.getpid()
-
-
-@pytest.mark.skipif(lock_module.fcntl is None, reason="no flock here")
-def test_run_of_a_container_that_is_gone_does_not_block(folder: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
-    """A restarted container has another host name; the kernel knows that nobody holds the lock."""
-    lock(folder, host="elsewhere")
-    folder.check(resume=False)
-    with caplog.at_level(logging.WARNING), folder.open(resume=False):
-        assert json.loads((folder.path / "run.lock").read_text())["host"] == socket.gethostname()
-    assert "machine 'elsewhere'" in caplog.text
-
-
-def test_without_flock_the_lock_of_another_machine_is_respected(
-    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lock_module, "fcntl", None)
-    lock(folder, host="elsewhere")
-    for attempt in (folder.open(resume=False).__enter__, lambda: folder.check(resume=False)):
-        with pytest.raises(UserError, match="machine 'elsewhere'.*delete run.lock"):
-            attempt()
-
-
-@pytest.mark.skipif(lock_module.fcntl is None, reason="no flock here")
-def test_lock_is_held_by_a_process_not_by_what_the_file_says(folder: RunFolder) -> None:
-    folder.path.mkdir(parents=True)
-    code = (
-        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('locked', flush=True); "
-        "sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code, str(folder.path / "run.lock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None and holder.stdout.readline() == b"locked\n"
-        with pytest.raises(UserError, match="other process is running"), folder.open(resume=False):
-            pass
-        holder.kill()
-    with folder.open(resume=False):
-        pass
-
-
-@pytest.mark.skipif(lock_module.fcntl is None, reason="no flock here")
-def test_lock_taken_away_while_it_is_opened_is_not_held(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The owner unlinks its file after the next one opened it: that one must not lock a file without a name."""
-    folder.path.mkdir(parents=True)
-    path = folder.path / "run.lock"
-    locked, calls = lock_module._locked, []
-
-    def slowly(descriptor: int) -> bool | None:
-        calls.append(descriptor)
-        if len(calls) == 1:
-            path.unlink()
-        return locked(descriptor)
-
-    monkeypatch.setattr(lock_module, "_locked", slowly)
-    with folder.open(resume=False):
-        assert len(calls) == 2 and json.loads(path.read_text())["pid"] == os.getpid()
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="everything is writable for root")
@@ -226,7 +112,7 @@ def test_start_that_failed_before_its_first_checkpoint_can_be_repeated(folder: R
             (folder.path / name).write_bytes(b"x")
     folder.check(resume=False)
     with folder.open(resume=False):
-        assert [path.name for path in folder.path.iterdir()] == ["run.lock"]
+        assert {path.name for path in folder.path.iterdir()} == {"run.lock", "run.owner"}
 
 
 @pytest.mark.parametrize(

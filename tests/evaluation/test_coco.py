@@ -1,4 +1,4 @@
-"""Every number against pycocotools, and every row of the table of inputs that mislead it."""
+"""All metrics against pycocotools, and inputs for which it returns wrong results."""
 
 import contextlib
 import copy
@@ -135,7 +135,7 @@ class TestAgainstPycocotools:
         report = coco_report(ground_truth, results, max_detections=max_detections)
         assert np.abs(np.array(numbers(report)) - twelve(evaluator)).max() <= 1e-12
 
-    def test_order_of_images_and_categories_is_no_matter(self) -> None:
+    def test_order_of_images_and_categories_does_not_matter(self) -> None:
         ground_truth, results = random_data(random.Random(5), most_images=30)
         report = coco_report(ground_truth, results)
         other = {**ground_truth, "images": ground_truth["images"][::-1], "categories": ground_truth["categories"][::-1]}
@@ -155,7 +155,7 @@ NUMBERINGS: dict[str, Callable[[int], int | str]] = {
 
 @pytest.mark.parametrize("name", NUMBERINGS)
 def test_numberings(name: str) -> None:
-    """The ids themselves mean nothing: image, category and annotation ids of any kind give the same report."""
+    """The values of ids do not matter: image, category and annotation ids of any kind give the same report."""
     ground_truth, results = random_data(random.Random(3), most_images=30)
     expected = coco_report(ground_truth, results)
     assert expected.ap is not None and expected.ap > 0.05
@@ -210,7 +210,7 @@ class TestPoison:
         assert np.abs(np.array(numbers(coco_report(data[0], results))) - expected).max() <= 1e-12
 
     def test_annotation_ids_from_zero(self, reference: Data) -> None:
-        """For pycocotools a match with annotation 0 is none: 0.4993."""
+        """pycocotools treats a match with annotation 0 as unmatched: 0.4993."""
         truth = copy.deepcopy(reference[0])
         for i, annotation in enumerate(truth["annotations"]):
             annotation["id"] = i
@@ -220,7 +220,7 @@ class TestPoison:
         truth = copy.deepcopy(reference[0])
         for annotation in truth["annotations"]:
             annotation["id"] = 17
-        with pytest.raises(UserError, match="duplicate annotation id 17"):
+        with pytest.raises(UserError, match="The annotation id 17 is not unique"):
             coco_report(truth, reference[1])
 
     def test_no_annotation_ids(self, reference: Data) -> None:
@@ -312,11 +312,11 @@ def test_no_images_and_no_classes() -> None:
 
 
 def test_max_detections_is_positive(reference: Data) -> None:
-    with pytest.raises(UserError, match="max_detections must be at least 1, and is 0"):
+    with pytest.raises(UserError, match="max_detections must be at least 1, got 0"):
         coco_report(*reference, max_detections=0)
 
 
-def test_classes_of_one_name_stay_apart() -> None:
+def test_classes_with_equal_names_are_separate() -> None:
     categories = [{"id": 3, "name": "cell"}, {"id": 5, "name": "cell"}, {"id": 8, "name": "dust"}, {"id": 9}]
     truth = {"images": [{"id": 1}], "categories": categories, "annotations": []}
     assert list(coco_report(truth, []).per_class) == ["cell (3)", "cell (5)", "dust", "9"]

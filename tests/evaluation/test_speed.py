@@ -49,8 +49,8 @@ def multiply_adds() -> int:
     grouped = s * 10 * (6 // 2) * 3
     linear = s * 10 * 12
     attention = 4 * Q * 12 * 12 + 2 * Q * Q * 12  # four projections; queries x keys, weights x values
-    look = 2 * (2 * Q * s * 12)  # plain and masked
-    return stem + grouped + linear + attention + look + Q * s * 12
+    cross_attention = 2 * (2 * Q * s * 12)  # plain and masked
+    return stem + grouped + linear + attention + cross_attention + Q * s * 12
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -73,7 +73,7 @@ def test_attention_of_other_devices_is_counted() -> None:
         assert counter.get_total_flops() == 2 * batch * heads * queries * keys * (channels + values)
 
 
-def test_sampling_is_not_counted_whoever_does_it() -> None:
+def test_sampling_is_not_counted_with_any_backend() -> None:
     attention = DeformableAttention(64, num_heads=2, num_levels=2, num_points=4)
     shapes, queries = ((5, 7), (3, 2)), 11
     memory, query, point = torch.randn(1, 41, 64), torch.randn(1, queries, 64), torch.rand(1, queries, 2)
@@ -94,7 +94,7 @@ def test_parameters() -> None:
     report = profile(Tiny(), (H, W), repeats=1)
     learning = 10 * 3 * 3 + 10 + 2 * 10 + 10 * 12 + 12 + Q * 12 + 4 * 12 * 12 + 4 * 12
     assert report.trainable_parameters == learning
-    assert report.parameters == learning + 6 * 3 * 9  # the frozen stem; running statistics are no parameters
+    assert report.parameters == learning + 6 * 3 * 9  # the frozen stem; running statistics are not parameters
 
 
 def test_the_detector_is_left_as_it_was() -> None:
@@ -111,7 +111,7 @@ def test_the_detector_is_left_as_it_was() -> None:
     assert detector.seen == 8 * [(False, (2, 3, H, W), False)]  # one pass to count and three to time, twice
 
 
-def test_a_failing_detector_is_left_as_it_was_too() -> None:
+def test_a_failing_detector_is_also_left_as_it_was() -> None:
     detector = Tiny()
     fitting, detector.linear = detector.linear, nn.Linear(11, 12)
     with pytest.raises(RuntimeError):

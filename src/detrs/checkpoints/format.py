@@ -1,10 +1,16 @@
-"""The file a checkpoint is kept in: one safetensors file whose header carries JSON and a sha256 of every tensor.
+"""The checkpoint file: one safetensors file whose metadata holds JSON and the SHA-256 of all its parts.
 
-safetensors runs no code on load, but notices no flipped byte, and writers that overwrite in place lose the old file on
-a full disk. So here every byte is verified, each tensor by its own hash and the header by one that stands inside it
-(computed with that hash's own 64 digits set to zero); and a file is replaced only by a whole one that is on the disk.
+safetensors files execute no code when they are loaded, but they do not detect corrupted bytes. Here every byte is
+verified on load: each tensor against its own hash in the JSON, and the header against ``detrs_sha256``. A file is
+written to a temporary name and renamed once it is on the disk, so that a full disk or a crash leaves the old file.
 
-Any safetensors reader opens these files; the JSON is the entry ``detrs`` of their metadata.
+The metadata of the header has two entries::
+
+    detrs          JSON: {"meta": {..}, "sha256": {name: hash}, "aliases": {name: name of the stored tensor}}
+    detrs_sha256   SHA-256 of the header without this entry
+
+Tensors that share the same memory, such as a head used by all decoder layers, are stored once; the others are aliases.
+Any safetensors reader opens these files and returns the stored tensors.
 """
 
 import hashlib
@@ -21,45 +27,48 @@ from torch import Tensor
 
 from detrs.errors import UserError, did_you_mean
 from detrs.files import replaced
+from detrs.magic import kind_of
 
-FORMAT = 1
-"""Version of the layout. A reader refuses a newer one; raise it when an old reader would misread the file."""
+FORMAT = 2
+"""Version of the layout. Only this version is read; increase it with every incompatible change."""
 
 LENGTH_BYTES = 8  # safetensors: little-endian length of the header, the header, the data
-MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-NO_DIGEST = b"0" * 64
-
-OTHER_FILES = (
-    (b"PK\x03\x04", "a PyTorch .pth file (or another zip); detrs reads only .safetensors, which cannot run code"),
-    (b"\x80", "a Python pickle (.pth, .pt, .pkl); detrs reads only .safetensors, which cannot run code"),
-    (b"<", "a web page, so probably a failed download; download it again"),
-    (b"version https://git-lfs", "a Git LFS pointer; run 'git lfs pull' to get the file itself"),
-    (b"\x1f\x8b", "a gzip archive; unpack it first"),
-    (b"\x89HDF", "an HDF5 file; detrs reads only .safetensors"),
-    (b"{", "a JSON file; give the .safetensors file that belongs to it"),
-)
-"""First bytes of files that people take for a checkpoint, and what they are."""
+ALIGNMENT = 8
+MAX_HEADER_BYTES = 8_000_000
+"""Enough for 20,000 tensors; a damaged length field must not allocate gigabytes."""
+METADATA = "__metadata__"
 
 
 class Checkpoint(NamedTuple):
-    """What a file holds, verified."""
+    """The verified content of a file."""
 
     tensors: dict[str, Tensor]
-    """On the CPU, in the order in which they were saved."""
+    """On the CPU, in the order in which they were saved. Aliases are the same tensor object."""
     meta: dict[str, Any]
-    """As saved, through JSON (tuples are lists now), and ``format``."""
+    """As saved, after a round trip through JSON (tuples become lists), and ``format``."""
+
+
+class _Header(NamedTuple):
+    """The verified header of a file."""
+
+    hashes: dict[str, str]
+    """SHA-256 of each tensor, aliases included, in the order in which they were saved."""
+    aliases: dict[str, str]
+    """Name of each alias -> name of the stored tensor."""
+    meta: dict[str, Any]
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Writes a checkpoint so that ``path`` holds the old file or the whole new one, whatever happens meanwhile.
+    """Writes a checkpoint. ``path`` holds either the old file or the complete new one at any time.
 
     Args:
         path: File to write or to replace; its folder exists.
-        tensors: On any device, with any strides; those that share memory become independent copies.
-        meta: Whatever JSON holds, finite numbers only. ``format`` is added.
+        tensors: On any device, with any strides. Tensors with the same memory, shape and strides are stored once; other
+            tensors that share memory are stored as independent copies.
+        meta: JSON-serialisable, finite numbers only. ``format`` is added.
 
     Raises:
-        UserError: The file cannot be written (disk full, no permission); the old one stands, nothing else is left.
+        UserError: The file cannot be written (disk full, no permission). The old file is unchanged.
     """
     header, data = _serialize(tensors, {**meta, "format": FORMAT})
     needed = len(header) + len(data)
@@ -73,135 +82,154 @@ def load(path: Path, *, allow_non_finite: bool = False) -> Checkpoint:
 
     Args:
         path: A file written by :func:`save`.
-        allow_non_finite: Accept NaN and infinity in the weights, to look at a diverged run.
+        allow_non_finite: Accept NaN and infinity in the weights, for example to inspect a diverged run.
 
     Raises:
-        UserError: There is no such file, it is no checkpoint (the message says what it is), it was written by a newer
-            version, it is truncated or damaged anywhere, or it holds NaN or infinity.
+        UserError: The file does not exist, is not a checkpoint, has another format version, is truncated or damaged, or
+            holds NaN or infinity.
     """
     try:
         with open(path, "rb") as file:
-            hashes, meta = _read_header(path, file)
+            header = _read_header(path, file)
             file.seek(0)
-            tensors = safetensors.torch.load(file.read())
+            stored = safetensors.torch.load(file.read())
     except OSError as error:
         _refuse_unreadable(path, error)
-    except (SafetensorError, KeyError, RuntimeError) as error:  # a header whose hash is right and whose content is not
-        raise UserError(f"The checkpoint {path} is damaged ({error}); use another copy of it.") from error
-    if hashes.keys() != tensors.keys():
-        raise UserError(f"The checkpoint {path} is damaged (its list of tensors is wrong); use another copy of it.")
+    except (SafetensorError, KeyError, RuntimeError) as error:  # a header with a valid hash and invalid content
+        raise UserError(f"The checkpoint {path} is damaged ({error}). Use another copy.") from error
+    names = [name for name in header.hashes if name not in header.aliases]
+    if stored.keys() != set(names) or not stored.keys() >= set(header.aliases.values()):
+        raise UserError(f"The checkpoint {path} is damaged (its list of tensors is wrong). Use another copy.")
 
-    tensors = {name: tensors[name] for name in hashes}  # the order they were saved in
-    wrong = [name for name, tensor in tensors.items() if _sha256(tensor) != hashes[name]]
-    if wrong:
+    damaged = [name for name in names if _sha256(stored[name]) != header.hashes[name]]
+    if damaged:
+        raise UserError(f"The checkpoint {path} is damaged: wrong SHA-256 of {some_of(damaged)}. Use another copy.")
+    non_finite = [name for name in names if not _is_finite(stored[name])]
+    if non_finite and not allow_non_finite:
         raise UserError(
-            f"The checkpoint {path} is damaged: the bytes of {some_of(wrong)} are not those that were saved; "
-            "use another copy of it."
+            f"The checkpoint {path} contains NaN or infinity in {some_of(non_finite)}: the training diverged. "
+            "Use an earlier checkpoint."
         )
-    poisoned = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
-    if poisoned and not allow_non_finite:
-        raise UserError(
-            f"The checkpoint {path} holds NaN or infinity in {some_of(poisoned)}: the run that wrote it had diverged; "
-            "use an earlier checkpoint."
-        )
-    return Checkpoint(tensors, meta)
+    return Checkpoint({name: stored[header.aliases.get(name, name)] for name in header.hashes}, header.meta)
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """Reads only the header, whatever the size of the file: meta data verified, tensors neither read nor verified.
+    """Reads and verifies the header only. The tensors are neither read nor verified.
 
     Raises:
-        UserError: As :func:`load`, for everything that the header and the size of the file show.
+        UserError: As in :func:`load`, as far as the header and the size of the file show it.
     """
     try:
         with open(path, "rb") as file:
-            return _read_header(path, file)[1]
+            return _read_header(path, file).meta
     except OSError as error:
         _refuse_unreadable(path, error)
 
 
 def _serialize(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[bytes, memoryview]:
-    """The file in two pieces: header (with its length) and data."""
-    independent: dict[str, Tensor] = {}
+    """The file in two parts: the header including its length, and the data."""
+    stored: dict[str, Tensor] = {}
+    hashes: dict[str, str] = {}
+    aliases: dict[str, str] = {}
+    owners: dict[object, str] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
+        owner = owners.setdefault(_memory(tensor), name) if tensor.numel() else name
+        if owner != name:
+            aliases[name], hashes[name] = owner, hashes[owner]
+            continue
         tensor = tensor.detach().cpu().contiguous()
         storage = tensor.untyped_storage().data_ptr()
-        independent[name] = tensor.clone() if storage in storages else tensor  # safetensors refuses shared memory
+        stored[name] = tensor.clone() if storage in storages else tensor  # safetensors refuses overlapping memory
         storages.add(storage)
-    envelope = {
-        "header_sha256": NO_DIGEST.decode(),
-        "meta": meta,
-        "sha256": {name: _sha256(tensor) for name, tensor in independent.items()},
-    }
-    content = safetensors.torch.save(independent, metadata={"detrs": json.dumps(envelope, allow_nan=False)})
+        hashes[name] = _sha256(stored[name])
+    envelope = {"meta": meta, "sha256": hashes, "aliases": aliases}
+    content = safetensors.torch.save(stored)
     data_at = LENGTH_BYTES + int.from_bytes(content[:LENGTH_BYTES], "little")
-    header = content[LENGTH_BYTES:data_at]
-    digest = hashlib.sha256(header).hexdigest().encode()
-    # The metadata come first in the header, and the hash first in them: the first 64 zeros are its place.
-    return content[:LENGTH_BYTES] + header.replace(NO_DIGEST, digest, 1), memoryview(content)[data_at:]
+    table = json.loads(content[LENGTH_BYTES:data_at])
+    table.pop(METADATA, None)
+    header = _header_bytes(json.dumps(envelope, allow_nan=False), table)
+    assert len(header) <= MAX_HEADER_BYTES, len(header)
+    return len(header).to_bytes(LENGTH_BYTES, "little") + header, memoryview(content)[data_at:]
 
 
-def _read_header(path: Path, file: BinaryIO) -> tuple[dict[str, str], dict[str, Any]]:
-    """Hashes of the tensors and meta data, both verified, and the size of the file checked."""
+def _memory(tensor: Tensor) -> object:
+    """Equal for tensors that are the same elements in the same order."""
+    where = tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset()
+    return *where, tensor.dtype, tensor.shape, tensor.stride(), tensor.is_conj(), tensor.is_neg()
+
+
+def _header_bytes(envelope: str, table: Mapping[str, Any]) -> bytes:
+    """The only header with this content: every other spelling of the same JSON is refused as damaged."""
+
+    def encode(metadata: dict[str, str]) -> bytes:
+        text = json.dumps({METADATA: metadata, **table}, separators=(",", ":")).encode()
+        return text + b" " * (-len(text) % ALIGNMENT)
+
+    digest = hashlib.sha256(encode({"detrs": envelope})).hexdigest()
+    return encode({"detrs": envelope, "detrs_sha256": digest})
+
+
+def _read_header(path: Path, file: BinaryIO) -> _Header:
+    """Reads the header and verifies it and the size of the file."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     length_field = file.read(LENGTH_BYTES)
     length = int.from_bytes(length_field, "little")
     if size < LENGTH_BYTES or length > MAX_HEADER_BYTES:
-        _refuse_other_file(path, length_field + file.read(64))
+        _refuse_other_file(path, length_field + file.read(512))
     header = file.read(length)
     try:
-        entries = json.loads(header)
-        metadata = entries.pop("__metadata__", {})
-        data_bytes = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        table = json.loads(header)
+        metadata = table.pop(METADATA, {})
+        data_bytes = max((int(entry["data_offsets"][1]) for entry in table.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError):
         _refuse_other_file(path, length_field + header)
     if not isinstance(metadata, dict) or "detrs" not in metadata:
         raise UserError(
-            f"{path} is a safetensors file of another program: it lacks the entry that says which detector it is; "
-            "give a checkpoint that detrs saved."
+            f"{path} is a safetensors file without detrs metadata. Expected a checkpoint that was saved by detrs."
         )
     try:
         envelope = json.loads(metadata["detrs"])
-        digest, meta, hashes = envelope["header_sha256"].encode(), envelope["meta"], envelope["sha256"]
-        newer, version = meta["format"] > FORMAT, meta.get("detrs", "unknown")
-        intact = hashlib.sha256(header.replace(digest, NO_DIGEST, 1)).hexdigest().encode() == digest
+        meta = envelope["meta"]
+        version, writer = meta["format"], meta.get("detrs", "unknown")
+        advice = "Update detrs." if version > FORMAT else "Load it with the version of detrs that wrote it."
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"The checkpoint {path} is damaged (its header is unreadable); use another copy.") from error
-    if newer:
+        raise UserError(f"The checkpoint {path} is damaged (its header is unreadable). Use another copy.") from error
+    if version != FORMAT:
         raise UserError(
-            f"The checkpoint {path} has format {meta['format']} (written by detrs {version}), and this version of "
-            f"detrs reads formats up to {FORMAT}; update detrs."
+            f"The checkpoint {path} has format {version} (written by detrs {writer}), but this version of detrs reads "
+            f"format {FORMAT}. {advice}"
         )
-    if not intact:
-        raise UserError(f"The checkpoint {path} is damaged (its header is not as it was saved); use another copy.")
+    hashes, aliases = envelope.get("sha256"), envelope.get("aliases")
+    intact = isinstance(hashes, dict) and isinstance(aliases, dict) and aliases.keys() <= hashes.keys()
+    if not intact or header != _header_bytes(metadata["detrs"], table):
+        raise UserError(f"The checkpoint {path} is damaged (wrong SHA-256 of its header). Use another copy.")
     if size != LENGTH_BYTES + length + data_bytes:
         raise UserError(
-            f"The checkpoint {path} holds {size:,} bytes and should hold {LENGTH_BYTES + length + data_bytes:,}: "
-            "it was cut off or damaged; use another copy."
+            f"The checkpoint {path} has {size:,} bytes, but should have {LENGTH_BYTES + length + data_bytes:,}: it is "
+            "truncated or damaged. Use another copy."
         )
-    return hashes, meta
+    return _Header(hashes, aliases, meta)
 
 
 def _refuse_other_file(path: Path, start: bytes) -> NoReturn:
-    start = start.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not start:
-        raise UserError(f"{path} is empty; a checkpoint was expected. Use another copy.")
-    for prefix, what in OTHER_FILES:
-        if start.startswith(prefix):
-            raise UserError(f"{path} is no checkpoint: it is {what}.")
-    raise UserError(f"{path} is no checkpoint, or a damaged one; give a .safetensors file that detrs saved.")
+    if start[LENGTH_BYTES:].startswith(b'{"' + METADATA.encode()):
+        raise UserError(f"The checkpoint {path} is truncated or damaged. Use another copy.")
+    kind = kind_of(start)
+    if kind is None:
+        raise UserError(f"{path} is not a checkpoint, or it is damaged. Expected a .safetensors file saved by detrs.")
+    raise UserError(f"{path} is not a checkpoint but {kind}. Expected a .safetensors file saved by detrs.")
 
 
 def _refuse_unreadable(path: Path, error: OSError) -> NoReturn:
     if path.is_symlink() and not path.exists():
-        raise UserError(f"{path} is a dangling link to {os.readlink(path)}; a checkpoint was expected.") from error
+        raise UserError(f"{path} is a dangling link to {os.readlink(path)}. Expected a checkpoint.") from error
     if isinstance(error, FileNotFoundError):
         near = [file.name for file in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
         raise UserError(f"There is no checkpoint {path}.{did_you_mean(path.name, near)}") from error
     if path.is_dir():
-        raise UserError(f"{path} is a folder; give the .safetensors file in it.") from error
+        raise UserError(f"{path} is a folder. Pass the .safetensors file in it.") from error
     raise UserError(f"Cannot read the checkpoint {path}: {error.strerror}.") from error
 
 
@@ -214,5 +242,5 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def some_of(names: list[str]) -> str:
-    """The first five names and how many more there are."""
+    """The first five names and the number of the others."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -79,8 +79,8 @@ def run(argv: list[str]) -> None:
 def draw(checkpoint: Path, folder: Path, device: str) -> Path:
     """Held-out pictures with what the detector finds in them; returns ``folder``."""
     from detrs.data import open_dataset
-    from detrs.explain.draw import draw_detections
     from detrs.predictor import Predictor
+    from detrs.visualization.draw import draw_detections
 
     dataset = open_dataset(DATA, "val")
     images = (dataset[index].image for index in range(min(NUM_PICTURES, len(dataset))))

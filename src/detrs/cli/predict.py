@@ -58,8 +58,8 @@ def run(argv: list[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from detrs.explain.draw import draw_detections
     from detrs.predictor import Predictor, check_threshold
+    from detrs.visualization.draw import draw_detections
 
     check_threshold(arguments.threshold)
     predictor = Predictor.load(arguments.checkpoint, arguments.device)

@@ -1,7 +1,7 @@
-"""Reads a COCO annotation file and checks all of it in one pass, before anything is trained on it.
+"""Reads a COCO annotation file and validates all of it in one pass, before training starts.
 
-What would make results wrong is an error, and all errors are told at once. What can be left out or completed without
-harm is, and told as a note. What other people's files simply look like is accepted.
+Faults that would make results wrong are errors, and all of them are reported at once. Faults of single items that can
+be skipped or repaired are reported as notes. Harmless deviations from the format are accepted.
 """
 
 import hashlib
@@ -21,40 +21,40 @@ from detrs.errors import UserError
 from detrs.structures import Classes
 
 MAX_UNREADABLE = 0.01
-"""Share of pictures that cannot be read and are skipped with a note; more is an error."""
-MAX_STRAY = 0.01
-"""Share of annotations without their image that is skipped with a note; more is an error."""
-CLIPPED_SILENTLY = 2.0
-"""Pixels by which a box may leave its image without a word: rounding."""
+"""Fraction of unreadable images that are skipped with a note; more are an error."""
+MAX_UNKNOWN_IMAGES = 0.01
+"""Fraction of annotations with an unknown image that are skipped with a note; more are an error."""
+ROUNDING_TOLERANCE = 2.0
+"""Pixels by which a box may exceed its image without a note."""
 MIN_SIDE = 0.01
-"""Pixels of a box that must lie inside its image, in each direction: less has no area in float32."""
+"""Minimum width and height in pixels of the part of a box inside its image; less may have no area in float32."""
 MAX_COORDINATE = 1e9
-"""Pixels; infinity is beyond it, too, and so are whole numbers that no float can hold."""
-MIN_SUSPICIOUS = 5
-"""Boxes that must look wrong in the same way before the whole file is suspected."""
+"""In pixels. Infinity and integers that overflow a float are larger."""
+MIN_BOXES = 5
+"""Minimum number of boxes to detect another convention in the file."""
 
 
 class ImageEntry(NamedTuple):
     id: int
     path: Path
     size: tuple[int, int]
-    """(height, width) in pixels, upright."""
+    """(height, width) in pixels, after EXIF orientation."""
 
 
 class ObjectEntry(NamedTuple):
     image_id: int
     category_id: int
     bbox: tuple[float, float, float, float]
-    """(x, y, width, height) in pixels, as the file has it."""
+    """(x, y, width, height) in pixels, as in the file."""
     area: float
     crowd: bool
     trainable: bool
-    """Not crowd, has an area inside the image, is not there twice."""
+    """Not crowd, not a duplicate, and with an area inside the image."""
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """An annotation file without a fault."""
+    """The content of a valid annotation file."""
 
     classes: Classes
     images: list[ImageEntry]
@@ -62,14 +62,14 @@ class Annotations:
     """In the order of the file."""
     notes: list[str]
     content: "hashlib._Hash"
-    """SHA-256 of the file."""
+    """SHA-256 of the file; a copy can be updated further."""
 
 
 def read_annotations(split: Split) -> Annotations:
-    """The checked content of an annotation file, with every picture located.
+    """Reads and validates an annotation file and finds its images.
 
     Raises:
-        UserError: listing every kind of problem with the first places.
+        UserError: The file has errors; the message lists every kind of error with its first occurrences.
     """
     path = split.annotations
     errors, notes = Findings(), Findings()
@@ -78,21 +78,21 @@ def read_annotations(split: Split) -> Annotations:
     images = _images(data["images"], split.folders, errors, notes)
     if not images:
         errors.raise_if_any(path)
-        raise UserError(f"{path} lists no images.")
+        raise UserError(f"{path} contains no images.")
     known = {_integer(entry.get("id")) for entry in data["images"] if isinstance(entry, dict)}
     objects = _objects(data["annotations"], images, known, classes, errors, notes)
     errors.raise_if_any(path)
     if not any(entry.trainable for entry in objects):
-        raise UserError(f"{path} has {len(images)} images, but no object to learn or to score.")
+        raise UserError(f"{path} contains {len(images)} images, but no objects.")
     used = Counter(entry.category_id for entry in objects if entry.trainable)
     for name, id_ in zip(classes.names, classes.category_ids, strict=True):
         if used[id_] <= 1:
-            notes.add("class with a single object" if used[id_] else "class without any object", repr(name))
+            notes.add("class with a single object" if used[id_] else "class without objects", repr(name))
     return Annotations(classes, list(images.values()), objects, notes.lines(), content)
 
 
 def _read_json(path: Path, notes: Findings) -> tuple[dict[str, Any], "hashlib._Hash"]:
-    """The top level of an annotation file, with its three lists in place, and the digest of the file."""
+    """Parses an annotation file and checks its top level. Returns the content and the hash of the file."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -105,19 +105,20 @@ def _read_json(path: Path, notes: Findings) -> tuple[dict[str, Any], "hashlib._H
         guess = "UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "Latin-1"
         raise UserError(f"{path} is not UTF-8 at byte {error.start}; it may be {guess}. Save it as UTF-8.") from None
     if text.lstrip().startswith("<"):
-        raise UserError(f"{path} is XML, perhaps Pascal VOC. Expected COCO annotations in JSON: convert it first.")
+        raise UserError(f"{path} is XML, perhaps Pascal VOC. Expected COCO annotations in JSON. Convert it first.")
 
     def refuse(literal: str) -> None:
         before = text[: re.search(rf"(?:^|(?<=[\s:,\[])){re.escape(literal)}", text).start()]  # type: ignore[union-attr]
         line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
-        raise UserError(f"{path}: {literal} at line {line}, column {column} is no number. Correct or remove the box.")
+        place = f"line {line}, column {column}"
+        raise UserError(f"{path}: {literal} at {place} is not a valid number. Correct or remove it.")
 
     def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         content = dict(pairs)
         if len(content) < len(pairs):
             for key, count in Counter(key for key, _ in pairs).items():
                 if count > 1:
-                    notes.add("key that an object has twice, the last one counts", f"{key!r:.40}")
+                    notes.add("duplicate key of an object, last value used", f"{key!r:.40}")
         return content
 
     try:
@@ -125,13 +126,13 @@ def _read_json(path: Path, notes: Findings) -> tuple[dict[str, Any], "hashlib._H
     except json.JSONDecodeError as error:
         byte = len(content) - len(text[error.pos :].encode())
         place = f"line {error.lineno}, column {error.colno} (byte {byte})"
-        raise UserError(f"{path}: no valid JSON at {place}: {error.msg}. It may have been cut off.") from None
+        raise UserError(f"{path}: invalid JSON at {place}: {error.msg}. The file may be truncated.") from None
     except RecursionError:
         raise UserError(f"{path} is nested too deeply to be COCO annotations.") from None
     except UserError:
         raise
-    except ValueError as error:  # Python's limit on the digits of a number
-        raise UserError(f"{path} holds a number that cannot be read: {error}.") from None
+    except ValueError as error:  # Python's limit on the number of digits
+        raise UserError(f"{path} contains a number that cannot be read: {error}.") from None
     if isinstance(data, list):
         if data and isinstance(data[0], dict) and "score" in data[0]:
             raise UserError(f"{path} looks like detections, not annotations: its top level is a list of scored boxes.")
@@ -148,7 +149,7 @@ def _read_json(path: Path, notes: Findings) -> tuple[dict[str, Any], "hashlib._H
 
 
 def _integer(value: Any) -> int | None:
-    """``value`` if it is a whole number, as some writers store 1.0 for 1."""
+    """``value`` as an integer, or ``None``. Integral floats are accepted, since some programs write 1.0 for 1."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
@@ -160,13 +161,13 @@ def _classes(entries: list[Any], errors: Findings, notes: Findings) -> Classes:
         place = f"categories[{index}]"
         id_, name = (_integer(entry.get("id")), entry.get("name")) if isinstance(entry, dict) else (None, None)
         if id_ is None:
-            errors.add("category without a whole number as id", place)
+            errors.add("category id that is not an integer", place)
         elif id_ in names:
-            errors.add("category id used twice", f"{place}: {id_}")
+            errors.add("duplicate category id", f"{place}: {id_}")
         elif not isinstance(name, str) or not name.strip() or "\n" in name or "\r" in name:
-            errors.add("category whose name is missing, empty or of several lines", f"{place}: {name!r:.40}")
+            errors.add("category name that is missing, empty or has several lines", f"{place}: {name!r:.40}")
         elif name in names.values():
-            errors.add("category name used twice", f"{place}: {name!r:.40}")
+            errors.add("duplicate category name", f"{place}: {name!r:.40}")
         else:
             if name.strip().casefold() in (other.strip().casefold() for other in names.values()):
                 notes.add("category name that differs from another only in case or spaces", repr(name))
@@ -176,39 +177,38 @@ def _classes(entries: list[Any], errors: Findings, notes: Findings) -> Classes:
 
 
 def _images(entries: list[Any], folders: tuple[Path, ...], errors: Findings, notes: Findings) -> dict[int, ImageEntry]:
-    """The pictures by id, in the order of the file."""
+    """The images by id, in the order of the file."""
     names: dict[int, str] = {}
     sizes: dict[int, tuple[int, int] | None] = {}
     for index, entry in enumerate(entries):
         place = f"images[{index}]"
         if not isinstance(entry, dict):
-            errors.add("image that is no object", place)
+            errors.add("image that is not an object", place)
             continue
         id_, name = _integer(entry.get("id")), entry.get("file_name")
         if id_ is None:
-            errors.add("image id that is no whole number", f"{place}: {entry.get('id')!r:.40}")
+            errors.add("image id that is not an integer", f"{place}: {entry.get('id')!r:.40}")
             continue
         place = f"image {id_}"
         if id_ in names:
-            errors.add("image id used twice", place)
+            errors.add("duplicate image id", place)
         elif not isinstance(name, str) or not name or "\0" in name:
             errors.add("image without file_name", place)
         elif "://" in name:
-            errors.add("URL as file_name; nothing is fetched from the network", f"{place}: {name:.80}")
+            errors.add("file_name that is a URL (images are not downloaded)", f"{place}: {name:.80}")
         else:
             names[id_] = name
             sizes[id_] = _declared_size(entry, place, errors)
     for name, count in Counter(names.values()).items():
         if count > 1:
-            notes.add("file listed as several images", name)
-    return _opened(locate(names, folders, errors, notes), sizes, errors, notes)
+            notes.add("file used by several images", name)
+    return _check_files(locate(names, folders, errors, notes), sizes, errors, notes)
 
 
-def _opened(
+def _check_files(
     paths: dict[int, Path], sizes: dict[int, tuple[int, int] | None], errors: Findings, notes: Findings
 ) -> dict[int, ImageEntry]:
-    """The pictures that can be read and are as large as declared; what is wrong with a file is known now, not hours
-    later."""
+    """Opens every file and compares its size, so that a damaged file is found now and not during training."""
     distinct = list(dict.fromkeys(paths.values()))
     found = dict(zip(distinct, read_sizes(distinct), strict=True))
     images: dict[int, ImageEntry] = {}
@@ -219,15 +219,15 @@ def _opened(
             unreadable.append(f"image {id_}: {str(size).rstrip('.')}")
             continue
         if declared is not None and declared != size:
-            turned = ", annotated without its EXIF rotation" if declared == size[::-1] else ""
-            place = f"{path} is {size[1]} x {size[0]}, not {declared[1]} x {declared[0]}{turned}"
-            errors.add("image of another size (width x height) than declared", f"image {id_}: {place}")
+            rotation = ", probably annotated without EXIF rotation" if declared == size[::-1] else ""
+            place = f"{path} is {size[1]} x {size[0]}, not {declared[1]} x {declared[0]}{rotation}"
+            errors.add("image whose size (width x height) differs from the annotation file", f"image {id_}: {place}")
         images[id_] = ImageEntry(id_, path, declared or size)
     for place in unreadable:
         if len(unreadable) <= MAX_UNREADABLE * len(paths):
-            notes.add("image that cannot be read, skipped", place)
+            notes.add("unreadable image, skipped", place)
         else:
-            errors.add(f"image (of {len(paths)}) that cannot be read", place)
+            errors.add(f"unreadable image (of {len(paths)})", place)
     return images
 
 
@@ -238,7 +238,7 @@ def _declared_size(entry: dict[str, Any], place: str, errors: Findings) -> tuple
     size = _integer(height), _integer(width)
     if size[0] is None or size[1] is None or not (0 < size[0] < MAX_COORDINATE and 0 < size[1] < MAX_COORDINATE):
         sides = f"{place}: {width!r:.40} x {height!r:.40}"
-        errors.add("image whose width or height is no positive whole number of pixels", sides)
+        errors.add("image whose width or height is not a positive integer", sides)
         return None
     return size[0], size[1]
 
@@ -255,30 +255,30 @@ def _objects(
     objects: list[ObjectEntry] = []
     boxes_by_id: dict[int, Any] = {}
     seen: dict[tuple[int, tuple[float, ...]], set[int]] = {}  # (image, box) -> categories
-    stray: list[str] = []
+    unknown_images: list[str] = []
     for index, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            errors.add("annotation that is no object", f"annotations[{index}]")
+            errors.add("annotation that is not an object", f"annotations[{index}]")
             continue
         place = f"annotation {entry['id']!r:.40}" if "id" in entry else f"annotations[{index}]"
         id_, image_id = _integer(entry.get("id")), _integer(entry.get("image_id"))
         category_id, bbox = _integer(entry.get("category_id")), entry.get("bbox")
         if id_ is None and entry.get("id") is not None:
-            errors.add("annotation id that is no whole number", place)
+            errors.add("annotation id that is not an integer", place)
         elif id_ is not None and id_ in boxes_by_id and boxes_by_id[id_] != bbox:
-            errors.add("annotation id used twice, for different boxes", place)
+            errors.add("duplicate annotation id with different boxes", place)
         if id_ is not None:
             boxes_by_id[id_] = bbox
         fault = _fault(bbox)
         if image_id is None:
-            errors.add("image_id that is no whole number", f"{place}: {entry.get('image_id')!r:.40}")
+            errors.add("image_id that is not an integer", f"{place}: {entry.get('image_id')!r:.40}")
         elif image_id not in listed:
-            stray.append(f"{place}: {image_id}")
+            unknown_images.append(f"{place}: {image_id}")
         elif category_id not in category_ids:
-            errors.add("category_id that no category has", f"{place}: {entry.get('category_id')!r:.40}")
+            errors.add("unknown category_id", f"{place}: {entry.get('category_id')!r:.40}")
         elif fault:
             errors.add(fault, f"{place}: {bbox!r:.80}")
-        elif image_id in images:  # its image may be a missing one, skipped with a note
+        elif image_id in images:  # false for a missing image that is skipped with a note
             assert category_id is not None and bbox is not None
             x, y, width, height = map(float, bbox)
             crowd = bool(entry.get("iscrowd"))
@@ -288,66 +288,67 @@ def _objects(
             trainable = not crowd and _usable(box, images[image_id].size, place, notes)
             categories = seen.setdefault((image_id, box), set()) if trainable else set()
             if category_id in categories:
-                notes.add("box that is there twice, kept once", place)
+                notes.add("duplicate box, ignored in training", place)
                 trainable = False
             elif categories:
-                notes.add("box that is there in several classes", place)
+                notes.add("box with several classes", place)
             categories.add(category_id)
             area = entry.get("area")
             area = float(area) if isinstance(area, int | float) and 0 < area < MAX_COORDINATE**2 else width * height
             objects.append(ObjectEntry(image_id, category_id, box, area, crowd, trainable))
-    for place in stray:
-        if len(stray) <= MAX_STRAY * len(entries):
-            notes.add("annotation of an image that is not listed, skipped", place)
+    for place in unknown_images:
+        if len(unknown_images) <= MAX_UNKNOWN_IMAGES * len(entries):
+            notes.add("annotation with unknown image_id, skipped", place)
         else:
-            errors.add(f"annotation (of {len(entries)}) of an image that is not listed", place)
-    _suspect(objects, images, errors)
+            errors.add(f"annotation (of {len(entries)}) with unknown image_id", place)
+    _check_convention(objects, images, errors)
     return objects
 
 
 def _fault(bbox: Any) -> str:
-    """What is wrong with the form of a box, or nothing."""
+    """The fault of a malformed box, or an empty string."""
     if bbox is None:
         return "annotation without bbox"
     if isinstance(bbox, list) and len(bbox) == 5:
-        return "box of five numbers; rotated boxes are not supported"
+        return "box with five numbers (rotated boxes are not supported)"
     if not isinstance(bbox, list) or len(bbox) != 4 or not {*map(type, bbox)} <= {int, float}:
         return "bbox that is not [x, y, width, height]"
     if max(bbox) > MAX_COORDINATE or min(bbox) < -MAX_COORDINATE:
-        return "box that is not finite or absurdly large"
+        return "box with infinite or very large coordinates"
     if min(bbox[2:]) < 0:
-        return "box of negative width or height; the format is [x, y, width, height], not [x1, y1, x2, y2]"
+        return "box with negative width or height (expected [x, y, width, height], not [x1, y1, x2, y2])"
     return ""
 
 
 def _excess(bbox: tuple[float, ...], size: tuple[int, int]) -> float:
-    """Pixels by which an [x, y, width, height] box leaves its image."""
+    """Pixels by which an [x, y, width, height] box exceeds its image."""
     x, y, width, height = bbox
     return max(-x, -y, x + width - size[1], y + height - size[0])
 
 
 def _usable(bbox: tuple[float, ...], size: tuple[int, int], place: str, notes: Findings) -> bool:
+    """Whether a box can be trained on; notes are added for unusual ones."""
     x, y, width, height = bbox
     if width == 0 or height == 0:
-        notes.add("box without area, not trained on", place)
+        notes.add("box without area, ignored in training", place)
         return False
     inside = min(x + width, size[1]) - max(x, 0), min(y + height, size[0]) - max(y, 0)
     if min(inside) < MIN_SIDE:
-        notes.add("box outside its image, not trained on", place)
+        notes.add("box outside its image, ignored in training", place)
         return False
-    if _excess(bbox, size) > CLIPPED_SILENTLY:
-        notes.add("box that leaves its image, clipped for training", place)
+    if _excess(bbox, size) > ROUNDING_TOLERANCE:
+        notes.add("box that exceeds its image, clipped in training", place)
     if min(width, height) < 1:
-        notes.add("box thinner than a pixel", place)
+        notes.add("box less than one pixel wide or high", place)
     return True
 
 
-def _suspect(objects: list[ObjectEntry], images: dict[int, ImageEntry], errors: Findings) -> None:
-    """Whole files in another convention: normalised boxes, or corners instead of sizes."""
+def _check_convention(objects: list[ObjectEntry], images: dict[int, ImageEntry], errors: Findings) -> None:
+    """Detects files with normalised boxes, or with corners instead of sizes."""
     boxes = [(entry.bbox, images[entry.image_id].size) for entry in objects if not entry.crowd]
-    if len(boxes) >= MIN_SUSPICIOUS and all(max(bbox) <= 1 for bbox, _ in boxes):
-        errors.add("file whose boxes all lie in [0, 1]; they must be in pixels", f"the first is {boxes[0][0]}")
-    leaving = [bbox for bbox, size in boxes if _excess(bbox, size) > CLIPPED_SILENTLY]
-    if len(leaving) >= MIN_SUSPICIOUS and len(leaving) > len(boxes) / 2:
+    if len(boxes) >= MIN_BOXES and all(max(bbox) <= 1 for bbox, _ in boxes):
+        errors.add("file with all boxes in [0, 1] (expected pixels)", f"the first is {boxes[0][0]}")
+    exceeding = [bbox for bbox, size in boxes if _excess(bbox, size) > ROUNDING_TOLERANCE]
+    if len(exceeding) >= MIN_BOXES and len(exceeding) > len(boxes) / 2:
         hint = "they may be [x1, y1, x2, y2] instead of [x, y, width, height]"
-        errors.add(f"file most of whose boxes leave their image; {hint}", f"{len(leaving)} of {len(boxes)} boxes")
+        errors.add(f"file with most boxes outside their images ({hint})", f"{len(exceeding)} of {len(boxes)} boxes")

@@ -1,4 +1,4 @@
-"""A data set in COCO's format."""
+"""Data sets in COCO format."""
 
 from itertools import accumulate
 from typing import Any
@@ -17,49 +17,49 @@ from detrs.structures import Classes
 
 
 class CocoDataset:
-    """One split: pictures on disk, objects from an annotation file.
+    """One split of a data set: image files and the objects of an annotation file.
 
-    Crowd regions, boxes without area or outside their image, and exact repetitions are not trained on, and boxes are
-    clipped to their image. ``ground_truth`` keeps all of them as the file has them, so that scores agree with those of
+    Samples contain no crowd regions, no boxes without area or outside their image, and no duplicates; boxes are clipped
+    to their image. ``ground_truth`` returns all annotations as they are in the file, so that scores equal those of
     other evaluators on the same file.
     """
 
     def __init__(self, split: Split, *, keep_empty: bool = True, cache_bytes: int = 0) -> None:
-        """Read and check the whole annotation file.
+        """Reads and validates the whole annotation file.
 
         Args:
-            split: where the files are, from ``find_split``.
-            keep_empty: keep pictures without objects.
-            cache_bytes: memory for decoded pictures; they are kept until it is full. Loader processes keep none.
+            split: The files, from ``find_split``.
+            keep_empty: Keep images without objects.
+            cache_bytes: Memory for decoded images, which are cached until it is full. Not used in loader processes.
 
         Raises:
-            UserError: listing everything that is wrong with the file.
+            UserError: The annotation file or the images have errors; the message lists all of them.
         """
         annotations = read_annotations(split)
         self.classes: Classes = annotations.classes
         self.notes: list[str] = annotations.notes
         labels = {id_: label for label, id_ in enumerate(self.classes.category_ids)}
-        objects: dict[int, list[tuple[float, ...]]] = {entry.id: [] for entry in annotations.images}
-        for thing in annotations.objects:
-            if thing.trainable:
-                x, y, width, height = thing.bbox
-                objects[thing.image_id].append((x, y, x + width, y + height, labels[thing.category_id]))
-        self._images: list[ImageEntry] = [entry for entry in annotations.images if keep_empty or objects[entry.id]]
-        counts = [len(objects[entry.id]) for entry in self._images]
+        objects: dict[int, list[tuple[float, ...]]] = {image.id: [] for image in annotations.images}
+        for entry in annotations.objects:
+            if entry.trainable:
+                x, y, width, height = entry.bbox
+                objects[entry.image_id].append((x, y, x + width, y + height, labels[entry.category_id]))
+        self._images: list[ImageEntry] = [image for image in annotations.images if keep_empty or objects[image.id]]
+        counts = [len(objects[image.id]) for image in self._images]
         self._starts = list(accumulate(counts, initial=0))
-        rows = torch.tensor([row for entry in self._images for row in objects[entry.id]], dtype=torch.float64)  # (T, 5)
-        sizes = torch.tensor([entry.size for entry in self._images], dtype=torch.float64)
+        rows = torch.tensor([row for image in self._images for row in objects[image.id]], dtype=torch.float64)  # (T, 5)
+        sizes = torch.tensor([image.size for image in self._images], dtype=torch.float64)
         limits = sizes.flip(1).repeat(1, 2).repeat_interleave(torch.tensor(counts), dim=0)  # (T, 4)
-        self._boxes = rows[:, :4].clamp(min=0).minimum(limits).float()  # (T, 4) xyxy in pixels, of all pictures
+        self._boxes = rows[:, :4].clamp(min=0).minimum(limits).float()  # (T, 4) xyxy in pixels, of all images
         self._labels = rows[:, 4].long()  # (T,)
-        kept = {entry.id for entry in self._images}
-        self._objects = [thing for thing in annotations.objects if thing.image_id in kept]
-        self.image_ids = [entry.id for entry in self._images]
+        kept = {image.id for image in self._images}
+        self._objects = [entry for entry in annotations.objects if entry.image_id in kept]
+        self.image_ids = [image.id for image in self._images]
         self.max_objects = max(counts)
         self.num_empty = counts.count(0)
         self.can_be_mirrored = True
         digest = annotations.content.copy()
-        digest.update("\0".join(entry.path.name for entry in self._images).encode(errors="surrogateescape"))
+        digest.update("\0".join(image.path.name for image in self._images).encode(errors="surrogateescape"))
         self._fingerprint = digest.hexdigest()
         self._cache: dict[int, Tensor] = {}
         self._cache_bytes_left = cache_bytes
@@ -81,7 +81,7 @@ class CocoDataset:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_cache": {}}  # a loader process keeps no pictures
+        return self.__dict__ | {"_cache": {}}  # loader processes start with an empty cache
 
     def size_of(self, index: int) -> tuple[int, int]:
         return self._images[index].size
@@ -95,19 +95,19 @@ class CocoDataset:
     def ground_truth(self) -> dict[str, Any]:
         return {
             "images": [
-                {"id": entry.id, "file_name": entry.path.name, "height": entry.size[0], "width": entry.size[1]}
-                for entry in self._images
+                {"id": image.id, "file_name": image.path.name, "height": image.size[0], "width": image.size[1]}
+                for image in self._images
             ],
             "annotations": [
                 {
                     "id": number,
-                    "image_id": thing.image_id,
-                    "category_id": thing.category_id,
-                    "bbox": list(thing.bbox),
-                    "area": thing.area,
-                    "iscrowd": int(thing.crowd),
+                    "image_id": entry.image_id,
+                    "category_id": entry.category_id,
+                    "bbox": list(entry.bbox),
+                    "area": entry.area,
+                    "iscrowd": int(entry.crowd),
                 }
-                for number, thing in enumerate(self._objects, 1)
+                for number, entry in enumerate(self._objects, 1)
             ],
             "categories": [
                 {"id": id_, "name": name}
@@ -123,8 +123,8 @@ class CocoDataset:
         size = (image.shape[1], image.shape[2])
         if size != entry.size:
             sizes = f"{size[1]} x {size[0]} pixels, but annotated as {entry.size[1]} x {entry.size[0]}"
-            turned = ": it was annotated without its EXIF rotation" if size == entry.size[::-1] else ""
-            raise UserError(f"{entry.path} is {sizes}{turned}.")
+            rotation = ", probably without EXIF rotation" if size == entry.size[::-1] else ""
+            raise UserError(f"{entry.path} is {sizes}{rotation}.")
         if get_worker_info() is None and image.nbytes <= self._cache_bytes_left:
             self._cache[index] = image
             self._cache_bytes_left -= image.nbytes

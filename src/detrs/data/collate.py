@@ -10,11 +10,14 @@ from detrs.structures import Batch, Target
 
 
 def collate(samples: Sequence[Sample], size: tuple[int, int] | None = None) -> Batch:
-    """A uint8 batch of ``samples``.
+    """Pads samples to a common size and stacks them.
 
     Args:
-        samples: at least one.
-        size: (height, width) to pad to; by default the largest height and the largest width among ``samples``.
+        samples: At least one.
+        size: (height, width) of the batch. Default: the largest height and the largest width of ``samples``.
+
+    Returns:
+        A batch with uint8 images (B, 3, H, W), zero where padded, and boxes relative to the un-padded images.
     """
     sizes = [(sample.image.shape[-2], sample.image.shape[-1]) for sample in samples]
     height, width = size or (max(h for h, _ in sizes), max(w for _, w in sizes))
@@ -29,5 +32,5 @@ def collate(samples: Sequence[Sample], size: tuple[int, int] | None = None) -> B
 def _target(sample: Sample, height: int, width: int) -> Target:
     boxes = sample.boxes.as_subclass(torch.Tensor)  # (N, 4)
     boxes = box_convert(boxes, "xyxy", "cxcywh") / torch.tensor([width, height, width, height], dtype=boxes.dtype)
-    labels = sample.labels.clone()  # it may be a view of all labels of the data set, which a worker would send whole
+    labels = sample.labels.clone()  # pickling a view would send the labels of the whole data set
     return Target(boxes, labels, sample.image_id, sample.original_size)

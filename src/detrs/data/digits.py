@@ -1,9 +1,9 @@
 """The built-in demo set: real handwritten digits on crops of real photographs.
 
-Digits and photographs are those that come with scikit-learn: 8 x 8 scans from the UCI collection "Optical Recognition
-of Handwritten Digits" (E. Alpaydin, C. Kaynak, 1998; CC BY 4.0) and two photographs (CC BY). Everything is made in
-memory, offline, on demand, from fixed random streams. Training and validation share neither digits nor regions of the
-photographs.
+Digits and photographs are included in scikit-learn: 8 x 8 scans from the UCI collection "Optical Recognition of
+Handwritten Digits" (E. Alpaydin, C. Kaynak, 1998; CC BY 4.0) and two photographs (CC BY). The images are generated in
+memory, on demand and without a network, from fixed random seeds. Training and validation split share neither digits nor
+regions of the photographs.
 """
 
 import hashlib
@@ -23,23 +23,23 @@ from detrs.errors import UserError
 from detrs.structures import Classes
 
 SIZE = (128, 160)
-"""(height, width) of every picture."""
+"""(height, width) of every image in pixels."""
 NUM_IMAGES = {"train": 2000, "val": 200}
 MAX_OBJECTS = 10
 HEIGHTS = (14.0, 76.0)
-"""Height of the 8 x 8 scan in pixels; drawn uniformly in its logarithm."""
+"""Range of the height of the 8 x 8 scan in pixels; log-uniform."""
 ASPECTS = (0.8, 1.15)
-"""Width of the scan relative to its height; the ink itself is narrower."""
+"""Range of the width of the scan relative to its height; the digit itself is narrower."""
 MIN_CONTRAST = 90.0
-"""Least difference in brightness (0 .. 255) between a digit and what lies under it."""
+"""Minimum difference in brightness (0 to 255) between a digit and its background."""
 MAX_OVERLAP = 0.1
-"""Largest shared area of two boxes, relative to the smaller one."""
+"""Maximum intersection of two boxes, relative to the smaller one."""
 VERSION = 1
-"""To be raised with every change of a pixel: it is part of the fingerprint."""
+"""Part of the fingerprint and of the random seeds. Increase it with every change of the images."""
 
 
 class _Material(NamedTuple):
-    """What one split is made of."""
+    """The digits and photographs of one split."""
 
     digits: NDArray[np.float32]
     """(N, 10, 10) ink in [0, 1], with an empty margin."""
@@ -52,25 +52,33 @@ def _material(split: str) -> _Material:
     try:
         from sklearn.datasets import load_digits, load_sample_images  # type: ignore[import-untyped,unused-ignore]
     except ImportError as error:
-        raise UserError("The demo set needs scikit-learn: pip install 'detrs[demo]'.") from error
+        raise UserError("The demo set requires scikit-learn. Install it with: pip install 'detrs[demo]'") from error
     digits = load_digits()
-    border = len(digits.images) * 4 // 5  # the files are ordered by writer
-    part = slice(0, border) if split == "train" else slice(border, None)
+    num_train = len(digits.images) * 4 // 5  # the scans are ordered by writer
+    part = slice(0, num_train) if split == "train" else slice(num_train, None)
     photographs = []
     for photograph in load_sample_images().images:
-        middle = photograph.shape[1] * 7 // 10
-        photographs.append(Image.fromarray(photograph[:, :middle] if split == "train" else photograph[:, middle:]))
+        boundary = photograph.shape[1] * 7 // 10
+        photographs.append(Image.fromarray(photograph[:, :boundary] if split == "train" else photograph[:, boundary:]))
     scans = np.pad(digits.images[part].astype(np.float32) / 16, ((0, 0), (1, 1), (1, 1)))
     return _Material(scans, digits.target[part].astype(np.int64), photographs)
 
 
 class DigitsDataset:
-    """One split of the demo set; the pictures are made when first asked for, then kept."""
+    """One split of the demo set. Images are generated on first access and cached."""
 
     def __init__(self, split: str, num_images: int | None = None) -> None:
-        """``split`` is ``train`` or ``val``; ``num_images`` is by default 2000 or 200. Raises ``UserError``."""
+        """Prepares the split without generating images.
+
+        Args:
+            split: ``train`` or ``val``.
+            num_images: Number of images. Default: 2000 for ``train``, 200 for ``val``.
+
+        Raises:
+            UserError: The split does not exist, or scikit-learn is not installed.
+        """
         if split not in NUM_IMAGES:
-            raise UserError(f"The demo set has the splits train and val, not '{split}'.")
+            raise UserError(f"The demo set has no split '{split}'. Available splits: train, val.")
         self.split = split
         self.classes = Classes(tuple(map(str, range(10))), tuple(range(10)))
         self.image_ids = list(range(1, (num_images or NUM_IMAGES[split]) + 1))
@@ -79,7 +87,7 @@ class DigitsDataset:
         self.can_be_mirrored = False
         self.notes: list[str] = []
         self._samples: dict[int, Sample] = {}
-        _material(split)  # a missing scikit-learn is told now
+        _material(split)  # raises now if scikit-learn is not installed
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -91,7 +99,7 @@ class DigitsDataset:
         return self._samples[index]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_samples": {}}  # a loader process makes its own
+        return self.__dict__ | {"_samples": {}}  # loader processes generate their own
 
     def size_of(self, index: int) -> tuple[int, int]:
         return SIZE
@@ -135,7 +143,7 @@ class DigitsDataset:
         boxes: list[tuple[int, int, int, int]] = []
         labels: list[int] = []
         num_objects = int(random.integers(1, MAX_OBJECTS, endpoint=True))
-        for _ in range(4 * num_objects):  # some find no room
+        for _ in range(4 * num_objects):  # attempts without free space are dropped
             if len(boxes) == num_objects:
                 break
             number = int(random.integers(len(material.digits)))
@@ -163,7 +171,7 @@ class DigitsDataset:
 
 
 def _background(photographs: list[Image.Image], random: np.random.Generator) -> NDArray[np.float32]:
-    """A window of a photograph, sometimes mirrored, at the size of the canvas: (H, W, 3) in 0 .. 255."""
+    """A random window of a photograph, resized to the image and mirrored with probability 0.5: (H, W, 3), 0 to 255."""
     photograph = photographs[random.integers(len(photographs))]
     height, width = SIZE
     widest = min(photograph.width, photograph.height * width / height)
@@ -180,18 +188,18 @@ def _background(photographs: list[Image.Image], random: np.random.Generator) -> 
 
 
 def _ink(digit: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
-    """The opacity in [0, 1] of a digit at a random size, trimmed to its visible part: (h, w, 1)."""
+    """The opacity of a digit at a random size, cropped to its visible part: (h, w, 1) in [0, 1]."""
     height = float(np.exp(random.uniform(*np.log(HEIGHTS)))) * len(digit) / (len(digit) - 2)
     size = round(height * random.uniform(*ASPECTS)), round(height)
     large = np.asarray(Image.fromarray(digit).resize(size, Image.Resampling.BICUBIC))
     visible = large > 0.5
     rows, columns = np.flatnonzero(visible.any(1)), np.flatnonzero(visible.any(0))
-    trimmed = large[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1, None]
-    return ((trimmed - 0.3) / 0.4).clip(0, 1)
+    cropped = large[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1, None]
+    return ((cropped - 0.3) / 0.4).clip(0, 1)
 
 
 def _colour(region: NDArray[np.float32], ink: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
-    """A random colour that stands out from what it will cover."""
+    """A random colour that contrasts with the background under ``ink``."""
     weights = np.array([0.299, 0.587, 0.114], dtype=np.float32)
     covered = float((region * ink).sum((0, 1)) @ weights) / float(ink.sum())
     colours = random.uniform(0, 255, (64, 3)).astype(np.float32)
@@ -201,14 +209,14 @@ def _colour(region: NDArray[np.float32], ink: NDArray[np.float32], random: np.ra
 
 
 def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
-    """Area that two xyxy boxes share, relative to the smaller box."""
+    """Intersection of two xyxy boxes, relative to the area of the smaller one."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     areas = ((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
     return max(0, width) * max(0, height) / min(areas)
 
 
 def export_coco(root: Path) -> None:
-    """Write the demo set as a COCO folder: ``annotations/{train,val}.json`` and ``images/``."""
+    """Writes the demo set in COCO format: ``annotations/{train,val}.json`` and ``images/``."""
     (root / "annotations").mkdir(parents=True, exist_ok=True)
     (root / "images").mkdir(exist_ok=True)
     for split in NUM_IMAGES:

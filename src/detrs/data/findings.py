@@ -1,4 +1,4 @@
-"""Things found in a file, grouped by kind, with the first places of each."""
+"""Findings in a file, grouped by kind, with the first occurrences of each."""
 
 from collections import Counter
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 from detrs.errors import UserError, printable
 
 NUM_PLACES = 5
-"""Places named for each kind."""
+"""Occurrences listed for each kind."""
 
 
 class Findings:
-    """Collects findings; a million of one kind cost no more to keep than five."""
+    """Counts findings by kind and keeps the first ``NUM_PLACES`` of each."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -22,12 +22,13 @@ class Findings:
             self._places.setdefault(kind, []).append(printable(place).replace("\n", "\\n"))
 
     def lines(self) -> list[str]:
-        """One line for each kind: ``"7 x missing image: a.jpg, b.jpg, c.jpg, d.jpg, e.jpg, ..."``."""
+        """One line per kind: ``"7 x missing image: a.jpg, b.jpg, c.jpg, d.jpg, e.jpg, ..."``."""
         return [
             f"{count} x {kind}: {', '.join(self._places[kind])}{', ...' if count > NUM_PLACES else ''}"
             for kind, count in self._counts.items()
         ]
 
     def raise_if_any(self, path: Path) -> None:
+        """Raises ``UserError`` with all findings, if there are any."""
         if self._counts:
-            raise UserError("\n  ".join([f"{path} cannot be used:", *self.lines()]))
+            raise UserError("\n  ".join([f"{path} has errors:", *self.lines()]))

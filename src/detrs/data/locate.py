@@ -1,4 +1,4 @@
-"""Finds the files of pictures by the names that an annotation file gives them."""
+"""Finds image files by their names in an annotation file."""
 
 import os
 import re
@@ -9,17 +9,20 @@ from detrs.data.findings import Findings
 from detrs.errors import UserError
 
 MAX_MISSING = 0.01
-"""Share of missing pictures that is skipped with a note; more is an error."""
+"""Fraction of missing images that are skipped with a note; more are an error."""
 
 
 def locate(names: dict[int, str], folders: tuple[Path, ...], errors: Findings, notes: Findings) -> dict[int, Path]:
-    """Where each picture lies.
+    """Finds the file of each image.
 
     Args:
-        names: file name of each picture, by its id; relative to the folder that holds most of the first ones.
-        folders: where they may lie, at least one.
-        errors: gets every name that leads elsewhere, is spelt differently, or has no file.
-        notes: gets the few pictures that are missing and skipped.
+        names: ``file_name`` of each image by id, relative to the folder that contains most of the first 20 images.
+        folders: Candidate folders, at least one.
+        errors: Receives names outside the folder, names that differ in upper and lower case, and missing files.
+        notes: Receives the few missing images that are skipped.
+
+    Returns:
+        The path of each image found, by id.
     """
     first = list(names.values())[:20]
     root = max(folders, key=lambda folder: sum(os.path.isfile(folder / name.replace("\\", "/")) for name in first))
@@ -30,7 +33,7 @@ def locate(names: dict[int, str], folders: tuple[Path, ...], errors: Findings, n
         windows = "\\" in name and not os.path.isfile(root / name)
         relative = PurePosixPath(name.replace("\\", "/") if windows else name)
         if relative.is_absolute() or re.match(r"[A-Za-z]:", name) or ".." in relative.parts:
-            errors.add("file_name that leads out of the image folder", f"image {id_}: {name}")
+            errors.add("file_name outside the image folder", f"image {id_}: {name}")
             continue
         folder = root / relative.parent
         if folder not in listings:
@@ -40,7 +43,7 @@ def locate(names: dict[int, str], folders: tuple[Path, ...], errors: Findings, n
         if actual is not None:
             paths[id_] = folder / actual
         elif folded is not None:
-            errors.add("file whose name is spelt differently", f"image {id_}: {name} is {folded} in {folder}")
+            errors.add("file_name with different upper and lower case", f"image {id_}: {name} is {folded} in {folder}")
         else:
             missing.append(f"{root / relative}")
     for place in missing:
@@ -52,8 +55,8 @@ def locate(names: dict[int, str], folders: tuple[Path, ...], errors: Findings, n
 
 
 def _listing(folder: Path) -> dict[str, str]:
-    """Names of the files in ``folder`` by their exact, their Unicode-normal and their caseless form."""
-    if not os.path.isdir(folder):  # False, not an exception, for names that no file can have
+    """Names of the files in ``folder`` by their exact, NFC-normalised and case-folded form."""
+    if not os.path.isdir(folder):  # also False for names that are invalid on this system
         return {}
     try:
         names = os.listdir(folder)

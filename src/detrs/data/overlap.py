@@ -1,4 +1,4 @@
-"""Pictures that are in two splits: a detector scored on what it was trained on looks better than it is."""
+"""Finds images that are in both the training and the validation split, which makes the scores too high."""
 
 import hashlib
 import os
@@ -10,40 +10,43 @@ from detrs.data.findings import Findings
 from detrs.data.sample import Dataset
 
 END_BYTES = 65536
-"""Compared at both ends of files of equal length before all of them is read."""
+"""Bytes at both ends of a file that are compared before whole files are read."""
 
 
 def overlap(train: Dataset, val: Dataset) -> list[str]:
-    """A line with the pictures of ``val`` whose files are, byte by byte, files of ``train``; nothing if there are none.
+    """Compares the files of two splits byte by byte.
 
-    Of files of equal length both ends are compared, and only of those with equal ends the rest. Files that cannot be
-    read are left out: loading tells of them.
+    Only files of equal length are read: first both ends, and the whole file if these are equal. Unreadable files are
+    skipped here; loading them raises an error.
+
+    Returns:
+        One line that lists the first images of ``val`` that are also in ``train``, or an empty list.
     """
     train_files, val_files = _files(train), _files(val)
     lengths = set(train_files.values()) & set(val_files.values())
-    twins: dict[bytes, list[str]] = defaultdict(list)
+    candidates: dict[bytes, list[str]] = defaultdict(list)
     for path, length in train_files.items():
         if length in lengths and (ends := _ends(path, length)):
-            twins[ends].append(path)
+            candidates[ends].append(path)
     found = Findings()
     for path, length in val_files.items():
         ends = _ends(path, length) if length in lengths else None
-        for twin in twins.get(ends, ()) if ends else ():
-            if twin == path or (_digest(path) and _digest(path) == _digest(twin)):
-                found.add("picture of the validation split that is a training picture, too", f"{path} is {twin}")
+        for candidate in candidates.get(ends, ()) if ends else ():
+            if candidate == path or (_digest(path) and _digest(path) == _digest(candidate)):
+                found.add("validation image that is also a training image", f"{path} is {candidate}")
                 break
     _digest.cache_clear()
     return found.lines()
 
 
 def _files(dataset: Dataset) -> dict[str, int]:
-    """Length in bytes of each file; the pictures of the demo set have none."""
+    """Length in bytes of each file; the images of the demo set have no files."""
     paths = (dataset.path_of(index) for index in range(len(dataset)))
     return {path: os.path.getsize(path) for path in paths if os.path.isfile(path)}
 
 
 def _ends(path: str, length: int) -> bytes | None:
-    """What tells most files of one length apart; nothing if it cannot be read."""
+    """Hash of the length and both ends of a file; ``None`` if it cannot be read."""
     try:
         with open(path, "rb") as file:
             digest = hashlib.sha256(b"%d " % length + file.read(END_BYTES))

@@ -1,4 +1,4 @@
-"""What a run says about itself: ``metrics.jsonl`` for later, progress for now."""
+"""Output of a training run: ``metrics.jsonl`` and the progress display."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ from detrs.evaluation.coco import CocoReport
 logger = logging.getLogger("detrs")
 
 PLAIN_LINE_SECONDS = 10.0
-"""Seconds between two progress lines where the output is no terminal."""
+"""Seconds between two progress lines if the output is not a terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,48 +28,48 @@ class StepReport:
     """One optimizer step, as ``training`` yields it."""
 
     step: int
-    """Optimizer steps done, this one included."""
+    """Optimizer steps so far, including this one."""
     total_steps: int
     epoch: int
-    """Epoch this step belongs to; counts from 1."""
+    """Epoch of this step, counted from 1."""
     epochs: int
     loss: float
     """Total loss of the whole batch, over all processes and micro-batches."""
     terms: dict[str, float]
-    """Its terms."""
+    """The terms of the loss."""
     lr: float
     grad_norm: float
     """L2 norm of the gradient before clipping."""
     skipped: bool
-    """Loss or gradient were not finite: nothing was changed."""
+    """The loss or the gradient was not finite, so no weights were updated."""
     images: int
-    """Images in the batch."""
+    """Number of images in the batch."""
     images_per_s: float
     seconds: float
-    """Wall-clock time since the run began, earlier parts of a resumed run included."""
+    """Wall-clock time since the start of the run, including the time before it was resumed."""
     progress: float
-    """Share of the run that is over, in [0, 1]."""
+    """Completed fraction of the run, in [0, 1]."""
     memory_bytes: int
     evaluation: CocoReport | None = None
-    """Scores after this step, where it was followed by an evaluation."""
+    """Scores after this step, if it was followed by an evaluation."""
     is_best: bool = False
-    """The evaluation was the best one so far."""
+    """The evaluation has the highest score so far."""
 
 
 @dataclass
 class Window:
-    """Sums since the last line of ``metrics.jsonl``."""
+    """Running sums since the last line of ``metrics.jsonl``."""
 
     steps: int = 0
     skipped: int = 0
     images: int = 0
     seconds: float = 0.0
     lr: float = 0.0
-    """Of the last step."""
+    """Learning rate of the last step."""
     sums: Counter[str] = field(default_factory=Counter)
 
     def add(self, report: StepReport) -> None:
-        """Count one step."""
+        """Adds a step."""
         self.images += report.images
         self.seconds += report.images / report.images_per_s
         self.lr = report.lr
@@ -81,7 +81,7 @@ class Window:
             self.sums.update({f"terms/{name}": value for name, value in report.terms.items()})
 
     def line(self) -> dict[str, Any]:
-        """Means over the window; ``None`` where every step was skipped."""
+        """Means over the window; ``None`` if all steps were skipped."""
         means = {name: value / self.steps for name, value in self.sums.items()}
         return {
             "loss": means.get("loss"),
@@ -94,12 +94,12 @@ class Window:
 
 
 class Metrics:
-    """``metrics.jsonl``: one line per ``log_every`` steps (means over them) and one per evaluation.
+    """Writes ``metrics.jsonl``: one line with means per ``log_every`` steps and one per evaluation.
 
     Args:
-        path: file to append to.
-        log_every: steps per line.
-        writes: only the main process writes.
+        path: File to append to.
+        log_every: Steps per line.
+        writes: False in all processes except the main process.
     """
 
     def __init__(self, path: Path, log_every: int, *, writes: bool = True) -> None:
@@ -107,13 +107,13 @@ class Metrics:
         self.window = Window()
 
     def step(self, report: StepReport) -> None:
-        """Count one step, and write a line where one is due."""
+        """Adds a step and writes a line every ``log_every`` steps."""
         self.window.add(report)
         if report.step % self.log_every == 0:
             self._flush(report.step, report.epoch, report.seconds)
 
     def evaluation(self, report: CocoReport, *, step: int, epoch: int, seconds: float) -> None:
-        """Write what is pending, and the scores after ``step``."""
+        """Writes the pending means and the scores after ``step``."""
         if self.window.images:
             self._flush(step, epoch, seconds)
         self._write("evaluation", step, epoch, report.scalars(), seconds)
@@ -132,18 +132,24 @@ class Metrics:
                 raise UserError(f"Cannot write to {self.path}: {error.strerror}.") from error
 
     def state(self) -> dict[str, Any]:
-        """The sums not written yet, for ``resume``."""
+        """The pending sums, for ``resume``."""
         return vars(self.window)
 
     def resume(self, state: dict[str, Any], step: int, *, evaluated: bool) -> None:
-        """Take back every line written after ``step``; its evaluation too unless that was finished (``evaluated``)."""
+        """Restores the state after ``step`` and removes all later lines.
+
+        Args:
+            state: From ``state()``.
+            step: Step of the checkpoint.
+            evaluated: Whether the evaluation after ``step`` was finished; otherwise its line is removed as well.
+        """
         self.window = Window(**{**state, "sums": Counter(state["sums"])})
         if not self.writes or not self.path.exists():
             return
         kept = []
         for text in self.path.read_text().splitlines(keepends=True):
             if not text.endswith("\n"):
-                break  # the process died while it wrote this line
+                break  # incomplete: the process was killed while writing
             line = json.loads(text)
             done = evaluated if line["kind"] == "evaluation" else not self.window.images
             if line["step"] < step or (line["step"] == step and done):
@@ -152,7 +158,7 @@ class Metrics:
 
 
 class Display:
-    """Progress of a run on the standard error stream: a bar on terminals, plain lines elsewhere."""
+    """Shows progress on the standard error stream: a bar on terminals, plain lines otherwise."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -169,21 +175,21 @@ class Display:
         self.task = self.bar.add_task("", total=1.0, epoch="1", status="")
 
     def show(self, report: StepReport) -> None:
-        """Say how far the run is."""
+        """Shows the progress after a step."""
         self.rate = 0.9 * self.rate + 0.1 * report.images_per_s if self.rate else report.images_per_s
         epoch, step = f"{report.epoch}", f"{report.step}"
-        if report.step / report.total_steps >= report.progress:  # else the minutes end it, at a step nobody knows
+        if report.step / report.total_steps >= report.progress:  # otherwise --max-minutes ends the run before
             epoch, step = f"{epoch}/{report.epochs}", f"{step}/{report.total_steps}"
         status = self._status(report)
         self.bar.update(self.task, completed=report.progress, epoch=epoch, status=status)
         if not self.console.is_terminal and report.seconds - self.last_line >= PLAIN_LINE_SECONDS:
             self.last_line = report.seconds
-            say(self.console, f"epoch {epoch}  step {step}  {status}")
+            print_line(self.console, f"epoch {epoch}  step {step}  {status}")
         if report.skipped:
-            say(self.console, f"step {report.step} skipped: the loss or its gradient is not finite")
+            print_line(self.console, f"step {report.step} skipped: the loss or its gradient is not finite")
         if report.evaluation is not None:
-            scored = in_words(report.evaluation, is_best=report.is_best)
-            say(self.console, f"epoch {epoch}  step {report.step}  {scored}")
+            scores = format_scores(report.evaluation, is_best=report.is_best)
+            print_line(self.console, f"epoch {epoch}  step {report.step}  {scores}")
 
     def _status(self, report: StepReport) -> str:
         remaining = report.seconds * (1 - report.progress) / max(report.progress, 1e-9)
@@ -194,20 +200,20 @@ class Display:
         )
 
 
-def in_words(report: CocoReport, *, is_best: bool) -> str:
-    """The scores that people look at."""
+def format_scores(report: CocoReport, *, is_best: bool) -> str:
+    """AP, AP50 and AP75 as one line of text."""
     figures = (("AP", report.ap), ("AP50", report.ap50), ("AP75", report.ap75))
     scores = "  ".join(f"{label} {'-' if value is None else f'{value:.4f}'}" for label, value in figures)
     return scores + ("  best so far" if is_best else "")
 
 
-def say(console: Console, text: str) -> None:
-    """One line, as it is."""
+def print_line(console: Console, text: str) -> None:
+    """Prints a line without markup, highlighting or wrapping."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class ConsoleHandler(logging.Handler):
-    """What the library logs, above the progress bar."""
+    """Prints log records above the progress bar."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -215,12 +221,16 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        say(self.console, prefix + record.getMessage())
+        print_line(self.console, prefix + record.getMessage())
 
 
 @contextmanager
 def display(*, quiet: bool) -> Iterator[Display]:
-    """A ``Display`` that also shows what the library logs; ``quiet``: warnings only."""
+    """A ``Display`` that also shows the log records of the library.
+
+    Args:
+        quiet: Show warnings only.
+    """
     console = Console(stderr=True, quiet=quiet)
     shown = Display(console)
     handler = ConsoleHandler(Console(stderr=True) if quiet else console)

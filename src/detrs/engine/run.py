@@ -9,7 +9,7 @@
     last.safetensors        everything needed to continue
     previous.safetensors    the ``last`` before, should the disk damage that
     next.safetensors        the ``last`` to come, for a moment
-    run.lock                who is training here, while someone is
+    run.lock, run.owner     lock of the folder and the process that holds it, during a run
     train_batch_*.jpg       the first batches with their labels
     val_predictions.jpg     what the best weights find
 """
@@ -51,7 +51,7 @@ class RunFolder:
         self.previous = path / "previous.safetensors"
         self.next = path / "next.safetensors"
         self.predictions = path / "val_predictions.jpg"
-        self._lock = FolderLock(path / "run.lock")
+        self._lock = FolderLock(path)
 
     def check(self, *, resume: bool) -> None:
         """Refuse at once what would fail after minutes of loading.
@@ -91,7 +91,7 @@ class RunFolder:
             if not resume:
                 self._refuse_if_used()  # by a run that came and went since the check
                 for path in self.path.iterdir():
-                    if path != self._lock.path:
+                    if path not in (self._lock.path, self._lock.owner):
                         path.unlink()
             yield
         finally:
@@ -179,7 +179,7 @@ class RunFolder:
 def _is_of_a_failed_start(path: Path) -> bool:
     if path.name == "metrics.jsonl":
         return '"evaluation"' not in path.read_text()  # else the run had checkpoints, and someone keeps its figures
-    known = path.name in ("experiment.json", "run.lock") or PARTIAL.fullmatch(path.name)
+    known = path.name in ("experiment.json", "run.lock", "run.owner") or PARTIAL.fullmatch(path.name)
     return bool(known or re.fullmatch(r"train_batch_\d+\.jpg", path.name))
 
 

@@ -14,7 +14,7 @@ from detrs.config import Experiment
 from detrs.data import open_dataset
 from detrs.data.sample import Dataset, check_protocol
 from detrs.engine.interruption import Interrupted, Interruption
-from detrs.engine.journal import StepReport, display, in_words
+from detrs.engine.journal import StepReport, display, format_scores
 from detrs.engine.run import RunFolder
 from detrs.engine.runtime import Runtime, is_main_process
 from detrs.engine.trainer import Trainer
@@ -86,7 +86,7 @@ def training(
         try:
             if clock.is_evaluation_due(state):  # the run was stopped during an evaluation
                 found = evaluated(trainer, interruption)
-                logger.info("step %d evaluated: %s", state.step, in_words(**found))
+                logger.info("step %d evaluated: %s", state.step, format_scores(**found))
                 saver.save()
             if resume and clock.is_finished(state):
                 logger.warning("this run is finished; to continue it, raise --epochs or --max-minutes")

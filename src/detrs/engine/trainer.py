@@ -13,10 +13,10 @@ from detrs.data.sample import Dataset
 from detrs.engine.average import Average
 from detrs.engine.clock import Clock
 from detrs.engine.evaluate import Scores, evaluate
+from detrs.engine.figures import save_curves, save_predictions, save_training_batch
 from detrs.engine.fitting import check_divisible, for_data, load_initial
 from detrs.engine.journal import Metrics, StepReport
 from detrs.engine.optimizer import build_optimizer
-from detrs.engine.pictures import save_curves, save_predictions, save_training_batch
 from detrs.engine.run import RunFolder
 from detrs.engine.runtime import Runtime, seed_everything
 from detrs.engine.saving import Saver

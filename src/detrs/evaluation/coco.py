@@ -1,11 +1,11 @@
-"""COCO average precision as a report, by hotcoco: the numbers of pycocotools to the last digit, without its traps.
+"""COCO average precision, computed by hotcoco: equal to pycocotools to the last digit, without its pitfalls.
 
-A diverged model can score *better* than a good one (pycocotools gives all-NaN boxes AP 0.70 where the true boxes get
-0.50), an annotation with id 0 is never matched, and numbers without ground truth come out as -1. So every detection is
-checked before the evaluator sees it, all ids are renumbered from 1, and an undefined number is ``None``.
+With pycocotools, a diverged model can score *higher* than a good one (AP 0.70 for boxes that are all NaN, where the
+correct boxes get 0.50), an annotation with id 0 is never matched, and metrics without ground truth are -1. Here all
+detections are validated first, all ids are renumbered from 1, and undefined metrics are ``None``.
 
-Among detections of equal score the order of the images' ids decides, and within an image the order given, as in
-pycocotools; boxes and scores are never rounded (rounding boxes to whole pixels moves AP by 0.02).
+Detections of equal score are ordered by image id and, within an image, as given, as in pycocotools. Boxes and scores
+are not rounded: rounding boxes to integer pixels changes AP by 0.02.
 """
 
 import dataclasses
@@ -25,27 +25,27 @@ from detrs.errors import UserError, printable
 
 Id = int | str
 
-ALL, SMALL, MEDIUM, LARGE = range(4)  # the evaluator's axis of object sizes: any, below 32^2, below 96^2, above
+ALL, SMALL, MEDIUM, LARGE = range(4)  # index of the object size in the evaluator's arrays: all, < 32^2, < 96^2, above
 
 
 @dataclass(frozen=True)
 class CocoReport:
-    """COCO's twelve numbers, each class, and what was counted. ``None``: undefined, for there is nothing to find."""
+    """The twelve COCO metrics, metrics per class, and counts. ``None`` means undefined: there are no such objects."""
 
     ap: float | None
-    """Average precision over IoU thresholds 0.50, 0.55 .. 0.95: the number meant by "COCO AP"."""
+    """Average precision over the IoU thresholds 0.50, 0.55 .. 0.95, known as "COCO AP"."""
     ap50: float | None
     ap75: float | None
     ap_small: float | None
-    """Objects below 32^2 pixels."""
+    """Objects with an area below 32^2 pixels."""
     ap_medium: float | None
     ap_large: float | None
-    """Objects above 96^2 pixels."""
+    """Objects with an area above 96^2 pixels."""
     ar1: float | None
     """Average recall with one detection per image and class."""
     ar10: float | None
     ar100: float | None
-    """Average recall with ``max_detections`` detections per image and class (100 unless asked otherwise)."""
+    """Average recall with ``max_detections`` detections per image and class (100 by default)."""
     ar_small: float | None
     ar_medium: float | None
     ar_large: float | None
@@ -53,21 +53,21 @@ class CocoReport:
     """Class name -> ``ap``, ``ap50``, ``ar`` (at ``max_detections``), ``num_objects``."""
     num_images: int
     num_objects: int
-    """Objects to be found, crowd regions not counted."""
+    """Ground-truth objects without crowd regions."""
     num_crowd: int
-    """Crowd regions: detections in them count neither as right nor as wrong."""
+    """Crowd regions; detections in them are ignored."""
     num_detections: int
 
     def scalars(self) -> dict[str, float | None]:
-        """Everything but the classes: one flat dictionary, ready for a journal line or a checkpoint."""
+        """All metrics except those per class, as a flat dictionary."""
         return {name: value for name, value in self.to_json().items() if name != "per_class"}
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary, ready for ``json.dumps``; full precision."""
+        """A JSON-serialisable dictionary with full precision."""
         return dataclasses.asdict(self)
 
     def table(self) -> RenderableType:
-        """The report for people: the twelve numbers, then the classes."""
+        """The report as rich tables: the twelve metrics and the metrics per class."""
         summary = Table(
             title=f"{self.num_images:,} images, {self.num_objects:,} objects, {self.num_crowd:,} crowd regions, "
             f"{self.num_detections:,} detections",
@@ -95,18 +95,18 @@ def coco_report(
     """Scores detections against ground truth.
 
     Args:
-        ground_truth: COCO's dictionary: ``images``, ``annotations``, ``categories``. Ids may be any integers or
-            strings, ``iscrowd`` (0) and ``area`` (w h of the box) may be missing. Not changed.
+        ground_truth: Dictionary in COCO format with ``images``, ``annotations``, ``categories``. Ids are integers or
+            strings; ``iscrowd`` defaults to 0 and ``area`` to w * h of the box. Not modified.
         results: ``{image_id, category_id, bbox: [x, y, w, h], score}`` with the ids of ``ground_truth``, boxes in
             pixels, unrounded.
-        max_detections: Detections considered per image and class, best first.
+        max_detections: Maximum number of detections per image and class, highest scores first.
 
     Raises:
-        UserError: A box or score is not finite or a size is negative (a diverged model), an image or category is
-            unknown, an annotation id occurs twice.
+        UserError: A box or score is not finite or a size is negative (a diverged model), an image or category id is
+            unknown, or an annotation id is not unique.
     """
     if max_detections < 1:
-        raise UserError(f"max_detections must be at least 1, and is {max_detections}.")
+        raise UserError(f"max_detections must be at least 1, got {max_detections}.")
     images = _numbering(image["id"] for image in ground_truth["images"])
     categories = _numbering(category["id"] for category in ground_truth["categories"])
     annotations = ground_truth["annotations"]
@@ -153,12 +153,12 @@ def coco_report(
 
 
 def _numbering(ids: Iterable[Id]) -> dict[Id, int]:
-    """Each id (sorted, as the evaluator sorts them) -> 1, 2, .."""
+    """Maps the ids, in the order in which the evaluator sorts them, to 1, 2, .."""
     return {id: number for number, id in enumerate(sorted(set(ids), key=lambda id: (isinstance(id, str), id)), start=1)}
 
 
 def _names(categories: list[dict[str, Any]]) -> dict[Id, str]:
-    """Category id -> name, made unique by the id where two categories have one name."""
+    """Category id -> name. Names that are not unique get the id as a suffix."""
     names = {category["id"]: str(category.get("name", category["id"])) for category in categories}
     count = Counter(names.values())
     return {id: name if count[name] == 1 else f"{name} ({id})" for id, name in names.items()}
@@ -167,10 +167,10 @@ def _names(categories: list[dict[str, Any]]) -> dict[Id, str]:
 def _ground_truth(
     annotations: list[dict[str, Any]], is_crowd: np.ndarray, images: dict[Id, int], categories: dict[Id, int]
 ) -> hotcoco.COCO:
-    """The annotations with all ids renumbered from 1 (the evaluator takes an annotation 0 for "not matched")."""
+    """The annotations with all ids renumbered from 1 (the evaluator treats annotation id 0 as unmatched)."""
     repeated = [id for id, count in Counter(a["id"] for a in annotations if "id" in a).items() if count > 1]
     if repeated:
-        raise UserError(f"The ground truth has the duplicate annotation id {repeated[0]!r}; ids must be unique.")
+        raise UserError(f"The annotation id {repeated[0]!r} is not unique. Annotation ids must be unique.")
 
     def name(index: int) -> str:
         return f"Annotation {annotations[index].get('id', index)!r}"
@@ -189,7 +189,7 @@ def _ground_truth(
 
 
 def _rows(results: Sequence[dict[str, Any]], images: dict[Id, int], categories: dict[Id, int]) -> np.ndarray:
-    """The detections, checked and renumbered, as (N, 7): image, x, y, w, h, score, category."""
+    """Validates and renumbers the detections: (N, 7) with image, x, y, w, h, score, category."""
 
     def name(index: int) -> str:
         return f"Detection {index} (image id {results[index]['image_id']!r})"
@@ -201,7 +201,7 @@ def _rows(results: Sequence[dict[str, Any]], images: dict[Id, int], categories: 
     if wrong.size:
         raise UserError(
             f"{name(int(wrong[0]))} has the score {scores[wrong[0]]} ({wrong.size} of {len(scores)} scores are not "
-            "finite): the model has diverged; use an earlier one."
+            "finite). The model has diverged. Use an earlier checkpoint."
         )
     image_column = np.array([images[result["image_id"]] for result in results], dtype=np.float64)
     category_column = np.array([categories[result["category_id"]] for result in results], dtype=np.float64)
@@ -209,14 +209,14 @@ def _rows(results: Sequence[dict[str, Any]], images: dict[Id, int], categories: 
 
 
 def _boxes(entries: Sequence[dict[str, Any]], name: Callable[[int], str]) -> np.ndarray:
-    """The boxes (x, y, w, h) of annotations or detections as (N, 4), all finite, no negative size."""
+    """Validates the boxes (x, y, w, h) of annotations or detections: (N, 4), finite, no negative size."""
     boxes = np.array([entry["bbox"] for entry in entries], dtype=np.float64).reshape(-1, 4)
     wrong = np.flatnonzero(~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] < 0).any(axis=1))
     if wrong.size:
         raise UserError(
-            f"{name(int(wrong[0]))} has the box {boxes[wrong[0]].tolist()}: four finite numbers x, y, width, height "
-            f"with no negative size were expected ({wrong.size} of {len(boxes)} boxes are wrong). "
-            "If a model made it, the model has diverged; use an earlier one."
+            f"{name(int(wrong[0]))} has the box {boxes[wrong[0]].tolist()} ({wrong.size} of {len(boxes)} boxes are "
+            "invalid). Expected finite x, y, width, height with width and height not negative. If the boxes are "
+            "predictions, the model has diverged. Use an earlier checkpoint."
         )
     return boxes
 
@@ -228,11 +228,11 @@ def _refuse_unknown_ids(
         for kind, known in (("image", images), ("category", categories)):
             id = entry[f"{kind}_id"]
             if id not in known:
-                raise UserError(f"{name(index)} has the {kind} id {id!r}, which the ground truth does not list.")
+                raise UserError(f"{name(index)} has the {kind} id {id!r}, which is not in the ground truth.")
 
 
 def _mean(values: np.ndarray) -> float | None:
-    """Mean over what is defined; the evaluator marks the rest with -1."""
+    """Mean of the defined values, or ``None``; the evaluator marks undefined values with -1."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else None
 

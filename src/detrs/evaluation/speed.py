@@ -1,4 +1,4 @@
-"""How large and how fast a detector is."""
+"""Model size, multiply-adds and latency of a detector."""
 
 import dataclasses
 import statistics
@@ -26,43 +26,43 @@ def _no_flops(*_: object, **__: object) -> int:
 
 
 UNCOUNTED = {torch.ops.detrs.ms_deform_attn: _no_flops, torch.ops.detrs.ms_deform_attn_backward: _no_flops}
-"""Sampling is not counted, whoever does it: the reference backend does it in operators without products."""
+"""Sampling is not counted with any backend: the reference backend uses operators that PyTorch does not count."""
 
 UNLISTED_ATTENTION = {
     torch.ops.aten._scaled_dot_product_attention_math_for_mps: _attention_flops,
     torch.ops.aten._scaled_dot_product_fused_attention_overrideable: _attention_flops,
 }
-"""Attention on devices that PyTorch's counter does not know: it would count nothing there, silently."""
+"""Attention operators that are missing in PyTorch's counter, which would silently count them as 0."""
 
 
 @dataclass(frozen=True)
 class SpeedReport:
-    """Size, work and time of one forward pass."""
+    """Parameters, multiply-adds and latency of a forward pass."""
 
     parameters: int
-    """All parameters; the buffers of frozen normalisation are none."""
+    """All parameters. Frozen normalisation layers have buffers, not parameters."""
     trainable_parameters: int
-    """Those that learn (``requires_grad``)."""
+    """Parameters with ``requires_grad``."""
     gflops: float
-    """Multiply-adds per image in 1e9, as papers count: convolutions, linear layers and matrix products (attention is
-    two of them). Sampling, normalisation and activations are not counted."""
+    """Multiply-adds per image in 1e9, which papers call GFLOPs, of convolutions, linear layers and matrix products
+    (including attention). Sampling, normalisation and activations are not counted."""
     latency_ms: float
-    """Median time of a forward pass of the whole batch in milliseconds."""
+    """Median duration of a forward pass of the whole batch in milliseconds."""
     images_per_s: float
     peak_memory_mib: float | None
-    """Most memory that tensors held on the GPU during a forward pass, in MiB; ``None`` on other devices."""
+    """Peak memory of tensors on the GPU during a forward pass in MiB; ``None`` on other devices."""
     image_size: tuple[int, int]
     """(height, width) in pixels."""
     batch_size: int
     device: str
-    """What it ran on: the GPU's name, or the number of CPU threads."""
+    """Name of the GPU, or the number of CPU threads."""
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary, ready for ``json.dumps``."""
+        """A JSON-serialisable dictionary."""
         return dataclasses.asdict(self)
 
     def table(self) -> Table:
-        """The report for people."""
+        """The report as a rich table."""
         height, width = self.image_size
         table = Table(show_header=False, box=SIMPLE_HEAD)
         table.add_column()
@@ -85,20 +85,20 @@ def profile(
     repeats: int = 5,
     device: torch.device | str = "cpu",
 ) -> SpeedReport:
-    """Measures a detector on noise without padding, in evaluation mode.
+    """Measures a detector in evaluation mode, with random images without padding.
 
     Args:
-        detector: Takes images (B, 3, H, W) and padding (B, H, W); moved to ``device``, its mode is restored.
+        detector: Called with images (B, 3, H, W) and padding (B, H, W); moved to ``device``, its mode is restored.
         image_size: (height, width) in pixels.
         batch_size: Images per forward pass.
-        repeats: Timed passes, after one that warms up and counts.
-        device: Where to run.
+        repeats: Timed forward passes, after one warm-up that counts the multiply-adds.
+        device: Device to run on.
 
     Raises:
-        UserError: A size or a count is not positive.
+        UserError: A size or a count is less than 1.
     """
     if min(*image_size, batch_size, repeats) < 1:
-        raise UserError(f"Sizes and counts must be at least 1: {image_size=}, {batch_size=}, {repeats=}.")
+        raise UserError(f"Sizes and counts must be at least 1, got {image_size=}, {batch_size=}, {repeats=}.")
     device = torch.device(device)
     images = torch.randn(batch_size, 3, *image_size, generator=torch.Generator().manual_seed(0)).to(device)
     padding = torch.zeros(batch_size, *image_size, dtype=torch.bool, device=device)
@@ -122,43 +122,43 @@ def profile(
         peak_memory_mib=peak,
         image_size=image_size,
         batch_size=batch_size,
-        device=_describe(device),
+        device=_device_name(device),
     )
 
 
 def count_flops(module: nn.Module, *inputs: Tensor) -> int:
     """Multiply-adds of the convolutions, linear layers and matrix products in ``module(*inputs)``."""
-    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one fused operator, which the counter does not know
-    for parameter in learning:  # under no_grad the counter fails on a view of a parameter
+    torch.backends.mha.set_fastpath_enabled(False)  # a fused operator that is missing in the counter
+    for parameter in trainable:  # under no_grad, the counter fails on views of parameters
         parameter.requires_grad_(False)
     try:
         with FlopCounterMode(display=False, custom_mapping=UNLISTED_ATTENTION | UNCOUNTED) as counter:
             module(*inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        for parameter in learning:
+        for parameter in trainable:
             parameter.requires_grad_(True)
-    return int(counter.get_total_flops()) // 2  # the counter takes a multiply-add for two
+    return int(counter.get_total_flops()) // 2  # the counter counts a multiply-add as two operations
 
 
 @torch.inference_mode()
 def _time(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds until the work is done, not only queued."""
-    _wait(device)
+    """Duration in seconds, including work that is queued on the device."""
+    _synchronize(device)
     start = time.perf_counter()
     run()
-    _wait(device)
+    _synchronize(device)
     return time.perf_counter() - start
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
-def _describe(device: torch.device) -> str:
+def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)

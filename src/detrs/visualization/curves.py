@@ -1,4 +1,4 @@
-"""The curves of a run as one picture: loss, its terms, average precision, learning rate."""
+"""Training curves in one figure: loss, loss terms, average precision, learning rate."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from detrs.errors import UserError
-from detrs.explain.draw import OKABE_ITO
+from detrs.visualization.draw import OKABE_ITO
 
 ORANGE, SKY, GREEN, _, BLUE, RED, PURPLE, _ = (f"#{r:02x}{g:02x}{b:02x}" for r, g, b in OKABE_ITO)
 GREY = "#8a8a8a"
@@ -19,20 +19,20 @@ MAX_TERMS = 8
 
 
 def results_figure(metrics_jsonl: Path, png: Path) -> None:
-    """Draws the journal of a run, finished or not.
+    """Plots the metrics of a finished or running training.
 
     Args:
         metrics_jsonl: One JSON object per line: ``{"kind": "step", "step", "loss", "terms": {..}, "lr", ..}`` and
-            ``{"kind": "evaluation", "step", "ap", "ap50", "ap75", ..}``. Undefined numbers are ``null``.
+            ``{"kind": "evaluation", "step", "ap", "ap50", "ap75", ..}``. Undefined values are ``null``.
         png: File to write.
 
     Raises:
-        UserError: A line that is not the last is no JSON (the last may be cut off where a run was killed).
+        UserError: A line is not valid JSON. The last line may be incomplete, as a killed run leaves it.
     """
     lines = read_lines(metrics_jsonl)
     steps = [line for line in lines if line.get("kind") == "step"]
     evaluations = [line for line in lines if line.get("kind") == "evaluation"]
-    figure = Figure(figsize=(13, 8), dpi=110, layout="constrained")  # not pyplot: no global state, any thread
+    figure = Figure(figsize=(13, 8), dpi=110, layout="constrained")  # pyplot is not thread-safe
     FigureCanvasAgg(figure)
     (loss, precision), (terms, rate) = figure.subplots(2, 2)
     last = max((line["step"] for line in lines), default=0)
@@ -47,10 +47,10 @@ def results_figure(metrics_jsonl: Path, png: Path) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Everything in a file of JSON lines, but for a last one that is cut off where a run was killed.
+    """Reads a JSON lines file. An incomplete last line, as a killed run leaves it, is skipped.
 
     Raises:
-        UserError: A line that is not the last is no JSON.
+        UserError: A line other than the last is not valid JSON.
     """
     texts = path.read_text(encoding="utf-8").splitlines()
     lines = []
@@ -59,7 +59,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             lines.append(json.loads(text))
         except ValueError as error:
             if number < len(texts):
-                raise UserError(f"{path}, line {number}, is not JSON ({error}); remove that line.") from error
+                raise UserError(f"{path}, line {number}, is not valid JSON ({error}). Remove the line.") from error
     return lines
 
 
@@ -76,7 +76,7 @@ def _draw_loss(axes: Axes, steps: list[dict[str, Any]]) -> None:
 
 
 def _draw_terms(axes: Axes, steps: list[dict[str, Any]]) -> None:
-    """The terms of the last layer; those of the others (``class_0``, ``box_1`` ..) only repeat them."""
+    """Plots the terms of the last layer, without the auxiliary losses (``class_0``, ``box_1`` ..)."""
     _title(axes, "loss terms (last layer)")
     if not steps:
         return
@@ -131,13 +131,13 @@ def _title(axes: Axes, text: str) -> None:
 
 
 def _column(lines: Sequence[dict[str, Any]], key: str) -> np.ndarray:
-    """One number per line, NaN where it is missing, undefined or not finite."""
+    """One value per line; NaN if it is missing, ``null`` or not finite."""
     values = np.array([np.nan if line.get(key) is None else line[key] for line in lines], dtype=np.float64)
     return np.where(np.isfinite(values), values, np.nan)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Centred moving average over a twentieth of the run, one-sided at its ends; NaN is left out."""
+    """Centred moving average over 1/20 of the run, one-sided at both ends; NaN values are ignored."""
     finite = np.isfinite(values)
     total = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
     count = np.concatenate([[0], np.cumsum(finite)])
@@ -148,7 +148,7 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _crop(axes: Axes, values: np.ndarray) -> None:
-    """From zero to the top of the curve, unless that is a spike that would flatten the rest."""
+    """Limits the y axis to the maximum, or to the 99 % quantile if a spike would flatten the rest of the curve."""
     finite = values[np.isfinite(values)]
     if finite.size and finite.max() > 0:
         usual = float(np.quantile(finite, 0.99))

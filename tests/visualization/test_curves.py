@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from detrs.errors import UserError
-from detrs.explain.curves import BLUE, GREEN, ORANGE, PURPLE, _smooth, read_lines, results_figure
+from detrs.visualization.curves import BLUE, GREEN, ORANGE, PURPLE, _smooth, read_lines, results_figure
 
 
 def step(number: int, loss: float | None = 3.0, **more: Any) -> dict[str, Any]:
@@ -25,15 +25,15 @@ def figure(tmp_path: Path, lines: list[dict[str, Any]]) -> np.ndarray:
     journal, png = tmp_path / "metrics.jsonl", tmp_path / "results.png"
     journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
     results_figure(journal, png)
-    with Image.open(png) as picture:
-        assert picture.format == "PNG"
-        return np.asarray(picture.convert("RGB"))
+    with Image.open(png) as plot:
+        assert plot.format == "PNG"
+        return np.asarray(plot.convert("RGB"))
 
 
-def amount(picture: np.ndarray, color: str) -> int:
+def amount(plot: np.ndarray, color: str) -> int:
     """Pixels of a curve's colour."""
     rgb = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
-    return int((np.abs(picture.astype(int) - rgb).max(axis=2) < 12).sum())
+    return int((np.abs(plot.astype(int) - rgb).max(axis=2) < 12).sum())
 
 
 @pytest.mark.parametrize(
@@ -47,17 +47,17 @@ def amount(picture: np.ndarray, color: str) -> int:
     ],
     ids=["none", "one point", "undefined", "bare", "many"],
 )
-def test_every_run_has_a_picture(tmp_path: Path, lines: list[dict[str, Any]]) -> None:
+def test_every_run_has_a_figure(tmp_path: Path, lines: list[dict[str, Any]]) -> None:
     assert figure(tmp_path, lines).shape == (880, 1430, 3)
 
 
-def test_all_curves_are_seen(tmp_path: Path) -> None:
+def test_all_curves_are_visible(tmp_path: Path) -> None:
     steps = [step(i, 3 + 9 / (i + 1), terms={}) for i in range(0, 400, 5)]
-    picture = figure(tmp_path, steps + [evaluation(i, i / 500) for i in range(100, 401, 100)])
-    assert all(amount(picture, color) > 200 for color in (BLUE, PURPLE, ORANGE, GREEN))
+    plot = figure(tmp_path, steps + [evaluation(i, i / 500) for i in range(100, 401, 100)])
+    assert all(amount(plot, color) > 200 for color in (BLUE, PURPLE, ORANGE, GREEN))
 
 
-def test_a_half_written_last_line_is_left_out(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_skipped(tmp_path: Path) -> None:
     journal = tmp_path / "metrics.jsonl"
     journal.write_text(json.dumps(step(1)) + '\n{"kind": "step", "st')
     assert read_lines(journal) == [step(1)]
@@ -66,7 +66,7 @@ def test_a_half_written_last_line_is_left_out(tmp_path: Path) -> None:
 def test_a_broken_line_is_named(tmp_path: Path) -> None:
     journal = tmp_path / "metrics.jsonl"
     journal.write_text(json.dumps(step(1)) + '\n{"kind": "st\n' + json.dumps(step(2)))
-    with pytest.raises(UserError, match=r"metrics.jsonl, line 2, is not JSON"):
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 2, is not valid JSON"):
         results_figure(journal, tmp_path / "results.png")
 
 

@@ -8,21 +8,21 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from detrs.data.collate import collate
-from detrs.engine import pictures
-from detrs.engine.pictures import MAX_SIDE, save_predictions, save_training_batch
+from detrs.engine import figures
+from detrs.engine.figures import MAX_SIDE, save_predictions, save_training_batch
 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """What is handed to ``draw_boxes``, call by call."""
+    """The arguments of every call of ``draw_boxes``."""
     calls: list[tuple[Any, ...]] = []
-    draw = pictures.draw_boxes
+    draw = figures.draw_boxes
 
     def remember(*arguments: Any) -> Image.Image:
         calls.append(arguments)
         return draw(*arguments)
 
-    monkeypatch.setattr(pictures, "draw_boxes", remember)
+    monkeypatch.setattr(figures, "draw_boxes", remember)
     return calls
 
 
@@ -35,11 +35,11 @@ def test_training_batch_is_drawn_without_its_padding(tiny: ModuleType, tmp_path:
         assert torch.equal(image, sample.image)
         torch.testing.assert_close(boxes_xyxy, sample.boxes.as_subclass(torch.Tensor), rtol=0, atol=1e-3)
         assert torch.equal(labels, sample.labels)
-    with Image.open(tmp_path / "batch.jpg") as sheet:
-        assert sheet.format == "JPEG"
+    with Image.open(tmp_path / "batch.jpg") as figure:
+        assert figure.format == "JPEG"
 
 
-def test_predictions_are_drawn_on_their_own_pictures(tiny: ModuleType, tmp_path: Path, drawn: list[Any]) -> None:
+def test_predictions_are_drawn_on_their_own_images(tiny: ModuleType, tmp_path: Path, drawn: list[Any]) -> None:
     dataset = tiny.Tiny("val")
     dataset.classes = dataset.classes._replace(category_ids=tuple(range(100, 200, 10)))
     results = [
@@ -55,7 +55,7 @@ def test_predictions_are_drawn_on_their_own_pictures(tiny: ModuleType, tmp_path:
     assert [names[label] for label in labels] == ["7"] and scores.tolist() == pytest.approx([0.8])
 
 
-def test_large_pictures_shrink_with_their_boxes_before_they_are_drawn(
+def test_large_images_and_their_boxes_are_scaled_down_before_drawing(
     tiny: ModuleType, tmp_path: Path, drawn: list[Any]
 ) -> None:
     height, width = 1201, 1999
@@ -72,5 +72,5 @@ def test_large_pictures_shrink_with_their_boxes_before_they_are_drawn(
     small, boxes_xyxy, *_ = drawn[0]
     assert max(small.shape) == MAX_SIDE == small.shape[2] and small.shape[1] == round(1201 * 800 / 1999)
     left, top, right, bottom = (round(corner) for corner in boxes_xyxy[0].tolist())
-    assert small[:, top + 2 : bottom - 2, left + 2 : right - 2].min() > 250  # the white part is where its box is
+    assert small[:, top + 2 : bottom - 2, left + 2 : right - 2].min() > 250  # the white rectangle is inside its box
     assert small.sum() == pytest.approx(255 * 3 * (right - left) * (bottom - top), rel=0.02)

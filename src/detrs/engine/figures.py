@@ -1,0 +1,85 @@
+"""Figures of a training run: the first training batches, the predictions on validation images, the curves."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+
+from detrs.boxes import cxcywh_to_xyxy
+from detrs.data.sample import Dataset
+from detrs.files import replaced
+from detrs.structures import Batch
+from detrs.visualization.curves import results_figure
+from detrs.visualization.draw import draw_boxes, grid
+
+MAX_IMAGES = 16
+"""Images per figure."""
+MAX_SIDE = 800
+"""Images are scaled down to this long side in pixels; 16 images of 50 megapixels would need gigabytes."""
+
+
+def save_training_batch(batch: Batch, names: Sequence[str], path: Path) -> None:
+    """Draws the augmented images of a batch with their ground-truth boxes into one JPEG file."""
+    drawn = []
+    for image, padding, target in list(zip(batch.images, batch.padding, batch.targets, strict=True))[:MAX_IMAGES]:
+        height, width = int((~padding[:, 0]).sum()), int((~padding[0]).sum())
+        boxes_xyxy = cxcywh_to_xyxy(target.boxes) * torch.tensor([width, height, width, height])
+        small, boxes_xyxy = scaled_down(image[:, :height, :width], boxes_xyxy)
+        drawn.append(draw_boxes(small, boxes_xyxy, target.labels, names))
+    save_grid(drawn, path)
+
+
+def save_predictions(dataset: Dataset, results: list[dict[str, Any]], path: Path, threshold: float = 0.3) -> None:
+    """Draws the first images of ``dataset`` with the detections that score at least ``threshold`` into one JPEG file.
+
+    Args:
+        dataset: The images and class names.
+        results: Detections in COCO format, of any images of ``dataset``.
+        path: File to write.
+        threshold: Minimum score of the detections drawn.
+    """
+    detections = defaultdict(list)
+    for result in results:
+        if result["score"] >= threshold:
+            detections[result["image_id"]].append(result)
+    labels = {category_id: label for label, category_id in enumerate(dataset.classes.category_ids)}
+    drawn = []
+    for index in range(min(len(dataset), MAX_IMAGES)):
+        sample = dataset[index]
+        own = detections[sample.image_id]
+        boxes = torch.tensor([result["bbox"] for result in own]).reshape(-1, 4)
+        boxes_xyxy = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
+        own_labels = torch.tensor([labels[result["category_id"]] for result in own], dtype=torch.long)
+        scores = torch.tensor([result["score"] for result in own])
+        image, boxes_xyxy = scaled_down(sample.image, boxes_xyxy)
+        drawn.append(draw_boxes(image, boxes_xyxy, own_labels, dataset.classes.names, scores))
+    save_grid(drawn, path)
+
+
+def save_curves(metrics: Path, path: Path) -> None:
+    """Plots the curves in ``metrics.jsonl`` into a PNG file."""
+    with replaced(path) as temporary:
+        results_figure(metrics, temporary)
+
+
+def scaled_down(image: Tensor, boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
+    """The image (3, H, W) and its boxes, scaled so that the long side is at most ``MAX_SIDE``."""
+    height, width = image.shape[1:]
+    scale = MAX_SIDE / max(height, width)
+    if scale >= 1:
+        return image, boxes_xyxy
+    size = [max(1, round(height * scale)), max(1, round(width * scale))]
+    factors = torch.tensor([size[1] / width, size[0] / height] * 2)
+    return functional.resize_image(image.as_subclass(Tensor), size, antialias=True), boxes_xyxy * factors
+
+
+def save_grid(images: Sequence[Image.Image], path: Path) -> None:
+    """Tiles the images and writes them as one JPEG file."""
+    tiled = grid(images)
+    with replaced(path) as temporary:
+        tiled.save(temporary, format="JPEG", quality=90)

@@ -1,1 +1,0 @@
-"""Pictures that explain: boxes on images, curves of runs."""

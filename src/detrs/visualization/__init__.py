@@ -1,0 +1,1 @@
+"""Drawing: boxes on images, curves of training runs."""
