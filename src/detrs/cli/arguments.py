@@ -117,7 +117,7 @@ def check_data(path: str) -> None:
     if path == "digits" and Path(path).is_dir():
         raise UserError(
             "'digits' is ambiguous: it names the built-in demo data set and a folder in the working directory. "
-            "Use ./digits for the folder, or run the command elsewhere for the demo data set."
+            "Use ./digits for the folder. To use the demo data set, run the command in another directory."
         )
 
 

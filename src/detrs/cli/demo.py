@@ -21,8 +21,8 @@ THRESHOLD = 0.3
 class DemoArguments:
     """Train a small detector on handwritten digits, evaluate it, and draw its detections.
 
-    Needs no network: the images are composed from data that scikit-learn ships. The output folder contains the best
-    weights, the training curves and annotated validation images.
+    Needs no network: the images are generated from data included in scikit-learn. The output folder contains the
+    best weights, the training curves and annotated validation images.
     """
 
     output: Path | None = None
