@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detrs.engine.detector_file import save_detector
 from PIL import Image
 from torch import Tensor, nn
 
@@ -18,7 +19,6 @@ from detrs import models
 from detrs.backbones.timm import BackboneConfig
 from detrs.classification import Focal
 from detrs.config import Experiment
-from detrs.engine.detector_file import save_detector
 from detrs.errors import UserError
 from detrs.models.deformable_detr import DeformableDETRConfig
 from detrs.ops import use

@@ -14,22 +14,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from detrs.engine.evaluate import evaluate_checkpoint as evaluate
-    from detrs.engine.train import train
+    from detrs.engine.train import train, training
+    from detrs.models import build
     from detrs.predictor import Predictor, load
     from detrs.presets import preset
     from detrs.structures import Detections
 
     __version__: str
 
-__all__ = ["Detections", "Predictor", "__version__", "evaluate", "load", "preset", "train"]
+__all__ = ["Detections", "Predictor", "__version__", "build", "evaluate", "load", "preset", "train", "training"]
 
 _HOMES = {
     "Detections": ("detrs.structures", "Detections"),
     "Predictor": ("detrs.predictor", "Predictor"),
+    "build": ("detrs.models", "build"),
     "evaluate": ("detrs.engine.evaluate", "evaluate_checkpoint"),
     "load": ("detrs.predictor", "load"),
     "preset": ("detrs.presets", "preset"),
     "train": ("detrs.engine.train", "train"),
+    "training": ("detrs.engine.train", "training"),
 }
 """Public name -> module and name there."""
 

@@ -1,4 +1,4 @@
-"""From a prediction to detections: scores, labels, and boxes in pixels of the original image."""
+"""From predictions to detections: the tensor part, which is exported, and the list part, which is not."""
 
 from collections.abc import Sequence
 
@@ -6,34 +6,39 @@ import torch
 
 from detrs.boxes import cxcywh_to_xyxy
 from detrs.classification import Classification
-from detrs.structures import Classes, Detections, Prediction
+from detrs.structures import Boxes, Classes, Detections, Prediction
 
 
-@torch.no_grad()
-def detections(
-    prediction: Prediction,
-    image_sizes: Sequence[tuple[int, int]],
-    classes: Classes,
-    classification: Classification,
-    *,
-    max_detections: int = 100,
-    sources: Sequence[str] = (),
-) -> list[Detections]:
-    """The ``max_detections`` best answers of each image: no threshold, no non-maximum suppression, no clipping.
+def best_boxes(prediction: Prediction, classification: Classification, max_detections: int) -> Boxes:
+    """The ``max_detections`` best detections of each image (fewer if there are not as many candidates).
 
     Args:
-        prediction: logits (B, Q, K), as ``classification`` means them, and cxcywh boxes in [0, 1].
-        image_sizes: (height, width) in pixels of each of the B original images.
-        classes: names and ids of the classes.
-        classification: what logits mean; that of the model. With ``Focal`` a query can appear with several classes.
-        max_detections: at most this many per image.
-        sources: where each image came from.
+        prediction: of the last decoder layer.
+        classification: the meaning of its logits; with ``Focal`` a query can appear with several classes.
+        max_detections: N.
     """
     best = classification.best(prediction.logits, max_detections)
-    boxes = cxcywh_to_xyxy(prediction.boxes.float()).gather(1, best.queries[..., None].expand(-1, -1, 4))  # (B, N, 4)
-    scale = torch.tensor([(w, h, w, h) for h, w in image_sizes], dtype=boxes.dtype, device=boxes.device)
-    boxes, values, labels = (boxes * scale[:, None]).cpu(), best.scores.cpu(), best.labels.cpu()
-    return [
-        Detections(boxes[i], values[i], labels[i], classes, size, sources[i] if sources else "")
-        for i, size in enumerate(image_sizes)
-    ]
+    boxes = prediction.boxes.float().gather(1, best.queries[..., None].expand(-1, -1, 4))  # (B, N, 4)
+    return Boxes(boxes, best.scores, best.labels)
+
+
+def detections(
+    boxes: Boxes, image_sizes: Sequence[tuple[int, int]], classes: Classes, sources: Sequence[str | None] | None = None
+) -> list[Detections]:
+    """One ``Detections`` on the CPU for each of B images. No threshold, no non-maximum suppression, no clipping.
+
+    Args:
+        boxes: from ``detect``.
+        image_sizes: (height, width) in pixels of each original image.
+        classes: names and ids of the classes.
+        sources: path or URL of each image; by default unknown.
+    """
+    scale = torch.tensor([(w, h, w, h) for h, w in image_sizes], dtype=torch.float32, device=boxes.boxes.device)
+    boxes_xyxy = (cxcywh_to_xyxy(boxes.boxes) * scale[:, None]).cpu()
+    scores, labels = boxes.scores.cpu(), boxes.labels.cpu()
+    found = []
+    for i, size in enumerate(image_sizes):
+        real = scores[i] != 0  # the rest is padding
+        source = sources[i] if sources else None
+        found.append(Detections(boxes_xyxy[i, real], scores[i, real], labels[i, real], classes, size, source))
+    return found

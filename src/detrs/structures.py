@@ -9,6 +9,7 @@ Sizes are ``(height, width)``; points are ``(x, y)``; boxes are ``(cx, cy, w, h)
 unless the name says otherwise (``boxes_xyxy``: pixels). Masks are ``True`` where padded.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ class Classes(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What one image should be turned into. Crowd regions are never targets; they matter in evaluation only."""
+    """The objects of one image. Crowd regions are never targets; only the evaluation uses them."""
 
     boxes: Float[Tensor, "N 4"]
     """cxcywh in [0, 1] of the un-padded image."""
@@ -51,9 +52,9 @@ class Batch(NamedTuple):
     """Images padded right and bottom to a common size, and their targets."""
 
     images: Tensor
-    """(B, 3, H, W): uint8 as the loader makes it, float32 normalised (and zero where padded) as a detector takes it."""
+    """(B, 3, H, W): uint8 from the loader; float32, normalised and zero where padded, as the input of a detector."""
     padding: Bool[Tensor, "B H W"]
-    """True where there is no image."""
+    """True where padded."""
     targets: tuple[Target, ...]
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -64,23 +65,31 @@ class Batch(NamedTuple):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pyramid:
     """Feature maps of all levels as one sequence of tokens, fine to coarse, row-major within a level."""
 
     tokens: Float[Tensor, "B S C"]
     position: Float[Tensor, "B S _"]
-    """Position embedding (plus level embedding) of each token, C channels; where attention goes along rows and columns,
-    C of the column, then C of the row."""
-    reference: Float[Tensor, "B S 2"]
-    """(x, y) of each token's centre, in [0, 1] of the un-padded image (beyond 1 where padded)."""
+    """Position embedding (plus level embedding) of each token: C channels; with row-column attention 2C, those of the
+    token's column, then those of its row."""
+    reference_points: Float[Tensor, "B S 2"]
+    """(x, y) of each token's centre, in [0, 1] of the un-padded image (above 1 where padded)."""
     padding: Bool[Tensor, "B S"]
+    """True where padded."""
     shapes: Shapes
     valid_ratio: Float[Tensor, "B L 2"]
-    """(x, y): share of each level's width and height that is image, not padding."""
+    """(x, y): the fraction of each level's width and height that is not padding."""
+    image_sizes: Int[Tensor, "B 2"]
+    """(height, width) in pixels of each un-padded image, as the backbone receives it."""
 
     def with_tokens(self, tokens: Float[Tensor, "B S C"]) -> "Pyramid":
         return replace(self, tokens=tokens)
+
+    def with_maps(self, maps: Sequence[Float[Tensor, "B C _ _"]]) -> "Pyramid":
+        """The same pyramid with the content of ``maps``, one (B, C, H, W) per level: the inverse of ``maps()``."""
+        assert tuple((level.shape[-2], level.shape[-1]) for level in maps) == self.shapes
+        return self.with_tokens(torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1))
 
     def maps(self) -> list[Float[Tensor, "B C _ _"]]:
         """The tokens as one (B, C, H, W) map per level."""
@@ -88,16 +97,19 @@ class Pyramid:
         return [level.transpose(1, 2).unflatten(2, (h, w)) for level, (h, w) in zip(levels, self.shapes, strict=True)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Queries:
-    """Object queries: what each is, where it sits, and the point or box it refers to, if any."""
+    """Object queries: content, position embedding, and a reference point or box."""
 
     content: Float[Tensor, "B Q C"]
     position: Float[Tensor, "B Q _"]
-    """Position embedding, C channels; where attention goes along rows and columns, C of the point, of its column and of
-    its row."""
+    """Position embedding: C channels; with row-column attention 3C, those of the point, of its column and of its
+    row."""
     reference: Float[Tensor, "B Q _"]
-    """Reference point (x, y), reference box (cx, cy, w, h), or nothing: (B, Q, 0), where queries have none (DETR)."""
+    """Reference point (x, y) or reference box (cx, cy, w, h); (B, Q, 0) for queries without a reference (DETR)."""
+    attention_mask: Bool[Tensor, "Q Q"] | None = None
+    """Self-attention: True where the query of a row attends to the query of a column, as in
+    ``scaled_dot_product_attention``; ``None``: everywhere."""
 
     def with_content(self, content: Float[Tensor, "B Q C"]) -> "Queries":
         return replace(self, content=content)
@@ -116,32 +128,72 @@ class Prediction(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """Everything a detector says in one forward pass."""
+    """The output of one forward pass."""
 
     layers: tuple[Prediction, ...]
-    """One prediction per decoder layer; the last is the result, the others feed the auxiliary losses."""
+    """One prediction per decoder layer; the last is the result, the others are supervised by auxiliary losses."""
     proposals: Prediction | None
-    """What the encoder proposes, one box per token (two-stage detectors); ``None`` otherwise."""
+    """Encoder proposals, one box per token (two-stage detectors); ``None`` otherwise."""
 
     @property
     def last(self) -> Prediction:
         return self.layers[-1]
 
 
-@dataclass(frozen=True)
+class Boxes(NamedTuple):
+    """The detections of a batch as tensors of fixed size, best first: what ``detect`` returns and what is exported.
+
+    Images with fewer than N detections are padded with boxes of score 0.
+    """
+
+    boxes: Float[Tensor, "B N 4"]
+    """cxcywh in [0, 1] of the un-padded image, not clipped to it."""
+    scores: Float[Tensor, "B N"]
+    """In [0, 1], descending."""
+    labels: Int[Tensor, "B N"]
+    """Contiguous class index, 0 .. K-1 (int64)."""
+
+
+class Losses(NamedTuple):
+    """The training loss of a batch."""
+
+    total: Float[Tensor, ""]
+    """The scalar to minimise."""
+    terms: dict[str, Float[Tensor, ""]]
+    """Its unweighted terms by name, detached, for the log."""
+
+
+class Totals(NamedTuple):
+    """Counts over the whole effective batch: all micro-batches of all processes.
+
+    Losses are sums divided by functions of these, so they do not depend on how the batch is divided.
+    """
+
+    images: int
+    objects: int
+    processes: int = 1
+    """Number of processes whose gradients are averaged: the sums of each are divided by its share of the whole."""
+
+    @classmethod
+    def of(cls, targets: tuple[Target, ...]) -> "Totals":
+        """The counts of a batch that is not divided."""
+        return cls(len(targets), sum(len(target.labels) for target in targets))
+
+
+@dataclass(frozen=True, eq=False)
 class Detections:
-    """The boxes found in one image, best first, in pixels of the original image."""
+    """The detections of one image, best first, in pixels of the original image."""
 
     boxes_xyxy: Float[Tensor, "N 4"]
-    """(x1, y1, x2, y2) in pixels of the original image (after EXIF orientation); a Predictor has clipped them."""
+    """(x1, y1, x2, y2) in pixels of the original image (after EXIF orientation); clipped to it by ``Predictor``."""
     scores: Float[Tensor, "N"]
     labels: Int[Tensor, "N"]
     """Contiguous class index: ``classes.names[label]`` is its name, ``classes.category_ids[label]`` its own id."""
     classes: Classes
     image_size: tuple[int, int]
     """(height, width) in pixels."""
-    source: str = ""
-    """Where the image came from: a path, or empty for arrays."""
+    source: str | None = None
+    """Path or URL of the image; ``None`` for arrays."""
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -152,12 +204,12 @@ class Detections:
         return [self.classes.names[label] for label in self.labels.tolist()]
 
     def filter(self, threshold: float) -> "Detections":
-        """Only the detections whose score is at least ``threshold``."""
+        """The detections with a score of at least ``threshold``."""
         keep = self.scores >= threshold
         return replace(self, boxes_xyxy=self.boxes_xyxy[keep], scores=self.scores[keep], labels=self.labels[keep])
 
     def clipped(self) -> "Detections":
-        """Boxes that end where the image does; DETRs may look beyond it."""
+        """The same detections with boxes clipped to the image; raw predictions may extend beyond it."""
         height, width = self.image_size
         limits = self.boxes_xyxy.new_tensor([width, height, width, height])
         return replace(self, boxes_xyxy=self.boxes_xyxy.clamp(min=0).minimum(limits))

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from detrs.engine.detector_file import save_detector
 from PIL import Image
 
 from detrs import models
 from detrs.backbones.timm import BackboneConfig
 from detrs.cli import main
 from detrs.config import DataConfig, Experiment
-from detrs.engine.detector_file import save_detector
 from detrs.models.deformable_detr import DeformableDETRConfig
 from detrs.ops import use
 from detrs.structures import Classes

@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
 from detrs.engine.detector_file import load_detector, save_detector
+
 from detrs.engine.evaluate import evaluate_checkpoint
 
 

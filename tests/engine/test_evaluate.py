@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from detrs.engine.detector_file import load_detector
 
 from detrs import models
 from detrs.checkpoints import format
@@ -12,7 +13,6 @@ from detrs.classification import Focal
 from detrs.config import RuntimeConfig
 from detrs.engine import evaluate as module
 from detrs.engine import trainer
-from detrs.engine.detector_file import load_detector
 from detrs.engine.evaluate import Scores, evaluate, evaluate_checkpoint
 from detrs.engine.runtime import Runtime
 from detrs.engine.train import training

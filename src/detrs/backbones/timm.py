@@ -1,12 +1,13 @@
-"""Any timm feature extractor as a backbone, normalised and frozen as detectors want it."""
+"""Any timm feature extractor as a backbone, with the normalisation and freezing of detectors."""
 
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import timm
 import torch
+from annotated_types import Gt
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -14,33 +15,33 @@ from torch import Tensor, nn
 from detrs.errors import UserError, did_you_mean
 
 logger = logging.getLogger("detrs")
-logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # it warns of heads left out; we check what matters
+logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # it warns of unused heads
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """Which timm model, from which weights, and what of it trains."""
+    """The timm model, its initial weights, and which part of it trains."""
 
     name: str = "resnet50.tv_in1k"
     """Name of a timm model that supports ``features_only``; ``.tv_in1k`` are torchvision's original weights."""
     weights: str = "timm"
-    """Where training starts. ``timm``: the pretrained weights of ``name``, downloaded once; ``none``: random; else
-    the path of a ``.safetensors`` file of that model."""
+    """Initial weights. ``timm``: the pretrained weights of ``name``, downloaded once; ``none``: random; otherwise the
+    path of a ``.safetensors`` file of that model."""
     stages: tuple[int, ...] = (3, 4, 5)
-    """Stages handed to the neck, C2 to C5: stage k has stride ``2**k``."""
+    """Stages whose feature maps the neck receives, of C2 to C5: stage k has stride ``2**k``."""
     dilated: bool = False
     """DC5: C5 keeps stride 16, its later blocks are dilated by 2."""
     norm: Literal["frozen", "batch"] = "frozen"
     """``frozen``: statistics and affine parameters of BatchNorm never change (pretrained weights, small batches).
     ``batch``: ordinary BatchNorm (training from scratch)."""
     freeze_stem: bool = True
-    """Never train what comes before C3: the stem and the first stage."""
+    """Freeze everything before C3: the stem and the first stage."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Mean of each colour channel that the weights expect, on [0, 1]."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Standard deviation of each colour channel that the weights expect, on [0, 1]."""
-    pad_type: str = ""
-    """Padding of convolutions, for timm models that take it (``same`` for TensorFlow's weights)."""
+    """Mean of each colour channel in the training of the weights, on [0, 1]."""
+    std: tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)], Annotated[float, Gt(0)]] = (0.229, 0.224, 0.225)
+    """Standard deviation of each colour channel in the training of the weights, on [0, 1]."""
+    pad_type: str | None = None
+    """Padding of convolutions, for timm models with this option (``same`` for TensorFlow's weights)."""
 
 
 class TimmBackbone(nn.Module):
@@ -48,49 +49,50 @@ class TimmBackbone(nn.Module):
 
     Args:
         config: which model.
-        pretrained: start from ``config.weights`` instead of random numbers.
+        pretrained: load ``config.weights`` instead of random weights.
 
     Raises:
-        UserError: when the model is unknown, has other strides, or its weights cannot be had.
+        UserError: the model is unknown, has other strides, or its weights are not available.
     """
 
     def __init__(self, config: BackboneConfig, pretrained: bool = False) -> None:
         super().__init__()
-        # channels last: a quarter faster in convolutions on CPUs, what tensor cores want, and tokens without a copy
+        # channels last: a quarter faster on CPUs, the layout of tensor cores, and tokens need no copy
         self.body = create(config, pretrained).to(memory_format=torch.channels_last)
         self.channels = tuple(self.body.feature_info.channels())
         if config.norm == "frozen":
             if pretrained and config.weights == "none":
                 logger.warning(
-                    "The backbone starts from random weights with frozen BatchNorm, which learns little: "
+                    "The backbone has random weights and frozen BatchNorm, which trains badly: "
                     "add --model.backbone.norm batch --model.backbone.freeze-stem False."
                 )
             freeze_batch_norm(self.body)
-        self.fixed = freeze_below_c3(self.body) if config.freeze_stem else ()
+        self.frozen_norms = freeze_below_c3(self.body) if config.freeze_stem else ()
+        """Names, not modules: conversion to SyncBatchNorm replaces the modules."""
         self.axes = (0, 3, 1, 2) if getattr(self.body, "output_fmt", "NCHW") == "NHWC" else (0, 1, 2, 3)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
         return [level.permute(self.axes) for level in self.body(images.contiguous(memory_format=torch.channels_last))]
 
     def train(self, mode: bool = True) -> "TimmBackbone":
-        """As ever, but BatchNorm in a frozen stem keeps its statistics, as its weights."""
+        """As ``nn.Module.train``, but BatchNorm in a frozen stem keeps its statistics, like its weights."""
         super().train(mode)
-        for norm in self.fixed:
-            norm.eval()
+        for name in self.frozen_norms:
+            self.body.get_submodule(name).eval()
         return self
 
 
 def create(config: BackboneConfig, pretrained: bool) -> Any:
-    """The timm model, with weights if asked for."""
+    """The timm model, with weights if ``pretrained``."""
     if not timm.is_model(config.name):
         raise UserError(
-            f"model.backbone.name is '{config.name}', which timm does not know."
+            f"model.backbone.name is '{config.name}', which is not a timm model."
             f"{did_you_mean(config.name, timm.list_models() + timm.list_pretrained())}"
         )
     if not config.stages or any(not 2 <= stage <= 5 for stage in config.stages):
-        raise UserError(f"model.backbone.stages is {config.stages}, but must name stages between 2 and 5.")
+        raise UserError(f"model.backbone.stages is {config.stages}, but must be stages between 2 and 5.")
     if list(config.stages) != sorted(set(config.stages)):
-        raise UserError(f"model.backbone.stages is {config.stages}, but must go from fine to coarse, each stage once.")
+        raise UserError(f"model.backbone.stages is {config.stages}, but must be in ascending order, each stage once.")
     options: dict[str, Any] = {"pad_type": config.pad_type} if config.pad_type else {}
     if config.dilated:
         options["output_stride"] = 16
@@ -118,8 +120,8 @@ def create(config: BackboneConfig, pretrained: bool) -> Any:
         if options.keys() & {"pad_type", "output_stride"}:
             raise UserError(
                 f"The timm model '{config.name}' cannot be built with model.backbone.pad_type '{config.pad_type}' and "
-                f"model.backbone.dilated {config.dilated} ({type(error).__name__}: {error}): leave them as they are "
-                f"('' and False) or choose another model."
+                f"model.backbone.dilated {config.dilated} ({type(error).__name__}: {error}): use the defaults "
+                f"(None and False) or another model."
             ) from error
         raise
     if "pretrained_cfg_overlay" in options:
@@ -151,23 +153,22 @@ def preprocessing(trained_on: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def with_weights(config: BackboneConfig, weights: str) -> BackboneConfig:
-    """``config`` starting from ``weights``: the name of a timm model, or a ``.safetensors`` file of one.
+    """``config`` with other initial weights: the name of a timm model, or a ``.safetensors`` file of one.
 
-    With the name of a model come mean and std of its weights, which timm knows, and its own padding. A file may say
-    in its metadata what it is: ``timm_model``, ``pad_type``, ``mean`` and ``std``.
-    Without, it is taken to be of the model that ``config`` names.
+    The name of a model also sets mean and std of its weights, and its own padding. The metadata of a file may do the
+    same: ``timm_model``, ``pad_type``, ``mean`` and ``std``; otherwise it must be of the model that ``config`` names.
     """
     if not weights.endswith(".safetensors"):
         try:
             trained_on = timm.models.get_pretrained_cfg(weights)
-        except RuntimeError as error:  # the name has a tag (what follows the dot) that timm does not know
+        except RuntimeError as error:  # the tag of the name (after the dot) is unknown
             raise UserError(
-                f"'{weights}' names no weights that timm knows.{did_you_mean(weights, timm.list_pretrained())}"
+                f"timm has no weights called '{weights}'.{did_you_mean(weights, timm.list_pretrained())}"
             ) from error
         if trained_on is None:
-            return replace(config, name=weights, weights="timm", pad_type="")  # refused when it is built
+            return replace(config, name=weights, weights="timm", pad_type=None)  # refused when it is built
         mean, std = preprocessing(trained_on.to_dict())
-        return replace(config, name=weights, weights="timm", pad_type="", mean=mean, std=std)
+        return replace(config, name=weights, weights="timm", pad_type=None, mean=mean, std=std)
     try:
         with safe_open(existing(weights), framework="pt") as file:
             meta = file.metadata() or {}
@@ -184,11 +185,11 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def check_complete(body: nn.Module, path: str) -> None:
-    """timm loads what fits and keeps random numbers elsewhere; refuse a file that does not hold every weight."""
+    """Refuse a file without every weight: timm loads what fits and leaves the rest random."""
     with safe_open(path, framework="pt") as file:
         held = {name.replace("_", ".") for name in file.keys()}  # noqa: SIM118 (the file is no dictionary)
     wanted = [name for name in body.state_dict() if not name.endswith("num_batches_tracked")]
-    missing = [name for name in wanted if name.replace("_", ".") not in held]  # timm writes some dots as underscores
+    missing = [name for name in wanted if name.replace("_", ".") not in held]  # timm replaces some dots by underscores
     if missing:
         raise UserError(
             f"'{path}' lacks {len(missing)} of the {len(wanted)} weights of the backbone, {', '.join(missing[:3])} "
@@ -198,12 +199,12 @@ def check_complete(body: nn.Module, path: str) -> None:
 
 def existing(path: str) -> Path:
     if not Path(path).is_file():
-        raise UserError(f"The backbone weights '{path}' do not exist: pass the path of a .safetensors file.")
+        raise UserError(f"There is no file '{path}': expected backbone weights, a .safetensors file.")
     return Path(path)
 
 
 class FrozenBatchNorm(nn.Module):
-    """BatchNorm whose statistics and affine parameters are buffers: the same function in training and evaluation.
+    """BatchNorm whose statistics and affine parameters are constant buffers, the same in training and evaluation.
 
     ``y = weight * (x - mean) / sqrt(var + eps) + bias``, then the activation that timm fused into the layer, if any.
     """
@@ -228,7 +229,7 @@ class FrozenBatchNorm(nn.Module):
 
 
 def freeze_batch_norm(module: nn.Module) -> None:
-    """Replace every BatchNorm inside ``module`` by its frozen form."""
+    """Replace every BatchNorm inside ``module`` by ``FrozenBatchNorm``."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(module, name, FrozenBatchNorm(child))
@@ -236,11 +237,11 @@ def freeze_batch_norm(module: nn.Module) -> None:
             freeze_batch_norm(child)
 
 
-def freeze_below_c3(body: Any) -> tuple[nn.Module, ...]:
-    """Switch off the gradient of everything up to C2, in the order in which timm registers its modules.
+def freeze_below_c3(body: Any) -> tuple[str, ...]:
+    """Disable gradients of everything up to C2, in the order in which timm registers its modules.
 
     Returns:
-        The BatchNorms among it, whose statistics are not to change either.
+        Names of the frozen BatchNorms, whose statistics must not change either.
     """
     c2 = [info["module"] for info in body.feature_info.info if info["reduction"] == 4][-1]
     inside = tuple(f"{name}." for name in (c2, c2.replace(".", "_")))  # timm flattens the names of some models
@@ -248,5 +249,5 @@ def freeze_below_c3(body: Any) -> tuple[nn.Module, ...]:
     last = max(i for i, name in enumerate(names) if name.startswith(inside))
     for parameter in list(body.parameters())[: last + 1]:
         parameter.requires_grad_(False)
-    norms = [module for module in body.modules() if isinstance(module, nn.BatchNorm2d) and module.affine]
-    return tuple(norm for norm in norms if not norm.weight.requires_grad)
+    norms = [(name, module) for name, module in body.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    return tuple(name for name, norm in norms if norm.affine and not norm.weight.requires_grad)

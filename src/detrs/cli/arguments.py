@@ -108,7 +108,7 @@ def given(flag: str, argv: list[str]) -> bool:
     return any(word.partition("=")[0].replace("_", "-") == name for word in argv)
 
 
-def check_data(path: str) -> None:
+def check_data(path: str | None) -> None:
     """Reject the name ``digits`` when it is ambiguous.
 
     Raises:

@@ -42,7 +42,7 @@ def run(argv: list[str]) -> None:
         raise UserError(
             f"There is no benchmark '{arguments.subject}', only: ops.{did_you_mean(arguments.subject, SUBJECTS)}"
         )
-    from detrs.engine.runtime import pick_device
+    from detrs.devices import pick_device
     from detrs.evaluation import operators
 
     device = pick_device(arguments.device)

@@ -22,16 +22,16 @@ class EvaluateArguments:
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
     """Path of a best.safetensors."""
-    data: str = ""
+    data: str | None = None
     """Folder with COCO annotations, or digits. Default: the data set used in training."""
-    split: str = ""
+    split: str | None = None
     """Split to evaluate. Default: the validation split used in training."""
     image_size: Size | None = None
     """Short and long side in pixels, or one number for both. Default: as in training."""
-    batch_size: int = 0
-    """Images per forward pass; 0: as in training."""
-    max_detections: int = 0
-    """Detections per image; 0: as in training."""
+    batch_size: int | None = None
+    """Images per forward pass. Default: as in training."""
+    max_detections: int | None = None
+    """Detections per image. Default: as in training."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     workers: int = 0
@@ -55,7 +55,7 @@ def run(argv: list[str]) -> None:
         arguments.checkpoint,
         data=arguments.data,
         split=arguments.split,
-        image_size=both(arguments.image_size) if arguments.image_size else None,
+        resize_to=both(arguments.image_size) if arguments.image_size else None,
         batch_size=arguments.batch_size,
         max_detections=arguments.max_detections,
         device=arguments.device,

@@ -83,17 +83,18 @@ def run(argv: list[str]) -> None:
             for image, all_found in everything:
                 best = max(best, *all_found.scores[:1].tolist(), 0.0)  # sorted by score
                 found = all_found.filter(arguments.threshold)
+                source = found.source or ""
                 drawn = draw_detections(image, found, arguments.threshold)
-                path = free_name(output, stem(found.source))
+                path = free_name(output, stem(source))
                 try:
                     drawn.save(path, quality=95)
                     name = path.name
                 except OSError as error:
                     path.unlink(missing_ok=True)
-                    errors[found.source] = UserError(f"Cannot write '{path}': {error.strerror or error}.")
+                    errors[source] = UserError(f"Cannot write '{path}': {error.strerror or error}.")
                     name = None
                 images.append({**found.to_json(), "drawing": name})
-                table.add_row(Text(printable(found.source)), Text(counts(found)))
+                table.add_row(Text(printable(source)), Text(counts(found)))
                 status.update(f"{len(images)} images")
     finally:
         skipped = [{"source": source, "reason": str(error)} for source, error in errors.items()]

@@ -28,7 +28,7 @@ def run(argv: list[str]) -> None:
     rows = []
     for name, make in PRESETS.items():
         about, experiment = inspect.getdoc(make) or "", preset(name)
-        size, epochs = experiment.data.image_size, experiment.schedule.epochs
+        size, epochs = experiment.data.resize_to, experiment.schedule.epochs
         batch_size = experiment.data.batch_size
         table.add_row(name, f"{size[0]}, {size[1]}", str(epochs), str(batch_size), about)
         rows.append(

@@ -31,7 +31,7 @@ def run(argv: list[str]) -> None:
     """Profile a preset."""
     arguments = parse(ProfileArguments, argv, "detrs profile")
     from detrs import models
-    from detrs.engine.runtime import pick_device
+    from detrs.devices import pick_device
     from detrs.evaluation.speed import profile
     from detrs.presets import preset
 
@@ -39,7 +39,7 @@ def run(argv: list[str]) -> None:
     device = pick_device(arguments.device)
     report = profile(
         models.build(experiment.model),
-        both(arguments.image_size) if arguments.image_size else experiment.data.image_size,
+        both(arguments.image_size) if arguments.image_size else experiment.data.resize_to,
         batch_size=arguments.batch_size,
         repeats=arguments.repeats,
         device=device,

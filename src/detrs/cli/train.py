@@ -23,11 +23,12 @@ COMMON_FLAGS = {
     "data": "data.path",
     "epochs": "schedule.epochs",
     "batch_size": "data.batch_size",
-    "image_size": "data.image_size",
+    "image_size": "data.resize_to",
     "lr": "optimizer.lr",
     "device": "runtime.device",
     "workers": "runtime.workers",
     "max_minutes": "schedule.max_minutes",
+    "weights": "initial",
 }
 """Common flag -> setting."""
 
@@ -40,7 +41,7 @@ class TrainArguments:
     from the folder, or repeat the original command with --resume.
     """
 
-    data: str
+    data: str | None
     """Folder with COCO annotations, or digits for the built-in demo data set."""
     epochs: int
     """Number of passes over the training images."""
@@ -54,9 +55,11 @@ class TrainArguments:
     """auto, cpu, cuda, cuda:1 or mps."""
     workers: int
     """Number of data loading processes; 0 loads in the main process."""
-    max_minutes: float
-    """Time budget in minutes; the learning rate schedule adapts to it. 0: no limit."""
-    backbone: str = ""
+    max_minutes: float | None
+    """Time budget in minutes; the learning rate schedule adapts to it."""
+    weights: str | None
+    """Start from the weights of this checkpoint (best.safetensors) of the same preset and classes."""
+    backbone: str | None = None
     """timm model name, or a .safetensors file with weights of one. Default: the backbone of the preset."""
     output: Path | None = None
     """Output folder. Default: runs/PRESET-N."""
@@ -121,7 +124,7 @@ def read(argv: list[str]) -> tuple[Experiment, Path, TrainArguments]:
     experiment = merged(arguments, rest)
     if given("data", rest) or given("data.path", rest):
         check_data(experiment.data.path)
-    return experiment, arguments.output or new_folder(start.name), arguments
+    return experiment, arguments.output or new_folder(start.name or "train"), arguments
 
 
 def merged(arguments: TrainArguments, words: list[str]) -> Experiment:
@@ -134,16 +137,18 @@ def merged(arguments: TrainArguments, words: list[str]) -> Experiment:
     for flag, place in COMMON_FLAGS.items():
         if not given(flag, words):
             continue
-        short = both(arguments.image_size) if flag == "image_size" else getattr(arguments, flag)
+        short: Any = both(arguments.image_size) if flag == "image_size" else getattr(arguments, flag)
         long = operator.attrgetter(place)(experiment)
         if given(place, words) and long != short:
             names = f"--{flag} and --{place}".replace("_", "-")
             raise UserError(
                 f"{names} are the same setting, but their values differ: {short} and {long}. Pass only one of them."
             )
-        section, _, setting = place.partition(".")
-        changed = dataclasses.replace(getattr(experiment, section), **{setting: short})
-        experiment = dataclasses.replace(experiment, **{section: changed})
+        section, _, setting = place.rpartition(".")
+        if section:
+            short, setting = dataclasses.replace(getattr(experiment, section), **{setting: short}), section
+        changed: dict[str, Any] = {setting: short}
+        experiment = dataclasses.replace(experiment, **changed)
     if arguments.backbone:
         model = experiment.model
         model = dataclasses.replace(model, backbone=with_weights(model.backbone, arguments.backbone))

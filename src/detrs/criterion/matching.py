@@ -1,4 +1,4 @@
-"""Bipartite matching: which query answers for which object (DETR, Eq. 1)."""
+"""Bipartite matching of queries and objects (DETR, Eq. 1)."""
 
 from typing import NamedTuple
 
@@ -13,10 +13,9 @@ from detrs.classification import Classification
 
 
 class Costs(NamedTuple):
-    """What a match costs: the class term of ``classification``, and the weights of all three terms."""
+    """The terms of the matching cost: the classification, which has its own weight, and the weights of the boxes."""
 
     classification: Classification
-    class_weight: float
     box_weight: float
     giou_weight: float
 
@@ -39,21 +38,21 @@ def pairwise_cost(
     target_boxes: Float[Tensor, "N 4"],
     costs: Costs,
 ) -> Float[Tensor, "Y Q N"]:
-    """Cost of every query of one image answering for every object of it, for all layers at once.
+    """Cost of every pair of query and object of one image, for all layers at once.
 
-    The cost of the object's class, L1 of normalised boxes and negative GIoU, weighted (DETR, Eq. 1 and A.2).
+    The weighted sum of the class cost, L1 of normalised boxes and negative GIoU (DETR, Eq. 1 and A.2).
     """
     classes = costs.classification.cost(logits, labels)  # (Y, Q, N)
     distance = torch.cdist(boxes.float(), target_boxes.expand(len(boxes), -1, -1), p=1.0)
     overlap = generalized_iou(cxcywh_to_xyxy(boxes.float())[..., None, :], cxcywh_to_xyxy(target_boxes))
-    return costs.class_weight * classes + costs.box_weight * distance - costs.giou_weight * overlap
+    return costs.classification.weight * classes + costs.box_weight * distance - costs.giou_weight * overlap
 
 
 def match(costs: list[list[Float[Tensor, "_ _ _"]]]) -> list[Matches]:
     """Solve one assignment per layer and image.
 
-    All cost blocks travel to the host in one copy. A cost that is not finite (a diverging model) counts as the
-    largest finite number, so that matching still ends and the loss tells.
+    All cost blocks are copied to the host at once. A cost that is not finite (a diverging model) is replaced by a large
+    finite one, so that matching succeeds and the loss shows the divergence.
 
     Args:
         costs: per group of predictions (decoder layers, proposals) one (Y, Q, N) for each image.
@@ -61,7 +60,7 @@ def match(costs: list[list[Float[Tensor, "_ _ _"]]]) -> list[Matches]:
     device = costs[0][0].device
     compact = [cost for group in costs for cost in group]
     host = torch.cat([block.flatten() for block in compact]).cpu().numpy()
-    host = np.nan_to_num(host, nan=1e30, posinf=1e30, neginf=1e30)  # -inf would be the dearest wish of all
+    host = np.nan_to_num(host, nan=1e30, posinf=1e30, neginf=1e30)  # -inf would be preferred to all others
     blocks = iter(np.split(host, np.cumsum([block.numel() for block in compact])[:-1]))
     matches = []
     for group in costs:

@@ -1,122 +1,93 @@
-"""The set criterion: match predictions with objects, then score classes and boxes (DETR, Eq. 2).
+"""The set criterion: bipartite matching, then classification and box losses (DETR, Eq. 2).
 
-Every decoder layer is supervised, and so are the encoder's proposals, with all labels replaced by class 0, "any
-object" (Deformable DETR, A.4; the maintained library forgets it).
+Every decoder layer is supervised, and so are the encoder's proposals.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from detrs.classification import Kind, classification_of
+from detrs.classification import Classification
 from detrs.criterion.losses import box_losses
 from detrs.criterion.matching import Costs, Matches, match, pairwise_cost
-from detrs.structures import Prediction, Predictions, Target
+from detrs.structures import Losses, Prediction, Predictions, Target, Totals
 
-PAPERS_CLASS_WEIGHT: dict[Kind, float] = {"focal": 2.0, "softmax": 1.0}
+ProposalLabels = Literal["objectness", "classes"]
+"""Labels that proposals are trained with. ``objectness``: class 0 for every object, meaning "any object" (Deformable
+DETR, A.4). ``classes``: the object's own (Efficient DETR, DINO)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CriterionConfig:
-    """Weights of the terms, in the matching and in the loss (Deformable DETR, A.4)."""
+    """Weights of the box terms, in the matching and in the loss (DETR, A.4). The model's classification has its own."""
 
-    class_weight: float = 0.0
-    """Weight of the classification term; 0: that of the papers, 2 for focal classification and 1 for softmax."""
-    box_weight: float = 5.0
+    box_weight: Annotated[float, Ge(0)] = 5.0
     """Weight of the L1 distance of normalised boxes."""
-    giou_weight: float = 2.0
+    giou_weight: Annotated[float, Ge(0)] = 2.0
     """Weight of 1 - GIoU."""
-    focal_alpha: float = 0.25
-    """Share of the positive class in the focal loss (focal classification only)."""
-    focal_gamma: float = 2.0
-    """Focusing exponent of the focal loss (focal classification only)."""
-    no_object_weight: float = 0.1
-    """Weight of queries without object in the cross entropy (softmax classification only; DETR, 3.1)."""
     auxiliary: bool = True
-    """Supervise every decoder layer, not the last alone."""
-
-
-class Losses(NamedTuple):
-    """What to minimise, and what it is made of."""
-
-    total: Float[Tensor, ""]
-    terms: dict[str, Float[Tensor, ""]]
-    """Unweighted and detached: ``class``, ``box``, ``giou`` of the last layer; ``class_0`` ... of the layers before;
-    ``class_proposals`` ... of the encoder."""
-
-
-class Totals(NamedTuple):
-    """What the whole effective batch holds, over all micro-batches and all processes.
-
-    Losses are sums divided by functions of these, so they do not depend on how the batch is divided.
-    """
-
-    images: int
-    objects: int
-    processes: int = 1
-    """Processes whose gradients are averaged: the sums of each are divided by their share of the whole."""
-
-    @classmethod
-    def of(cls, targets: tuple[Target, ...]) -> "Totals":
-        """Those of a batch that is not divided."""
-        return cls(len(targets), sum(len(target.labels) for target in targets))
+    """Supervise every decoder layer, not only the last."""
 
 
 class SetCriterion:
-    """Losses of a batch. Knows no process group: what the sums are divided by comes from outside.
+    """Losses of a batch. Independent of process groups: the divisors of the sums are arguments.
 
     Args:
-        config: weights.
-        kind: the model's classification, ``focal`` or ``softmax``.
+        config: weights of the box terms.
+        classification: the model's classification, with the weight of its term.
+        proposals: labels of the encoder's proposals, where there are any.
     """
 
-    def __init__(self, config: CriterionConfig, kind: Kind) -> None:
+    def __init__(
+        self, config: CriterionConfig, classification: Classification, proposals: ProposalLabels = "objectness"
+    ) -> None:
         self.config = config
-        self.classification = classification_of(
-            kind, alpha=config.focal_alpha, gamma=config.focal_gamma, no_object_weight=config.no_object_weight
-        )
-        self.class_weight = config.class_weight or PAPERS_CLASS_WEIGHT[kind]
-        self.costs = Costs(self.classification, self.class_weight, config.box_weight, config.giou_weight)
+        self.classification = classification
+        self.proposals = proposals
+        self.costs = Costs(classification, config.box_weight, config.giou_weight)
 
     def __call__(self, predictions: Predictions, targets: tuple[Target, ...], totals: Totals) -> Losses:
         """Match and score.
 
         Args:
             predictions: of a batch of B images.
-            targets: B of them; images without objects are negatives.
-            totals: of the whole batch that these images are a part of; ``Totals.of(targets)`` if they are all of it.
+            targets: one per image; images without objects are negatives.
+            totals: counts of the whole batch that these images are part of; ``Totals.of(targets)`` if they are all.
 
         Returns:
-            The weighted total and its unweighted terms.
+            The weighted total and its unweighted terms: ``class``, ``box``, ``giou`` of the last layer; ``class_0``,
+            ... of the layers before; ``class_proposals``, ... of the encoder.
 
         Raises:
-            ValueError: ``totals`` are below what ``targets`` alone hold.
+            ValueError: ``totals`` are smaller than the counts of ``targets``.
         """
         own = Totals.of(targets)
         if totals.images < own.images or totals.objects < own.objects or totals.processes < 1:
-            raise ValueError(f"{totals} cannot be of a batch of which one part holds {own}.")
+            raise ValueError(f"Expected totals of at least {own}, the counts of this part of the batch, got {totals}.")
         labels, boxes = padded(targets)
         layers = predictions.layers if self.config.auxiliary else predictions.layers[-1:]
         groups = [(stack(layers), labels, [*(f"_{i}" for i in range(len(layers) - 1)), ""])]
         if predictions.proposals is not None:
-            groups.append((stack((predictions.proposals,)), torch.zeros_like(labels), ["_proposals"]))
+            proposed = torch.zeros_like(labels) if self.proposals == "objectness" else labels
+            groups.append((stack((predictions.proposals,)), proposed, ["_proposals"]))
         counts = [len(target.labels) for target in targets]
         matches = match(
             [
                 [
-                    pairwise_cost(group.logits[:, i], group.boxes[:, i], wanted[i, :n], boxes[i, :n], self.costs)
+                    pairwise_cost(group.logits[:, i], group.boxes[:, i], of_group[i, :n], boxes[i, :n], self.costs)
                     for i, n in enumerate(counts)
                 ]
-                for group, wanted, _ in groups
+                for group, of_group, _ in groups
             ]
         )
         total, terms = boxes.new_zeros(()), {}
-        for (group, wanted, suffixes), pairs in zip(groups, matches, strict=True):
-            scores = self.score(group, wanted, boxes, pairs, totals)  # (3, layers)
-            weights = scores.new_tensor([self.class_weight, self.config.box_weight, self.config.giou_weight])
+        for (group, of_group, suffixes), pairs in zip(groups, matches, strict=True):
+            scores = self.score(group, of_group, boxes, pairs, totals)  # (3, layers)
+            weights = scores.new_tensor([self.classification.weight, self.config.box_weight, self.config.giou_weight])
             total = total + (weights @ scores).sum()
             for name, row in zip(("class", "box", "giou"), scores.detach(), strict=True):
                 terms.update({f"{name}{suffix}": value for suffix, value in zip(suffixes, row, strict=True)})
@@ -131,9 +102,9 @@ class SetCriterion:
         totals: Totals,
     ) -> Float[Tensor, "3 Y"]:
         """Class, L1 and GIoU term of each layer."""
-        chosen = (pairs.layer, pairs.image, pairs.query)
-        classes = self.classification.loss(group.logits, chosen, labels[pairs.image, pairs.target])
-        distance, overlap = box_losses(group.boxes[chosen], boxes[pairs.image, pairs.target])
+        matched = (pairs.layer, pairs.image, pairs.query)
+        classes = self.classification.loss(group.logits, matched, labels[pairs.image, pairs.target])
+        distance, overlap = box_losses(group.boxes[matched], boxes[pairs.image, pairs.target])
         per_layer = classes.new_zeros(2, len(classes)).index_add(1, pairs.layer, torch.stack([distance, overlap]))
         queries = totals.images * group.logits.shape[2]
         normalizer = self.classification.normalizer(totals.objects, queries) / totals.processes
@@ -142,7 +113,7 @@ class SetCriterion:
 
 
 def stack(layers: tuple[Prediction, ...]) -> Prediction:
-    """Layers of predictions as one, along a new first axis, in float32."""
+    """Predictions of several layers along a new first axis, in float32."""
     return Prediction(
         torch.stack([layer.logits for layer in layers]).float(), torch.stack([layer.boxes for layer in layers]).float()
     )

@@ -1,4 +1,4 @@
-"""Samples to a batch: padded right and bottom to a common size, in uint8 until the device normalises it."""
+"""Samples to a batch: padded right and bottom to a common size, uint8."""
 
 from collections.abc import Sequence
 
@@ -31,12 +31,3 @@ def _target(sample: Sample, height: int, width: int) -> Target:
     boxes = box_convert(boxes, "xyxy", "cxcywh") / torch.tensor([width, height, width, height], dtype=boxes.dtype)
     labels = sample.labels.clone()  # it may be a view of all labels of the data set, which a worker would send whole
     return Target(boxes, labels, sample.image_id, sample.original_size)
-
-
-def normalize(batch: Batch, mean: Sequence[float], std: Sequence[float]) -> Batch:
-    """``batch`` as a detector takes it: float32, ``(pixel / 255 - mean) / std``, zero where padded; on its device."""
-    images = batch.images
-    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).view(3, 1, 1)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device).view(3, 1, 1)
-    normalized = torch.addcmul(shift, images.to(torch.float32), scale)  # (B, 3, H, W)
-    return batch._replace(images=normalized.masked_fill_(batch.padding[:, None], 0.0))

@@ -1,8 +1,8 @@
-"""Batches for training and evaluation, the same ones however the work is divided.
+"""Batches for training and evaluation, independent of how the work is divided.
 
-The order of an epoch is a function of (seed, epoch), the augmentation of a picture one of (seed, epoch, position in
-that order), and the size a batch is padded to one of its whole global batch. So workers, processes, micro-batches and a
-resumed run all see the same pixels, and no global random state is touched.
+The order of an epoch is a function of (seed, epoch), the augmentation of an image one of (seed, epoch, position in that
+order), and the padded size one of the whole global batch. So the pixels do not depend on workers, processes,
+micro-batches or resuming, and no global random state is used.
 """
 
 from collections.abc import Iterator
@@ -12,23 +12,24 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from detrs.config import DataConfig
 from detrs.data import transforms
 from detrs.data.collate import collate
+from detrs.data.preprocessing import resized_size
 from detrs.data.sample import Dataset, Sample
+from detrs.data.transforms import DataConfig
 from detrs.errors import UserError, printable
 from detrs.structures import Batch
 
 WORKER_TIMEOUT_S = 120
-"""A worker that needs longer for one batch hangs: say so instead of waiting for ever."""
+"""Time for one batch after which a worker is taken to hang."""
 SHARED_MEMORY_SIGNS = ("Bus error", "shared memory", "/torch_", "ancdata", "Too many open files")
-"""What errors say when /dev/shm is full or too many files are open."""
+"""Parts of the errors raised when /dev/shm is full or too many files are open."""
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
-    """Optimizer steps of one epoch: the incomplete last batch is left out, but there is at least one step.
+    """Optimizer steps of one epoch: the incomplete last batch is dropped, but there is at least one step.
 
-    The pictures left out differ from epoch to epoch. With fewer pictures than ``batch_size`` they repeat in the batch.
+    The dropped images differ from epoch to epoch. With fewer images than ``batch_size``, images repeat in the batch.
     """
     return max(1, num_images // batch_size)
 
@@ -49,27 +50,22 @@ def training_batches(
     """One epoch: for each optimizer step the ``accumulate`` micro-batches of process ``rank``.
 
     Args:
-        dataset: what to train on.
-        config: augmentation, image size and the *global* batch size, a multiple of ``world_size * accumulate``.
-        seed: start of all random streams.
+        dataset: training images.
+        config: augmentation, size and the *global* batch size, a multiple of ``world_size * accumulate``.
+        seed: random seed.
         epoch: counts from 0.
-        first_step: step of the epoch to begin with; a resumed run continues where it stopped.
+        first_step: first step of the epoch; above 0 when a run is resumed.
         workers: loader processes; 0: load in this process.
         rank: this process among ``world_size``.
         world_size: number of training processes.
         accumulate: micro-batches per optimizer step.
-        pin_memory: put batches into page-locked memory, for copies to a GPU.
+        pin_memory: use page-locked memory, for copies to a GPU.
 
     Raises:
-        UserError: the batch cannot be divided; while iterating: a picture cannot be read.
+        UserError: while iterating: an image cannot be read.
     """
-    assert config.keep_empty or not dataset.num_empty, "keep_empty is a matter of open_dataset"
-    parts = world_size * accumulate
-    if config.batch_size % parts:
-        raise UserError(
-            f"The batch of {config.batch_size} images cannot be divided among {world_size} processes with {accumulate} "
-            f"micro-batches each: choose a multiple of {parts}."
-        )
+    assert config.keep_empty or not dataset.num_empty, "images without objects are dropped by open_dataset"
+    assert config.batch_size % (world_size * accumulate) == 0, "checked by engine.fitting.check_divisible"
     plans = _TrainingPlans(dataset, config, seed, epoch, first_step, rank, world_size, accumulate)
     batches = _load(plans, workers, pin_memory)
     return zip(*[batches] * accumulate, strict=True)
@@ -77,7 +73,7 @@ def training_batches(
 
 def evaluation_batches(
     dataset: Dataset,
-    image_size: tuple[int, int],
+    resize_to: tuple[int, int],
     batch_size: int,
     *,
     workers: int = 0,
@@ -85,14 +81,14 @@ def evaluation_batches(
     world_size: int = 1,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
-    """Every picture exactly once over all processes, in the order of the data set, resized to ``image_size``.
+    """Every image exactly once over all processes, in the order of the data set, resized to ``resize_to``.
 
     Process ``rank`` gets every ``world_size``-th batch, so that the batches do not depend on the number of processes.
 
     Raises:
-        UserError: while iterating: a picture cannot be read.
+        UserError: while iterating: an image cannot be read.
     """
-    return _load(_EvaluationPlans(dataset, image_size, batch_size, rank, world_size), workers, pin_memory)
+    return _load(_EvaluationPlans(dataset, resize_to, batch_size, rank, world_size), workers, pin_memory)
 
 
 class _Item(NamedTuple):
@@ -102,7 +98,7 @@ class _Item(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """One batch to be made, as numbers."""
+    """One batch to be loaded, as numbers."""
 
     items: list[_Item]
     size: tuple[int, int]
@@ -119,7 +115,7 @@ class _Plans(Protocol):
 
 
 class _TrainingPlans:
-    """The batches of one epoch for one process, each drawn when it is asked for."""
+    """The batches of one epoch for one process, each planned when it is requested."""
 
     def __init__(
         self,
@@ -146,14 +142,14 @@ class _TrainingPlans:
         share = batch_size // (self.world_size * self.accumulate)
         start = (micro_batch * self.world_size + self.rank) * share
         together = self.config.padded_together or batch_size
-        begin = start // together * together  # of the first group that has a part here
+        begin = start // together * together  # of the first group that has a part in this micro-batch
         end = min(-(-(start + share) // together) * together, batch_size)
         items = [self._item(first + position) for position in range(begin, end)]
         return _Plan(items[start - begin : start - begin + share], _common_size(items))
 
     def _item(self, position: int) -> _Item:
         index = int(self.order[position % len(self.order)])
-        random = np.random.default_rng((self.seed, self.epoch, position + 1))  # 0 would be the stream of the order
+        random = np.random.default_rng((self.seed, self.epoch, position + 1))  # 0 is the seed of the order
         return _Item(index, transforms.plan(self.config, self.dataset.size_of(index), random))
 
 
@@ -161,9 +157,9 @@ class _EvaluationPlans:
     """The evaluation batches of one process."""
 
     def __init__(
-        self, dataset: Dataset, image_size: tuple[int, int], batch_size: int, rank: int, world_size: int
+        self, dataset: Dataset, resize_to: tuple[int, int], batch_size: int, rank: int, world_size: int
     ) -> None:
-        self.dataset, self.image_size, self.batch_size = dataset, image_size, batch_size
+        self.dataset, self.resize_to, self.batch_size = dataset, resize_to, batch_size
         self.starts = range(rank * batch_size, len(dataset), world_size * batch_size)
 
     def __len__(self) -> int:
@@ -173,7 +169,7 @@ class _EvaluationPlans:
         start = self.starts[number]
         items = []
         for index in range(start, min(start + self.batch_size, len(self.dataset))):
-            size = transforms.resized_size(self.dataset.size_of(index), self.image_size)
+            size = resized_size(self.dataset.size_of(index), self.resize_to)
             items.append(_Item(index, transforms.Plan(False, None, size)))
         return _Plan(items, _common_size(items))
 
@@ -183,7 +179,7 @@ def _common_size(items: list[_Item]) -> tuple[int, int]:
 
 
 class _Loading(torch.utils.data.Dataset[Any]):
-    """Makes planned batches, in a worker or here."""
+    """Loads planned batches, in a worker or in this process."""
 
     def __init__(self, plans: _Plans) -> None:
         self.plans = plans
@@ -203,24 +199,25 @@ class _Loading(torch.utils.data.Dataset[Any]):
 
 
 def worker_failure(error: Exception) -> str:
-    """What to do about loader processes that died, hang or cannot hand over their batches; nothing for other errors.
+    """A sentence about loader processes that died, hang or cannot transfer their batches; empty for other errors.
 
-    PyTorch also raises such an error wherever the main process is when a worker dies, hence a function of its own.
+    PyTorch raises such an error wherever the main process is when a worker dies, so this is also used outside of the
+    loader.
     """
     text = str(error)
     if any(sign in text for sign in SHARED_MEMORY_SIGNS):
         return (
-            f"The loader processes cannot hand over their batches ({text.splitlines()[0].rstrip('.')}): shared memory "
-            "or open files have run out. Enlarge /dev/shm (docker run --shm-size 8g), or use fewer --workers, or 0."
+            f"The loader processes cannot transfer their batches ({text.splitlines()[0].rstrip('.')}): out of shared "
+            "memory or file descriptors. Enlarge /dev/shm (docker run --shm-size 8g) or use fewer --workers, or 0."
         )
     if text.startswith("DataLoader timed out"):
         return (
-            f"A loader process gave no batch for {WORKER_TIMEOUT_S} s: it hangs, or the disk does, or /dev/shm is "
-            "full. Try --workers 0."
+            f"A loader process returned no batch for {WORKER_TIMEOUT_S} s: the process or the disk hangs, or /dev/shm "
+            "is full. Try --workers 0."
         )
     if text.startswith("DataLoader worker (pid"):
         return (
-            f"A loader process died ({text.splitlines()[0].rstrip('.')}), mostly because the memory ran out: use fewer "
+            f"A loader process died ({text.splitlines()[0].rstrip('.')}), usually out of memory: use fewer "
             "--workers, smaller batches or images, or --workers 0."
         )
     return ""
@@ -239,7 +236,7 @@ def _load(plans: _Plans, workers: int, pin_memory: bool) -> Iterator[Batch]:
         collate_fn=_unchanged,
         timeout=WORKER_TIMEOUT_S if workers else 0,
         pin_memory=pin_memory,
-        generator=torch.Generator(),  # else torch draws a seed from the global stream, and a resumed run differs
+        generator=torch.Generator(),  # else torch draws a seed from the global generator, and a resumed run differs
     )
     batches = iter(loader)
     try:
@@ -250,7 +247,7 @@ def _load(plans: _Plans, workers: int, pin_memory: bool) -> Iterator[Batch]:
                 paths = ", ".join(plans.dataset.path_of(item.number) for item in plans[number].items)
                 reason = worker_failure(error)
                 if reason:
-                    raise UserError(f"{reason} It happened around these images: {printable(paths)}.") from error
+                    raise UserError(f"{reason} It failed while loading these images: {printable(paths)}.") from error
                 error.add_note(f"while waiting for these images: {paths}")
                 raise
             if isinstance(batch, UserError):

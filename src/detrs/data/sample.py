@@ -1,4 +1,4 @@
-"""One picture with its objects, and what every data set offers."""
+"""One image with its objects, and the protocol of data sets."""
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -6,61 +6,91 @@ from jaxtyping import Int
 from torch import Tensor
 from torchvision import tv_tensors
 
+from detrs.errors import UserError
 from detrs.structures import Classes
 
 
 class Sample(NamedTuple):
-    """One decoded picture and the objects to find in it. Its tensors may be shared: never change them in place."""
+    """One decoded image and its objects. Tensors may be shared: never change them in place."""
 
     image: tv_tensors.Image
     """(3, H, W) uint8, RGB, upright."""
     boxes: tv_tensors.BoundingBoxes
-    """(N, 4) float32, XYXY in pixels of ``image``; every box has an area. Crowd regions are left out."""
+    """(N, 4) float32, XYXY in pixels of ``image``; every box has an area. Crowd regions are excluded."""
     labels: Int[Tensor, "N"]
     """Contiguous class index (int64)."""
     image_id: int
-    """The data set's own id of the picture."""
+    """The data set's own id of the image."""
     original_size: tuple[int, int]
-    """(height, width) in pixels of the picture as stored, after EXIF orientation."""
+    """(height, width) in pixels of the image as stored, after EXIF orientation."""
     path: str
-    """Where the picture came from."""
+    """File of the image, for messages."""
 
 
 @runtime_checkable
 class Dataset(Protocol):
-    """What the loader, the engine and the evaluator need of a data set."""
+    """The interface of data sets for training and evaluation.
+
+    Any object with these members is accepted; ``SampleDataset`` makes one from a sequence of samples.
+    """
 
     classes: Classes
     image_ids: list[int]
     max_objects: int
-    """Largest number of objects in one picture."""
+    """Largest number of objects in one image."""
     num_empty: int
-    """Pictures without objects."""
+    """Number of images without objects."""
     can_be_mirrored: bool
-    """Whether an object seen in a mirror is still of its class, for all that is known."""
+    """False if a horizontal flip changes the class of objects (digits, for example)."""
     notes: list[str]
-    """One line for each kind of thing that was skipped, repaired or looks odd."""
+    """One line for each kind of problem that was skipped or repaired."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample:
-        """The decoded, untransformed picture at ``index``.
+        """The decoded image at ``index``, before augmentation.
 
         Raises:
-            UserError: the file cannot be read, is no picture, or has another size than the annotations say.
+            UserError: the file cannot be read, is not an image, or has another size than declared.
         """
         ...
 
     def size_of(self, index: int) -> tuple[int, int]:
-        """(height, width) of the picture at ``index``, without decoding it."""
+        """(height, width) in pixels of the image at ``index``, without decoding it."""
         ...
 
-    def path_of(self, index: int) -> str: ...
+    def path_of(self, index: int) -> str:
+        """File of the image at ``index``, for messages."""
+        ...
 
     def ground_truth(self) -> dict[str, Any]:
-        """A COCO dictionary for the evaluator: the file's own ids, crowd regions kept, annotations numbered from 1."""
+        """A COCO dictionary for the evaluation: the data set's own ids, with crowd regions, annotation ids from 1."""
         ...
 
     def fingerprint(self) -> str:
-        """Hex sha256 of annotations and file list: equal fingerprints mean the same data in the same order."""
+        """Hex SHA-256 of annotations and file list: equal fingerprints mean the same data in the same order."""
         ...
+
+
+MEMBERS = (
+    *("classes", "image_ids", "max_objects", "num_empty", "can_be_mirrored", "notes"),
+    *("__len__", "__getitem__", "size_of", "path_of", "ground_truth", "fingerprint"),
+)
+
+
+def check_protocol(dataset: object, name: str) -> None:
+    """Refuse an object without the ``Dataset`` protocol.
+
+    Args:
+        dataset: any object.
+        name: what messages call it.
+
+    Raises:
+        UserError: naming the members it lacks.
+    """
+    missing = [member for member in MEMBERS if not hasattr(dataset, member)]
+    if missing:
+        raise UserError(
+            f"{name} must have the detrs.data.Dataset protocol, but {type(dataset).__name__} has no "
+            f"{', '.join(missing)}. detrs.data.SampleDataset makes a data set from a sequence of samples."
+        )

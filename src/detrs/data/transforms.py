@@ -1,76 +1,106 @@
-"""What happens to a picture before the detector sees it, in uint8.
+"""Data settings and augmentation, in uint8.
 
-Every augmentation is drawn first as a ``Plan`` of plain numbers, a pure function of a random stream and of the size of
-the picture, and then applied. So the padded size of a batch is known before any picture is decoded, and no global
-random state is touched.
+Every augmentation is drawn first as a ``Plan`` of plain numbers, a pure function of a random generator and of the size
+of the image, and then applied. So the padded size of a batch is known before any image is decoded, and no global random
+state is used.
 
-The recipe is DETR's (Carion et al., arXiv 2005.12872, A.4), and ``crop`` is the same recipe at any ``image_size``:
+The recipe is DETR's (Carion et al., arXiv 2005.12872, A.4), and ``crop`` is the same recipe at any ``resize_to``:
 
-1. horizontal flip in half of the pictures (done last here, when the picture is smallest: windows fall evenly, so the
-   outcome has the same distribution);
-2. in half of the pictures: resize the short side to 400, 500 or 600 of 800, and cut out a window with sides in
-   384..600;
+1. horizontal flip of half of the images (done last here, when the image is smallest: crop windows are uniform, so the
+   distribution is the same);
+2. in half of the images: resize the short side to 400, 500 or 600 of 800, and crop a window with sides in 384..600;
 3. resize the short side to one of 11 steps between 480 and 800 of 800, the long side at most 1333.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
-from torch import Tensor
+from annotated_types import Ge, Gt, Le
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from detrs.config import OFFICIAL_MIN_SCALE, OFFICIAL_SIZE, DataConfig
+from detrs.data.preprocessing import resized_size
 from detrs.data.sample import Sample
+from detrs.errors import UserError
+
+OFFICIAL_SIZE = (800, 1333)
+"""``resize_to`` of DETR's recipe."""
+OFFICIAL_MIN_SCALE = 0.6
+"""``min_scale`` of DETR's recipe."""
 
 NUM_SCALES = 11
 CROP_SHORTS = (400, 500, 600)
 """Short sides before cropping, at the official size 800."""
 CROP_SIDES = (384, 600)
-"""Smallest and largest side of the window, at the official size 800."""
+"""Smallest and largest side of the crop window, at the official size 800."""
 CROP_MAX_ASPECT = 16
-"""The official recipe does not limit the long side before cropping; a panorama would fill the memory."""
+"""The official recipe does not limit the long side before cropping; a panorama would exhaust the memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The data set, and how its images are batched and augmented."""
+
+    path: str | None = None
+    """Folder of a COCO data set, or ``digits`` for the built-in demo set."""
+    train_split: str = "train"
+    """Name of the split to train on."""
+    val_split: str = "val"
+    """Name of the split to evaluate on (``val``, ``valid`` and ``validation`` are synonyms)."""
+    resize_to: tuple[Annotated[int, Ge(32)], Annotated[int, Ge(32)]] = OFFICIAL_SIZE
+    """(short, long) in pixels: the short side becomes ``short`` unless the long side would exceed ``long``."""
+    augment: Literal["none", "flip", "crop", "official"] = "crop"
+    """``flip``: horizontal flip and multi-scale. ``crop``: also a random crop in half of the images, scaled to
+    ``resize_to``. ``official``: DETR's own recipe, at its own sizes only (480..800, 1333)."""
+    mirror: bool = True
+    """Flip half of the training images horizontally; not with ``none``. False where left and right have a meaning
+    (text, digits, arrows); the built-in digits are never mirrored."""
+    min_scale: Annotated[float, Ge(0.1), Le(1)] = OFFICIAL_MIN_SCALE
+    """Multi-scale: the short side is drawn from 11 steps between ``min_scale`` and 1 times ``resize_to``; not with
+    ``none``."""
+    batch_size: Annotated[int, Ge(1)] = 16
+    """Images per optimizer step, over all processes and accumulated micro-batches."""
+    padded_together: Annotated[int, Gt(0)] | None = None
+    """Number of images padded to one common size. None: the whole batch, so that results do not depend on how it is
+    divided. N: N consecutive images, or the micro-batch of a process where that is larger. The authors trained with 2
+    images per device (1 for DC5 and Anchor DETR), which have less padding than a large batch."""
+    keep_empty: bool = True
+    """Train on images without objects, as negatives."""
+
+
+def check_official(config: DataConfig) -> None:
+    """Refuse sizes that contradict the recipe or each other.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    short, long = config.resize_to
+    if short > long:
+        raise UserError(f"data.resize_to is {config.resize_to}, but must be (short, long) with short <= long.")
+    for setting, fixed in {"resize_to": OFFICIAL_SIZE, "min_scale": OFFICIAL_MIN_SCALE}.items():
+        given = getattr(config, setting)
+        if config.augment == "official" and given != fixed:
+            raise UserError(
+                f"data.{setting} is {given}, but data.augment 'official' always trains at {fixed}: add "
+                "--data.augment crop (the same recipe at any size) or flip."
+            )
 
 
 class Plan(NamedTuple):
-    """The fate of one picture; all sizes are (height, width) in pixels."""
+    """The augmentation of one image; all sizes are (height, width) in pixels."""
 
     flip: bool
-    """Mirror left and right, after all the rest."""
+    """Flip horizontally, after the other steps."""
     crop: tuple[tuple[int, int], tuple[int, int, int, int]] | None
     """Size to resize to before cropping, and the window (top, left, height, width) in it."""
     size: tuple[int, int]
-    """Size in the end."""
-
-
-def resized_size(size: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int]:
-    """Size of a picture whose short side becomes ``short`` unless its long side would exceed ``long``.
-
-    DETR's rule to the pixel: Python's rounding of the short side, truncation of the long one, so that the long side can
-    come out a little beside ``long``. Sides never vanish.
-
-    Args:
-        size: (height, width) of the picture.
-        image_size: (short, long) in pixels.
-
-    >>> resized_size((480, 640), (800, 1333))
-    (800, 1066)
-    """
-    (height, width), (short, long) = size, image_size
-    small, large = min(size), max(size)
-    if large / small * short > long:
-        short = round(long * small / large)
-        if short == 0:  # flatter than 2 * long : 1, where the official rule gives an empty picture
-            return (1, long) if height < width else (long, 1)
-    if small == short:
-        return size
-    other = int(short * large / small)
-    return (short, other) if height < width else (other, short)
+    """Final size."""
 
 
 def plan(config: DataConfig, size: tuple[int, int], random: np.random.Generator) -> Plan:
-    """Draw what will happen to a training picture of ``size`` (height, width)."""
-    short, long = OFFICIAL_SIZE if config.augment == "official" else config.image_size
+    """Draw the augmentation of a training image of ``size`` (height, width)."""
+    short, long = OFFICIAL_SIZE if config.augment == "official" else config.resize_to
     if config.augment == "none":
         return Plan(False, None, resized_size(size, (short, long)))
     min_scale = OFFICIAL_MIN_SCALE if config.augment == "official" else config.min_scale
@@ -86,7 +116,7 @@ def plan(config: DataConfig, size: tuple[int, int], random: np.random.Generator)
 def _crop(
     size: tuple[int, int], factor: float, random: np.random.Generator
 ) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
-    """Draw the size before cropping and the window; ``factor`` is the short side relative to the official 800."""
+    """Draw the size before cropping and the crop window; ``factor`` is the short side relative to the official 800."""
     short = round(factor * CROP_SHORTS[random.integers(len(CROP_SHORTS))])
     height, width = resized_size(size, (short, CROP_MAX_ASPECT * short))
     low, high = (round(factor * side) for side in CROP_SIDES)
@@ -99,7 +129,7 @@ def _crop(
 
 
 def apply(plan: Plan, sample: Sample) -> Sample:
-    """``sample`` flipped, cropped and resized as planned; boxes are clipped, those without area dropped."""
+    """``sample`` cropped, resized and flipped as planned; boxes are clipped, boxes without area are dropped."""
     image, boxes, labels = sample.image, sample.boxes, sample.labels
     if plan.crop is not None:
         before, window = plan.crop
@@ -111,11 +141,3 @@ def apply(plan: Plan, sample: Sample) -> Sample:
     if plan.flip:
         image, boxes = F.horizontal_flip(image), F.horizontal_flip(boxes)
     return sample._replace(image=image, boxes=boxes, labels=labels)
-
-
-def resize(
-    image: Tensor, boxes: tv_tensors.BoundingBoxes | None, image_size: tuple[int, int]
-) -> tuple[Tensor, tv_tensors.BoundingBoxes | None]:
-    """Image (3, H, W) and boxes at the size a detector is evaluated at; ``image_size`` is (short, long) in pixels."""
-    size = list(resized_size((image.shape[-2], image.shape[-1]), image_size))
-    return F.resize(image, size), None if boxes is None else F.resize(boxes, size)

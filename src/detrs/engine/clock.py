@@ -1,50 +1,63 @@
-"""The wall clock of a run: time used, time to keep for the last evaluation, and how far the run is."""
+"""The wall clock of a run: time used, progress, and what is due."""
 
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from detrs.config import Experiment
 from detrs.engine.runtime import Runtime
 from detrs.engine.schedule import Pace
+from detrs.engine.state import TrainingState
 
 DRAWING_SECONDS = 2.0
+"""Time to draw the images of an evaluation, before the first one is measured."""
+MAX_SAVING = 0.05
+"""Largest fraction of the time that saves after epochs and before evaluations take."""
 
 
 class Clock:
-    """Measures a run. With a time budget all processes go by the main process's clock.
+    """Measures a run and decides what is due. With a time budget all processes use the main process's clock.
 
     Args:
-        pace: steps and minutes of the run.
-        runtime: the processes that have to agree.
+        experiment: length of the run, intervals of evaluations and saves.
+        runtime: the processes.
+        steps_per_epoch: optimizer steps of one epoch.
         began: ``time.monotonic()`` when the run began.
-        steps_to_evaluate: images to evaluate, counted in batches of training.
+        steps_to_evaluate: size of the validation split in training batches.
     """
 
-    def __init__(self, pace: Pace, runtime: Runtime, *, began: float, steps_to_evaluate: float) -> None:
-        self.pace, self.runtime, self.began, self.steps_to_evaluate = pace, runtime, began, steps_to_evaluate
+    def __init__(
+        self, experiment: Experiment, runtime: Runtime, *, steps_per_epoch: int, began: float, steps_to_evaluate: float
+    ) -> None:
+        minutes = experiment.schedule.max_minutes
+        self.steps_per_epoch = steps_per_epoch
+        self.total_steps = experiment.schedule.epochs * steps_per_epoch
+        self.pace = Pace(self.total_steps, None if minutes is None else 60 * minutes)
+        self.evaluations, self.save_every_minutes = experiment.evaluation, experiment.runtime.save_every_minutes
+        self.runtime, self.began, self.steps_to_evaluate = runtime, began, steps_to_evaluate
         self.seconds_before = 0.0
         """Used before the run was resumed."""
         self.step_began = self.saved_at = began
         self.steps = 0
         self.fastest_step = self.evaluation = self.saving = 0.0
         """Durations in seconds."""
-        self.look()
+        self.update()
 
     def used(self) -> float:
-        """Seconds since the run began, those before it was resumed included."""
+        """Seconds since the run began, including those before it was resumed."""
         return self.seconds_before + time.monotonic() - self.began
 
-    def look(self) -> None:
-        """Set ``seconds`` (used) and ``reserve`` (to keep for the last evaluation)."""
-        # Before the first evaluation: a batch takes half of a training step, and drawing a second or two.
+    def update(self) -> None:
+        """Set ``seconds`` (used) and ``reserve`` (kept for the last evaluation)."""
+        # Before the first evaluation: a batch takes half of a training step, plus the drawing.
         evaluation = 1.25 * self.evaluation or 0.5 * self.fastest_step * self.steps_to_evaluate + DRAWING_SECONDS
-        # It is saved before that evaluation, and after it.
+        # The state is saved before and after that evaluation.
         times = self.used(), evaluation + 2 * self.saving + self.fastest_step
-        self.seconds, self.reserve = self.runtime.from_main(times) if self.pace.budget_seconds else times
+        self.seconds, self.reserve = times if self.pace.budget_seconds is None else self.runtime.from_main(times)
 
     def state(self) -> dict[str, float]:
-        """What was measured, for ``resume``: a run that was over by its time budget has to stay so."""
+        """The measurements, for ``resume``: a run that has used up its time budget stays finished."""
         durations = {"fastest_step": self.fastest_step, "evaluation": self.evaluation, "saving": self.saving}
         return {"seconds": self.used(), **durations}
 
@@ -53,46 +66,75 @@ class Clock:
         self.seconds_before = state["seconds"]
         self.fastest_step, self.evaluation = state["fastest_step"], state["evaluation"]
         self.saving = state["saving"]
-        self.look()
+        self.update()
 
     def begin_steps(self) -> None:
-        """The first step begins: what came before (building, loading weights) is not part of it."""
+        """Start measuring the first step, after the model was built and weights were loaded."""
         self.step_began = time.monotonic()
 
     def end_step(self) -> float:
-        """Seconds since the step before, data loading included, evaluations and saves not."""
+        """Seconds since the previous step, including data loading, excluding evaluations and saves."""
         now = time.monotonic()
         seconds, self.step_began = now - self.step_began, now
         self.steps += 1
-        if self.steps > 1:  # the first one warms up
+        if self.steps > 1:  # the first one includes warm-up
             self.fastest_step = min(seconds, self.fastest_step or math.inf)
-        self.look()
+        self.update()
         return seconds
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Around an evaluation and all that follows from it: note how long it takes."""
+        """Measures the evaluation inside, with everything that follows from it."""
         began = time.monotonic()
         yield
         self.step_began = time.monotonic()
         self.evaluation = self.step_began - began
-        self.look()
+        self.update()
 
     @contextmanager
     def saving_state(self) -> Iterator[None]:
-        """Around a save: note how long it takes, and when it ended."""
+        """Measures the save inside."""
         began = time.monotonic()
         yield
         self.saved_at = self.step_began = time.monotonic()
         self.saving = self.saved_at - began
 
+    def epoch(self, step: int) -> int:
+        """Epoch of the step with number ``step``, both from 1."""
+        return (step - 1) // self.steps_per_epoch + 1
+
     def progress(self, step: int) -> float:
-        """Share of the run that is over after ``step`` steps, in [0, 1]."""
+        """Fraction of the run that is done after ``step`` steps, in [0, 1]."""
         return self.pace.progress(step, self.seconds, self.reserve)
 
+    def is_finished(self, state: TrainingState) -> bool:
+        """Whether the run is over: by epochs, by the time budget, or by patience."""
+        patience = self.evaluations.patience
+        is_stuck = patience is not None and state.evaluations_without_gain >= patience
+        return state.step > 0 and (self.progress(state.step) >= 1 or is_stuck)
+
+    def is_evaluation_due(self, state: TrainingState) -> bool:
+        """Whether the weights after the last step are to be evaluated, and have not been."""
+        every = self.evaluations.every_steps or self.evaluations.every_epochs * self.steps_per_epoch
+        is_due = state.step % every == 0 and self.allows_evaluation()
+        return (is_due or self.is_finished(state)) and 0 < state.step != state.evaluated_step
+
     def allows_evaluation(self) -> bool:
-        """Whether an evaluation now would leave enough time for the last one."""
+        """Whether there is time for an evaluation before the last one."""
         return self.pace.allows(self.seconds, self.reserve)
+
+    def is_save_due(self, state: TrainingState) -> bool:
+        """Whether the state is to be saved: after an epoch, after a while, or at the end."""
+        is_late = self.seconds_since_save() >= 60 * self.save_every_minutes
+        return is_late or (state.step % self.steps_per_epoch == 0 and self.can_save()) or self.is_finished(state)
+
+    def is_save_before_evaluation_due(self, state: TrainingState) -> bool:
+        """Whether to save before an evaluation, which takes minutes and may fail."""
+        return self.is_finished(state) or self.can_save()
+
+    def can_save(self) -> bool:
+        """Whether a save now keeps all saves below ``MAX_SAVING`` of the time."""
+        return self.seconds_since_save() >= self.saving / MAX_SAVING
 
     def seconds_since_save(self) -> float:
         return time.monotonic() - self.saved_at

@@ -1,4 +1,4 @@
-"""How good a detector is on a data set: the same code in training, on the command line and from Python."""
+"""Evaluation on a data set: the same code in training, on the command line and in Python."""
 
 import os
 from collections.abc import Sequence
@@ -6,89 +6,67 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import nn
-
 from detrs import config
-from detrs.classification import Classification, classification_of
+from detrs.checkpoints.detector import TrainedDetector, load_detector
 from detrs.config import Experiment, RuntimeConfig
 from detrs.data import open_dataset
-from detrs.data.collate import normalize
 from detrs.data.loader import evaluation_batches
-from detrs.data.sample import Dataset
-from detrs.engine.detector_file import load_detector
+from detrs.data.sample import Dataset, check_protocol
 from detrs.engine.runtime import Runtime
 from detrs.errors import UserError
 from detrs.evaluation.coco import CocoReport, coco_report
-from detrs.postprocess import detections
 from detrs.structures import Classes
 
 Results = list[dict[str, Any]]
 
 
 class Scores(NamedTuple):
-    """An evaluation: the figures, and the detections they are of."""
+    """An evaluation: the scores, and the detections that were scored."""
 
     report: CocoReport
     results: Results
     """COCO results in the order of the images, best first within an image; ids are the data set's own."""
 
 
-@torch.no_grad()
-def evaluate(
-    detector: nn.Module,
-    dataset: Dataset,
-    *,
-    image_size: tuple[int, int],
-    batch_size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    runtime: Runtime,
-    classification: Classification,
-    max_detections: int = 100,
-    workers: int = 0,
-    names: Sequence[str] | None = None,
-) -> Scores:
-    """Score ``detector``, in float32; every process calls this and gets the same figures.
+def evaluate(detector: TrainedDetector, dataset: Dataset, runtime: Runtime, *, workers: int = 0) -> Scores:
+    """Score ``detector``, in float32; every process calls this and gets the same scores.
 
-    Batches do not depend on the number of processes; they do depend on ``batch_size``, since images are padded to the
-    largest of their batch.
+    Batches do not depend on the number of processes; they do depend on ``evaluation.batch_size``, since images are
+    padded to the largest of their batch.
 
     Args:
-        detector: on ``runtime.device``; in evaluation mode meanwhile.
-        dataset: images and ground truth.
-        image_size: (short, long) in pixels.
-        batch_size: images per forward pass.
-        mean: of each colour channel, as in training.
-        std: likewise.
-        runtime: where to run.
-        classification: what the detector's logits mean.
-        max_detections: per image.
+        detector: its module is on ``runtime.device``; in evaluation mode meanwhile.
+        dataset: images and ground truth, with the same class names in any order.
+        runtime: device and processes.
         workers: loader processes.
-        names: class names in the order of the detector's labels; by default those of ``dataset``.
 
     Raises:
         UserError: boxes or scores are not finite, or an image cannot be read.
     """
-    classes = classes_in_order(dataset.classes, names or dataset.classes.names)
+    experiment, module = detector.experiment, detector.module
+    detector = replace(detector, classes=classes_in_order(dataset.classes, detector.classes.names))
     own: Results = []
-    was_training = detector.training
-    detector.eval()
+    was_training = module.training
+    module.eval()
     try:
         for batch in evaluation_batches(
-            dataset, image_size, batch_size, workers=workers, rank=runtime.rank, world_size=runtime.world_size
+            dataset,
+            detector.preprocessing.resize_to,
+            evaluation_batch_size(experiment),
+            workers=workers,
+            rank=runtime.rank,
+            world_size=runtime.world_size,
         ):
-            batch = normalize(batch.to(runtime.device), mean, std)
-            predictions = detector(batch.images, batch.padding)
             sizes = [target.original_size for target in batch.targets]
-            found = detections(predictions.last, sizes, classes, classification, max_detections=max_detections)
+            found = detector.detect(batch.to(runtime.device), sizes)
             for target, of_image in zip(batch.targets, found, strict=True):
                 own.extend(of_image.to_coco(target.image_id))
     finally:
-        detector.train(was_training)
+        module.train(was_training)
     position = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
     results = sorted(runtime.gather(own), key=lambda result: position[result["image_id"]])
-    report = coco_report(dataset.ground_truth(), results, max_detections=max_detections) if runtime.is_main else None
+    limit = experiment.evaluation.max_detections
+    report = coco_report(dataset.ground_truth(), results, max_detections=limit) if runtime.is_main else None
     shared = runtime.from_main(report)
     assert shared is not None
     return Scores(shared, results)
@@ -97,74 +75,80 @@ def evaluate(
 def evaluate_checkpoint(
     path: Path | str,
     *,
-    data: str = "",
-    split: str = "",
-    image_size: tuple[int, int] | None = None,
-    batch_size: int = 0,
-    max_detections: int = 0,
+    data: str | Dataset | None = None,
+    split: str | None = None,
+    resize_to: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    max_detections: int | None = None,
     device: str = "auto",
     workers: int = 0,
 ) -> Scores:
-    """Score the detector of a checkpoint; without further arguments, as training did when it saved it.
+    """Score the detector of a checkpoint; by default with the settings of its training.
 
     Args:
         path: a ``best.safetensors``.
-        data: data set; by default the one it was trained on.
+        data: folder of a data set, or an object with the ``Dataset`` protocol; by default that of training.
         split: by default the validation split of training.
-        image_size: (short, long) in pixels; by default as in training.
+        resize_to: (short, long) in pixels; by default as in training.
         batch_size: images per forward pass; by default as in training.
         max_detections: per image; by default as in training.
         device: ``auto``, ``cpu``, ``cuda``, ...
         workers: loader processes.
 
     Raises:
-        UserError: no such checkpoint or data set, they have other classes, or an argument is out of range.
+        UserError: there is no such checkpoint or data set, their classes differ, or an argument is out of range.
     """
     runtime = Runtime(RuntimeConfig(device=device))
-    detector, trained, classes, meta = load_detector(Path(path))
+    detector = load_detector(Path(path))
+    trained = detector.experiment
+    folder = data if isinstance(data, str) else trained.data.path
     experiment = replace(
         trained,
         data=replace(
             trained.data,
-            path=data or trained.data.path,
+            path=folder,
             val_split=split or trained.data.val_split,
-            image_size=image_size or trained.data.image_size,
-            augment="none",  # which may be of a fixed size, and is no part of an evaluation
+            resize_to=resize_to or detector.preprocessing.resize_to,
+            augment="none",  # the official recipe has a fixed size, and is no part of an evaluation
         ),
         evaluation=replace(
             trained.evaluation,
-            batch_size=batch_size or trained.evaluation.batch_size,
-            max_detections=max_detections or trained.evaluation.max_detections,
+            batch_size=trained.evaluation.batch_size if batch_size is None else batch_size,
+            max_detections=trained.evaluation.max_detections if max_detections is None else max_detections,
         ),
         runtime=RuntimeConfig(device=device, workers=workers),
     )
     config.validate(experiment)
+    if data is None or isinstance(data, str):
+        dataset, name = open_validation(experiment, is_given=data is not None), f"the data set '{folder}'"
+    else:
+        dataset, name = data, "the data set"
+        check_protocol(dataset, "data")
+    check_same_classes(detector.classes.names, dataset.classes.names, f"the checkpoint '{path}'", name)
+    detector.module.to(runtime.device)
+    detector = replace(
+        detector,
+        experiment=experiment,
+        preprocessing=replace(detector.preprocessing, resize_to=experiment.data.resize_to),
+    )
+    return evaluate(detector, dataset, runtime, workers=workers)
+
+
+def open_validation(experiment: Experiment, *, is_given: bool) -> Dataset:
+    """The validation split; ``is_given``: its folder was named by the caller, not by the checkpoint."""
     folder = experiment.data.path
     try:
-        dataset = open_dataset(folder, experiment.data.val_split)  # no cache: every picture is looked at once
+        return open_dataset(folder, experiment.data.val_split)  # no cache: every image is used once
     except UserError as error:
-        if data or os.path.isdir(os.path.expanduser(folder)):
+        if is_given or (folder is not None and os.path.isdir(os.path.expanduser(folder))):
             raise
-        raise UserError(f"{error} It is the data set of training: if it has moved, name it with --data.") from None
-    check_same_classes(classes.names, dataset.classes.names, f"the checkpoint '{path}'", f"the data set '{folder}'")
-    return evaluate(
-        detector.to(runtime.device),
-        dataset,
-        image_size=experiment.data.image_size,
-        batch_size=evaluation_batch_size(experiment),
-        mean=meta["preprocessing"]["mean"],
-        std=meta["preprocessing"]["std"],
-        runtime=runtime,
-        max_detections=experiment.evaluation.max_detections,
-        workers=workers,
-        names=classes.names,
-        classification=classification_of(experiment.model.classification),
-    )
+        raise UserError(f"{error} This is the data set of training: if it has moved, give --data.") from None
 
 
 def evaluation_batch_size(experiment: Experiment) -> int:
     """Images per forward pass in evaluation."""
-    return experiment.evaluation.batch_size or experiment.data.batch_size
+    batch_size = experiment.evaluation.batch_size
+    return experiment.data.batch_size if batch_size is None else batch_size
 
 
 def classes_in_order(classes: Classes, names: Sequence[str]) -> Classes:
@@ -176,7 +160,7 @@ def classes_in_order(classes: Classes, names: Sequence[str]) -> Classes:
 
 
 def check_same_classes(names: Sequence[str], others: Sequence[str], owner: str, other_owner: str) -> None:
-    """Refuse to compare detections of one set of classes with objects of another; order does not matter.
+    """Refuse two sets of classes that differ; order does not matter.
 
     Raises:
         UserError: listing both.

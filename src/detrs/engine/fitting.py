@@ -1,44 +1,66 @@
-"""Whether an experiment fits its data and its processes, asked before anything is written."""
+"""Whether an experiment fits its data, its processes and its initial weights; checked before anything is written."""
 
 import dataclasses
+from pathlib import Path
 
+from detrs import models
+from detrs.checkpoints import format
+from detrs.checkpoints.detector import different, load_detector
 from detrs.config import Experiment
 from detrs.data.sample import Dataset
 from detrs.engine.evaluate import check_same_classes
 from detrs.errors import UserError
+from detrs.models.detector import Model
+from detrs.structures import Classes
 
 
 def check_divisible(batch_size: int, world_size: int, accumulate: int) -> None:
-    """Refuse a batch that cannot be divided, before anything is written.
+    """Refuse a batch that cannot be divided into equal micro-batches.
 
     Raises:
-        UserError: saying which sizes can.
+        UserError: with the batch sizes that can.
     """
     parts = world_size * accumulate
     if batch_size % parts:
+        processes = "1 process" if world_size == 1 else f"{world_size} processes"
         raise UserError(
-            f"data.batch_size {batch_size} cannot be divided among {world_size} processes with {accumulate} "
-            f"micro-batches each: choose a multiple of {parts}."
+            f"data.batch_size {batch_size} cannot be divided among {processes} with {accumulate} micro-batches each "
+            f"(runtime.accumulate): choose a multiple of {parts}."
         )
 
 
 def for_data(experiment: Experiment, train_set: Dataset, val_set: Dataset) -> Experiment:
-    """The experiment with the number of classes of its data, without mirroring where that makes other objects.
+    """The experiment with the number of classes of its data, and without mirroring where that changes objects.
 
     Raises:
-        UserError: the two splits have different classes, or an image has more objects than the model has queries.
+        UserError: the two splits have different classes, or an image has more objects than the model can detect.
     """
     data, names = experiment.data, train_set.classes.names
     check_same_classes(names, val_set.classes.names, f"the split '{data.train_split}'", f"the split '{data.val_split}'")
-    if train_set.max_objects > experiment.model.num_queries:
-        multiple = getattr(experiment.model, "num_patterns", 1)
-        raise UserError(
-            f"An image of '{data.path}' has {train_set.max_objects} objects, but the model can find only "
-            f"{experiment.model.num_queries} in one image: raise model.num_queries to "
-            f"{-(-train_set.max_objects // multiple) * multiple} or more."
-        )
+    models.check_capacity(experiment.model, train_set.max_objects)
     return dataclasses.replace(
         experiment,
         model=dataclasses.replace(experiment.model, num_classes=len(names)),
         data=dataclasses.replace(data, mirror=data.mirror and train_set.can_be_mirrored),
     )
+
+
+def load_initial(path: str, model: Model, classes: Classes) -> None:
+    """Initialise ``model`` with the weights of a trained detector.
+
+    Raises:
+        UserError: the file is not a checkpoint of the same model with the same classes.
+    """
+    start = load_detector(Path(path).expanduser())
+    if start.classes.names != classes.names:
+        raise UserError(
+            f"The initial weights '{path}' have the classes {', '.join(start.classes.names)}; the data set has "
+            f"{', '.join(classes.names)}. Both must have the same class names in the same order."
+        )
+    if wrong := different(model.state_dict(), start.module.state_dict()):
+        trained = start.experiment.name or type(start.experiment.model).__name__
+        raise UserError(
+            f"The initial weights '{path}' are of another model ({trained}): {format.some_of(wrong)}. Train the same "
+            "preset with the same --model settings, or start without --weights."
+        )
+    model.load_state_dict(start.module.state_dict())

@@ -30,6 +30,7 @@ from detrs.config import Experiment
 from detrs.engine.lock import FolderLock
 from detrs.errors import UserError
 from detrs.files import PARTIAL
+from detrs.schema import to_dict
 
 logger = logging.getLogger("detrs")
 
@@ -116,7 +117,7 @@ class RunFolder:
         Raises:
             UserError: naming them.
         """
-        before, now = config.to_dict(config.load(self.experiment)), config.to_dict(experiment)
+        before, now = to_dict(config.load(self.experiment)), to_dict(experiment)
         for values in (before, now):
             values["data"].pop("path")  # data may move; its fingerprint is compared instead
             values["model"].pop("num_classes")  # comes from the data

@@ -1,7 +1,7 @@
-"""Where training runs: devices, processes, precision. The only importer of accelerate and ``torch.distributed``.
+"""Devices, processes and precision of training. The only importer of accelerate and ``torch.distributed``.
 
 One process is started with ``detrs train``, several with ``torchrun -m detrs train`` or ``accelerate launch -m detrs
-train``: the code above this file is the same, and so are its results.
+train``: the code above this file is the same, and so are the results.
 """
 
 import atexit
@@ -26,48 +26,25 @@ from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from detrs.config import RuntimeConfig
+from detrs.devices import pick_device
 from detrs.errors import UserError
 
 T = TypeVar("T")
 Module = TypeVar("Module", bound=nn.Module)
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-"""Our name of a precision, and accelerate's."""
+"""Name of a precision here and in accelerate."""
 SMALLEST_SCALE = 1.0
-"""fp16 overflows while its loss scale is too high; below this the numbers themselves are at fault."""
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that ``name`` means.
-
-    Args:
-        name: ``auto`` (the first accelerator, else the CPU), ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ...
-
-    Raises:
-        UserError: the name is no device, or this machine has no such device.
-    """
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if name == "auto":
-        return accelerator or torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"'{name}' is no device: choose auto, cpu, cuda, cuda:1 or mps.") from error
-    count = 1 if device.type == "cpu" else torch.accelerator.device_count()
-    present = device.type == "cpu" or (accelerator is not None and accelerator.type == device.type)
-    if not present or (device.index or 0) >= count:
-        found = f"{count} x {accelerator.type}" if accelerator else "only the CPU"
-        raise UserError(f"The device '{name}' is not here (found: {found}): choose another, or 'auto'.")
-    return device
+"""fp16 overflows while its loss scale is too high; below this the loss itself is not finite."""
 
 
 def is_main_process() -> bool:
-    """Whether this process speaks and writes for all; valid before a ``Runtime`` exists."""
+    """Whether this is the process that logs and writes; valid before a ``Runtime`` exists."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def seed_everything(*path: int) -> None:
-    """Start all random streams (Python, NumPy, PyTorch on every device) from a function of ``path`` alone."""
+    """Seed all random generators (Python, NumPy, PyTorch on every device) with a function of ``path`` alone."""
     seed = int(np.random.SeedSequence(path).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
@@ -78,18 +55,18 @@ class Runtime:
     """One process among ``world_size``, its device and its precision.
 
     Args:
-        config: where and how fast to run.
-        unused_parameters: some parameters take no part in the loss (no auxiliary losses).
+        config: device, precision, accumulation.
+        unused_parameters: some parameters do not contribute to the loss (no auxiliary losses).
 
     Raises:
-        UserError: the device is not here, or cannot do the precision.
+        UserError: the device is not available, or does not support the precision.
     """
 
     def __init__(self, config: RuntimeConfig, *, unused_parameters: bool = False) -> None:
         device = pick_device(config.device)
         if config.precision == "fp16" and device.type == "cpu":
-            raise UserError("runtime.precision is 'fp16', which a CPU cannot train in: choose 'fp32' or 'bf16'.")
-        # accelerate keeps its state for the whole process; a second run may want another device or precision.
+            raise UserError("runtime.precision 'fp16' is not supported on the CPU: choose 'fp32' or 'bf16'.")
+        # accelerate's state is global; a second run in this process may use another device or precision.
         AcceleratorState._reset_state(reset_partial_state=True)
         self._accelerator = Accelerator(
             cpu=device.type == "cpu",
@@ -106,55 +83,55 @@ class Runtime:
         self.is_main = self._accelerator.is_main_process
         if self.world_size > 1 and device.index is not None:
             raise UserError(
-                f"runtime.device is '{config.device}', but each of the {self.world_size} processes takes a device of "
-                f"its own: choose '{device.type}', and CUDA_VISIBLE_DEVICES to choose among them."
+                f"runtime.device is '{config.device}', but each of {self.world_size} processes needs its own device: "
+                f"use '{device.type}', and CUDA_VISIBLE_DEVICES to select devices."
             )
         self.device = self._accelerator.device if self.world_size > 1 else device
 
     def synchronize_batch_norm(self, detector: Module) -> Module:
-        """On several GPUs: BatchNorm over the pictures of all of them. (``torch`` has none for the CPU.)"""
+        """On several GPUs: BatchNorm statistics over the images of all of them. (PyTorch has none for the CPU.)"""
         if self.world_size > 1 and self.device.type == "cuda":
-            detector = convert_sync_batchnorm(detector)  # timm's: torch's would lose the activation in timm's layers
+            detector = convert_sync_batchnorm(detector)  # torch's would drop the activation in timm's layers
         return detector
 
-    def prepare(self, detector: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        """The model to call in training (autocast, distributed) and the optimizer to step; both wrap the given ones."""
-        model, prepared = self._accelerator.prepare(detector, optimizer)
-        return model, prepared
+    def prepare(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        """Wrap the objective (autocast, distributed) and the optimizer for training."""
+        wrapped, prepared = self._accelerator.prepare(objective, optimizer)
+        return wrapped, prepared
 
     @contextmanager
-    def micro_batch(self, model: nn.Module, *, last: bool) -> Iterator[None]:
-        """Forward and backward of one micro-batch; processes exchange gradients after the last one only."""
+    def micro_batch(self, objective: nn.Module, *, last: bool) -> Iterator[None]:
+        """Context of one micro-batch; gradients are reduced across processes after the last one only."""
         if last:
             yield
         else:
-            with self._accelerator.no_sync(model):
+            with self._accelerator.no_sync(objective):
                 yield
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of ``loss``, scaled under fp16."""
         self._accelerator.backward(loss)
 
-    def clip(self, parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-        """Clip the gradient of all parameters together and return its L2 norm before; 0: only measure."""
-        return self._accelerator.clip_grad_norm_(list(parameters), max_norm or float("inf"))
+    def clip(self, parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:
+        """Clip the gradient of all parameters together; returns its L2 norm before. ``None``: no clipping."""
+        return self._accelerator.clip_grad_norm_(list(parameters), float("inf") if max_norm is None else max_norm)
 
     def back_off(self) -> bool:
-        """After a gradient that is not finite: lower fp16's loss scale. Returns whether that may be the cure."""
+        """Lower fp16's loss scale after a gradient that is not finite. Returns whether overflow may be the cause."""
         scaler = self._accelerator.scaler
         if scaler is None or not scaler.is_enabled():
             return False
         scaler.update(scaler.get_scale() / 2)
-        # Else the good steps before count towards the next doubling, which may come with the very next step.
+        # Otherwise earlier finite steps count towards the next doubling, which may be the next step.
         scaler.load_state_dict({**scaler.state_dict(), "_growth_tracker": 0})
         return scaler.get_scale() >= SMALLEST_SCALE
 
     def scaler_state(self) -> dict[str, Any]:
-        """State of fp16's loss scale, plain numbers; empty in other precisions."""
+        """State of fp16's loss scale as plain numbers; empty in other precisions."""
         return {} if self._accelerator.scaler is None else self._accelerator.scaler.state_dict()
 
     def load_scaler_state(self, state: dict[str, Any]) -> None:
-        """The inverse of ``scaler_state``; a run resumed in another precision starts a new scale."""
+        """The inverse of ``scaler_state``; a run resumed in another precision starts with a new scale."""
         if state and self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(state)
 
@@ -188,21 +165,21 @@ class Runtime:
         return broadcast_object_list([value])[0] if self.world_size > 1 else value
 
     def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
-        """Give ``tensors`` the values that they have in the main process."""
+        """Broadcast ``tensors`` from the main process."""
         if self.world_size > 1:
             for tensor in tensors:
                 torch.distributed.broadcast(tensor, src=0)
 
     def wait_for_all(self) -> None:
-        """Go on when every process is here."""
+        """Barrier."""
         self._accelerator.wait_for_everyone()
 
     def main_first(self) -> Any:
-        """A context in which the others wait for the main process (downloads, caches)."""
+        """A context that the main process enters first (downloads, caches)."""
         return self._accelerator.main_process_first()
 
     def memory_bytes(self) -> int:
-        """Peak of the accelerator's memory, or what this process holds of the main memory now."""
+        """Peak memory of the GPU, or current resident memory of this process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return int(psutil.Process().memory_info().rss)

@@ -1,4 +1,4 @@
-"""How the learning rate follows the run, and when a run with a time budget ends: pure functions of numbers."""
+"""Learning-rate schedule, and the progress of a run with a time budget: pure functions of numbers."""
 
 import math
 from dataclasses import dataclass
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from detrs.config import ScheduleConfig
 
 WARMUP_BATCH = 16
-"""Batch size at which ``warmup_steps`` counts."""
+"""Batch size that ``warmup_steps`` refers to."""
 LONGEST_WARMUP = 0.1
-"""Share of the run after which warm-up is over in any case."""
+"""Largest fraction of the run that warm-up takes."""
 
 
 def lr_factor(config: ScheduleConfig, step: int, progress: float, batch_size: int) -> float:
@@ -16,8 +16,8 @@ def lr_factor(config: ScheduleConfig, step: int, progress: float, batch_size: in
 
     Args:
         config: which schedule.
-        step: counts from 0 over the whole run.
-        progress: share of the run that is over before the step, in [0, 1].
+        step: from 0, over the whole run.
+        progress: fraction of the run done before the step, in [0, 1].
         batch_size: images per step.
     """
     warmup_steps = config.warmup_steps * WARMUP_BATCH / batch_size
@@ -25,34 +25,34 @@ def lr_factor(config: ScheduleConfig, step: int, progress: float, batch_size: in
     if config.kind == "cosine":
         decay = config.final_lr_factor + (1 - config.final_lr_factor) * (1 + math.cos(math.pi * progress)) / 2
     else:
-        # the last bit of a quotient must not move a drop by a step
+        # rounding of a quotient must not move a drop by a step
         decay = 0.1 ** sum(progress + 1e-9 >= at for at in config.drop_at)
     return min(1.0, warmup) * decay
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How far a run is: by steps, or by minutes where its time budget is nearer to its end."""
+    """Progress of a run: by steps, or by time where its time budget is nearer to its end."""
 
     total_steps: int
-    budget_seconds: float
-    """Wall-clock budget of the whole run, evaluations included; 0: none."""
+    budget_seconds: float | None
+    """Wall-clock budget of the whole run, evaluations included; ``None``: no limit."""
 
     def progress(self, step: int, seconds: float, reserve: float) -> float:
-        """Share of the run that is over, in [0, 1].
+        """Fraction of the run that is done, in [0, 1].
 
         Args:
             step: optimizer steps done.
             seconds: wall-clock time used.
-            reserve: seconds that the final evaluation will take; training has to be over by then.
+            reserve: seconds kept for the final evaluation; training ends before it.
         """
         by_steps = step / self.total_steps
-        if not self.budget_seconds:
+        if self.budget_seconds is None:
             return min(1.0, by_steps)
         training_seconds = self.budget_seconds - reserve
         by_time = seconds / training_seconds if training_seconds > 0 else 1.0
         return min(1.0, max(by_steps, by_time))
 
     def allows(self, seconds: float, reserve: float) -> bool:
-        """Whether something that takes ``reserve`` seconds, and after it the final evaluation, still fits."""
-        return not self.budget_seconds or seconds + 2 * reserve <= self.budget_seconds
+        """Whether an evaluation of ``reserve`` seconds fits before the final one."""
+        return self.budget_seconds is None or seconds + 2 * reserve <= self.budget_seconds

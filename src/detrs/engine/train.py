@@ -1,4 +1,4 @@
-"""Training, readable from top to bottom: ``training`` is the loop, ``train`` consumes it and shows progress."""
+"""Training: ``training`` is the loop, ``train`` runs it with a progress display."""
 
 import dataclasses
 import logging
@@ -11,50 +11,60 @@ from typing import Any
 
 from detrs import config
 from detrs.config import Experiment
+from detrs.data import open_dataset
+from detrs.data.sample import Dataset, check_protocol
 from detrs.engine.interruption import Interrupted, Interruption
 from detrs.engine.journal import StepReport, display, in_words
 from detrs.engine.run import RunFolder
 from detrs.engine.runtime import Runtime, is_main_process
 from detrs.engine.trainer import Trainer
+from detrs.errors import UserError
 
 logger = logging.getLogger("detrs")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a finished run came to."""
+    """The result of a finished run."""
 
     output: Path
     checkpoint: Path
-    """``best.safetensors``: the best weights, with all that is needed to predict."""
+    """``best.safetensors``: the best weights, with everything needed to predict."""
     scores: dict[str, Any]
     """Scores of the best weights on the validation split: ``ap``, ``ap50``, ... (``None``: undefined)."""
     best_step: int
-    """Optimizer steps done when they were scored."""
+    """Optimizer steps of the best weights."""
     steps: int
-    """Optimizer steps done in all."""
+    """Optimizer steps of the run."""
     seconds: float
-    """Wall-clock time of the whole run, earlier parts of a resumed run included."""
+    """Wall-clock time of the whole run, including earlier parts of a resumed run."""
 
 
 def training(
-    experiment: Experiment, output: Path | str, *, resume: bool = False
+    experiment: Experiment,
+    output: Path | str,
+    *,
+    resume: bool = False,
+    train_set: Dataset | None = None,
+    val_set: Dataset | None = None,
 ) -> Generator[StepReport, None, TrainResult]:
-    """Train, one optimizer step per iteration; files appear in ``output`` as described in ``engine.run``.
+    """Train, one optimizer step per iteration. ``engine.run`` lists the files in ``output``.
 
-    SIGTERM and Ctrl-C finish the step, save and raise ``SystemExit`` with 143 or 130. Closing the generator saves, too,
-    and so does any error outside of a step.
+    SIGTERM and Ctrl-C finish the step, save and raise ``SystemExit`` with 143 or 130. Closing the generator saves, and
+    so does any error outside of a step.
 
     Args:
-        experiment: what to train on what; the number of classes comes from the data.
+        experiment: settings; the number of classes comes from the data.
         output: folder of the run.
-        resume: continue the run in ``output``; on a CPU the weights come out as if it had never stopped, to the bit.
+        resume: continue the run in ``output``; bit-exact on a CPU.
+        train_set: any object with the ``Dataset`` protocol, instead of ``experiment.data.path``.
+        val_set: likewise, for validation.
 
     Yields:
-        A ``StepReport`` after each step, with the scores where an evaluation followed it.
+        A ``StepReport`` after each step, with the scores if an evaluation followed it.
 
     Raises:
-        UserError: settings, data or folder are at fault, or training diverged.
+        UserError: invalid settings, data or folder, or training diverged.
     """
     began = time.monotonic()
     config.validate(experiment)
@@ -62,59 +72,84 @@ def training(
     folder = RunFolder(Path(output))
     if runtime.is_main:
         folder.check(resume=resume)
-    trainer = Trainer(experiment, folder, runtime, began=began, pretrained=not resume)
+    trainer = Trainer(
+        experiment, *datasets(experiment, train_set, val_set), folder, runtime, began=began, resume=resume
+    )
+    state, clock, saver = trainer.state, trainer.clock, trainer.saver
 
     with folder.open(resume=resume) if runtime.is_main else nullcontext(), Interruption() as interruption:
         if resume:
-            trainer.restore()
-        runtime.wait_for_all()  # until every process has read what the main one may change now
+            saver.restore()
+        runtime.wait_for_all()  # all processes have read what the main process may change now
         if runtime.is_main:
             folder.save_experiment(trainer.experiment)
         try:
-            if trainer.is_evaluation_due():  # the run was stopped in the middle of it
+            if clock.is_evaluation_due(state):  # the run was stopped during an evaluation
                 found = evaluated(trainer, interruption)
-                logger.info("step %d, scored now: %s", trainer.state.step, in_words(**found))
-                trainer.save()
-            if resume and trainer.is_finished():
-                logger.warning("this run is finished; to go on, give it more --epochs or --max-minutes")
-            trainer.clock.begin_steps()
-            while not trainer.is_finished():
+                logger.info("step %d evaluated: %s", state.step, in_words(**found))
+                saver.save()
+            if resume and clock.is_finished(state):
+                logger.warning("this run is finished; to continue it, raise --epochs or --max-minutes")
+            clock.begin_steps()
+            while not clock.is_finished(state):
                 for batches in trainer.batches():
                     report = trainer.step(batches)
                     if signum := runtime.largest(interruption.signum):
                         raise Interrupted(signum)
-                    if trainer.is_evaluation_due():
-                        trainer.save_before_evaluation()
+                    if clock.is_evaluation_due(state):
+                        if clock.is_save_before_evaluation_due(state):
+                            saver.save()
                         found = evaluated(trainer, interruption)
                         report = dataclasses.replace(report, evaluation=found["report"], is_best=found["is_best"])
-                    if trainer.is_save_due() or trainer.is_finished():
-                        trainer.save()
+                    if clock.is_save_due(state):
+                        saver.save()
                     yield report
-                    if trainer.is_finished():
+                    if clock.is_finished(state):
                         break
         except (Interrupted, GeneratorExit) as stop:
             if not (isinstance(stop, Interrupted) and stop.at_once):
-                trainer.stop()
+                saver.stop()
             raise
         except Exception as error:
-            # A signal for the whole process group also kills loader processes, whose death is raised here.
-            if interruption.signum and trainer.state.is_whole:
-                trainer.stop()
+            # A signal to the process group also ends loader processes, which raises an error here.
+            if interruption.signum and state.is_whole:
+                saver.stop()
                 raise Interrupted(interruption.signum) from error
-            trainer.rescue()
+            saver.rescue()
             raise
     return TrainResult(
         output=folder.path,
         checkpoint=folder.best,
-        scores=trainer.state.best_scores or {},
-        best_step=trainer.state.best_step,
-        steps=trainer.state.step,
-        seconds=trainer.clock.used(),
+        scores=state.best_scores or {},
+        best_step=state.best_step,
+        steps=state.step,
+        seconds=clock.used(),
     )
 
 
+def datasets(experiment: Experiment, train_set: Dataset | None, val_set: Dataset | None) -> tuple[Dataset, Dataset]:
+    """Both splits: those given, or those of ``experiment.data``.
+
+    Raises:
+        UserError: a data set cannot be read, or lacks a part of the protocol.
+    """
+    data, cache_gib = experiment.data, experiment.runtime.cache_gib
+    if train_set is None:
+        train_set = open_dataset(data.path, data.train_split, keep_empty=data.keep_empty, cache_gib=cache_gib)
+    if val_set is None:
+        val_set = open_dataset(data.path, data.val_split, cache_gib=cache_gib)
+    check_protocol(train_set, "train_set")
+    check_protocol(val_set, "val_set")
+    if train_set.num_empty and not data.keep_empty:
+        raise UserError(
+            f"data.keep_empty is False, but train_set has {train_set.num_empty} images without objects: leave them out "
+            "of train_set, or set data.keep_empty True."
+        )
+    return train_set, val_set
+
+
 def evaluated(trainer: Trainer, interruption: Interruption) -> dict[str, Any]:
-    """Score the weights and remember the scores: ``report``, and whether it ``is_best``."""
+    """Evaluate and record the scores: the ``report``, and whether it ``is_best``."""
     with trainer.clock.evaluating():
         with interruption.immediately():
             scores = trainer.evaluate()
@@ -122,20 +157,30 @@ def evaluated(trainer: Trainer, interruption: Interruption) -> dict[str, Any]:
     return {"report": scores.report, "is_best": is_best}
 
 
-def train(experiment: Experiment, output: Path | str, *, resume: bool = False, quiet: bool = False) -> TrainResult:
-    """Consume ``training``, with a progress bar (on terminals) or plain lines on the standard error stream.
+def train(
+    experiment: Experiment,
+    output: Path | str,
+    *,
+    resume: bool = False,
+    train_set: Dataset | None = None,
+    val_set: Dataset | None = None,
+    quiet: bool = False,
+) -> TrainResult:
+    """Run ``training`` to its end, with a progress bar (on terminals) or plain lines on stderr.
 
     Args:
-        experiment: what to train on what.
+        experiment: settings.
         output: folder of the run.
         resume: continue the run in ``output``.
-        quiet: warnings only.
+        train_set: any object with the ``Dataset`` protocol, instead of ``experiment.data.path``.
+        val_set: likewise, for validation.
+        quiet: show warnings only.
 
     Raises:
-        UserError: settings, data or folder are at fault, or training diverged.
+        UserError: invalid settings, data or folder, or training diverged.
     """
     with display(quiet=quiet or not is_main_process()) as shown:
-        steps = training(experiment, output, resume=resume)
+        steps = training(experiment, output, resume=resume, train_set=train_set, val_set=val_set)
         while True:
             try:
                 shown.show(next(steps))

@@ -1,4 +1,4 @@
-"""Global multi-head attention: everything looks at everything."""
+"""Global multi-head attention."""
 
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -25,20 +25,20 @@ class MultiHeadAttention(nn.Module):
         query: Float[Tensor, "B Q C"],
         key: Float[Tensor, "B T C"],
         value: Float[Tensor, "B T C"],
-        visible: Bool[Tensor, "B 1 1 T"] | None = None,
+        mask: Bool[Tensor, "*broadcast T"] | None = None,
     ) -> Float[Tensor, "B Q C"]:
-        """Attend; ``visible`` is False for keys that nobody may look at (see ``not_padding``)."""
+        """Attention output; ``mask`` is True where a query attends to a key, broadcast to (B, M, Q, T)."""
         q, k, v = (
             split_heads(projected, self.num_heads)
             for projected in (self.query_proj(query), self.key_proj(key), self.value_proj(value))
         )
         dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.output_proj(join_heads(attended))
 
 
 def split_heads(x: Float[Tensor, "B T C"], num_heads: int) -> Float[Tensor, "B M T D"]:
-    """Each head's share of the channels, heads before tokens."""
+    """Channels split into heads."""
     return x.unflatten(2, (num_heads, -1)).transpose(1, 2)
 
 
@@ -48,36 +48,36 @@ def join_heads(x: Float[Tensor, "B M T D"]) -> Float[Tensor, "B T C"]:
 
 
 def not_padding(memory: Pyramid) -> Bool[Tensor, "B 1 1 S"]:
-    """Which tokens may be looked at, the same for every head and query."""
+    """Attention mask that excludes padding, the same for every head and query."""
     return ~memory.padding[:, None, None]
 
 
 class SelfAttention(nn.Module):
-    """Queries look at each other; positions steer where, contents are what is seen."""
+    """Self-attention of queries: position embeddings are added to queries and keys, not to values."""
 
     def __init__(self, dim: int, num_heads: int, dropout: float, initialization: Initialization) -> None:
         super().__init__()
         self.attention = MultiHeadAttention(dim, num_heads, dropout, initialization)
 
     def forward(self, queries: Queries) -> Float[Tensor, "B Q C"]:
-        placed = queries.content + queries.position
-        return self.attention(placed, placed, queries.content)
+        embedded = queries.content + queries.position
+        return self.attention(embedded, embedded, queries.content, queries.attention_mask)
 
 
 class GlobalSelfAttention(nn.Module):
-    """Tokens look at all tokens that are image; what encoder layers of DETR do."""
+    """Self-attention of all tokens that are not padding, as in the encoder of DETR."""
 
     def __init__(self, dim: int, num_heads: int, dropout: float, initialization: Initialization) -> None:
         super().__init__()
         self.attention = MultiHeadAttention(dim, num_heads, dropout, initialization)
 
     def forward(self, memory: Pyramid) -> Float[Tensor, "B S C"]:
-        placed = memory.tokens + memory.position
-        return self.attention(placed, placed, memory.tokens, not_padding(memory))
+        embedded = memory.tokens + memory.position
+        return self.attention(embedded, embedded, memory.tokens, not_padding(memory))
 
 
-class GlobalLook(nn.Module):
-    """Queries look at all tokens that are image; what decoder layers of DETR do."""
+class GlobalCrossAttention(nn.Module):
+    """Cross-attention to all tokens that are not padding, as in the decoder of DETR."""
 
     def __init__(self, dim: int, num_heads: int, dropout: float, initialization: Initialization) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The decoder: queries look at each other, look at the image, think, and say where their box is."""
+"""The decoder: self-attention, cross-attention, feed-forward network and a head per layer."""
 
 from collections.abc import Callable, Iterable
 
@@ -12,37 +12,44 @@ NextReference = Callable[[Queries, Tensor], Queries]
 
 
 def keep(queries: Queries, boxes: Float[Tensor, "B Q 4"]) -> Queries:
-    """Every layer refers to the same point."""
+    """Every layer has the same reference."""
     return queries
 
 
 def refine(queries: Queries, boxes: Float[Tensor, "B Q 4"]) -> Queries:
-    """The next layer refers to the box just predicted; gradients stop there (Deformable DETR, A.2)."""
+    """The reference of the next layer is the predicted box, detached (Deformable DETR, A.2)."""
     return queries.with_reference(boxes.detach())
 
 
 class DecoderLayer(nn.Module):
-    """``q <- LN(q + SelfAttention(q)); q <- LN(q + Look(q, memory)); q <- LN(q + FFN(q))``."""
+    """``q <- LN(q + SelfAttention(q)); q <- LN(q + CrossAttention(q, memory)); q <- LN(q + FFN(q))``."""
 
     def __init__(
-        self, self_attention: nn.Module, look: nn.Module, feedforward: FeedForward, dim: int, dropout: float
+        self, self_attention: nn.Module, cross_attention: nn.Module, feedforward: FeedForward, dim: int, dropout: float
     ) -> None:
         super().__init__()
         self.self_attention = self_attention
         self.self_attention_norm = AddNorm(dim, dropout)
-        self.look = look
-        self.look_norm = AddNorm(dim, dropout)
+        self.cross_attention = cross_attention
+        self.cross_attention_norm = AddNorm(dim, dropout)
         self.feedforward = feedforward
         self.feedforward_norm = AddNorm(dim, dropout)
 
     def forward(self, queries: Queries, memory: Pyramid) -> Queries:
         queries = queries.with_content(self.self_attention_norm(queries.content, self.self_attention(queries)))
-        queries = queries.with_content(self.look_norm(queries.content, self.look(queries, memory)))
+        attended = self.cross_attention(queries, memory)
+        queries = queries.with_content(self.cross_attention_norm(queries.content, attended))
         return queries.with_content(self.feedforward_norm(queries.content, self.feedforward(queries.content)))
 
 
 class Decoder(nn.Module):
-    """Layers and the head that reads each; ``next_reference`` is ``keep`` or ``refine``."""
+    """Decoder layers, each with a head.
+
+    Args:
+        layers: ``Queries`` and ``Pyramid`` to ``Queries``.
+        heads: one per layer, ``Queries`` and ``Pyramid`` to ``Prediction``; one head may appear several times.
+        next_reference: ``keep`` or ``refine``.
+    """
 
     def __init__(self, layers: Iterable[nn.Module], heads: Iterable[nn.Module], next_reference: NextReference) -> None:
         super().__init__()
@@ -50,10 +57,11 @@ class Decoder(nn.Module):
         self.heads = nn.ModuleList(heads)
         self.next_reference = next_reference
 
-    def forward(self, queries: Queries, memory: Pyramid) -> tuple[Prediction, ...]:
+    def forward(self, queries: Queries, memory: Pyramid) -> tuple[tuple[Prediction, ...], Queries]:
+        """The prediction of each layer, and the final queries."""
         predictions = []
         for layer, head in zip(self.layers, self.heads, strict=True):
             queries = layer(queries, memory)
-            predictions.append(head(queries.content, queries.reference))
+            predictions.append(head(queries, memory))
             queries = self.next_reference(queries, predictions[-1].boxes)
-        return tuple(predictions)
+        return tuple(predictions), queries

@@ -12,14 +12,15 @@ from detrs.structures import Pyramid, Queries
 
 
 class DeformableAttention(nn.Module):
-    """Each query reads ``num_points`` points per head and level around its reference, weighted by itself.
+    """Each query samples ``num_points`` points per head and level around its reference.
 
-    There is no product of queries and keys: where to look and how much to take are linear in the query. A reference
-    that is a point makes offsets pixels of the level they sample (4.1), a box makes them half boxes over P (A.2).
+    There is no product of queries and keys: sampling offsets and attention weights are linear in the query. Around a
+    reference point, offsets are in pixels of the sampled level (4.1); around a reference box, in half boxes over P
+    (A.2).
 
     Args:
         dim: width of queries and tokens; ``dim / num_heads`` channels per head.
-        num_heads: M; each starts out looking in its own direction.
+        num_heads: M; the initial offsets of each have a direction of their own.
         num_levels: L.
         num_points: P, per head and level.
     """
@@ -50,13 +51,13 @@ class DeformableAttention(nn.Module):
 
 
 def on_padded_maps(reference: Float[Tensor, "B Q R"], valid_ratio: Float[Tensor, "B L 2"]) -> Float[Tensor, "B Q L R"]:
-    """Points or boxes in [0, 1] of the un-padded image, as [0, 1] of each level with its padding."""
+    """Points or boxes in [0, 1] of the un-padded image as [0, 1] of each padded level."""
     ratio = torch.cat([valid_ratio] * (reference.shape[2] // 2), dim=-1)  # (B, L, R)
     return reference[:, :, None] * ratio[:, None]
 
 
 def star(num_heads: int, num_levels: int, num_points: int) -> Float[Tensor, "M L P 2"]:
-    """Initial offsets: head m looks in direction 2 pi m / M, its k-th point k steps away, on every level alike."""
+    """Initial offsets: head m in the direction 2 pi m / M, its k-th point k steps away, the same on every level."""
     angle = torch.arange(num_heads, dtype=torch.float32) * (2 * math.pi / num_heads)
     direction = torch.stack([angle.cos(), angle.sin()], dim=-1)  # (M, 2)
     direction = direction / direction.abs().amax(-1, keepdim=True)
@@ -65,18 +66,18 @@ def star(num_heads: int, num_levels: int, num_points: int) -> Float[Tensor, "M L
 
 
 class DeformableSelfAttention(nn.Module):
-    """Tokens look around themselves on all levels; what encoder layers of Deformable DETR do."""
+    """Self-attention of tokens around their own position on all levels, as in the encoder of Deformable DETR."""
 
     def __init__(self, dim: int, num_heads: int, num_levels: int, num_points: int) -> None:
         super().__init__()
         self.attention = DeformableAttention(dim, num_heads, num_levels, num_points)
 
     def forward(self, memory: Pyramid) -> Float[Tensor, "B S C"]:
-        return self.attention(memory.tokens + memory.position, memory.reference, memory)
+        return self.attention(memory.tokens + memory.position, memory.reference_points, memory)
 
 
-class DeformableLook(nn.Module):
-    """Queries look at the image around their reference; what decoder layers of Deformable DETR do."""
+class DeformableCrossAttention(nn.Module):
+    """Cross-attention around the reference of each query, as in the decoder of Deformable DETR."""
 
     def __init__(self, dim: int, num_heads: int, num_levels: int, num_points: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The encoder: tokens look at tokens, think, and repeat."""
+"""The encoder: a stack of self-attention and feed-forward layers over the tokens."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,7 @@ from detrs.structures import Pyramid
 
 
 class EncoderLayer(nn.Module):
-    """``x <- LN(x + Attention(x)); x <- LN(x + FFN(x))``; what ``attention`` sees is injected."""
+    """``x <- LN(x + Attention(x)); x <- LN(x + FFN(x))`` with any ``attention``: ``Pyramid`` to tokens."""
 
     def __init__(self, attention: nn.Module, feedforward: FeedForward, dim: int, dropout: float) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of encoder layers; with none, the tokens as they are."""
+    """A stack of encoder layers; without layers, the identity."""
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The parts of a transformer layer that do not look anywhere."""
+"""The parts of a transformer layer without attention."""
 
 from jaxtyping import Float
 from torch import Tensor, nn

@@ -1,52 +1,57 @@
-"""Heads: from what a query is to a class and a box."""
+"""Heads: queries to class logits and boxes."""
 
 from collections.abc import Callable
 
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from detrs.classification import Classification
 from detrs.layers.initialization import ExactLinear
-from detrs.structures import Prediction
+from detrs.structures import Prediction, Pyramid, Queries
 
 BoxCoder = Callable[[Tensor, Tensor], Tensor]
 """The head's raw output (B, Q, 4) and references (B, Q, 0, 2 or 4) to boxes; see ``detrs.boxes``."""
 
 
 class DetectionHead(nn.Module):
-    """Logits of classes, and a box relative to the query's reference; both in full precision under autocast too.
+    """Class logits, and a box relative to the query's reference.
 
     Args:
-        classes: queries to logits; see ``class_layer``.
-        box: last layer of the box's three, to four raw numbers; see ``zero_box_layer``.
+        classes: contents of queries to logits; see ``class_layer``.
+        box: contents of queries to four raw numbers; see ``box_mlp``.
         box_coder: raw numbers and references to boxes: ``absolute``, ``offset_from_point``, ``offset_from_box``.
-        norm: what queries pass through before (DETR's final normalisation, one for all layers); by default nothing.
+        norm: applied to the contents first (DETR's final normalisation); by default the identity.
     """
 
-    def __init__(self, classes: nn.Linear, box: nn.Linear, box_coder: BoxCoder, norm: nn.Module | None = None) -> None:
+    def __init__(self, classes: nn.Module, box: nn.Module, box_coder: BoxCoder, norm: nn.Module | None = None) -> None:
         super().__init__()
-        dim = box.in_features
         self.box_coder = box_coder
         self.norm = norm or nn.Identity()
         self.classes = classes
-        self.box = nn.Sequential(
-            nn.Linear(dim, dim), nn.ReLU(inplace=True), nn.Linear(dim, dim), nn.ReLU(inplace=True), box
-        )
+        self.box = box
 
-    def forward(self, content: Float[Tensor, "B Q C"], reference: Float[Tensor, "B Q R"]) -> Prediction:
-        content = self.norm(content)
-        return Prediction(self.classes(content), self.box_coder(self.box(content), reference))
+    def forward(self, queries: Queries, memory: Pyramid) -> Prediction:
+        """One class distribution and one box per query; ``memory`` is for heads that pool features or make masks."""
+        content = self.norm(queries.content)
+        return Prediction(self.classes(content), self.box_coder(self.box(content), queries.reference))
 
 
 def class_layer(dim: int, num_classes: int, classification: Classification) -> ExactLinear:
-    """Logits of the ``num_classes`` (and of "no object", if ``classification`` has that), started as it wants."""
+    """Logits of ``num_classes`` (and "no object", with ``Softmax``), in full precision, with the prior of
+    ``classification``."""
     layer = ExactLinear(dim, classification.num_logits(num_classes))
     classification.initialize(layer)
     return layer
 
 
+def box_mlp(last: nn.Linear) -> nn.Sequential:
+    """The three-layer perceptron that predicts a box; ``last`` is its output layer, for example ``zero_box_layer``."""
+    dim = last.in_features
+    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(inplace=True), nn.Linear(dim, dim), nn.ReLU(inplace=True), last)
+
+
 def zero_box_layer(dim: int, size_bias: float = 0.0) -> ExactLinear:
-    """Every box starts on its reference; a raw width and height of -2 is sigmoid(-2) = 0.12 of the image."""
+    """An output layer whose boxes start at their reference; a ``size_bias`` of -2 is sigmoid(-2) = 0.12 of the
+    image."""
     layer = ExactLinear(dim, 4)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)

@@ -1,34 +1,25 @@
-"""Linear layers as the official transformers initialise them, and one that autocast leaves alone."""
+"""Linear layers with the initialisation of the official transformers, and one that ignores autocast."""
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detrs.precision import full_precision
+
 
 class ExactLinear(nn.Linear):
-    """A linear layer that computes in the type of its weights under autocast too.
+    """A linear layer that computes in the type of its weights, also under autocast.
 
-    For what becomes a coordinate or a score: bfloat16 knows 256 numbers between 0.5 and 1, five pixels of an image of
-    1333 apart from each other.
+    For coordinates and scores: bfloat16 has 128 numbers in [0.5, 1), five pixels apart in an image of 1333 pixels.
     """
 
     def forward(self, x: Float[Tensor, "*rows inputs"]) -> Float[Tensor, "*rows outputs"]:
         with full_precision(x.device.type):
             return super().forward(x.to(self.weight.dtype))
-
-
-def full_precision(device_type: str) -> AbstractContextManager[object]:
-    """No autocast within; nothing at all where there is none, so that exported programs hold no trace of it."""
-    available = torch.amp.is_autocast_available(device_type)
-    if available and torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
 
 
 def xavier_linear(inputs: int, outputs: int, *, gain: float = 1.0, zero_bias: bool = False) -> nn.Linear:
@@ -41,12 +32,12 @@ def xavier_linear(inputs: int, outputs: int, *, gain: float = 1.0, zero_bias: bo
 
 
 class Initialization(NamedTuple):
-    """How the linear layers of a transformer start, (inputs, outputs) -> layer; the builder of a model chooses."""
+    """Initialisation of the linear layers of a transformer: functions from (inputs, outputs) to a layer."""
 
     attention: Callable[[int, int], nn.Linear]
     """Projections of queries, keys and values."""
     output: Callable[[int, int], nn.Linear]
-    """Projection of what attention has read."""
+    """Projection of the attended values."""
     feedforward: Callable[[int, int], nn.Linear]
 
 
@@ -56,4 +47,4 @@ XAVIER = Initialization(
     output=partial(xavier_linear, zero_bias=True),
     feedforward=xavier_linear,
 )
-"""DETR and its children that kept its code: every matrix of the transformer Xavier-uniform."""
+"""DETR and the detectors built on its code: every matrix of the transformer is Xavier-uniform."""

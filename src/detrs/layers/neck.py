@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from detrs.structures import Pyramid, Shapes
 
 Projection = Callable[[int, int, int], nn.Module]
-"""(channels, width, kernel) to what maps the one to the other; of stride 2 if the kernel is 3."""
+"""(in_channels, dim, kernel) to a projection; of stride 2 if the kernel is 3."""
 
 
 class ChannelMapper(nn.Module):
     """A 1x1 projection per backbone level; further levels by strided 3x3 ones (Deformable DETR, A.1).
 
-    The first further level reads the backbone's last map, not its projection.
+    The input of the first further level is the backbone's last map, not its projection.
 
     Args:
         in_channels: of each map of the backbone.
@@ -46,7 +46,7 @@ def plain_projection(in_channels: int, dim: int, kernel: int) -> nn.Conv2d:
 
 
 def normalized_projection(in_channels: int, dim: int, kernel: int) -> nn.Sequential:
-    """The same with Xavier-uniform weight, and GroupNorm with 32 groups behind it (Deformable DETR)."""
+    """The same with Xavier-uniform weight, followed by GroupNorm with 32 groups (Deformable DETR)."""
     convolution = plain_projection(in_channels, dim, kernel)
     nn.init.xavier_uniform_(convolution.weight)
     nn.init.zeros_(convolution.get_parameter("bias"))
@@ -54,7 +54,7 @@ def normalized_projection(in_channels: int, dim: int, kernel: int) -> nn.Sequent
 
 
 class LevelEmbedding(nn.Module):
-    """Adds to positions what tells the levels apart, one learned vector each (Deformable DETR, 4.1)."""
+    """Adds a learned vector per level to the position embeddings (Deformable DETR, 4.1)."""
 
     def __init__(self, num_levels: int, dim: int) -> None:
         super().__init__()
@@ -65,12 +65,12 @@ class LevelEmbedding(nn.Module):
 
 
 class PyramidNeck(nn.Module):
-    """Maps to one width, embeds positions, and lays all levels out as one sequence.
+    """Projects maps to one width, embeds positions and flattens all levels into one sequence.
 
     Args:
         mapper: maps of the backbone to one map of the same width per level.
-        position: a level's padding (B, H, W) to the position embedding of each cell; ``SinePosition``, say.
-        level_embedding: adds to the positions of all levels which level they are of; by default nothing.
+        position: a level's padding (B, H, W) to the position embedding of each cell, for example ``SinePosition``.
+        level_embedding: position embeddings of all levels to those with a level embedding; by default the identity.
     """
 
     def __init__(self, mapper: nn.Module, position: nn.Module, level_embedding: nn.Module | None = None) -> None:
@@ -89,10 +89,11 @@ class PyramidNeck(nn.Module):
         return Pyramid(
             tokens=torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1),
             position=torch.cat([position.flatten(1, 2) for position in positions], dim=1),
-            reference=centers(shapes, valid),
+            reference_points=centers(shapes, valid),
             padding=torch.cat([mask.flatten(1) for mask in paddings], dim=1),
             shapes=shapes,
-            valid_ratio=valid / valid.new_tensor([(w, h) for h, w in shapes]),
+            valid_ratio=valid / level_sizes(shapes, valid),
+            image_sizes=valid_size(padding).flip(1).long(),
         )
 
 
@@ -102,15 +103,21 @@ def padding_at(padding: Bool[Tensor, "B H W"], size: tuple[int, int]) -> Bool[Te
 
 
 def valid_size(padding: Bool[Tensor, "B h w"]) -> Float[Tensor, "B 2"]:
-    """How many columns and rows of a level are image, (x, y); padding is right and bottom only."""
+    """Number of columns and rows that are not padding, (x, y); padding is right and bottom only."""
     return torch.stack([(~padding[:, 0, :]).float().sum(1), (~padding[:, :, 0]).float().sum(1)], dim=-1)
+
+
+def level_sizes(shapes: Shapes, like: Tensor) -> Float[Tensor, "L 2"]:
+    """(width, height) of each level as a tensor; exported programs keep sizes that are symbols."""
+    sides = [like.new_full((), side) for h, w in shapes for side in (w, h)]
+    return torch.stack(sides).view(-1, 2)
 
 
 def centers(shapes: Shapes, valid: Float[Tensor, "B L 2"]) -> Float[Tensor, "B S 2"]:
     """(x, y) of every token's centre, in [0, 1] of the un-padded image.
 
-    Divided by the count of valid cells itself, not by their share of the map: the last bit decides which proposals lie
-    inside the image (0.5 / 50 is 0.01), and padding must not.
+    Divided by the count of valid cells, not by their fraction of the map: the last bit decides which proposals lie
+    inside the image (0.5 / 50 is 0.01), and must not depend on padding.
     """
     levels = []
     for level, (h, w) in enumerate(shapes):

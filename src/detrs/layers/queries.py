@@ -1,6 +1,7 @@
-"""Where object queries come from: learned, or from the encoder's own proposals."""
+"""Object queries: learned, or from the encoder's proposals."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -11,9 +12,12 @@ from detrs.layers.initialization import ExactLinear, xavier_linear
 from detrs.layers.position import sine_features
 from detrs.structures import Prediction, Pyramid, Queries
 
+ProposalScore = Callable[[Tensor], Tensor]
+"""Logits of proposals (B, S, K) to their scores (B, S)."""
+
 
 class LearnedQueries(nn.Module):
-    """One-stage: content and position are parameters, the reference point is a function of the position."""
+    """One-stage: content and position are parameters, the reference point is predicted from the position."""
 
     def __init__(self, num_queries: int, dim: int) -> None:
         super().__init__()
@@ -29,22 +33,23 @@ class LearnedQueries(nn.Module):
 
 
 class ProposalQueries(nn.Module):
-    """Two-stage: every token proposes a box; the best become references and make their queries (4.2, A.4).
+    """Two-stage: every token proposes a box; the best proposals become references and queries (4.2, A.4).
 
-    A token's proposal is centred on it, ``0.05 * 2**l`` of the image wide and high. Tokens that are padding, or whose
-    proposal is not inside (0.01, 0.99), are blanked and propose the whole image (logit of +inf). "Best" is the logit
-    of class 0, which the encoder's loss trains as "any object".
+    A token's anchor is centred on it, ``0.05 * 2**l`` of the image wide and high. Tokens that are padding, or whose
+    anchor is not inside (0.01, 0.99), are zeroed and propose the box (1, 1, 1, 1) (an anchor logit of +inf).
 
     Args:
-        num_queries: how many proposals become queries; all tokens where there are fewer.
+        num_queries: number of proposals that become queries; all tokens where there are fewer.
         dim: width of tokens and queries.
-        head: predicts class and box of each token; its own, not shared with the decoder.
+        head: predicts class and box of each token; separate from the heads of the decoder.
+        score: logits (B, S, K) to the score by which proposals are ranked: ``objectness`` or ``best_class``.
     """
 
-    def __init__(self, num_queries: int, dim: int, head: DetectionHead) -> None:
+    def __init__(self, num_queries: int, dim: int, head: DetectionHead, score: ProposalScore) -> None:
         super().__init__()
         self.num_queries = num_queries
         self.dim = dim
+        self.score = score
         self.token_proj = xavier_linear(dim, dim)
         self.token_norm = nn.LayerNorm(dim)
         self.head = head
@@ -54,24 +59,34 @@ class ProposalQueries(nn.Module):
     def forward(self, memory: Pyramid) -> tuple[Queries, Prediction]:
         anchors, usable = proposal_anchors(memory)
         tokens = self.token_norm(self.token_proj(memory.tokens.masked_fill(~usable, 0.0)))
-        proposals = self.head(tokens, anchors)
-        best = proposals.logits[..., 0].topk(min(self.num_queries, tokens.shape[1]), dim=1).indices  # (B, Q)
+        proposals = self.head(Queries(tokens, memory.position, anchors), memory)
+        best = self.score(proposals.logits).topk(min(self.num_queries, tokens.shape[1]), dim=1).indices  # (B, Q)
         reference = proposals.boxes.gather(1, best[..., None].expand(-1, -1, 4)).detach()
         features = sine_features(reference * 2 * math.pi, self.dim // 2).flatten(2).to(tokens.dtype)  # (B, Q, 2C)
         position, content = self.box_norm(self.box_proj(features)).chunk(2, dim=-1)
         return Queries(content, position, reference), proposals
 
 
+def objectness(logits: Float[Tensor, "B S K"]) -> Float[Tensor, "B S"]:
+    """The logit of class 0, trained as "any object" (Deformable DETR)."""
+    return logits[..., 0]
+
+
+def best_class(logits: Float[Tensor, "B S K"]) -> Float[Tensor, "B S"]:
+    """The largest logit, for proposals trained with the classes of objects (Efficient DETR, DINO)."""
+    return logits.amax(-1)
+
+
 def proposal_anchors(memory: Pyramid) -> tuple[Float[Tensor, "B S 4"], Tensor]:
-    """The box each token starts from, as logits (+inf where blanked), and which tokens are usable (B, S, 1)."""
+    """The anchor of each token as logits (+inf where zeroed), and which tokens are usable (B, S, 1)."""
     sizes = torch.cat(
-        [memory.reference.new_full((h * w,), 0.05 * 2**level) for level, (h, w) in enumerate(memory.shapes)]
+        [memory.reference_points.new_full((h * w,), 0.05 * 2**level) for level, (h, w) in enumerate(memory.shapes)]
     )
-    boxes = torch.cat([memory.reference, sizes[None, :, None].expand(memory.reference.shape)], dim=-1)
+    boxes = torch.cat([memory.reference_points, sizes[None, :, None].expand(memory.reference_points.shape)], dim=-1)
     usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1, keepdim=True) & ~memory.padding[..., None]
     return torch.log(boxes / (1 - boxes)).masked_fill(~usable, torch.inf), usable
 
 
 def offset_from_logits(raw: Float[Tensor, "B S 4"], anchor_logits: Float[Tensor, "B S 4"]) -> Float[Tensor, "B S 4"]:
-    """Box coder of the proposal head: anchors come as logits already, unclamped, +inf where blanked."""
+    """Box coder of the proposal head: anchors are logits already, unclamped, +inf where zeroed."""
     return (raw + anchor_logits).sigmoid()

@@ -1,15 +1,23 @@
-"""Memory for time: recompute layers in the backward pass."""
+"""Activation checkpointing: memory for time."""
 
 from functools import partial
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from detrs.layers.decoder import Decoder
+from detrs.layers.encoder import Encoder
 
-def checkpoint_activations(layers: nn.ModuleList) -> None:
-    """Keep only each layer's input and recompute the rest in the backward pass; results are unchanged.
 
-    Dropout repeats itself exactly; parameters and their names stay as they are.
+def checkpoint_activations(module: nn.Module) -> int:
+    """Recompute every encoder and decoder layer inside ``module`` in the backward pass; results are unchanged.
+
+    Dropout is repeated exactly; parameters and their names stay the same.
+
+    Returns:
+        The number of layers; 0: ``module`` has none, and nothing was changed.
     """
+    layers = [layer for part in module.modules() if isinstance(part, Encoder | Decoder) for layer in part.layers]
     for layer in layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    return len(layers)

@@ -1,7 +1,7 @@
-"""Row-column decoupled attention: along a row and along a column instead of at every cell (Anchor DETR, 3.4).
+"""Row-column decoupled attention: over rows and columns instead of all cells (Anchor DETR, 3.4).
 
-A query attends to the W columns by what stands in them on average, to the H rows likewise, and reads the map by the
-product of the two: W + H logits instead of W * H.
+A query attends to the W columns, whose keys are means over their cells, and to the H rows likewise. The weight of a
+cell is the product of the two: W + H logits instead of W * H.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from detrs.layers.initialization import Initialization
 from detrs.structures import Pyramid, Queries
 
 KeyMean = Callable[[Tensor, Tensor, int], Tensor]
-"""Keys (B, H, W, C), padding (B, H, W) and an axis, 1 or 2, to one key for each line across that axis."""
+"""Keys (B, H, W, C), padding (B, H, W) and the axis to average, 1 or 2, to one key per column or row."""
 
 
 def mean_of_all(keys: Float[Tensor, "B H W C"], padding: Bool[Tensor, "B H W"], axis: int) -> Float[Tensor, "B _ C"]:
@@ -26,18 +26,19 @@ def mean_of_all(keys: Float[Tensor, "B H W C"], padding: Bool[Tensor, "B H W"], 
 
 
 def mean_of_valid(keys: Float[Tensor, "B H W C"], padding: Bool[Tensor, "B H W"], axis: int) -> Float[Tensor, "B _ C"]:
-    """The mean of the cells that are image; 0 where there are none, and nobody looks."""
+    """The mean of the cells that are not padding; 0 where all are (and masked)."""
     total = keys.masked_fill(padding[..., None], 0.0).sum(axis)
     return total / (~padding).sum(axis).clamp(min=1)[..., None].to(keys.dtype)
 
 
 class Along(NamedTuple):
-    """Who looks at what along one axis of the map."""
+    """Queries and keys of the attention along one axis of the map."""
 
     query: Float[Tensor, "B M Q D"]
     key: Float[Tensor, "B M N D"]
-    """One for each of the N lines across the axis."""
-    visible: Bool[Tensor, "B 1 1 N"]
+    """One for each of the N columns or rows."""
+    mask: Bool[Tensor, "B 1 1 N"]
+    """True for columns or rows that are not padding."""
 
 
 class RowColumnAttention(nn.Module):
@@ -74,7 +75,7 @@ class RowColumnAttention(nn.Module):
         value: Float[Tensor, "B H W C"],
         padding: Bool[Tensor, "B H W"],
     ) -> Float[Tensor, "B Q C"]:
-        """Read the map; ``query_x`` chooses columns by ``key_x``, ``query_y`` rows by ``key_y``.
+        """Attend to the map: ``query_x`` with ``key_x`` to columns, ``query_y`` with ``key_y`` to rows.
 
         Padding is right and bottom only: padded columns are those of the first row, padded rows those of the first
         column.
@@ -91,11 +92,11 @@ class RowColumnAttention(nn.Module):
         )
         values = self.value_proj(value).unflatten(3, (self.num_heads, -1)).permute(0, 3, 1, 2, 4)  # (B, M, H, W, D)
         dropout = self.dropout if self.training else 0.0
-        return self.output_proj(join_heads(read(columns, rows, values, dropout)))
+        return self.output_proj(join_heads(attend(columns, rows, values, dropout)))
 
 
-def read(columns: Along, rows: Along, values: Float[Tensor, "B M H W D"], dropout: float) -> Float[Tensor, "B M Q D"]:
-    """sum_y A_y sum_x A_x v, the sum along the longer axis first: less is left in between, Q * min(H, W) * C.
+def attend(columns: Along, rows: Along, values: Float[Tensor, "B M H W D"], dropout: float) -> Float[Tensor, "B M Q D"]:
+    """sum_y A_y sum_x A_x v, summed along the longer axis first: the intermediate result has Q * min(H, W) * C numbers.
 
     An exported program is for maps of any shape and sums along x first.
     """
@@ -104,12 +105,12 @@ def read(columns: Along, rows: Along, values: Float[Tensor, "B M H W D"], dropou
     first, second, values = (
         (columns, rows, values.transpose(2, 3)) if along_x_first else (rows, columns, values)
     )  # (B, M, longer, shorter, D)
-    lines = F.scaled_dot_product_attention(  # all that stands across the longer axis is one value
-        first.query, first.key, values.flatten(3), attn_mask=first.visible, dropout_p=dropout
+    lines = F.scaled_dot_product_attention(  # all cells across the longer axis are one value
+        first.query, first.key, values.flatten(3), attn_mask=first.mask, dropout_p=dropout
     ).unflatten(3, values.shape[3:])  # (B, M, Q, shorter, D)
     logits = second.query * second.query.shape[3] ** -0.5 @ second.key.mT
-    weights = logits.masked_fill(~second.visible, -torch.inf).softmax(-1)  # (B, M, Q, shorter)
-    # each query has values of its own here: a product for each, not attention to values that all share
+    weights = logits.masked_fill(~second.mask, -torch.inf).softmax(-1)  # (B, M, Q, shorter)
+    # each query has its own values here: one product each, not attention to shared values
     return (F.dropout(weights, dropout)[..., None, :].to(lines.dtype) @ lines).squeeze(3)
 
 
@@ -120,7 +121,7 @@ def as_map(x: Tensor, memory: Pyramid) -> Tensor:
 
 
 class RowColumnSelfAttention(nn.Module):
-    """Tokens look along rows and columns; what encoder layers of Anchor DETR do.
+    """Self-attention of tokens along rows and columns, as in the encoder of Anchor DETR.
 
     The position of a token is that of its column, then that of its row, C channels each.
     """
@@ -133,13 +134,13 @@ class RowColumnSelfAttention(nn.Module):
 
     def forward(self, memory: Pyramid) -> Float[Tensor, "B S C"]:
         x, y = memory.position.chunk(2, dim=-1)
-        in_column, in_row = memory.tokens + x, memory.tokens + y
-        key_x, key_y, value, padding = (as_map(t, memory) for t in (in_column, in_row, memory.tokens, memory.padding))
-        return self.attention(in_column, in_row, key_x, key_y, value, padding)
+        with_x, with_y = memory.tokens + x, memory.tokens + y
+        key_x, key_y, value, padding = (as_map(t, memory) for t in (with_x, with_y, memory.tokens, memory.padding))
+        return self.attention(with_x, with_y, key_x, key_y, value, padding)
 
 
-class RowColumnLook(nn.Module):
-    """Queries look along rows and columns; what decoder layers of Anchor DETR do.
+class RowColumnCrossAttention(nn.Module):
+    """Cross-attention along rows and columns, as in the decoder of Anchor DETR.
 
     The position of a query is that of its point, of the point's column and of its row, C channels each.
     """

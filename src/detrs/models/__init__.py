@@ -1,4 +1,9 @@
-"""One literal table: which configuration is of which detector."""
+"""The models: one literal table from configuration class to module.
+
+Every configuration has the fields ``num_classes`` and ``backbone``. Every module has three functions: ``build(config,
+pretrained)`` returns a ``Model``; ``check(config)`` refuses settings that contradict each other;
+``check_capacity(config, max_objects)`` refuses data whose images have more objects than the model can detect.
+"""
 
 from types import ModuleType
 
@@ -6,8 +11,9 @@ from detrs.models import anchor_detr, conditional_detr, deformable_detr, detr
 from detrs.models.anchor_detr import AnchorDETRConfig
 from detrs.models.conditional_detr import ConditionalDETRConfig
 from detrs.models.deformable_detr import DeformableDETRConfig
-from detrs.models.detector import Detector
+from detrs.models.detector import Model
 from detrs.models.detr import DETRConfig
+from detrs.schema import check_ranges
 
 ModelConfig = DETRConfig | ConditionalDETRConfig | AnchorDETRConfig | DeformableDETRConfig
 
@@ -17,7 +23,7 @@ MODELS: dict[type, ModuleType] = {
     AnchorDETRConfig: anchor_detr,
     DeformableDETRConfig: deformable_detr,
 }
-"""Configuration -> module with its ``check(config)`` and ``build(config, pretrained)``."""
+"""Configuration -> module."""
 
 
 def check(config: ModelConfig) -> None:
@@ -26,15 +32,29 @@ def check(config: ModelConfig) -> None:
     Raises:
         UserError: naming them.
     """
+    check_ranges(config, "model")
     MODELS[type(config)].check(config)
 
 
-def build(config: ModelConfig, pretrained: bool = False) -> Detector:
-    """The detector that ``config`` describes, freshly initialised.
+def check_capacity(config: ModelConfig, max_objects: int) -> None:
+    """Refuse more objects in one image than the model can detect.
+
+    Raises:
+        UserError: naming the setting to raise.
+    """
+    MODELS[type(config)].check_capacity(config, max_objects)
+
+
+def build(config: ModelConfig, pretrained: bool = False) -> Model:
+    """A model with random weights.
 
     Args:
-        config: one of the keys of ``MODELS``.
-        pretrained: start the backbone from the weights that ``config.backbone.weights`` names.
+        config: an instance of one of the keys of ``MODELS``, for example ``detrs.preset("detr-r50").model``.
+        pretrained: initialise the backbone with the weights that ``config.backbone.weights`` names.
+
+    Raises:
+        UserError: for settings out of range or settings that contradict each other.
     """
-    detector: Detector = MODELS[type(config)].build(config, pretrained)
-    return detector
+    check(config)
+    model: Model = MODELS[type(config)].build(config, pretrained)
+    return model

@@ -1,16 +1,16 @@
 """Anchor DETR: query design for transformer-based object detection (Wang et al. 2021, arXiv 2109.07107).
 
-Idea: a query that may sit anywhere learns slowly. Here each starts from an anchor point and knows it by the same
-embedding as the tokens know their place; several patterns share a point, so that it can hold several objects. And
-attention goes along rows and columns instead of to every cell, which fits a finer map into memory.
+Idea: queries without a fixed location learn slowly. Here each has an anchor point, embedded by the same function as the
+positions of tokens; several patterns share a point, so several objects can be detected at it. Attention is decoupled
+into rows and columns instead of all cells, which makes a finer feature map affordable in memory.
 
 =====================================  =================================================
 paper                                  here
 =====================================  =================================================
 N_A, anchor points; learned or a grid  ``queries.embedding``, ``anchors``
 N_p, patterns; Q_f^init (3.3)          ``num_patterns``, ``queries.patterns``
-g, sine features and an MLP (3.3)      ``PlaceEmbedding`` of points
-g_1D, the same of x or y (3.4)         ``PlaceEmbedding`` of coordinates
+g, sine features and an MLP (3.3)      ``PositionEmbedding`` of points
+g_1D, the same of x or y (3.4)         ``PositionEmbedding`` of coordinates
 K_p = g(Pos_k), Q_p = g(Pos_q)         ``Pyramid.position``, ``Queries.position``
 RCDA (3.4)                             ``layers.row_column_attention``
 standard attention (Table 5)           ``attention="global"``
@@ -18,18 +18,19 @@ A_x, A_y (3.4)                         weights of columns and of rows
 box as an offset from the anchor       ``offset_from_point``
 =====================================  =================================================
 
-Deviations: with ``attention="global"`` the authors' code builds, and never uses, an MLP for single coordinates; here it
-is not built. Several feature levels (no published model has them) are not built either. As in the authors' code, a
-column's key is the mean of its cells with the padding among them: predictions change with the padding around an image;
-``attention="decoupled-masked"`` leaves the padding out.
+Deviations: with ``attention="global"`` the authors' code builds an MLP for single coordinates that is never used; here
+it is not built. Several feature levels (no published model has them) are not supported. As in the authors' code, a
+column's key is the mean of its cells including padding, so predictions depend on the padding of an image;
+``attention="decoupled-masked"`` excludes padding.
 """
 
 import math
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Lt
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -37,16 +38,21 @@ from detrs.backbones.timm import BackboneConfig, TimmBackbone
 from detrs.boxes import offset_from_point
 from detrs.classification import Focal
 from detrs.errors import UserError
-from detrs.layers.attention import GlobalLook, GlobalSelfAttention, MultiHeadAttention, SelfAttention
+from detrs.layers.attention import GlobalCrossAttention, GlobalSelfAttention, MultiHeadAttention, SelfAttention
 from detrs.layers.decoder import Decoder, DecoderLayer, keep
 from detrs.layers.encoder import Encoder, EncoderLayer
 from detrs.layers.feedforward import FeedForward
-from detrs.layers.heads import DetectionHead, class_layer, zero_box_layer
+from detrs.layers.heads import DetectionHead, box_mlp, class_layer, zero_box_layer
 from detrs.layers.initialization import Initialization, xavier_linear
 from detrs.layers.neck import ChannelMapper, PyramidNeck, normalized_projection
 from detrs.layers.position import sine_features
-from detrs.layers.row_column_attention import RowColumnLook, RowColumnSelfAttention, mean_of_all, mean_of_valid
-from detrs.models.checks import check_ranges
+from detrs.layers.row_column_attention import (
+    RowColumnCrossAttention,
+    RowColumnSelfAttention,
+    mean_of_all,
+    mean_of_valid,
+)
+from detrs.models.checks import check_queries
 from detrs.models.detector import Detector
 from detrs.models.one_map import check_one_map
 from detrs.structures import Pyramid, Queries
@@ -56,59 +62,60 @@ from detrs.structures import Pyramid, Queries
 class AnchorDETRConfig:
     """Anchor DETR and its variants."""
 
-    classification: ClassVar[Literal["focal"]] = "focal"
-    num_classes: int = 91
-    """Number of classes; training sets it from the data set."""
+    num_classes: Annotated[int, Ge(1)] = 91
+    """Number of classes (K); training sets it from the data set."""
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(stages=(5,)))
-    dim: int = 256
+    dim: Annotated[int, Ge(1)] = 256
     """Width of tokens and queries (C); a multiple of 32 and of ``num_heads``."""
-    num_heads: int = 8
+    num_heads: Annotated[int, Ge(1)] = 8
     """M, attention heads."""
-    encoder_layers: int = 6
-    """Layers of the encoder; 0: the neck's tokens as they are."""
-    decoder_layers: int = 6
-    """Layers of the decoder, each with a prediction."""
-    ffn_dim: int = 1024
-    """Width inside the feed-forward networks."""
-    dropout: float = 0.0
+    encoder_layers: Annotated[int, Ge(0)] = 6
+    """Layers of the encoder; 0: no encoder."""
+    decoder_layers: Annotated[int, Ge(1)] = 6
+    """Layers of the decoder; each makes a prediction."""
+    ffn_dim: Annotated[int, Ge(1)] = 1024
+    """Hidden width of the feed-forward networks."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Dropout on attention, after it and inside feed-forward networks, in training."""
-    num_queries: int = 900
-    """Objects the detector can find in one image: each of the patterns at each of the anchor points; a multiple of
-    ``num_patterns``, so with fewer patterns there are more points."""
-    num_patterns: int = 3
-    """N_p, queries at each anchor point, each with a content of its own to start from."""
+    num_queries: Annotated[int, Ge(1)] = 900
+    """Object queries (Q), one per pattern and anchor point: the largest number of detections per image; a multiple of
+    ``num_patterns``, so fewer patterns mean more points."""
+    num_patterns: Annotated[int, Ge(1)] = 3
+    """N_p, queries at each anchor point, each with its own initial content."""
     anchors: Literal["learned", "grid"] = "learned"
-    """``learned``: points that training moves. ``grid``: a fixed square of them, as many as come nearest to
+    """``learned``: points are parameters. ``grid``: a fixed square grid, with the number of points nearest to
     ``num_queries / num_patterns`` (17 x 17 for 300)."""
     attention: Literal["decoupled", "decoupled-masked", "global"] = "decoupled"
-    """``decoupled``: along rows and columns. ``decoupled-masked``: the same, with keys that leave the padding out.
-    ``global``: every cell."""
+    """``decoupled``: along rows and columns. ``decoupled-masked``: the same, with keys that exclude padding.
+    ``global``: all cells."""
+    classification: Focal = field(default_factory=Focal)
+    """One sigmoid per class."""
 
 
 KEY_MEANS = {"decoupled": mean_of_all, "decoupled-masked": mean_of_valid}
 
 
-def start_plainly(inputs: int, outputs: int) -> nn.Linear:
-    """A linear layer as PyTorch starts it, with a bias of zero."""
+def zero_bias_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer with PyTorch's default weight and a bias of zero."""
     linear = nn.Linear(inputs, outputs)
     nn.init.zeros_(linear.bias)
     return linear
 
 
 def packed(matrices: int) -> Initialization:
-    """As PyTorch starts attention whose ``matrices`` (C, C) are one, (matrices * C, C), Xavier-uniform as a whole."""
+    """PyTorch's initialisation of a packed projection: ``matrices`` (C, C) as one Xavier-uniform matrix."""
     gain = math.sqrt(2 / (matrices + 1))
     return Initialization(
-        partial(xavier_linear, gain=gain, zero_bias=True), output=start_plainly, feedforward=nn.Linear
+        partial(xavier_linear, gain=gain, zero_bias=True), output=zero_bias_linear, feedforward=nn.Linear
     )
 
 
-class PlaceEmbedding(nn.Module):
-    """What tokens and queries know of a place in [0, 1]: sine features, adapted by an MLP that both share (3.3).
+class PositionEmbedding(nn.Module):
+    """Embedding of positions in [0, 1]: sine features, then an MLP, shared by tokens and queries (3.3).
 
     Args:
         dim: C, width of the embedding.
-        coordinates: of a place: 2, a point (x, y), whose y comes first in the features; 1, x or y alone.
+        coordinates: 2: points (x, y), whose features start with y; 1: x or y alone.
     """
 
     def __init__(self, dim: int, coordinates: int) -> None:
@@ -116,22 +123,22 @@ class PlaceEmbedding(nn.Module):
         self.features = dim // coordinates
         self.adapt = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(inplace=True), nn.Linear(dim, dim))
 
-    def forward(self, place: Float[Tensor, "*some N"]) -> Float[Tensor, "*some C"]:
-        features = sine_features(place.flip(-1) * 2 * math.pi, self.features).flatten(-2)
+    def forward(self, position: Float[Tensor, "*some N"]) -> Float[Tensor, "*some C"]:
+        features = sine_features(position.flip(-1) * 2 * math.pi, self.features).flatten(-2)
         return self.adapt(features.to(next(self.adapt.parameters()).dtype))
 
 
 def coordinates(padding: Bool[Tensor, "B H W"]) -> tuple[Float[Tensor, "B W"], Float[Tensor, "B H"]]:
-    """x of the columns' and y of the rows' centres, in [0, 1] of the un-padded image; the last one's in the padding."""
+    """x of the columns' and y of the rows' centres, in [0, 1] of the un-padded image; constant within the padding."""
     columns, rows = (~padding[:, 0, :]).float(), (~padding[:, :, 0]).float()
     x, y = ((valid.cumsum(1) - 0.5) / valid.sum(1, keepdim=True) for valid in (columns, rows))
     return x, y
 
 
 class TokenLines(nn.Module):
-    """Position of tokens for row-column attention: that of the column, then that of the row."""
+    """Position embedding of tokens for row-column attention: that of the column, then that of the row."""
 
-    def __init__(self, coordinate: PlaceEmbedding) -> None:
+    def __init__(self, coordinate: PositionEmbedding) -> None:
         super().__init__()
         self.coordinate = coordinate
 
@@ -143,9 +150,9 @@ class TokenLines(nn.Module):
 
 
 class TokenPoints(nn.Module):
-    """Position of tokens for global attention: that of the point."""
+    """Position embedding of tokens for global attention: that of the point."""
 
-    def __init__(self, point: PlaceEmbedding) -> None:
+    def __init__(self, point: PositionEmbedding) -> None:
         super().__init__()
         self.point = point
 
@@ -155,9 +162,9 @@ class TokenPoints(nn.Module):
 
 
 class QueryLines(nn.Module):
-    """Position of queries for row-column attention: that of the point, of its column and of its row."""
+    """Position embedding of queries for row-column attention: that of the point, of its column and of its row."""
 
-    def __init__(self, point: PlaceEmbedding, coordinate: PlaceEmbedding) -> None:
+    def __init__(self, point: PositionEmbedding, coordinate: PositionEmbedding) -> None:
         super().__init__()
         self.point = point
         self.coordinate = coordinate
@@ -167,19 +174,19 @@ class QueryLines(nn.Module):
 
 
 class PointSelfAttention(nn.Module):
-    """Queries look at each other by content and point; columns and rows, beside it, are for the image."""
+    """Self-attention of queries, with the position embedding of their points only."""
 
     def __init__(self, dim: int, num_heads: int, dropout: float, initialization: Initialization) -> None:
         super().__init__()
         self.attention = MultiHeadAttention(dim, num_heads, dropout, initialization)
 
     def forward(self, queries: Queries) -> Float[Tensor, "B Q C"]:
-        placed = queries.content + queries.position.chunk(3, dim=-1)[0]
-        return self.attention(placed, placed, queries.content)
+        embedded = queries.content + queries.position.chunk(3, dim=-1)[0]
+        return self.attention(embedded, embedded, queries.content, queries.attention_mask)
 
 
 class Grid(nn.Module):
-    """Anchor points that stay where they are: centres of n x n cells, column by column."""
+    """Fixed anchor points: centres of n x n cells, column by column."""
 
     weight: Tensor
 
@@ -190,10 +197,10 @@ class Grid(nn.Module):
 
 
 class AnchorQueries(nn.Module):
-    """Each of the patterns at each of the anchor points, all points of the first pattern first (3.3).
+    """One query per pattern and anchor point, all points of the first pattern first (3.3).
 
     Args:
-        embedding: its ``weight`` (A, 2) are the points (x, y); learned ones may leave [0, 1].
+        embedding: its ``weight`` (A, 2) are the points (x, y); learned points are not limited to [0, 1].
         num_patterns: N_p.
         dim: width of contents.
         position: points (A, 2) to their position embedding.
@@ -215,12 +222,7 @@ class AnchorQueries(nn.Module):
 
 
 def build(config: AnchorDETRConfig, pretrained: bool = False) -> Detector:
-    """Assemble the variant that ``config`` describes.
-
-    Raises:
-        UserError: for settings out of range.
-    """
-    check(config)
+    """The variant that ``config`` describes."""
     backbone = TimmBackbone(config.backbone, pretrained)
     of_tokens, of_queries = positions(config)
     return Detector(
@@ -229,26 +231,31 @@ def build(config: AnchorDETRConfig, pretrained: bool = False) -> Detector:
         encoder=Encoder(encoder_layer(config) for _ in range(config.encoder_layers)),
         queries=AnchorQueries(anchors(config), config.num_patterns, config.dim, of_queries),
         decoder=decoder(config),
+        classification=config.classification,
     )
 
 
 def positions(config: AnchorDETRConfig) -> tuple[nn.Module, nn.Module]:
-    """What embeds the position of tokens and of queries, by the same MLPs."""
-    point = PlaceEmbedding(config.dim, coordinates=2)
+    """Position embeddings of tokens and of queries, which share their MLPs."""
+    point = PositionEmbedding(config.dim, coordinates=2)
     if config.attention == "global":
         return TokenPoints(point), point
-    coordinate = PlaceEmbedding(config.dim, coordinates=1)
+    coordinate = PositionEmbedding(config.dim, coordinates=1)
     return TokenLines(coordinate), QueryLines(point, coordinate)
 
 
 def anchors(config: AnchorDETRConfig) -> nn.Embedding | Grid:
-    """Learned points, uniform over the image at first, or a grid."""
-    count = config.num_queries // config.num_patterns
+    """Learned points, initialised uniformly over the image, or a grid."""
     if config.anchors == "grid":
-        return Grid(max(round(math.sqrt(count)), 1))
-    learned = nn.Embedding(count, 2)
+        return Grid(grid_side(config))
+    learned = nn.Embedding(config.num_queries // config.num_patterns, 2)
     nn.init.uniform_(learned.weight)
     return learned
+
+
+def grid_side(config: AnchorDETRConfig) -> int:
+    """Anchor points along each side of the grid."""
+    return max(round(math.sqrt(config.num_queries // config.num_patterns)), 1)
 
 
 def encoder_layer(config: AnchorDETRConfig) -> EncoderLayer:
@@ -262,9 +269,9 @@ def encoder_layer(config: AnchorDETRConfig) -> EncoderLayer:
 
 
 def decoder(config: AnchorDETRConfig) -> Decoder:
-    """Layers, and one head for all of them; boxes are offsets from anchor points, which stay where they are."""
-    classes = class_layer(config.dim, config.num_classes, Focal())
-    head = DetectionHead(classes, zero_box_layer(config.dim, size_bias=-2.0), offset_from_point)
+    """Layers, and one head for all of them; boxes are offsets from the anchor points, which are kept."""
+    classes = class_layer(config.dim, config.num_classes, config.classification)
+    head = DetectionHead(classes, box_mlp(zero_box_layer(config.dim, size_bias=-2.0)), offset_from_point)
     count = config.decoder_layers
     return Decoder((decoder_layer(config) for _ in range(count)), [head] * count, keep)
 
@@ -272,13 +279,13 @@ def decoder(config: AnchorDETRConfig) -> Decoder:
 def decoder_layer(config: AnchorDETRConfig) -> DecoderLayer:
     sizes = (config.dim, config.num_heads, config.dropout)
     self_attention: nn.Module
-    look: nn.Module
+    cross_attention: nn.Module
     if config.attention == "global":
-        self_attention, look = SelfAttention(*sizes, packed(3)), GlobalLook(*sizes, packed(3))
+        self_attention, cross_attention = SelfAttention(*sizes, packed(3)), GlobalCrossAttention(*sizes, packed(3))
     else:
         self_attention = PointSelfAttention(*sizes, packed(3))
-        look = RowColumnLook(*sizes, packed(5), KEY_MEANS[config.attention])
-    return DecoderLayer(self_attention, look, feedforward(config), config.dim, config.dropout)
+        cross_attention = RowColumnCrossAttention(*sizes, packed(5), KEY_MEANS[config.attention])
+    return DecoderLayer(self_attention, cross_attention, feedforward(config), config.dim, config.dropout)
 
 
 def feedforward(config: AnchorDETRConfig) -> FeedForward:
@@ -286,13 +293,23 @@ def feedforward(config: AnchorDETRConfig) -> FeedForward:
 
 
 def check(config: AnchorDETRConfig) -> None:
-    """Refuse what cannot be built, with the setting's name."""
-    check_ranges(config, at_least_one=("num_patterns",))
+    """Refuse settings that contradict each other."""
     check_one_map(config)
     if config.dim % 32:
         raise UserError(f"model.dim is {config.dim}, but must be a multiple of 32 (GroupNorm).")
     if config.num_queries % config.num_patterns:
         raise UserError(
             f"model.num_queries is {config.num_queries}, but must be a multiple of model.num_patterns "
-            f"({config.num_patterns}): every anchor point has a query of each pattern."
+            f"({config.num_patterns}): every anchor point has one query per pattern."
         )
+
+
+def check_capacity(config: AnchorDETRConfig, max_objects: int) -> None:
+    """Refuse more objects in one image than queries; a grid can have fewer than ``num_queries``."""
+    points = -(-max_objects // config.num_patterns)
+    if config.anchors == "grid":
+        side = math.isqrt(points - 1) + 1 if points else 0
+        num_queries, points = grid_side(config) ** 2 * config.num_patterns, side**2
+    else:
+        num_queries = config.num_queries
+    check_queries(max_objects, num_queries, enough=points * config.num_patterns)

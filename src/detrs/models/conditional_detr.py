@@ -1,8 +1,8 @@
 """Conditional DETR for fast training convergence (Meng et al. 2021, arXiv 2108.06152).
 
-Idea: in DETR's cross-attention a query must find the ends of an object by content and position in one product. Here the
-two are two products: content looks for content, and a spatial query, made of the query's reference point, looks for
-places around it. Each head learns to look at one end or the inside of the box, six to ten times sooner.
+Idea: in DETR's cross-attention a query must locate the extremities of an object by content and position in one product.
+Here these are two products: one of contents, and one of positions with a spatial query computed from the query's
+reference point. Each head learns to attend to one extremity or the inside of the box, in 6 to 10 times fewer epochs.
 
 =====================================  ===========================================================
 paper                                  here
@@ -10,21 +10,22 @@ paper                                  here
 o_q, object query (3.3)                ``Queries.position``, ``queries.embedding``
 s, reference point (3.1)               ``queries.reference``; here after the sigmoid, in [0, 1]
 p_s, its sine embedding                ``point_features``
-c_q, c_k, p_q, p_k                     contents and positions of ``ConditionalLook``
+c_q, c_k, p_q, p_k                     contents and positions of ``ConditionalCrossAttention``
 T, lambda_q, the diagonal of T (3.3)   ``ConditionalLayer.transform``
 FFN(f) + s, box regression (3.1)       ``offset_from_point``
 =====================================  ===========================================================
 
-Deviations from the paper, all as in the authors' code: contents of the first layer also hold the positions, and there
-lambda is 1; sine features of a point have the row first.
+Deviations from the paper, all as in the authors' code: contents of the first layer include the positions, and lambda
+is 1 there; sine features of a point start with the row.
 """
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Lt
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -34,10 +35,10 @@ from detrs.classification import Focal
 from detrs.layers.attention import join_heads, not_padding, split_heads
 from detrs.layers.decoder import Decoder, keep
 from detrs.layers.feedforward import AddNorm, FeedForward
-from detrs.layers.heads import DetectionHead, class_layer, zero_box_layer
+from detrs.layers.heads import DetectionHead, box_mlp, class_layer, zero_box_layer
 from detrs.layers.initialization import XAVIER, ExactLinear, xavier_linear
 from detrs.layers.position import sine_features
-from detrs.models.checks import check_ranges
+from detrs.models.checks import check_queries
 from detrs.models.detector import Detector
 from detrs.models.one_map import check_one_map, feedforward, global_encoder, sine_neck
 from detrs.structures import Pyramid, Queries
@@ -47,28 +48,29 @@ from detrs.structures import Pyramid, Queries
 class ConditionalDETRConfig:
     """Conditional DETR and its variants."""
 
-    classification: ClassVar[Literal["focal"]] = "focal"
-    num_classes: int = 91
-    """Number of classes; training sets it from the data set."""
+    num_classes: Annotated[int, Ge(1)] = 91
+    """Number of classes (K); training sets it from the data set."""
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(stages=(5,)))
-    dim: int = 256
+    dim: Annotated[int, Ge(1)] = 256
     """Width of tokens and queries (C); a multiple of 4 and of ``num_heads``."""
-    num_heads: int = 8
+    num_heads: Annotated[int, Ge(1)] = 8
     """M, attention heads."""
-    encoder_layers: int = 6
-    """Layers of the encoder; 0: the neck's tokens as they are."""
-    decoder_layers: int = 6
-    """Layers of the decoder, each with a prediction."""
-    ffn_dim: int = 2048
-    """Width inside the feed-forward networks."""
-    dropout: float = 0.1
+    encoder_layers: Annotated[int, Ge(0)] = 6
+    """Layers of the encoder; 0: no encoder."""
+    decoder_layers: Annotated[int, Ge(1)] = 6
+    """Layers of the decoder; each makes a prediction."""
+    ffn_dim: Annotated[int, Ge(1)] = 2048
+    """Hidden width of the feed-forward networks."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Dropout on attention, after it and inside feed-forward networks, in training."""
-    num_queries: int = 300
-    """Objects the detector can find in one image."""
+    num_queries: Annotated[int, Ge(1)] = 300
+    """Object queries (Q): the largest number of detections per image."""
+    classification: Focal = field(default_factory=Focal)
+    """One sigmoid per class."""
 
 
 class PointQueries(nn.Module):
-    """Learned positions with nothing in them, each of which predicts the point it refers to (3.1)."""
+    """Learned position embeddings, each of which predicts its reference point; contents start at zero (3.1)."""
 
     def __init__(self, num_queries: int, dim: int) -> None:
         super().__init__()
@@ -88,18 +90,18 @@ def point_features(point: Float[Tensor, "B Q 2"], dim: int) -> Float[Tensor, "B 
 
 
 class ConditionalLayer(nn.Module):
-    """A decoder layer that decides from its input how far from the reference point to look (3.3).
+    """A decoder layer whose spatial queries are predicted from its input (3.3).
 
     Args:
         transform: lambda_q, a function of the queries' contents; the same module in all layers but the first.
-        look: ``FirstLook`` or ``ConditionalLook``.
+        cross_attention: ``FirstCrossAttention`` or ``ConditionalCrossAttention``.
     """
 
     def __init__(
         self,
         transform: nn.Module,
         self_attention: nn.Module,
-        look: nn.Module,
+        cross_attention: nn.Module,
         feedforward: FeedForward,
         dim: int,
         dropout: float,
@@ -108,8 +110,8 @@ class ConditionalLayer(nn.Module):
         self.transform = transform
         self.self_attention = self_attention
         self.self_attention_norm = AddNorm(dim, dropout)
-        self.look = look
-        self.look_norm = AddNorm(dim, dropout)
+        self.cross_attention = cross_attention
+        self.cross_attention_norm = AddNorm(dim, dropout)
         self.feedforward = feedforward
         self.feedforward_norm = AddNorm(dim, dropout)
 
@@ -117,19 +119,20 @@ class ConditionalLayer(nn.Module):
         points = point_features(queries.reference, queries.content.shape[2]).to(queries.content.dtype)
         spatial = self.transform(queries.content) * points  # p_q = T p_s (3.3)
         queries = queries.with_content(self.self_attention_norm(queries.content, self.self_attention(queries)))
-        queries = queries.with_content(self.look_norm(queries.content, self.look(queries, spatial, memory)))
+        attended = self.cross_attention(queries, spatial, memory)
+        queries = queries.with_content(self.cross_attention_norm(queries.content, attended))
         return queries.with_content(self.feedforward_norm(queries.content, self.feedforward(queries.content)))
 
 
 class NoTransform(nn.Module):
-    """lambda_q of the first layer, whose contents are still empty: 1."""
+    """lambda_q of the first layer, whose contents are zero: 1."""
 
     def forward(self, content: Float[Tensor, "B Q C"]) -> Float[Tensor, "B Q C"]:
         return torch.ones_like(content)
 
 
 class ConditionalSelfAttention(nn.Module):
-    """Self-attention whose contents and positions are projected each by a matrix of its own, then added."""
+    """Self-attention in which contents and positions have separate projections, which are added."""
 
     def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
@@ -144,12 +147,13 @@ class ConditionalSelfAttention(nn.Module):
         query = self.query_content_proj(queries.content) + self.query_position_proj(queries.position)
         key = self.key_content_proj(queries.content) + self.key_position_proj(queries.position)
         q, k, v = (split_heads(x, self.num_heads) for x in (query, key, self.value_proj(queries.content)))
-        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=queries.attention_mask, dropout_p=dropout)
         return self.output_proj(join_heads(attended))
 
 
-class ConditionalLook(nn.Module):
-    """Cross-attention to content and place: c_q . c_k + p_q . p_k, joined within each head (3.3)."""
+class ConditionalCrossAttention(nn.Module):
+    """Cross-attention by content and position: c_q . c_k + p_q . p_k, concatenated within each head (3.3)."""
 
     def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
@@ -166,7 +170,7 @@ class ConditionalLook(nn.Module):
         return self.attend(query, key, memory)
 
     def attend(self, query: tuple[Tensor, Tensor], key: tuple[Tensor, Tensor], memory: Pyramid) -> Tensor:
-        """Read the memory, given content and place of queries (B, Q, C) and of keys (B, S, C)."""
+        """Attention output, given content and position of queries (B, Q, C) and of keys (B, S, C)."""
         q, k = (torch.cat([split_heads(x, self.num_heads) for x in pair], dim=-1) for pair in (query, key))
         v = split_heads(self.value_proj(memory.tokens), self.num_heads)
         dropout = self.dropout if self.training else 0.0
@@ -174,29 +178,24 @@ class ConditionalLook(nn.Module):
         return self.output_proj(join_heads(attended))
 
 
-class FirstLook(nn.Module):
-    """``ConditionalLook`` where contents also hold the positions: those of the queries are still empty."""
+class FirstCrossAttention(nn.Module):
+    """``ConditionalCrossAttention`` whose contents include the positions, for the first layer (contents are zero)."""
 
     def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
-        self.conditional = ConditionalLook(dim, num_heads, dropout)
+        self.conditional = ConditionalCrossAttention(dim, num_heads, dropout)
         self.query_position_proj = xavier_linear(dim, dim)
 
     def forward(self, queries: Queries, spatial: Float[Tensor, "B Q C"], memory: Pyramid) -> Float[Tensor, "B Q C"]:
-        look = self.conditional
-        content = look.query_content_proj(queries.content) + self.query_position_proj(queries.position)
-        place = look.key_position_proj(memory.position)
-        key = look.key_content_proj(memory.tokens) + place, place
-        return look.attend((content, look.query_spatial_proj(spatial)), key, memory)
+        inner = self.conditional
+        content = inner.query_content_proj(queries.content) + self.query_position_proj(queries.position)
+        position = inner.key_position_proj(memory.position)
+        key = inner.key_content_proj(memory.tokens) + position, position
+        return inner.attend((content, inner.query_spatial_proj(spatial)), key, memory)
 
 
 def build(config: ConditionalDETRConfig, pretrained: bool = False) -> Detector:
-    """Assemble the variant that ``config`` describes.
-
-    Raises:
-        UserError: for settings out of range.
-    """
-    check(config)
+    """The variant that ``config`` describes."""
     backbone = TimmBackbone(config.backbone, pretrained)
     return Detector(
         backbone=backbone,
@@ -204,24 +203,29 @@ def build(config: ConditionalDETRConfig, pretrained: bool = False) -> Detector:
         encoder=global_encoder(config),
         queries=PointQueries(config.num_queries, config.dim),
         decoder=decoder(config),
+        classification=config.classification,
     )
 
 
 def decoder(config: ConditionalDETRConfig) -> Decoder:
-    """Layers, and one head for all of them, which begins with the decoder's final normalisation."""
+    """Layers, and one head for all of them, which starts with the decoder's final normalisation."""
     dim, sizes = config.dim, (config.dim, config.num_heads, config.dropout)
     transform = nn.Sequential(xavier_linear(dim, dim), nn.ReLU(inplace=True), xavier_linear(dim, dim))
-    later = [(transform, ConditionalLook(*sizes)) for _ in range(config.decoder_layers - 1)]
+    later = [(transform, ConditionalCrossAttention(*sizes)) for _ in range(config.decoder_layers - 1)]
     layers = [
-        ConditionalLayer(how_far, ConditionalSelfAttention(*sizes), look, feedforward(config), dim, config.dropout)
-        for how_far, look in [(NoTransform(), FirstLook(*sizes)), *later]
+        ConditionalLayer(scale, ConditionalSelfAttention(*sizes), cross, feedforward(config), dim, config.dropout)
+        for scale, cross in [(NoTransform(), FirstCrossAttention(*sizes)), *later]
     ]
-    classes = class_layer(dim, config.num_classes, Focal())
-    head = DetectionHead(classes, zero_box_layer(dim), offset_from_point, norm=nn.LayerNorm(dim))
+    classes = class_layer(dim, config.num_classes, config.classification)
+    head = DetectionHead(classes, box_mlp(zero_box_layer(dim)), offset_from_point, norm=nn.LayerNorm(dim))
     return Decoder(layers, [head] * config.decoder_layers, keep)
 
 
 def check(config: ConditionalDETRConfig) -> None:
-    """Refuse what cannot be built, with the setting's name."""
-    check_ranges(config)
+    """Refuse settings that contradict each other."""
     check_one_map(config)
+
+
+def check_capacity(config: ConditionalDETRConfig, max_objects: int) -> None:
+    """Refuse more objects in one image than queries."""
+    check_queries(max_objects, config.num_queries, enough=max_objects)

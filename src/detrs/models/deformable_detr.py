@@ -1,7 +1,7 @@
 """Deformable DETR: deformable transformers for end-to-end object detection (Zhu et al. 2020, arXiv 2010.04159).
 
-Idea: a query reads a few learned points around a reference instead of every pixel, so feature maps may be large and
-many, and training takes a tenth of DETR's epochs.
+Idea: a query samples a few learned points around a reference instead of all pixels, so several large feature maps are
+affordable, and training takes a tenth of DETR's epochs.
 
 ================================  ==========================================
 paper                             here
@@ -17,11 +17,13 @@ two-stage                         ``queries="proposals"``
 ================================  ==========================================
 
 Deviation from the paper, as in the authors' code: refinement starts from points, not from boxes of 0.1. Deviation from
-the code: with fewer tokens than queries, every token becomes a query instead of an error.
+the code: with fewer tokens than queries, every token becomes a query instead of raising an error.
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Lt
 
 from detrs.backbones.timm import BackboneConfig, TimmBackbone
 from detrs.boxes import offset_from_box, offset_from_point
@@ -29,15 +31,15 @@ from detrs.classification import Focal
 from detrs.errors import UserError
 from detrs.layers.attention import SelfAttention
 from detrs.layers.decoder import Decoder, DecoderLayer, keep, refine
-from detrs.layers.deformable_attention import DeformableLook, DeformableSelfAttention
+from detrs.layers.deformable_attention import DeformableCrossAttention, DeformableSelfAttention
 from detrs.layers.encoder import Encoder, EncoderLayer
 from detrs.layers.feedforward import FeedForward
-from detrs.layers.heads import BoxCoder, DetectionHead, class_layer, zero_box_layer
+from detrs.layers.heads import BoxCoder, DetectionHead, box_mlp, class_layer, zero_box_layer
 from detrs.layers.initialization import XAVIER
 from detrs.layers.neck import ChannelMapper, LevelEmbedding, PyramidNeck, normalized_projection
 from detrs.layers.position import SinePosition
-from detrs.layers.queries import LearnedQueries, ProposalQueries, offset_from_logits
-from detrs.models.checks import check_heads, check_ranges
+from detrs.layers.queries import LearnedQueries, ProposalQueries, objectness, offset_from_logits
+from detrs.models.checks import check_heads, check_queries
 from detrs.models.detector import Detector
 
 
@@ -45,41 +47,37 @@ from detrs.models.detector import Detector
 class DeformableDETRConfig:
     """Deformable DETR and its variants."""
 
-    classification: ClassVar[Literal["focal"]] = "focal"
-    num_classes: int = 91
-    """Number of classes; training sets it from the data set."""
+    num_classes: Annotated[int, Ge(1)] = 91
+    """Number of classes (K); training sets it from the data set."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    num_levels: int = 4
-    """Levels of the pyramid; those beyond the backbone's are made by strided convolutions."""
-    dim: int = 256
+    num_levels: Annotated[int, Ge(1)] = 4
+    """Levels of the pyramid (L); those beyond the backbone's are computed by strided convolutions."""
+    dim: Annotated[int, Ge(1)] = 256
     """Width of tokens and queries (C); a multiple of 32 and of ``num_heads``."""
-    num_heads: int = 8
+    num_heads: Annotated[int, Ge(1)] = 8
     """M, attention heads."""
-    num_points: int = 4
+    num_points: Annotated[int, Ge(1)] = 4
     """P, sampling points per head and level."""
-    encoder_layers: int = 6
-    """Layers of the encoder; 0: the neck's tokens as they are."""
-    decoder_layers: int = 6
-    """Layers of the decoder, each with a prediction."""
-    ffn_dim: int = 1024
-    """Width inside the feed-forward networks."""
-    dropout: float = 0.1
+    encoder_layers: Annotated[int, Ge(0)] = 6
+    """Layers of the encoder; 0: no encoder."""
+    decoder_layers: Annotated[int, Ge(1)] = 6
+    """Layers of the decoder; each makes a prediction."""
+    ffn_dim: Annotated[int, Ge(1)] = 1024
+    """Hidden width of the feed-forward networks."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Dropout after attention and inside feed-forward networks, in training."""
-    num_queries: int = 300
-    """Objects the detector can find in one image."""
+    num_queries: Annotated[int, Ge(1)] = 300
+    """Object queries (Q): the largest number of detections per image."""
     queries: Literal["learned", "proposals"] = "learned"
     """``learned``: one-stage. ``proposals``: two-stage, the encoder's best proposals; needs ``refine``."""
     reference: Literal["keep", "refine"] = "keep"
-    """``refine``: iterative box refinement between decoder layers, each with heads of its own."""
+    """``refine``: iterative box refinement between decoder layers, each with a separate head."""
+    classification: Focal = field(default_factory=Focal)
+    """One sigmoid per class."""
 
 
 def build(config: DeformableDETRConfig, pretrained: bool = False) -> Detector:
-    """Assemble the variant that ``config`` describes.
-
-    Raises:
-        UserError: for settings that contradict each other.
-    """
-    check(config)
+    """The variant that ``config`` describes."""
     backbone = TimmBackbone(config.backbone, pretrained)
     return Detector(
         backbone=backbone,
@@ -91,18 +89,20 @@ def build(config: DeformableDETRConfig, pretrained: bool = False) -> Detector:
         encoder=Encoder(encoder_layer(config) for _ in range(config.encoder_layers)),
         queries=queries(config),
         decoder=decoder(config),
+        classification=config.classification,
     )
 
 
 def queries(config: DeformableDETRConfig) -> LearnedQueries | ProposalQueries:
-    """Learned, or from proposals with a head of their own."""
+    """Learned, or from proposals, which have a separate head."""
     if config.queries == "learned":
         return LearnedQueries(config.num_queries, config.dim)
-    return ProposalQueries(config.num_queries, config.dim, head(config, offset_from_logits, size_bias=0.0))
+    proposal_head = head(config, offset_from_logits, size_bias=0.0)
+    return ProposalQueries(config.num_queries, config.dim, proposal_head, objectness)
 
 
 def decoder(config: DeformableDETRConfig) -> Decoder:
-    """Layers and heads: learned queries begin with points, proposals with boxes; refinement goes on with boxes."""
+    """Layers and heads: learned queries start from points, proposals from boxes; refinement continues with boxes."""
     count = config.decoder_layers
     layers = [decoder_layer(config) for _ in range(count)]
     if config.reference == "keep":
@@ -114,8 +114,8 @@ def decoder(config: DeformableDETRConfig) -> Decoder:
 
 
 def head(config: DeformableDETRConfig, box_coder: BoxCoder, size_bias: float) -> DetectionHead:
-    classes = class_layer(config.dim, config.num_classes, Focal())
-    return DetectionHead(classes, zero_box_layer(config.dim, size_bias), box_coder)
+    classes = class_layer(config.dim, config.num_classes, config.classification)
+    return DetectionHead(classes, box_mlp(zero_box_layer(config.dim, size_bias)), box_coder)
 
 
 def encoder_layer(config: DeformableDETRConfig) -> EncoderLayer:
@@ -125,8 +125,8 @@ def encoder_layer(config: DeformableDETRConfig) -> EncoderLayer:
 
 def decoder_layer(config: DeformableDETRConfig) -> DecoderLayer:
     self_attention = SelfAttention(config.dim, config.num_heads, config.dropout, XAVIER)
-    look = DeformableLook(config.dim, config.num_heads, config.num_levels, config.num_points)
-    return DecoderLayer(self_attention, look, feedforward(config), config.dim, config.dropout)
+    cross_attention = DeformableCrossAttention(config.dim, config.num_heads, config.num_levels, config.num_points)
+    return DecoderLayer(self_attention, cross_attention, feedforward(config), config.dim, config.dropout)
 
 
 def feedforward(config: DeformableDETRConfig) -> FeedForward:
@@ -134,15 +134,19 @@ def feedforward(config: DeformableDETRConfig) -> FeedForward:
 
 
 def check(config: DeformableDETRConfig) -> None:
-    """Refuse what cannot be built, with the setting's name."""
-    check_ranges(config, at_least_one=("num_levels", "num_points"))
+    """Refuse settings that contradict each other."""
     check_heads(config)
     if config.dim % 32:
         raise UserError(f"model.dim is {config.dim}, but must be a multiple of 32 (GroupNorm).")
     if config.num_levels < len(config.backbone.stages):
         raise UserError(
-            f"model.num_levels is {config.num_levels}, but the backbone hands over "
-            f"{len(config.backbone.stages)} maps (model.backbone.stages): raise the one or shorten the other."
+            f"model.num_levels is {config.num_levels}, but the backbone has "
+            f"{len(config.backbone.stages)} feature maps (model.backbone.stages): use more levels or fewer stages."
         )
     if config.queries == "proposals" and config.reference == "keep":
         raise UserError("model.queries 'proposals' needs model.reference 'refine': two-stage always refines its boxes.")
+
+
+def check_capacity(config: DeformableDETRConfig, max_objects: int) -> None:
+    """Refuse more objects in one image than queries."""
+    check_queries(max_objects, config.num_queries, enough=max_objects)

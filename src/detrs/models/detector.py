@@ -1,26 +1,65 @@
 """The family in one sentence: images -> backbone -> neck -> encoder -> queries -> decoder (+ heads) -> boxes."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from detrs.classification import Classification
+from detrs.criterion.objective import SetObjective
+from detrs.criterion.set_criterion import CriterionConfig
 from detrs.layers.decoder import Decoder
 from detrs.layers.encoder import Encoder
-from detrs.structures import Predictions
+from detrs.postprocess import best_boxes
+from detrs.structures import Boxes, Predictions
 
 
-class Detector(nn.Module):
-    """Turns images into sets of boxes. A convenience for detectors that share the sentence, not a base class.
+class Model(nn.Module, ABC):
+    """The interface between a model and the rest of the library: an objective to train and a function to detect.
+
+    Training, evaluation, prediction and export use nothing else of a model.
+    """
+
+    @abstractmethod
+    def objective(self, config: CriterionConfig) -> nn.Module:
+        """A module around this model that maps a ``Batch`` of normalised images and ``Totals`` to ``Losses``."""
+
+    @abstractmethod
+    def detect(
+        self, images: Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"], max_detections: int = 100
+    ) -> Boxes:
+        """The best detections of each image, as tensors of fixed size; exportable.
+
+        Args:
+            images: (B, 3, H, W), normalised, zero where padded.
+            padding: (B, H, W), True where padded.
+            max_detections: largest number of detections per image.
+        """
+
+
+class Detector(Model):
+    """A detector assembled from the parts of the sentence. A convenience for those who share it, not a base class.
 
     Args:
         backbone: images to a list of feature maps.
         neck: feature maps and padding to a ``Pyramid``.
         encoder: ``Pyramid`` to ``Pyramid``.
         queries: ``Pyramid`` to ``Queries`` and the encoder's proposals (or ``None``).
-        decoder: ``Queries`` and ``Pyramid`` to one ``Prediction`` per layer.
+        decoder: ``Queries`` and ``Pyramid`` to one ``Prediction`` per layer and the final queries.
+        classification: the meaning of the logits.
+        objective: (detector, criterion settings) to the module that is trained.
     """
 
     def __init__(
-        self, backbone: nn.Module, neck: nn.Module, encoder: Encoder, queries: nn.Module, decoder: Decoder
+        self,
+        backbone: nn.Module,
+        neck: nn.Module,
+        encoder: Encoder,
+        queries: nn.Module,
+        decoder: Decoder,
+        classification: Classification,
+        objective: Callable[["Detector", CriterionConfig], nn.Module] = SetObjective,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -28,10 +67,20 @@ class Detector(nn.Module):
         self.encoder = encoder
         self.queries = queries
         self.decoder = decoder
+        self.classification = classification
+        self._objective = objective
 
     def forward(self, images: Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"]) -> Predictions:
         features = self.backbone(images)
         pyramid = self.neck(features, padding)
         memory = self.encoder(pyramid)
         queries, proposals = self.queries(memory)
-        return Predictions(self.decoder(queries, memory), proposals)
+        return Predictions(self.decoder(queries, memory)[0], proposals)
+
+    def objective(self, config: CriterionConfig) -> nn.Module:
+        return self._objective(self, config)
+
+    def detect(
+        self, images: Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"], max_detections: int = 100
+    ) -> Boxes:
+        return best_boxes(self(images, padding).last, self.classification, max_detections)

@@ -1,7 +1,7 @@
 """DETR: end-to-end object detection with transformers (Carion et al. 2020, arXiv 2005.12872).
 
-Idea: detection is the prediction of a set. A transformer turns a feature map and a fixed number of learned queries into
-as many boxes at once; during training each object is matched with one box, so nothing has to be suppressed afterwards.
+Idea: detection is the prediction of a set. A transformer maps a feature map and a fixed number of learned queries to as
+many boxes in parallel; in training each object is matched with one box, so no non-maximum suppression is needed.
 
 =====================================  =================================================
 paper                                  here
@@ -11,30 +11,31 @@ object queries (output positions)      ``Queries.position``, ``queries.embedding
 decoder input, zero                    ``Queries.content``
 z_0, projected feature map (3.2)       ``Pyramid.tokens``
 spatial positional encoding (A.4)      ``Pyramid.position``
-"no object" class, its weight (3.1)    ``classification="softmax"``, ``no_object_weight``
+"no object" class, its weight (3.1)    ``Softmax``, ``no_object_weight``
 L_Hungarian, Eq. 2                     ``criterion.set_criterion``
 DC5                                    ``backbone.dilated``
 =====================================  =================================================
 
-Deviations: the weighted mean of the class loss is that of the whole batch, in the authors' code that of each process.
-The first layer's self-attention sees only zeros, so but for dropout it can say no more than one constant; it is kept,
-because checkpoints have its weights. ``classification="focal"`` with 300 queries is DETR-DC5+ of Deformable DETR's
-tables.
+Deviations: the weighted mean of the class loss is over the whole batch, in the authors' code over each process. The
+values of the first self-attention are zero, so its output is a constant (up to dropout); it is kept because checkpoints
+contain its weights. ``classification=Focal()`` with 300 queries is DETR-DC5+ of Deformable DETR's tables.
 """
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Lt
 from torch import nn
 
 from detrs.backbones.timm import BackboneConfig, TimmBackbone
 from detrs.boxes import absolute
-from detrs.classification import Kind, classification_of
-from detrs.layers.attention import GlobalLook, SelfAttention
+from detrs.classification import Classification, Softmax
+from detrs.layers.attention import GlobalCrossAttention, SelfAttention
 from detrs.layers.decoder import Decoder, DecoderLayer, keep
-from detrs.layers.heads import DetectionHead, class_layer
+from detrs.layers.heads import DetectionHead, box_mlp, class_layer
 from detrs.layers.initialization import XAVIER, ExactLinear
-from detrs.models.checks import check_ranges
+from detrs.models.checks import check_queries
 from detrs.models.detector import Detector
 from detrs.models.one_map import check_one_map, feedforward, global_encoder, sine_neck
 from detrs.structures import Pyramid, Queries
@@ -44,29 +45,29 @@ from detrs.structures import Pyramid, Queries
 class DETRConfig:
     """DETR and its variants."""
 
-    num_classes: int = 91
-    """Number of classes; training sets it from the data set."""
+    num_classes: Annotated[int, Ge(1)] = 91
+    """Number of classes (K); training sets it from the data set."""
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(stages=(5,)))
-    dim: int = 256
+    dim: Annotated[int, Ge(1)] = 256
     """Width of tokens and queries (C); a multiple of 4 and of ``num_heads``."""
-    num_heads: int = 8
+    num_heads: Annotated[int, Ge(1)] = 8
     """M, attention heads."""
-    encoder_layers: int = 6
-    """Layers of the encoder; 0: the neck's tokens as they are."""
-    decoder_layers: int = 6
-    """Layers of the decoder, each with a prediction."""
-    ffn_dim: int = 2048
-    """Width inside the feed-forward networks."""
-    dropout: float = 0.1
+    encoder_layers: Annotated[int, Ge(0)] = 6
+    """Layers of the encoder; 0: no encoder."""
+    decoder_layers: Annotated[int, Ge(1)] = 6
+    """Layers of the decoder; each makes a prediction."""
+    ffn_dim: Annotated[int, Ge(1)] = 2048
+    """Hidden width of the feed-forward networks."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Dropout on attention, after it and inside feed-forward networks, in training."""
-    num_queries: int = 100
-    """Objects the detector can find in one image."""
-    classification: Kind = "softmax"
-    """``softmax``: one distribution over the classes and "no object". ``focal``: one sigmoid per class (DETR-DC5+)."""
+    num_queries: Annotated[int, Ge(1)] = 100
+    """Object queries (Q): the largest number of detections per image."""
+    classification: Classification = field(default_factory=Softmax)
+    """``Softmax``: one distribution over the classes and "no object". ``Focal``: one sigmoid per class (DETR-DC5+)."""
 
 
 class PositionQueries(nn.Module):
-    """Learned positions with nothing in them: contents start at zero, and there is no reference."""
+    """Learned position embeddings; contents start at zero, and there is no reference."""
 
     def __init__(self, num_queries: int, dim: int) -> None:
         super().__init__()
@@ -78,12 +79,7 @@ class PositionQueries(nn.Module):
 
 
 def build(config: DETRConfig, pretrained: bool = False) -> Detector:
-    """Assemble the variant that ``config`` describes.
-
-    Raises:
-        UserError: for settings out of range.
-    """
-    check(config)
+    """The variant that ``config`` describes."""
     backbone = TimmBackbone(config.backbone, pretrained)
     return Detector(
         backbone=backbone,
@@ -91,14 +87,15 @@ def build(config: DETRConfig, pretrained: bool = False) -> Detector:
         encoder=global_encoder(config),
         queries=PositionQueries(config.num_queries, config.dim),
         decoder=decoder(config),
+        classification=config.classification,
     )
 
 
 def decoder(config: DETRConfig) -> Decoder:
-    """Layers, and one head for all of them, which begins with the decoder's final normalisation."""
+    """Layers, and one head for all of them, which starts with the decoder's final normalisation."""
     head = DetectionHead(
-        class_layer(config.dim, config.num_classes, classification_of(config.classification)),
-        ExactLinear(config.dim, 4),
+        class_layer(config.dim, config.num_classes, config.classification),
+        box_mlp(ExactLinear(config.dim, 4)),
         absolute,
         norm=nn.LayerNorm(config.dim),
     )
@@ -108,11 +105,15 @@ def decoder(config: DETRConfig) -> Decoder:
 
 def decoder_layer(config: DETRConfig) -> DecoderLayer:
     self_attention = SelfAttention(config.dim, config.num_heads, config.dropout, XAVIER)
-    look = GlobalLook(config.dim, config.num_heads, config.dropout, XAVIER)
-    return DecoderLayer(self_attention, look, feedforward(config), config.dim, config.dropout)
+    cross_attention = GlobalCrossAttention(config.dim, config.num_heads, config.dropout, XAVIER)
+    return DecoderLayer(self_attention, cross_attention, feedforward(config), config.dim, config.dropout)
 
 
 def check(config: DETRConfig) -> None:
-    """Refuse what cannot be built, with the setting's name."""
-    check_ranges(config)
+    """Refuse settings that contradict each other."""
     check_one_map(config)
+
+
+def check_capacity(config: DETRConfig, max_objects: int) -> None:
+    """Refuse more objects in one image than queries."""
+    check_queries(max_objects, config.num_queries, enough=max_objects)

@@ -1,4 +1,4 @@
-"""What detectors that look at one feature map share: DETR's neck and encoder, and the check of their settings."""
+"""Shared by detectors with one feature map: DETR's neck and encoder, and the check of their settings."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ from detrs.models.checks import check_heads
 
 
 def sine_neck(channels: tuple[int, ...], dim: int) -> PyramidNeck:
-    """One plain projection, and sine positions counted from one (DETR, A.4)."""
+    """One convolution, and sine position embeddings counted from one (DETR, A.4)."""
     return PyramidNeck(ChannelMapper(channels, dim, 1, plain_projection), SinePosition(dim, shift=0.0))
 
 
 def global_encoder(config: Any) -> Encoder:
-    """Layers in which every token looks at every other (DETR, 3.2)."""
+    """Layers with self-attention of all tokens (DETR, 3.2)."""
 
     def layer() -> EncoderLayer:
         attention = GlobalSelfAttention(config.dim, config.num_heads, config.dropout, XAVIER)
@@ -33,7 +33,7 @@ def feedforward(config: Any) -> FeedForward:
 
 
 def check_one_map(config: Any) -> None:
-    """Refuse widths and backbones that a transformer on one map cannot have.
+    """Refuse widths and backbones that do not fit a transformer on one feature map.
 
     Raises:
         UserError: with the setting's name.
@@ -43,5 +43,5 @@ def check_one_map(config: Any) -> None:
         raise UserError(f"model.dim is {config.dim}, but must be a multiple of 4 (sine and cosine of two coordinates).")
     if len(config.backbone.stages) != 1:
         raise UserError(
-            f"model.backbone.stages is {config.backbone.stages}, but this detector looks at one map: name one stage."
+            f"model.backbone.stages is {config.backbone.stages}, but this detector has one feature map: give one stage."
         )

@@ -1,0 +1,128 @@
+"""``best.safetensors``: a trained detector in one file, with everything needed to predict and its promised scores."""
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detrs import models
+from detrs.checkpoints import format
+from detrs.config import Experiment
+from detrs.data.preprocessing import Preprocessing
+from detrs.errors import UserError
+from detrs.models.detector import Model
+from detrs.postprocess import detections
+from detrs.schema import from_dict, to_dict
+from detrs.structures import Batch, Classes, Detections
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainedDetector:
+    """A model with its weights, and everything else that determines what it detects."""
+
+    module: Model
+    classes: Classes
+    preprocessing: Preprocessing
+    experiment: Experiment
+    """How it was trained; ``evaluation`` says how many detections per image it returns."""
+    scores: dict[str, Any]
+    """Promised scores on the validation split: ``ap``, ``ap50``, ... (``None``: undefined)."""
+    step: int
+    """Optimizer steps done."""
+    epoch: int
+    """Epoch of that step, from 1."""
+
+    @torch.no_grad()  # not inference_mode, whose tensors cannot be changed in place later
+    def detect(
+        self, batch: Batch, image_sizes: Sequence[tuple[int, int]], sources: Sequence[str | None] | None = None
+    ) -> list[Detections]:
+        """The detections of a batch: the one path of evaluation, prediction and serving.
+
+        Args:
+            batch: uint8, resized and padded, on the device of ``module``.
+            image_sizes: (height, width) in pixels of each original image.
+            sources: path or URL of each image.
+        """
+        batch = self.preprocessing.normalize(batch)
+        boxes = self.module.detect(batch.images, batch.padding, self.experiment.evaluation.max_detections)
+        return detections(boxes, image_sizes, self.classes, sources)
+
+
+def preprocessing_of(experiment: Experiment) -> Preprocessing:
+    """The preprocessing of an experiment's evaluation."""
+    backbone = experiment.model.backbone
+    return Preprocessing(resize_to=experiment.data.resize_to, mean=backbone.mean, std=backbone.std)
+
+
+def save_detector(path: Path, detector: TrainedDetector) -> None:
+    """Write a trained detector.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    meta = {
+        "detrs": importlib.metadata.version("detrs"),
+        "experiment": to_dict(detector.experiment),
+        "classes": {"names": list(detector.classes.names), "category_ids": list(detector.classes.category_ids)},
+        "preprocessing": to_dict(detector.preprocessing),
+        "scores": detector.scores,
+        "step": detector.step,
+        "epoch": detector.epoch,
+    }
+    format.save(path, detector.module.state_dict(), meta)
+
+
+def load_detector(path: Path) -> TrainedDetector:
+    """Read a file written by ``save_detector``; the model is on the CPU, in evaluation mode.
+
+    Raises:
+        UserError: the file is not such a checkpoint, or this version builds another model from its settings.
+    """
+    checkpoint = format.load(path)
+    meta = checkpoint.meta
+    if "classes" not in meta:
+        raise UserError(f"'{path}' is a training state, not a detector: use best.safetensors in the same folder.")
+    origin = f"written by detrs {meta.get('detrs', 'unknown')}, this is {importlib.metadata.version('detrs')}"
+    try:
+        experiment: Experiment = from_dict(Experiment, meta["experiment"])
+        classes = Classes(tuple(meta["classes"]["names"]), tuple(meta["classes"]["category_ids"]))
+        preprocessing: Preprocessing = from_dict(Preprocessing, meta["preprocessing"], "preprocessing")
+        module = models.build(experiment.model)
+        scores, step, epoch = meta["scores"], meta["step"], meta["epoch"]
+    except UserError as error:
+        raise UserError(f"Cannot use the checkpoint '{path}' ({origin}): {error}") from error
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"Cannot use the checkpoint '{path}' ({origin}): missing or malformed metadata: {error}."
+        ) from (error)
+    if wrong := different(module.state_dict(), checkpoint.tensors):
+        raise UserError(
+            f"Cannot use the checkpoint '{path}' ({origin}): its weights do not fit the model that its settings "
+            f"describe: {format.some_of(wrong)}. Use the version of detrs that wrote it."
+        )
+    module.load_state_dict(checkpoint.tensors)
+    return TrainedDetector(
+        module=module.eval(),
+        classes=classes,
+        preprocessing=preprocessing,
+        experiment=experiment,
+        scores=scores,
+        step=step,
+        epoch=epoch,
+    )
+
+
+def different(built: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> list[str]:
+    """Differences in name or shape between the weights of a model and those of a file."""
+    missing = [f"{name} (missing)" for name in built if name not in saved]
+    unknown = [f"{name} (unknown)" for name in saved if name not in built]
+    shapes = [
+        f"{name} ({tuple(tensor.shape)} instead of {tuple(built[name].shape)})"
+        for name, tensor in saved.items()
+        if name in built and tensor.shape != built[name].shape
+    ]
+    return missing + unknown + shapes

@@ -1,0 +1,61 @@
+"""Preprocessing: how an image becomes the input of a detector, the same in training, evaluation and prediction."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from detrs.structures import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """Resizing and normalisation that a detector expects.
+
+    The way back to the original image needs nothing else: boxes are in [0, 1] of the image, whatever its size.
+    """
+
+    resize_to: tuple[int, int]
+    """(short, long) in pixels: the short side becomes ``short`` unless the long side would exceed ``long``."""
+    mean: tuple[float, float, float]
+    """Of each colour channel, on [0, 1]."""
+    std: tuple[float, float, float]
+    """Of each colour channel, on [0, 1]."""
+
+    def resize(self, image: Tensor) -> Tensor:
+        """An image (3, H, W) at the size for evaluation."""
+        return F.resize(image, list(resized_size((image.shape[-2], image.shape[-1]), self.resize_to)))
+
+    def normalize(self, batch: Batch) -> Batch:
+        """A uint8 batch as float32: ``(pixel / 255 - mean) / std``, zero where padded; on its device."""
+        images, stats = batch.images, zip(self.mean, self.std, strict=True)
+        scale = torch.tensor([1 / (255 * s) for s in self.std], device=images.device).view(3, 1, 1)
+        shift = torch.tensor([-m / s for m, s in stats], device=images.device).view(3, 1, 1)
+        normalized = torch.addcmul(shift, images.to(torch.float32), scale)  # (B, 3, H, W)
+        return batch._replace(images=normalized.masked_fill_(batch.padding[:, None], 0.0))
+
+
+def resized_size(size: tuple[int, int], resize_to: tuple[int, int]) -> tuple[int, int]:
+    """Size of an image whose short side becomes ``short`` unless its long side would exceed ``long``.
+
+    DETR's rule to the pixel: Python's rounding of the short side, truncation of the long one, so the long side can
+    differ a little from ``long``. Sides are at least 1.
+
+    Args:
+        size: (height, width) of the image.
+        resize_to: (short, long) in pixels.
+
+    >>> resized_size((480, 640), (800, 1333))
+    (800, 1066)
+    """
+    (height, width), (short, long) = size, resize_to
+    small, large = min(size), max(size)
+    if large / small * short > long:
+        short = round(long * small / large)
+        if short == 0:  # flatter than 2 * long : 1, where the official rule gives an empty image
+            return (1, long) if height < width else (long, 1)
+    if small == short:
+        return size
+    other = int(short * large / small)
+    return (short, other) if height < width else (other, short)
