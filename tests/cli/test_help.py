@@ -71,6 +71,12 @@ class Arguments:
     size: Size | None = None
     """Size, ``small``
     ``or`` large."""
+    limit: Annotated[float, "above 0"] | None = None
+    """Limit."""
+    ratio: Annotated[float | None, "above 0"] = None
+    """Ratio."""
+    clip: float | None = 0.1
+    """Clip."""
     count: int = 3
     """Count."""
     either: bool = False
@@ -88,6 +94,9 @@ def test_flags_show_their_kind_and_default(capsys: pytest.CaptureFixture[str]) -
         "STR Positional. (required)",
         "--path PATH Path. --",
         "--size INT [INT] Size, small or large. --",
+        "--limit FLOAT Limit. --",
+        "--ratio FLOAT Ratio. --",
+        "--clip FLOAT|None Clip. (default: 0.1)",
         "--count INT Count. (default: 3)",
         "--either, --no-either Pair. (default: False)",
         "--json Switch. --",

@@ -63,18 +63,24 @@ def _plain_field(field: StructFieldSpec) -> StructFieldSpec:
     if section:
         return dataclasses.replace(field, helptext=text)
     kind: Any = Annotated[field.type, tyro.conf.arg(help_behavior_hint=_default_of(field))]
-    if field.default is None and (name := _metavar(field.type)):
-        kind = Annotated[kind, tyro.conf.arg(metavar=name)]
+    if name := _metavar(field.type):
+        kind = Annotated[kind, tyro.conf.arg(metavar=name if field.default is None else f"{name}|None")]
     return dataclasses.replace(field, type=kind, helptext=text)
 
 
 def _metavar(optional: Any) -> str | None:
     """``PATH`` for ``Path | None``, where tyro shows ``{None}|PATH``."""
-    kinds = [kind for kind in typing.get_args(optional) if kind is not type(None)]
-    if len(kinds) != 1:
+    options = typing.get_args(_bare(optional))
+    kinds = [kind for kind in options if kind is not type(None)]
+    if len(kinds) != 1 or len(options) != 2:
         return None
     given = (getattr(conf, "metavar", None) for conf in getattr(kinds[0], "__metadata__", ()))
-    return next(filter(None, given), None) or _METAVARS.get(kinds[0])
+    return next(filter(None, given), None) or _METAVARS.get(_bare(kinds[0]))
+
+
+def _bare(kind: Any) -> Any:
+    """``X`` for ``Annotated[X, ...]``."""
+    return kind.__origin__ if typing.get_origin(kind) is Annotated else kind
 
 
 def _default_of(field: StructFieldSpec) -> Callable[[str], str]:
