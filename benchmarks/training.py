@@ -24,7 +24,7 @@ from page import Line
 from training_figure import training_figure
 
 from detrs import config, models
-from detrs.cli import complain
+from detrs.cli import print_error
 from detrs.cli.arguments import Flag, Size, both, check_data, parse
 from detrs.config import Experiment
 from detrs.data import open_dataset
@@ -312,7 +312,7 @@ def main(argv: list[str]) -> int:
         finally:
             publish(RESULTS, page.README, FIGURES)
     except UserError as error:
-        complain(str(error))
+        print_error(str(error))
         return 2
     return 0
 

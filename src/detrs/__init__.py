@@ -1,12 +1,12 @@
-"""The DETR family, practical for everyone who trains a detector on their own images.
+"""Object detectors of the DETR family: train them on your own images, evaluate and deploy them.
 
 ::
 
     result = detrs.train(detrs.preset("deformable-detr-small"), Path("runs/first"))
     scores = detrs.evaluate(result.checkpoint, data="my-data")
-    found = detrs.load(result.checkpoint)("pictures/*.jpg", threshold=0.5)
+    detections = detrs.load(result.checkpoint)("images/*.jpg", threshold=0.5)
 
-The names below are loaded when first used: ``import detrs`` alone imports neither torch nor anything slow.
+Public names are imported on first use: ``import detrs`` alone does not import torch.
 """
 
 import importlib

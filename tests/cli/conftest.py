@@ -25,7 +25,7 @@ SIZES = {"train": ((61, 97), (83, 47), (59, 71), (67, 73)), "val": ((53, 89), (1
 
 
 class Outcome(NamedTuple):
-    """What a command said."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -33,15 +33,15 @@ class Outcome(NamedTuple):
 
     @property
     def json(self) -> Any:
-        """Its last line on the standard output."""
+        """The last line of stdout."""
         return json.loads(self.out.splitlines()[-1])
 
     @property
-    def sentence(self) -> str:
-        """What it complained of, at the end of the standard error stream."""
-        before, mark, sentence = self.err.partition("error: ")
+    def message(self) -> str:
+        """The error message at the end of stderr."""
+        before, mark, message = self.err.partition("error: ")
         assert mark and "Traceback" not in self.err and (not before or before.endswith("\n"))
-        return sentence.removesuffix("\n")
+        return message.removesuffix("\n")
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def detrs(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """One thread, no compilation, long lines, and an empty working folder."""
+    """One thread, no compilation, long lines, and an empty working directory."""
     torch.set_num_threads(1)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
@@ -68,7 +68,7 @@ def plain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A COCO folder with seven pictures; its category ids are neither contiguous nor sorted."""
+    """A COCO folder with seven images; its category ids are neither contiguous nor sorted."""
     root = tmp_path_factory.mktemp("data")
     (root / "annotations").mkdir()
     (root / "images").mkdir()

@@ -47,13 +47,13 @@ def test_one_or_two_numbers(words: str, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--batch-sze 3", "no flag '--batch-sze'. Did you mean '--batch-size'"),
-        ("--batch_sze=3", "no flag '--batch_sze'. Did you mean '--batch-size'"),
-        ("--num-queries 3", "no flag '--num-queries'. Did you mean '--model.num-queries'"),
-        ("--model.num-querie 3", "no flag '--model.num-querie'. Did you mean '--model.num-queries'"),
-        ("--schedul.kind cosine", "no flag '--schedul.kind'. Did you mean '--schedule.kind'"),
-        ("--zzzzzz", "no flag '--zzzzzz'. See: detrs x --help"),
-        ("a b", "detrs x does not take 'b'"),
+        ("--batch-sze 3", "Unknown flag '--batch-sze'. Did you mean '--batch-size'"),
+        ("--batch_sze=3", "Unknown flag '--batch_sze'. Did you mean '--batch-size'"),
+        ("--num-queries 3", "Unknown flag '--num-queries'. Did you mean '--model.num-queries'"),
+        ("--model.num-querie 3", "Unknown flag '--model.num-querie'. Did you mean '--model.num-queries'"),
+        ("--schedul.kind cosine", "Unknown flag '--schedul.kind'. Did you mean '--schedule.kind'"),
+        ("--zzzzzz", "Unknown flag '--zzzzzz'. See: detrs x --help"),
+        ("a b", "Unexpected argument 'b'. See: detrs x --help"),
     ],
 )
 def test_unknown_words_get_the_nearest_flag(words: str, message: str) -> None:
@@ -65,9 +65,9 @@ def test_unknown_words_get_the_nearest_flag(words: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--batch-size abc", "--batch-size expects INT, but was given 'abc'. See: detrs x --help"),
-        ("--batch_size=abc --json", "--batch-size expects INT, but was given 'abc'."),
-        ("--image-size 1 2 3 --json", "--image-size expects INT [INT], but was given '1 2 3'."),
+        ("--batch-size abc", "--batch-size expects INT, got 'abc'. See: detrs x --help"),
+        ("--batch_size=abc --json", "--batch-size expects INT, got 'abc'."),
+        ("--image-size 1 2 3 --json", "--image-size expects INT [INT], got '1 2 3'."),
         ("--data.augment nne", "invalid choice 'nne' for argument '--data.augment'. Expected one of ('none', 'flip'"),
         ("--seed", "Missing value for argument '--seed'."),
     ],

@@ -38,7 +38,7 @@ def test_all_implementations_compute_the_same() -> None:
 
 def test_unknown_subject(detrs: Callable) -> None:
     done = detrs("benchmark", "opps")
-    assert done.code == 2 and "Did you mean 'ops'" in done.sentence
+    assert done.code == 2 and "Did you mean 'ops'" in done.message
 
 
 def test_nothing_comes_from_the_host_while_a_gpu_is_timed() -> None:

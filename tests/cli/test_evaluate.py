@@ -39,7 +39,7 @@ def test_table_without_json(detrs: Callable, checkpoint: Path) -> None:
 )
 def test_numbers_out_of_range(detrs: Callable, checkpoint: Path, words: str, message: str) -> None:
     done = detrs("evaluate", checkpoint, "--device", "cpu", *words.split())
-    assert done.code == 2 and message in done.sentence and not done.out
+    assert done.code == 2 and message in done.message and not done.out
 
 
 def test_results_that_cannot_be_written_are_refused_at_once(
@@ -48,18 +48,21 @@ def test_results_that_cannot_be_written_are_refused_at_once(
     Path("folder").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("detrs.engine.evaluate.evaluate_checkpoint", None)  # not reached
-        for results, message in (("folder", "is a folder"), ("nowhere/a.json", "does not exist")):
+        for results, message in (
+            ("folder", "must be a file, but 'folder' is a folder"),
+            ("nowhere/a.json", "the folder 'nowhere' does not exist"),
+        ):
             done = detrs("evaluate", checkpoint, "--results", results)
-            assert done.code == 2 and message in done.sentence
+            assert done.code == 2 and message in done.message
         patch.setattr("os.access", lambda path, mode: False)
-        assert "cannot be written: name another" in detrs("evaluate", checkpoint, "--results", "a.json").sentence
+        assert "is not writable: choose another" in detrs("evaluate", checkpoint, "--results", "a.json").message
 
     def fail(path: Path, text: str) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", fail)
     done = detrs("evaluate", checkpoint, "--device", "cpu", "--results", "a.json")
-    assert done.code == 2 and "No space left" in done.sentence and "bright" in done.out  # the table is not lost
+    assert done.code == 2 and "No space left" in done.message and "bright" in done.out  # the table is not lost
 
 
 def test_a_data_set_that_has_moved(detrs: Callable, checkpoint: Path, data: Path, tmp_path: Path) -> None:
@@ -68,7 +71,7 @@ def test_a_data_set_that_has_moved(detrs: Callable, checkpoint: Path, data: Path
     experiment = replace(detector.experiment, data=data_config)
     save_detector(tmp_path / "best.safetensors", replace(detector, experiment=experiment))
     done = detrs("evaluate", tmp_path / "best.safetensors", "--device", "cpu")
-    assert done.code == 2 and "my-data does not exist. It is the data set of training" in done.sentence
+    assert done.code == 2 and "my-data does not exist. It is the data set of training" in done.message
 
 
 def test_any_size_can_be_evaluated(detrs: Callable, checkpoint: Path, tmp_path: Path) -> None:

@@ -43,19 +43,19 @@ def test_python_m_detrs_is_detrs() -> None:
     assert (done.returncode, done.stdout.strip()) == (0, package.__version__)
     done = subprocess.run([sys.executable, "-m", "detrs", "trian"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: detrs has no verb 'trian'. Did you mean 'train'? See: detrs --help\n"
+    assert done.stderr == "error: Unknown command 'trian'. Did you mean 'train'? See: detrs --help\n"
 
 
-def test_help_names_every_verb(detrs: Callable) -> None:
-    assert all(f"\n  {verb} " in detrs("--help").out for verb in cli.VERBS)
+def test_help_lists_every_command(detrs: Callable) -> None:
+    assert all(f"\n  {command} " in detrs("--help").out for command in cli.COMMANDS)
     assert detrs("-h") == detrs("--help")
     nothing = detrs()
-    assert (nothing.code, nothing.out) == (2, "") and "usage: detrs VERB" in nothing.err
+    assert (nothing.code, nothing.out) == (2, "") and "usage: detrs COMMAND" in nothing.err
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
-def test_every_verb_has_help(detrs: Callable, verb: str) -> None:
-    done = detrs(verb, "--help")
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_has_help(detrs: Callable, command: str) -> None:
+    done = detrs(command, "--help")
     assert done.code == 0 and "--json" in done.out and not done.err
 
 
@@ -84,7 +84,7 @@ def test_exit_codes(
     assert done.code == code and message in done.err and done.err.count("\n") <= 1
 
 
-def test_a_fault_of_ours_keeps_its_traceback(detrs: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_keeps_its_traceback(detrs: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(words: list[str]) -> int:
         raise ValueError("a bug")
 
@@ -93,7 +93,7 @@ def test_a_fault_of_ours_keeps_its_traceback(detrs: Callable, monkeypatch: pytes
         detrs("anything")
 
 
-def test_a_reader_that_goes_is_no_error() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     script = (
         "import os, sys, detrs.cli\n"
         "reader, writer = os.pipe()\n"
@@ -105,13 +105,13 @@ def test_a_reader_that_goes_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
-@pytest.mark.parametrize("said", ["x" * 10_000_000, ""])
-def test_another_broken_pipe_is_a_fault_of_ours(said: str) -> None:
-    """Of a reader that has gone nothing may be left to flush: what is longer than the buffer is written at once."""
+@pytest.mark.parametrize("output", ["x" * 10_000_000, ""])
+def test_another_broken_pipe_is_a_bug(output: str) -> None:
+    """Output longer than the buffer is written at once, so that a closed stdout leaves nothing to flush."""
     script = (
         "import os, sys, detrs.cli\n"
         "def fail(words):\n"
-        f"    print('x' * {len(said)}, flush=True)\n"
+        f"    print('x' * {len(output)}, flush=True)\n"
         "    raise BrokenPipeError('of a worker')\n"
         "detrs.cli.dispatch = fail\n"
         "if sys.argv[1] == 'closed':\n"
@@ -128,7 +128,7 @@ def test_another_broken_pipe_is_a_fault_of_ours(said: str) -> None:
     assert open_.returncode == 1 and "BrokenPipeError: of a worker" in open_.stderr
 
 
-def test_the_death_of_a_loader_process_is_one_sentence(detrs: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_loader_process_gets_a_message(detrs: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     from detrs.data import loader
 
     def fail(words: list[str]) -> int:
@@ -137,4 +137,4 @@ def test_the_death_of_a_loader_process_is_one_sentence(detrs: Callable, monkeypa
     assert loader.worker_failure(RuntimeError("else")) == ""
     monkeypatch.setattr(cli, "dispatch", fail)
     done = detrs("anything")
-    assert done.code == 2 and "A loader process died" in done.sentence and "--workers 0" in done.sentence
+    assert done.code == 2 and "A loader process died" in done.message and "--workers 0" in done.message

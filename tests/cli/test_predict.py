@@ -15,25 +15,25 @@ from detrs.visualization.draw import draw_detections
 
 @pytest.fixture
 def folder(data: Path, tmp_path: Path) -> Path:
-    """The three pictures for validation, in a folder of their own."""
-    folder = tmp_path / "pictures"
+    """A folder with the three validation images."""
+    folder = tmp_path / "images"
     folder.mkdir()
     for path in (data / "images").glob("val-*.png"):
         (folder / path.name).write_bytes(path.read_bytes())
     return folder
 
 
-def test_json_and_pictures(detrs: Callable, checkpoint: Path, folder: Path, tmp_path: Path) -> None:
+def test_json_and_drawings(detrs: Callable, checkpoint: Path, folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     words = ("--output", output, "--threshold", 0.001, "--device", "cpu", "--json")
     done = detrs("predict", checkpoint, folder, *words)
     assert done.code == 0 and len(done.out.splitlines()) == 1 and "val-0.png" in done.err
     predictions = json.loads((output / "predictions.json").read_text())
     expected = Predictor.load(checkpoint, "cpu")(folder, threshold=0.001)
-    assert [{**image, "picture": None} for image in predictions["images"]] == [
-        {**each.to_json(), "picture": None} for each in expected
+    assert [{**image, "drawing": None} for image in predictions["images"]] == [
+        {**each.to_json(), "drawing": None} for each in expected
     ]
-    names = [image["picture"] for image in predictions["images"]]
+    names = [image["drawing"] for image in predictions["images"]]
     assert names == ["val-0.jpg", "val-1.jpg", "val-2.jpg"]
     assert sorted(path.name for path in output.iterdir()) == ["predictions.json", *names]
     assert done.json == {
@@ -46,12 +46,12 @@ def test_json_and_pictures(detrs: Callable, checkpoint: Path, folder: Path, tmp_
         "skipped": [],
     }
     assert sum(map(len, expected)) > 0
-    with Image.open(folder / "val-0.png") as image, Image.open(output / "val-0.jpg") as picture:
-        original, drawn = (np.asarray(each.resize(image.size), float) for each in (image, picture))
+    with Image.open(folder / "val-0.png") as image, Image.open(output / "val-0.jpg") as drawing:
+        original, drawn = (np.asarray(each.resize(image.size), float) for each in (image, drawing))
     assert np.abs(drawn - original).max() > 60  # something was drawn on it
 
 
-def test_a_file_that_is_no_picture_costs_only_itself(detrs: Callable, checkpoint: Path, folder: Path) -> None:
+def test_an_unreadable_image_is_skipped(detrs: Callable, checkpoint: Path, folder: Path) -> None:
     (folder / "val-1.png").write_text("a text")
     done = detrs("predict", checkpoint, folder, "missing.png", "--device", "cpu", "--output", "out", "--json")
     assert done.code == 2 and "Traceback" not in done.err
@@ -59,39 +59,39 @@ def test_a_file_that_is_no_picture_costs_only_itself(detrs: Callable, checkpoint
     assert (
         last.startswith("error: ")
         and "val-1.png is not a readable image" in last
-        and "And 1 more could not be done" in last
+        and "1 more failed: see out/predictions.json" in last
     )
     assert done.json["num_images"] == 2
     assert [Path(each["source"]).name for each in done.json["skipped"]] == ["val-1.png", "missing.png"]
     predictions = json.loads(Path("out/predictions.json").read_text())
-    assert [image["picture"] for image in predictions["images"]] == ["val-0.jpg", "val-2.jpg"]
+    assert [image["drawing"] for image in predictions["images"]] == ["val-0.jpg", "val-2.jpg"]
     assert predictions["skipped"] == done.json["skipped"]
 
 
-def test_pictures_of_one_name_do_not_overwrite_each_other(detrs: Callable, checkpoint: Path, folder: Path) -> None:
+def test_images_of_equal_name_do_not_overwrite_each_other(detrs: Callable, checkpoint: Path, folder: Path) -> None:
     Path("other").mkdir()
     (folder / "val-0.png").rename("other/val-1.png")
     done = detrs("predict", checkpoint, folder / "val-1.png", "other/val-1.png", "--device", "cpu")
-    assert done.code == 0 and "2 pictures: runs/predict-1/predictions.json" in done.out and not done.err
+    assert done.code == 0 and "2 images: runs/predict-1/predictions.json" in done.out and not done.err
     assert {path.name for path in Path("runs/predict-1").glob("*.jpg")} == {"val-1.jpg", "val-1-2.jpg"}
 
 
 def test_nothing_is_ever_overwritten(detrs: Callable, checkpoint: Path, folder: Path) -> None:
     before = {path: path.read_bytes() for path in folder.iterdir()}
     done = detrs("predict", checkpoint, folder, "--output", folder, "--device", "cpu")
-    assert done.code == 2 and "is not empty: choose another" in done.sentence
+    assert done.code == 2 and "is not empty: choose another one" in done.message
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
-        ((), "There is nothing to look at"),
+        ((), "No sources given"),
         (("nowhere",), "nowhere does not exist"),
         (("https://example.com/a.jpg",), "--allow-urls"),
         (("*.png",), "matches '*.png'"),
         ((".",), "There is no picture"),
-        (("pictures/**.jpg",), "'**' must stand alone between slashes"),
+        (("images/**.jpg",), "'**' must stand alone between slashes"),
         (("x" * 300,), "cannot be opened: File name too long"),
         (("~nobody-of-this-name/x",), "is no path or pattern"),
     ],
@@ -104,10 +104,10 @@ def test_bad_sources(detrs: Callable, checkpoint: Path, sources: tuple[str, ...]
 
 def test_bad_threshold(detrs: Callable, checkpoint: Path, folder: Path) -> None:
     done = detrs("predict", checkpoint, folder, "--threshold", 50, "--device", "cpu")
-    assert done.code == 2 and done.sentence == "threshold is 50.0, but must be in [0, 1]."
+    assert done.code == 2 and done.message == "threshold is 50.0, but must be in [0, 1]."
 
 
-def test_what_was_found_is_written_whatever_happens(
+def test_an_interruption_keeps_the_predictions_so_far(
     detrs: Callable, checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(images: int) -> Callable:
@@ -124,10 +124,10 @@ def test_what_was_found_is_written_whatever_happens(
     done = detrs("predict", checkpoint, folder, "--device", "cpu", "--output", "out")
     assert done.code == 130
     predictions = json.loads(Path("out/predictions.json").read_text())
-    assert [image["picture"] for image in predictions["images"]] == ["val-0.jpg", "val-1.jpg"]
+    assert [image["drawing"] for image in predictions["images"]] == ["val-0.jpg", "val-1.jpg"]
 
 
-def test_a_drawing_that_cannot_be_written_costs_only_itself(
+def test_a_drawing_that_cannot_be_written_is_skipped(
     detrs: Callable, checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save = Image.Image.save
@@ -139,9 +139,9 @@ def test_a_drawing_that_cannot_be_written_costs_only_itself(
 
     monkeypatch.setattr(Image.Image, "save", fail)
     done = detrs("predict", checkpoint, folder, "--device", "cpu", "--output", "out")
-    assert done.code == 2 and "val-1.jpg' cannot be written: No space left on device" in done.err.splitlines()[-1]
+    assert done.code == 2 and "Cannot write 'out/val-1.jpg': No space left on device" in done.err.splitlines()[-1]
     images = json.loads(Path("out/predictions.json").read_text())["images"]
-    assert [image["picture"] for image in images] == ["val-0.jpg", None, "val-2.jpg"]
+    assert [image["drawing"] for image in images] == ["val-0.jpg", None, "val-2.jpg"]
 
 
 def test_names_of_all_kinds(detrs: Callable, checkpoint: Path, folder: Path) -> None:
@@ -150,23 +150,23 @@ def test_names_of_all_kinds(detrs: Callable, checkpoint: Path, folder: Path) -> 
     names = ["a[/] [bold] :smile:.png", os.fsdecode(b"caf\xe9.png"), "猫" * 83 + ".png"]  # the first one in a folder
     for number, name in enumerate(names):
         (folder / f"val-{number}.png").rename(folder / name)
-    (folder / os.fsdecode(b"\xff [red].png")).write_text("no picture")
+    (folder / os.fsdecode(b"\xff [red].png")).write_text("not an image")
     done = detrs("predict", checkpoint, folder / "a[", folder, "--device", "cpu", "--output", "out [x]")
     assert done.code == 2 and "is not a readable image" in done.err and "Traceback" not in done.err
     assert "a[/] [bold] :smile:" in done.out and "caf\\udce9.png" in done.out
     assert "out [x]/predictions.json" in done.out
-    pictures = {image["picture"] for image in json.loads(Path("out [x]/predictions.json").read_text())["images"]}
-    assert pictures == {"] [bold] :smile:.jpg", "caf.jpg", "猫" * 66 + ".jpg"}
+    drawings = {image["drawing"] for image in json.loads(Path("out [x]/predictions.json").read_text())["images"]}
+    assert drawings == {"] [bold] :smile:.jpg", "caf.jpg", "猫" * 66 + ".jpg"}
 
 
 @pytest.mark.parametrize(
     ("source", "name"),
     [
         ("https://example.com/a/b.png?size=3&x=/c.png#d", "b"),
-        ("https://example.com", "picture"),
+        ("https://example.com", "image"),
         ("https://example.com/" + "x" * 300 + ".png", "x" * 200),
         ("a/b.c.jpg", "b.c"),
     ],
 )
-def test_what_a_drawing_is_called(source: str, name: str) -> None:
+def test_names_of_drawings(source: str, name: str) -> None:
     assert stem(source) == name

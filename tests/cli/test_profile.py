@@ -14,7 +14,7 @@ def test_profile_counts_the_preset(detrs: Callable) -> None:
     assert report["gflops"] > 0 and report["latency_ms"] > 0
 
 
-def test_one_number_is_a_square_and_the_table_says_so(detrs: Callable) -> None:
+def test_one_number_is_a_square_and_the_table_agrees(detrs: Callable) -> None:
     words = ("profile", "deformable-detr-tiny", "--image-size", 67, "--repeats", 1, "--device", "cpu")
     report = detrs(*words, "--json").json
     table = detrs(*words)
@@ -24,6 +24,6 @@ def test_one_number_is_a_square_and_the_table_says_so(detrs: Callable) -> None:
 
 def test_unknown_preset_and_device(detrs: Callable) -> None:
     done = detrs("profile", "deformable-dtr-tiny", "--json")
-    assert done.code == 2 and done.sentence.startswith("There is no preset 'deformable-dtr-tiny'. Did you mean")
+    assert done.code == 2 and done.message.startswith("There is no preset 'deformable-dtr-tiny'. Did you mean")
     done = detrs("profile", "deformable-detr-tiny", "--device", "cupa")
-    assert done.code == 2 and "'cupa' is no device" in done.sentence
+    assert done.code == 2 and "'cupa' is no device" in done.message

@@ -1,4 +1,4 @@
-"""Everything the documentation shows is run: each ``detrs`` command and each Python block, in order, in one folder."""
+"""Run each ``detrs`` command and each Python block of the documentation, in order, in one folder."""
 
 import re
 import shlex
@@ -14,13 +14,13 @@ from detrs.data import digits
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/training.md", "docs/operator.md")
-"""Those with commands or Python, in the order in which a newcomer reads them."""
+"""Pages with commands or Python, in reading order."""
 
 SHORT = {
     "train": "--epochs 1 --batch-size 2 --image-size 64 96 --data.augment crop --quiet",
     "demo": "--minutes 0.02 --output runs/demo --quiet",
 }
-"""What makes a documented command a matter of seconds."""
+"""Arguments that shorten a documented command to seconds."""
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -30,10 +30,10 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def commands(page: str) -> list[str]:
-    """The ``detrs`` commands on a page, without launchers in front of them.
+    """The ``detrs`` commands on a page, without launchers.
 
-    A launcher starts processes that each import PyTorch, a minute on two cores: what it starts is run here in one
-    process, and ``tests/engine/test_distributed.py`` runs two. Only the launchers' own words are compared here.
+    A launcher starts processes that each import PyTorch, which takes a minute on two cores. Its command is run here in
+    one process; ``tests/engine/test_distributed.py`` runs two. The arguments of the launchers are only compared.
     """
     lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
     found = [re.search(r"(?:^|uv run |-m )detrs (\S.*)$", line) for line in lines]
@@ -49,21 +49,21 @@ def commands(page: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A place where the files that the documentation speaks of exist, four training pictures to a data set."""
+    """A folder with the files that the documentation mentions; four training images per data set."""
     root = tmp_path_factory.mktemp("prose")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(digits, "NUM_IMAGES", {"train": 4, "val": 2})
         for name in ("my-data", "coco"):
             digits.export_coco(root / name)
-    (root / "pictures").mkdir()
+    (root / "images").mkdir()
     for path in (root / "my-data" / "images").glob("val*"):
-        shutil.copy(path, root / "pictures" / path.with_suffix(".jpg").name)  # told by content, not by name
+        shutil.copy(path, root / "images" / path.with_suffix(".jpg").name)  # decoded by content, not by name
     save_file(timm.create_model("mobilenetv2_100").state_dict(), root / "mobilenetv2_100.safetensors")
     return root
 
 
 def shortened(command: str) -> list[str]:
-    """The words of a command, made a matter of seconds and independent of the network."""
+    """The arguments of a command, shortened to seconds and independent of the network."""
     words = shlex.split(command)
     if "--resume" not in words:
         words += SHORT.get(words[0], "").split()
@@ -72,7 +72,7 @@ def shortened(command: str) -> list[str]:
     return words
 
 
-def test_every_page_with_commands_is_read() -> None:
+def test_every_page_with_commands_is_listed() -> None:
     pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")]
     assert {str(page.relative_to(REPOSITORY)) for page in pages if blocks(str(page), "(?:bash|python)")} == set(PAGES)
 
@@ -94,9 +94,40 @@ def test_what_the_page_shows_runs(
         exec(compile(block, page, "exec"), {})
 
 
-def test_links_lead_somewhere() -> None:
-    own = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")
-    for page in [*(REPOSITORY / name for name in own), *(REPOSITORY / "docs").rglob("*.md")]:
-        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            if not link.startswith("http"):
-                assert (page.parent / link).exists(), f"{page.name}: {link}"
+def markdown() -> list[Path]:
+    own = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")
+    return [*(REPOSITORY / name for name in own), *(REPOSITORY / "docs").rglob("*.md")]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", markdown(), ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not link.startswith("http"):
+            path, _, anchor = link.partition("#")
+            target = page.parent / path if path else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", sorted((REPOSITORY / "docs" / "models").glob("*.md")), ids=lambda page: page.stem)
+def test_names_in_the_pages_of_detectors_exist(page: Path) -> None:
+    """Second column of "From equations to code": paths, and names that the source contains."""
+    source = "\n".join(path.read_text() for path in (REPOSITORY / "src").rglob("*.py"))
+    section = page.read_text().partition("## From equations to code")[2].partition("\n## ")[0]
+    names = [
+        name
+        for row in re.findall(r"^\|.*\|(.*)\|$", section, flags=re.MULTILINE)
+        for name in re.findall(r"`([^`]+)`", row)
+    ]
+    assert len(names) > 5
+    for name in names:
+        if "/" in name or name.endswith(".py"):
+            assert (REPOSITORY / "src" / "detrs" / name).exists(), name
+        else:
+            assert all(re.search(rf"\b{part}\b", source) for part in re.split(r"[.=]", name)), name

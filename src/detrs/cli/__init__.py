@@ -1,7 +1,7 @@
-"""``detrs VERB ...``: one file per verb, loaded when asked for, so that ``detrs --help`` answers at once.
+"""``detrs COMMAND ...``: one module per command, imported on demand to keep ``detrs --help`` fast.
 
-Exit codes: 0; 2 for a fault of the input, told in one sentence; 130, 141 and 143 for Ctrl-C, a closed pipe and SIGTERM.
-Any other exception is a fault of ours and keeps its traceback.
+Exit codes: 0 for success; 2 for invalid input, with an error message; 130, 141 and 143 for Ctrl-C, a closed pipe and
+SIGTERM. Any other exception is a bug and keeps its traceback.
 """
 
 import importlib
@@ -15,46 +15,47 @@ from typing import TextIO
 
 from detrs.errors import UserError, did_you_mean, printable
 
-VERBS = {
-    "demo": "train a small detector on built-in pictures, in minutes, and show what it finds",
-    "train": "train a preset on your own pictures",
-    "evaluate": "score a checkpoint: COCO AP, each class",
-    "predict": "find objects in files and folders: JSON and annotated pictures",
-    "presets": "list the detectors and their recipes",
-    "profile": "parameters, multiply-adds and latency of a preset",
-    "benchmark": "how fast the operator is, against its peers",
+COMMANDS = {
+    "demo": "train a small detector on built-in images and draw its detections",
+    "train": "train a preset on your own data set",
+    "evaluate": "compute the COCO AP of a checkpoint, overall and per class",
+    "predict": "detect objects in images; write JSON and annotated images",
+    "presets": "list the presets with published AP and training recipe",
+    "profile": "count parameters and FLOPs, measure the latency of a preset",
+    "benchmark": "time the attention operator against other implementations",
 }
-"""Verb -> what it does. ``detrs.cli.VERB.run(argv)`` does it."""
+"""Command -> summary. ``detrs.cli.COMMAND.run(argv)`` runs it."""
 
 INTERRUPTED = 130
 CLOSED_PIPE = 141
-"""What a shell gives for a program whose reader has gone, as in ``detrs presets | head``."""
+"""Exit code of a process killed by SIGPIPE in a shell, as in ``detrs presets | head``."""
 
 
 def usage() -> str:
-    """What ``detrs --help`` says."""
-    verbs = "\n".join(f"  {verb:<10}{what}" for verb, what in VERBS.items())
+    """The text of ``detrs --help``."""
+    commands = "\n".join(f"  {command:<10}{summary}" for command, summary in COMMANDS.items())
     return (
-        "usage: detrs VERB [...]\n\n"
-        "The DETR family, practical for everyone who trains a detector on their own images.\n\n"
-        f"{verbs}\n\n"
-        "detrs VERB --help lists the flags of a verb, detrs train PRESET --help all settings of a preset.\n"
-        "detrs --version prints the version."
+        "usage: detrs COMMAND [...]\n\n"
+        "Train, evaluate and run object detectors of the DETR family.\n\n"
+        f"commands:\n{commands}\n\n"
+        "detrs COMMAND --help         show the flags of a command\n"
+        "detrs train PRESET --help    show all settings of a preset and their defaults\n"
+        "detrs --version              show the version"
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb.
+    """Run one command.
 
     Args:
-        argv: words of the command line after ``detrs``; by default those of this process.
+        argv: arguments after ``detrs``. Default: ``sys.argv[1:]``.
 
     Returns:
         The exit code.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that no stream can print
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that the stream cannot encode
     try:
         code = dispatch(words)
         sys.stdout.flush()
@@ -62,59 +63,59 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         if not is_closed(sys.stdout):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more can be said, not even at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
         return CLOSED_PIPE
     except UserError as error:
-        complain(str(error))
+        print_error(str(error))
         return 2
     except RuntimeError as error:
-        # the death of a loader process is raised by PyTorch wherever this process is
+        # PyTorch raises this at an arbitrary place when a loader process dies
         reason = sys.modules["detrs.data.loader"].worker_failure(error) if "detrs.data.loader" in sys.modules else ""
         if not reason:
             raise
-        complain(reason)
+        print_error(reason)
         return 2
     except KeyboardInterrupt:
-        complain("interrupted")
+        print_error("interrupted")
         return INTERRUPTED
-    except SystemExit as end:  # tyro's after --help, the engine's after a signal
+    except SystemExit as end:  # from tyro after --help, from the engine after a signal
         return end.code if isinstance(end.code, int) else int(end.code is not None)
 
 
 def dispatch(words: list[str]) -> int:
-    """Find the verb and run it."""
+    """Import the command's module and run it."""
     if not words:
         print(usage(), file=sys.stderr)
         return 2
-    verb, *rest = words
-    if verb in ("--help", "-h", "help"):
+    command, *rest = words
+    if command in ("--help", "-h", "help"):
         print(usage())
-    elif verb == "--version":
+    elif command == "--version":
         print(importlib.metadata.version("detrs"))
-    elif verb in VERBS:
-        importlib.import_module(f"detrs.cli.{verb}").run(rest)
+    elif command in COMMANDS:
+        importlib.import_module(f"detrs.cli.{command}").run(rest)
     else:
-        raise UserError(f"detrs has no verb '{verb}'.{did_you_mean(verb, VERBS)} See: detrs --help")
+        raise UserError(f"Unknown command '{command}'.{did_you_mean(command, COMMANDS)} See: detrs --help")
     return 0
 
 
 def is_closed(stream: TextIO) -> bool:
-    """Whether the reader of ``stream`` has gone; other pipes break, too, as those to loader processes."""
+    """Whether the reading end of ``stream`` is closed. Other pipes can break too, such as those to loader processes."""
     try:
         stream.flush()
-        poll = select.poll()  # what was written in one piece is not tried again by a flush
+        poll = select.poll()  # flush does not retry data that was written in one piece
         poll.register(stream.fileno(), 0)
         return any(event & select.POLLERR for _, event in poll.poll(0))
     except BrokenPipeError:
         return True
-    except (AttributeError, OSError):  # Windows has no poll, and not every stream is a file
+    except (AttributeError, OSError):  # no poll on Windows; not every stream has a file descriptor
         return False
 
 
-def complain(sentence: str) -> None:
-    """One sentence on the standard error stream, after a red ``error:`` where that is a terminal."""
+def print_error(message: str) -> None:
+    """Print ``error: message`` to stderr, ``error:`` in red on a terminal."""
     from rich.console import Console
     from rich.text import Text
 
-    text = Text.assemble(("error: ", "bold red"), printable(sentence))
+    text = Text.assemble(("error: ", "bold red"), printable(message))
     Console(stderr=True, highlight=False).print(text, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The arguments of a verb: a dataclass filled by tyro, and one sentence for what does not fit."""
+"""Parse the arguments of a command into a dataclass with tyro, and report invalid ones in one line."""
 
 import contextlib
 import dataclasses
@@ -13,64 +13,66 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from detrs.cli.help import REGISTRY, description
 from detrs.errors import UserError
 
 T = TypeVar("T")
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-"""A switch that is off unless given."""
+"""A switch, off by default."""
 Size = Annotated[tuple[int] | tuple[int, int], tyro.conf.arg(metavar="INT [INT]")]
-"""One or two numbers; one stands for both."""
+"""One or two numbers; one number is used for both."""
 
 
 def parse(kind: type[T], argv: list[str], prog: str, default: T | None = None) -> T:
-    """``argv`` as an instance of the dataclass ``kind``.
+    """Parse ``argv`` into an instance of the dataclass ``kind``.
 
     Args:
-        kind: dataclass; its docstrings are the help.
-        argv: words after the verb.
-        prog: how the command is called, for the help.
-        default: values of what ``argv`` does not name.
+        kind: dataclass; its docstrings are the help texts.
+        argv: arguments after the command.
+        prog: name of the command in help and error messages.
+        default: values of the arguments that ``argv`` does not contain.
 
     Raises:
-        UserError: ``argv`` lacks a word, has one too many, a bad value, or a flag that is none.
-        SystemExit: 0 after ``--help``.
+        UserError: an argument is missing, unknown or has an invalid value.
+        SystemExit: with code 0, after ``--help``.
     """
     missing: Any = tyro.MISSING_NONPROP if default is None else default
     values: T
-    box = io.StringIO()
+    stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(box):
+        with contextlib.redirect_stderr(stderr), REGISTRY:
             values, unknown = tyro.cli(
                 kind,
                 args=argv,
                 prog=prog,
+                description=description(kind),
                 default=missing,
                 return_unknown_args=True,
-                config=(tyro.conf.AvoidSubcommands,),  # which model it is, a preset has decided
+                config=(tyro.conf.AvoidSubcommands,),  # the preset fixes the type of the model
             )
     except SystemExit as end:
         if end.code:
-            raise UserError(f"{sentence(box.getvalue(), argv)} See: {prog} --help") from None
+            raise UserError(f"{one_line(stderr.getvalue(), argv)} See: {prog} --help") from None
         raise
-    sys.stderr.write(box.getvalue())  # warnings
+    sys.stderr.write(stderr.getvalue())  # warnings
     if not unknown:
         return values
     flag = next((word for word in unknown if word.startswith("-")), "")
     if not flag:
-        raise UserError(f"{prog} does not take '{unknown[0]}'. See: {prog} --help")
+        raise UserError(f"Unexpected argument '{unknown[0]}'. See: {prog} --help")
     name = flag.partition("=")[0]
     known = ["--help", *flags(values)]
-    # a setting is also known by its last word: --num-queries is meant to be --model.num-queries
+    # match the last part of a name too: --num-queries suggests --model.num-queries
     words = {flag.rpartition(".")[2]: flag for flag in known if "." in flag} | {flag[2:]: flag for flag in known}
     near = difflib.get_close_matches(name.lstrip("-").replace("_", "-"), words, n=1)
     hint = f" Did you mean '{words[near[0]]}'?" if near else ""
-    raise UserError(f"{prog} has no flag '{name}'.{hint} See: {prog} --help")
+    raise UserError(f"Unknown flag '{name}'.{hint} See: {prog} --help")
 
 
-def sentence(box: str, argv: list[str]) -> str:
-    """What tyro says in a frame, above a ruler and the help that it repeats, in one sentence."""
-    lines = [line.strip("│|╭╮╰╯+ ") for line in box.splitlines()]
+def one_line(message: str, argv: list[str]) -> str:
+    """The framed error message of tyro as one line, without the help text below its ruler."""
+    lines = [line.strip("│|╭╮╰╯+ ") for line in message.splitlines()]
     text = " ".join("\n".join(lines[1:]).split("\n\n")[0].split())  # below the title
     text = re.split(r" [─-]{3,}", text)[0].rstrip(".")
     bad = re.match(r"Error parsing (--\S+):", text)
@@ -78,11 +80,11 @@ def sentence(box: str, argv: list[str]) -> str:
     if not bad or not wanted:
         return f"{text}."
     words = itertools.takewhile(lambda word: not word.startswith("--"), after(bad[1], argv))
-    return f"{bad[1]} expects {wanted[1]}, but was given '{' '.join(words)}'."
+    return f"{bad[1]} expects {wanted[1]}, got '{' '.join(words)}'."
 
 
 def after(flag: str, argv: list[str]) -> list[str]:
-    """The words behind a flag, which may be spelt with underscores or hold its value: ``--flag=value``."""
+    """The arguments that follow ``flag``, including ``value`` in ``--flag=value``; underscores match hyphens."""
     for number, word in enumerate(argv):
         name, _, value = word.partition("=")
         if name.replace("_", "-") == flag.replace("_", "-"):
@@ -91,7 +93,7 @@ def after(flag: str, argv: list[str]) -> list[str]:
 
 
 def flags(values: Any, prefix: str = "--") -> Iterator[str]:
-    """The flags of the dataclass instance ``values``; a section named ``settings`` has no prefix of its own."""
+    """The flags of the dataclass instance ``values``; the field ``settings`` adds no prefix."""
     for field in dataclasses.fields(values):
         value, name = getattr(values, field.name), field.name.replace("_", "-")
         if dataclasses.is_dataclass(value):
@@ -101,21 +103,21 @@ def flags(values: Any, prefix: str = "--") -> Iterator[str]:
 
 
 def given(flag: str, argv: list[str]) -> bool:
-    """Whether the words hold ``--flag``, be it with the value that it has anyway."""
+    """Whether ``argv`` contains ``--flag``, even with its default value."""
     name = f"--{flag}".replace("_", "-")
     return any(word.partition("=")[0].replace("_", "-") == name for word in argv)
 
 
 def check_data(path: str | None) -> None:
-    """Refuse ``digits`` where it could mean two things.
+    """Reject the name ``digits`` when it is ambiguous.
 
     Raises:
-        UserError: it is the name of a folder here.
+        UserError: ``path`` is ``digits`` and the working folder contains a folder of this name.
     """
     if path == "digits" and Path(path).is_dir():
         raise UserError(
-            "'digits' is the built-in demo set, but there is a folder of that name here, too: write ./digits for the "
-            "folder, or call the demo set from another place."
+            "'digits' is ambiguous: it names the built-in demo data set and a folder in the working directory. "
+            "Use ./digits for the folder. To use the demo data set, run the command in another directory."
         )
 
 
@@ -125,7 +127,7 @@ def both(size: tuple[int] | tuple[int, int]) -> tuple[int, int]:
 
 
 def new_folder(name: str) -> Path:
-    """``runs/NAME-N`` with the first number that is free."""
+    """The first path ``runs/NAME-N`` that does not exist, N = 1, 2, ..."""
     number = 1
     while (path := Path("runs", f"{name}-{number}")).exists():
         number += 1

@@ -1,4 +1,4 @@
-"""``detrs demo``: one command from nothing to a detector and pictures of what it finds."""
+"""``detrs demo``: train a small detector on built-in data and draw its detections."""
 
 import dataclasses
 import time
@@ -11,32 +11,32 @@ from detrs.cli.report import console, print_json
 PRESET = "deformable-detr-tiny"
 DATA = "digits"
 MINUTES = 8.0
-"""Budget of the training: with imports, data, evaluation and pictures, ten minutes on two CPU cores."""
-NUM_PICTURES = 12
+"""Budget for training. The whole command takes ten minutes on two CPU cores."""
+NUM_IMAGES = 12
 THRESHOLD = 0.3
-"""Score above which a digit is drawn."""
+"""Minimum score of the detections that are drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoArguments:
-    """Train a small detector to find handwritten digits on photographs, score it, and draw what it finds.
+    """Train a small detector on handwritten digits, evaluate it, and draw its detections.
 
-    Needs no network. Everything is made on the spot; the best weights, the curves and the pictures lie in the output
-    folder.
+    Needs no network: the images are generated from data included in scikit-learn. The output folder contains the
+    best weights, the training curves and annotated validation images.
     """
 
     output: Path | None = None
-    """Folder of the run; by default runs/demo-N."""
+    """Output folder. Default: runs/demo-N."""
     minutes: float = MINUTES
-    """Time to train for."""
+    """Training time in minutes."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     seed: int = 42
-    """Start of every random stream."""
+    """Random seed."""
     quiet: Flag = False
-    """Show no progress."""
+    """Hide the progress display."""
     json: Flag = False
-    """Print one JSON object; the table goes to the standard error stream."""
+    """Print one JSON object to stdout; the table goes to stderr."""
 
 
 def run(argv: list[str]) -> None:
@@ -50,18 +50,20 @@ def run(argv: list[str]) -> None:
     experiment = preset(PRESET)
     experiment = dataclasses.replace(
         experiment,
-        data=dataclasses.replace(experiment.data, path=DATA, augment="none"),  # a mirrored digit is no digit
+        data=dataclasses.replace(experiment.data, path=DATA, augment="none"),  # no mirrored digits
         schedule=dataclasses.replace(experiment.schedule, max_minutes=arguments.minutes),
         runtime=dataclasses.replace(experiment.runtime, device=arguments.device),
         seed=arguments.seed,
     )
     result = train(experiment, arguments.output or new_folder("demo"), quiet=arguments.quiet)
-    report = evaluate_checkpoint(result.checkpoint, device=arguments.device).report  # from the file, as anyone would
-    pictures = draw(result.checkpoint, result.output / "pictures", arguments.device)
+    report = evaluate_checkpoint(
+        result.checkpoint, device=arguments.device
+    ).report  # from the file, to check the file itself
+    images = draw(result.checkpoint, result.output / "images", arguments.device)
 
     screen = console(as_json=arguments.json)
     screen.print(report.table())
-    screen.print(f"Look at {pictures} and {result.output / 'results.png'}", soft_wrap=True)
+    screen.print(f"Annotated images: {images}\nTraining curves: {result.output / 'results.png'}", soft_wrap=True)
     if arguments.json:
         print_json(
             {
@@ -70,20 +72,20 @@ def run(argv: list[str]) -> None:
                 "seconds": round(time.monotonic() - began, 1),
                 "steps": result.steps,
                 "checkpoint": str(result.checkpoint),
-                "pictures": str(pictures),
+                "images": str(images),
                 "num_images": report.num_images,
             }
         )
 
 
 def draw(checkpoint: Path, folder: Path, device: str) -> Path:
-    """Held-out pictures with what the detector finds in them; returns ``folder``."""
+    """Draw the detections in the first validation images; returns ``folder``."""
     from detrs.data import open_dataset
     from detrs.predictor import Predictor
     from detrs.visualization.draw import draw_detections
 
     dataset = open_dataset(DATA, "val")
-    images = (dataset[index].image for index in range(min(NUM_PICTURES, len(dataset))))
+    images = (dataset[index].image for index in range(min(NUM_IMAGES, len(dataset))))
     folder.mkdir()
     found = Predictor.load(checkpoint, device).predict_iter(images, threshold=THRESHOLD)
     for number, (image, detections) in enumerate(found):

@@ -1,4 +1,4 @@
-"""``detrs evaluate``: how good."""
+"""``detrs evaluate``: COCO AP of a checkpoint."""
 
 import json
 import os
@@ -15,32 +15,35 @@ from detrs.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateArguments:
-    """Score a checkpoint on a data set; without further flags, exactly as training scored it."""
+    """Compute the COCO AP of a checkpoint.
+
+    By default, evaluates the validation split with the settings used during training.
+    """
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """A best.safetensors."""
+    """Path of a best.safetensors."""
     data: str | None = None
-    """Folder with COCO annotations, or digits; by default the data set of training."""
+    """Folder with COCO annotations, or digits. Default: the data set used in training."""
     split: str | None = None
-    """Split to score; by default the validation split of training."""
+    """Split to evaluate. Default: the validation split used in training."""
     image_size: Size | None = None
-    """Short and long side in pixels, or one number for both; by default as in training."""
+    """Short and long side in pixels, or one number for both. Default: as in training."""
     batch_size: int | None = None
-    """Images per forward pass; by default as in training."""
+    """Images per forward pass. Default: as in training."""
     max_detections: int | None = None
-    """Detections per image; by default as in training."""
+    """Detections per image. Default: as in training."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     workers: int = 0
-    """Loader processes; 0: load in this process."""
+    """Number of data loading processes; 0 loads in the main process."""
     results: Path | None = None
-    """File to write the detections to, in COCO's format of results."""
+    """Write the detections to this file, in the COCO results format."""
     json: Flag = False
-    """Print one JSON object; the table goes to the standard error stream."""
+    """Print one JSON object to stdout; the table goes to stderr."""
 
 
 def run(argv: list[str]) -> None:
-    """Score a checkpoint."""
+    """Evaluate a checkpoint."""
     arguments = parse(EvaluateArguments, argv, "detrs evaluate")
     if arguments.results:
         check_writable(arguments.results)
@@ -65,20 +68,20 @@ def run(argv: list[str]) -> None:
         try:
             arguments.results.write_text(json.dumps(scores.results))
         except OSError as error:
-            raise UserError(f"--results '{arguments.results}' cannot be written: {error.strerror}.") from error
+            raise UserError(f"Cannot write --results '{arguments.results}': {error.strerror}.") from error
     if arguments.json:
         print_json({"checkpoint": str(arguments.checkpoint), **scores.report.to_json()})
 
 
 def check_writable(path: Path) -> None:
-    """Refuse before an evaluation what would fail after it.
+    """Check before the evaluation that its results can be written.
 
     Raises:
-        UserError: ``path`` is a folder, lies in none, or may not be written.
+        UserError: ``path`` is a folder, its parent folder does not exist, or it is not writable.
     """
     if not path.parent.is_dir():
-        raise UserError(f"The folder of --results does not exist: '{path.parent}'.")
+        raise UserError(f"--results: the folder '{path.parent}' does not exist.")
     if path.is_dir():
-        raise UserError(f"--results '{path}' is a folder: name a file.")
+        raise UserError(f"--results must be a file, but '{path}' is a folder.")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UserError(f"--results '{path}' cannot be written: name another file.")
+        raise UserError(f"--results '{path}' is not writable: choose another file.")

@@ -1,4 +1,4 @@
-"""``detrs predict``: objects in files and folders, as JSON and as annotated pictures."""
+"""``detrs predict``: detect objects in images; write JSON and annotated images."""
 
 import json
 import os
@@ -18,41 +18,41 @@ if TYPE_CHECKING:
     from detrs.structures import Detections
 
 MAX_STEM_BYTES = 200
-"""Most file systems take names of 255 bytes; a number and .jpg follow."""
+"""Most file systems limit names to 255 bytes, and a number and ``.jpg`` follow."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictArguments:
-    """Find objects in pictures.
+    """Detect objects in images.
 
-    Writes every picture with its boxes, and predictions.json, to a new folder. Files that are no pictures are named at
-    the end (exit code 2); the others are done all the same. What was found before Ctrl-C is written, too.
+    Writes annotated images and predictions.json to a new folder. Unreadable images are skipped and reported at the
+    end, with exit code 2. After Ctrl-C, the predictions made so far are saved.
     """
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """A best.safetensors."""
+    """Path of a best.safetensors."""
     sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SOURCE...")] = ()
-    """Files, folders, quoted glob patterns (** for sub-folders)."""
+    """Files, folders or quoted glob patterns (** includes subfolders)."""
     output: Path | None = None
-    """Folder to make; by default runs/predict-N."""
+    """Output folder, new or empty. Default: runs/predict-N."""
     threshold: float = 0.5
-    """Smallest score of a detection."""
+    """Minimum score of a detection."""
     batch_size: int = 8
-    """Pictures to read at a time; those of one size go through the detector together."""
+    """Images read at a time; images of equal size share a forward pass."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     allow_urls: Flag = False
-    """Fetch sources that begin with http:// or https://."""
+    """Allow http:// and https:// URLs as sources."""
     json: Flag = False
-    """Print one JSON object; the table goes to the standard error stream."""
+    """Print one JSON object to stdout; the table goes to stderr."""
 
 
 def run(argv: list[str]) -> None:
-    """Predict, draw, write."""
+    """Predict, draw and write."""
     arguments = parse(PredictArguments, argv, "detrs predict")
     if not arguments.sources:
         raise UserError(
-            "There is nothing to look at: detrs predict CHECKPOINT SOURCE... takes files, folders or globs."
+            "No sources given. Usage: detrs predict CHECKPOINT SOURCE..., with files, folders or glob patterns."
         )
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -66,7 +66,7 @@ def run(argv: list[str]) -> None:
     output = unused(arguments.output or new_folder("predict"))
     errors: dict[str, UserError] = {}
     images: list[dict[str, Any]] = []
-    table = Table("picture", "found", box=SIMPLE_HEAD)
+    table = Table("image", "detections", box=SIMPLE_HEAD)
     table.columns[0].overflow = "fold"
     everything = predictor.predict_iter(
         arguments.sources,
@@ -79,23 +79,23 @@ def run(argv: list[str]) -> None:
     values = {"checkpoint": str(arguments.checkpoint), "threshold": arguments.threshold}
     best = 0.0
     try:
-        with console(as_json=True).status("looking") as status:
+        with console(as_json=True).status("predicting") as status:
             for image, all_found in everything:
-                best = max(best, *all_found.scores[:1].tolist(), 0.0)  # they are sorted
+                best = max(best, *all_found.scores[:1].tolist(), 0.0)  # sorted by score
                 found = all_found.filter(arguments.threshold)
                 source = found.source or ""
                 drawn = draw_detections(image, found, arguments.threshold)
-                picture = free_name(output, stem(source))
+                path = free_name(output, stem(source))
                 try:
-                    drawn.save(picture, quality=95)
-                    name = picture.name
+                    drawn.save(path, quality=95)
+                    name = path.name
                 except OSError as error:
-                    picture.unlink(missing_ok=True)
-                    errors[source] = UserError(f"'{picture}' cannot be written: {error.strerror or error}.")
+                    path.unlink(missing_ok=True)
+                    errors[source] = UserError(f"Cannot write '{path}': {error.strerror or error}.")
                     name = None
-                images.append({**found.to_json(), "picture": name})
+                images.append({**found.to_json(), "drawing": name})
                 table.add_row(Text(printable(source)), Text(counts(found)))
-                status.update(f"{len(images)} pictures")
+                status.update(f"{len(images)} images")
     finally:
         skipped = [{"source": source, "reason": str(error)} for source, error in errors.items()]
         write(predictions, {**values, "images": images, "skipped": skipped})
@@ -104,56 +104,56 @@ def run(argv: list[str]) -> None:
     objects = sum(len(image["detections"]) for image in images)
     if images:
         screen.print(table)
-    screen.print(f"{objects} objects in {len(images)} pictures: {predictions}", soft_wrap=True)
+    screen.print(f"{objects} detections in {len(images)} images: {predictions}", soft_wrap=True)
     if images and not objects:
-        screen.print(f"No score reaches the threshold of {arguments.threshold:g}; the best is {best:.3f}.")
+        screen.print(f"No detection reaches the threshold {arguments.threshold:g}; the highest score is {best:.3f}.")
     if arguments.json:
         summary = {"num_images": len(images), "num_detections": objects, "skipped": skipped}
         print_json({"output": str(output), "predictions": str(predictions), **values, **summary})
     if errors:
-        others = f" And {len(errors) - 1} more could not be done: see {predictions}." if len(errors) > 1 else ""
+        others = f" {len(errors) - 1} more failed: see {predictions}." if len(errors) > 1 else ""
         raise UserError(f"{next(iter(errors.values()))}{others}")
 
 
 def counts(found: "Detections") -> str:
-    """``WBC 1, RBC 12``, the most frequent first."""
+    """Number of detections per class, most frequent first: ``RBC 12, WBC 1``."""
     return ", ".join(f"{name} {count}" for name, count in Counter(found.names).most_common()) or "-"
 
 
 def write(path: Path, values: dict[str, Any]) -> None:
-    """``values`` as JSON. Raises ``UserError``."""
+    """Write ``values`` as JSON. Raises ``UserError`` if the file cannot be written."""
     try:
         path.write_text(json.dumps(values, indent=1) + "\n")
     except OSError as error:
-        raise UserError(f"'{path}' cannot be written: {error.strerror}.") from error
+        raise UserError(f"Cannot write '{path}': {error.strerror}.") from error
 
 
 def unused(path: Path) -> Path:
-    """The folder ``path``, made if need be.
+    """Create the folder ``path`` if it does not exist. Existing files are never overwritten.
 
     Raises:
-        UserError: it holds something already, for pictures are never overwritten, or it cannot be made.
+        UserError: the folder is not empty, not writable, or cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"The output folder '{path}' cannot be made: {error.strerror}.") from error
+        raise UserError(f"Cannot create the output folder '{path}': {error.strerror}.") from error
     if any(path.iterdir()):
-        raise UserError(f"The output folder '{path}' is not empty: choose another.")
+        raise UserError(f"The output folder '{path}' is not empty: choose another one.")
     if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"The output folder '{path}' cannot be written: choose another.")
+        raise UserError(f"The output folder '{path}' is not writable: choose another one.")
     return path
 
 
 def stem(source: str) -> str:
-    """What the drawing of ``source``, a file or a URL, is called: short enough for every file system."""
+    """File stem for the drawing of ``source``, a path or a URL, shortened to ``MAX_STEM_BYTES``."""
     path = urlsplit(source).path if "://" in source else source
     name = os.fsencode(Path(path).stem)[:MAX_STEM_BYTES]
-    return name.decode(errors="ignore") or "picture"
+    return name.decode(errors="ignore") or "image"
 
 
 def free_name(folder: Path, stem: str) -> Path:
-    """``STEM.jpg`` in ``folder``, with a number behind it if pictures of several folders have the same name."""
+    """``STEM.jpg`` in ``folder``, or ``STEM-2.jpg`` and so on if the name is taken."""
     path, number = folder / f"{stem}.jpg", 2
     while path.exists():
         path, number = folder / f"{stem}-{number}.jpg", number + 1

@@ -1,4 +1,4 @@
-"""``detrs presets``: what can be trained."""
+"""``detrs presets``: list the presets."""
 
 import inspect
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from detrs.cli.report import console, print_json
 
 @dataclass(frozen=True, kw_only=True)
 class PresetsArguments:
-    """List the presets: published scores, input size and recipe of each."""
+    """List the presets: published AP, input size and training recipe."""
 
     json: Flag = False
     """Print one JSON object instead of a table."""

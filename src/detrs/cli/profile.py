@@ -1,4 +1,4 @@
-"""``detrs profile``: how large and how fast."""
+"""``detrs profile``: parameters, FLOPs and latency."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,16 +11,16 @@ from detrs.cli.report import console, print_json
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileArguments:
-    """Parameters, multiply-adds and latency of a preset's detector, on noise."""
+    """Count the parameters and multiply-adds of a preset and measure its latency on random input."""
 
     preset: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PRESET")]
-    """Name of a preset; see detrs presets."""
+    """Name of a preset, as listed by detrs presets."""
     image_size: Size | None = None
-    """Height and width in pixels, or one number for both; by default the preset's."""
+    """Height and width in pixels, or one number for both. Default: the image size of the preset."""
     batch_size: int = 1
     """Images per forward pass."""
     repeats: int = 5
-    """Timed forward passes; the median counts."""
+    """Number of timed forward passes; the median is reported."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     json: Flag = False
@@ -28,7 +28,7 @@ class ProfileArguments:
 
 
 def run(argv: list[str]) -> None:
-    """Measure a preset."""
+    """Profile a preset."""
     arguments = parse(ProfileArguments, argv, "detrs profile")
     from detrs import models
     from detrs.devices import pick_device

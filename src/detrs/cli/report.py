@@ -1,4 +1,4 @@
-"""Where a verb says what: tables for people, or one JSON object as the last line of the standard output."""
+"""Output of the commands: tables for people, or one JSON object as the last line of stdout."""
 
 import json
 from typing import Any
@@ -7,10 +7,10 @@ from rich.console import Console
 
 
 def console(*, as_json: bool) -> Console:
-    """For tables: the standard output, or the standard error stream where the output is for programs."""
-    return Console(stderr=as_json, highlight=False, markup=False, emoji=False)  # names with [brackets] stay as they are
+    """The console for tables: stdout, or stderr with ``--json``, which reserves stdout for the JSON object."""
+    return Console(stderr=as_json, highlight=False, markup=False, emoji=False)  # names may contain [brackets]
 
 
 def print_json(values: dict[str, Any]) -> None:
-    """One line."""
+    """Print ``values`` as one line of JSON."""
     print(json.dumps(values, allow_nan=False), flush=True)

@@ -1,4 +1,4 @@
-"""``detrs train``: a preset on your own pictures. The flags people type daily are short, all others are in sections."""
+"""``detrs train``: train a preset. Common flags are short; every other setting has a flag with its section's name."""
 
 import dataclasses
 import operator
@@ -19,7 +19,7 @@ from detrs.engine.train import TrainResult, train
 from detrs.errors import UserError
 from detrs.presets import preset
 
-SHORT_FLAGS = {
+COMMON_FLAGS = {
     "data": "data.path",
     "epochs": "schedule.epochs",
     "batch_size": "data.batch_size",
@@ -30,23 +30,23 @@ SHORT_FLAGS = {
     "max_minutes": "schedule.max_minutes",
     "weights": "initial",
 }
-"""Short flag -> the setting that it stands for."""
+"""Common flag -> setting."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainArguments:
     """Train a detector.
 
-    PRESET is one of detrs presets. To continue a run that was stopped: detrs train --resume FOLDER, which takes
-    all settings from the folder; or the command of the run once more, with --resume behind it.
+    PRESET is a name listed by detrs presets. To resume a run: detrs train --resume FOLDER, which reads all settings
+    from the folder, or repeat the original command with --resume.
     """
 
     data: str | None
-    """Folder with COCO annotations, or digits: the built-in demo set."""
+    """Folder with COCO annotations, or digits for the built-in demo data set."""
     epochs: int
-    """Passes over the training images."""
+    """Number of passes over the training images."""
     batch_size: int
-    """Images per optimizer step, over all processes."""
+    """Images per optimizer step, summed over all processes."""
     image_size: Size
     """Short and long side in pixels, or one number for both."""
     lr: float
@@ -54,21 +54,21 @@ class TrainArguments:
     device: str
     """auto, cpu, cuda, cuda:1 or mps."""
     workers: int
-    """Loader processes; 0: load in this process."""
+    """Number of data loading processes; 0 loads in the main process."""
     max_minutes: float | None
-    """Stop, with a finished schedule, after this time."""
+    """Time budget in minutes; the learning rate schedule adapts to it."""
     weights: str | None
-    """Start from the weights of this checkpoint (best.safetensors): the same preset, the same classes."""
+    """Start from the weights of this checkpoint (best.safetensors) of the same preset and classes."""
     backbone: str | None = None
-    """Start from this timm model's weights: its name, or a .safetensors file of it. By default the preset's."""
+    """timm model name, or a .safetensors file with weights of one. Default: the backbone of the preset."""
     output: Path | None = None
-    """Folder of the run; by default runs/PRESET-N."""
+    """Output folder. Default: runs/PRESET-N."""
     resume: Flag = False
-    """Continue the run in --output."""
+    """Resume the run in --output."""
     quiet: Flag = False
-    """Show no progress."""
+    """Hide the progress display."""
     json: Flag = False
-    """Print one JSON object with the scores at the end."""
+    """Print one JSON object with the final scores."""
     settings: Annotated[Experiment, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
 
 
@@ -84,14 +84,14 @@ def run(argv: list[str]) -> None:
 
 
 def summary(result: TrainResult) -> str:
-    """What came out, for people."""
+    """The result as one line of text."""
     figures = {name: result.scores.get(key) for name, key in (("AP", "ap"), ("AP50", "ap50"))}
     scores = ", ".join(f"{name} {'-' if value is None else f'{value:.3f}'}" for name, value in figures.items())
     return f"{scores} at step {result.best_step} of {result.steps}, in {result.seconds:.0f} s: {result.checkpoint}"
 
 
 def to_json(result: TrainResult) -> dict[str, Any]:
-    """What came out, for programs."""
+    """The result as printed by ``--json``."""
     return {
         **result.scores,
         "checkpoint": str(result.checkpoint),
@@ -103,7 +103,7 @@ def to_json(result: TrainResult) -> dict[str, Any]:
 
 
 def read(argv: list[str]) -> tuple[Experiment, Path, TrainArguments]:
-    """What to train, where, and the arguments that say so."""
+    """The experiment, the output folder and the parsed arguments."""
     start, rest, folder = Experiment(), argv, None
     name = "PRESET"
     if argv[:1] == ["--resume"] and len(argv) > 1 and not argv[1].startswith("-"):
@@ -114,13 +114,13 @@ def read(argv: list[str]) -> tuple[Experiment, Path, TrainArguments]:
         name, rest = argv[0], argv[1:]
         start = preset(name)
     elif not {"--help", "-h"} & set(argv):
-        raise UserError("detrs train needs a preset first: detrs train PRESET --data FOLDER. See: detrs presets")
-    short: Any = {flag: operator.attrgetter(place)(start) for flag, place in SHORT_FLAGS.items()}
+        raise UserError("No preset given. Usage: detrs train PRESET --data FOLDER. See: detrs presets")
+    short: Any = {flag: operator.attrgetter(place)(start) for flag, place in COMMON_FLAGS.items()}
     arguments = parse(
         TrainArguments, rest, f"detrs train {name}", TrainArguments(**short, output=folder, settings=start)
     )
     if arguments.resume and arguments.output is None:
-        raise UserError("--resume needs the folder of the run: detrs train --resume FOLDER")
+        raise UserError("--resume requires the folder of the run: detrs train --resume FOLDER")
     experiment = merged(arguments, rest)
     if given("data", rest) or given("data.path", rest):
         check_data(experiment.data.path)
@@ -128,20 +128,22 @@ def read(argv: list[str]) -> tuple[Experiment, Path, TrainArguments]:
 
 
 def merged(arguments: TrainArguments, words: list[str]) -> Experiment:
-    """The settings, with the short flags among ``words`` put in their places.
+    """The experiment with the common flags in ``words`` applied.
 
     Raises:
-        UserError: a short flag and the setting it stands for were both given, with different values.
+        UserError: a common flag and the flag of its setting were both given, with different values.
     """
     experiment = arguments.settings
-    for flag, place in SHORT_FLAGS.items():
+    for flag, place in COMMON_FLAGS.items():
         if not given(flag, words):
             continue
         short: Any = both(arguments.image_size) if flag == "image_size" else getattr(arguments, flag)
         long = operator.attrgetter(place)(experiment)
         if given(place, words) and long != short:
             names = f"--{flag} and --{place}".replace("_", "-")
-            raise UserError(f"{names} are the same setting, but were given as {short} and {long}: give one.")
+            raise UserError(
+                f"{names} are the same setting, but their values differ: {short} and {long}. Pass only one of them."
+            )
         section, _, setting = place.rpartition(".")
         if section:
             short, setting = dataclasses.replace(getattr(experiment, section), **{setting: short}), section
