@@ -3,13 +3,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from detrs.classification import Focal, Softmax, classification_of
+from detrs.classification import Focal, Softmax
 
 CLASSES, QUERIES = 5, 11
 
 
 def test_softmax_loss_is_the_weighted_mean_of_cross_entropy() -> None:
-    """PyTorch divides by the sum of the weights of all targets: what the normaliser says without looking at them."""
+    """PyTorch divides by the sum of the weights of all targets, which the normaliser computes from counts only."""
     torch.manual_seed(0)
     logits = torch.randn(2, 3, QUERIES, CLASSES + 1)
     layer, image, query = (
@@ -18,13 +18,13 @@ def test_softmax_loss_is_the_weighted_mean_of_cross_entropy() -> None:
         torch.tensor([3, 7, 1, 0, 2, 9]),
     )
     labels = torch.tensor([4, 0, 2, 4, 0, 2])
-    part = Softmax(no_object_weight=0.3)
-    found = part.loss(logits, (layer, image, query), labels) / part.normalizer(3, 3 * QUERIES)
+    softmax = Softmax(no_object_weight=0.3)
+    found = softmax.loss(logits, (layer, image, query), labels) / softmax.normalizer(3, 3 * QUERIES)
     weight = torch.tensor([1.0] * CLASSES + [0.3])
     for k in range(2):
-        wanted = torch.full((3, QUERIES), CLASSES)
-        wanted[image[layer == k], query[layer == k]] = labels[layer == k]
-        torch.testing.assert_close(found[k], F.cross_entropy(logits[k].flatten(0, 1), wanted.flatten(), weight))
+        target = torch.full((3, QUERIES), CLASSES)
+        target[image[layer == k], query[layer == k]] = labels[layer == k]
+        torch.testing.assert_close(found[k], F.cross_entropy(logits[k].flatten(0, 1), target.flatten(), weight))
 
 
 def test_softmax_cost_is_minus_the_probability() -> None:
@@ -33,7 +33,7 @@ def test_softmax_cost_is_minus_the_probability() -> None:
     torch.testing.assert_close(cost, -torch.stack([logits.softmax(-1)[..., 4], logits.softmax(-1)[..., 1]], dim=-1))
 
 
-def test_softmax_names_the_best_class_that_is_one_and_each_query_once() -> None:
+def test_softmax_returns_each_query_once_with_its_best_class_other_than_no_object() -> None:
     probabilities = torch.tensor([[[0.1, 0.2, 0.7], [0.6, 0.3, 0.1], [0.25, 0.5, 0.25]]])
     best = Softmax().best(probabilities.log(), 2)
     assert best.queries.tolist() == [[1, 2]] and best.labels.tolist() == [[0, 1]]
@@ -41,19 +41,21 @@ def test_softmax_names_the_best_class_that_is_one_and_each_query_once() -> None:
     assert Softmax().best(probabilities.log(), 100).labels.tolist() == [[0, 1, 1]]
 
 
-def test_focal_takes_pairs_of_query_and_class() -> None:
+def test_focal_ranks_pairs_of_query_and_class() -> None:
     best = Focal().best(torch.tensor([[[3.0, 2.0], [1.0, -1.0]]]), 3)
     assert best.queries.tolist() == [[0, 0, 1]] and best.labels.tolist() == [[0, 1, 0]]
 
 
-@pytest.mark.parametrize(("part", "objects", "expected"), [(Focal(), 0, 1), (Focal(), 7, 7), (Softmax(0.1), 0, 3.3)])
-def test_normalizers(part: Focal | Softmax, objects: int, expected: float) -> None:
-    assert part.normalizer(objects, 33) == pytest.approx(expected)
+@pytest.mark.parametrize(
+    ("classification", "objects", "expected"),
+    [(Focal(), 0, 1), (Focal(), 7, 7), (Softmax(no_object_weight=0.1), 0, 3.3)],
+)
+def test_normalizers(classification: Focal | Softmax, objects: int, expected: float) -> None:
+    assert classification.normalizer(objects, 33) == pytest.approx(expected)
 
 
-def test_rows_and_beginnings() -> None:
-    focal, softmax = classification_of("focal", gamma=1.0), classification_of("softmax", no_object_weight=0.2)
-    assert (focal, softmax) == (Focal(gamma=1.0), Softmax(0.2))
+def test_size_and_initialisation_of_the_class_head() -> None:
+    focal, softmax = Focal(gamma=1.0), Softmax(no_object_weight=0.2)
     assert (focal.num_logits(5), softmax.num_logits(5)) == (5, 6)
     linear = nn.Linear(3, 5)
     before = linear.bias.clone()
@@ -61,3 +63,8 @@ def test_rows_and_beginnings() -> None:
     assert torch.equal(linear.bias, before)
     focal.initialize(linear)
     torch.testing.assert_close(linear.bias.sigmoid(), torch.full((5,), 0.01))
+
+
+def test_default_weights_are_those_of_the_papers() -> None:
+    assert (Focal().weight, Focal().alpha, Focal().gamma) == (2.0, 0.25, 2.0)
+    assert (Softmax().weight, Softmax().no_object_weight) == (1.0, 0.1)

@@ -1,8 +1,9 @@
+import pytest
 import torch
 
-from detrs.classification import Focal
-from detrs.postprocess import detections
-from detrs.structures import Classes, Prediction
+from detrs.classification import Focal, Softmax
+from detrs.postprocess import best_boxes, detections
+from detrs.structures import Boxes, Classes, Prediction
 
 CLASSES = Classes(("ape", "bee", "cat"), (7, 3, 90))
 
@@ -13,8 +14,9 @@ def test_best_pairs_of_query_and_class_in_pixels_of_each_image() -> None:
     logits[1, 0, 1] = 3.0
     boxes = torch.rand(2, 4, 4)
     boxes[0, 1] = torch.tensor([0.5, 0.25, 0.2, 0.1])
-    first, second = detections(Prediction(logits, boxes), [(100, 200), (31, 17)], CLASSES, Focal(), max_detections=3)
-    assert first.names == ["cat", "ape", "ape"]  # one query may answer twice
+    best = best_boxes(Prediction(logits, boxes), Focal(), max_detections=3)
+    first, second = detections(best, [(100, 200), (31, 17)], CLASSES)
+    assert first.names == ["cat", "ape", "ape"]  # one query can appear with several classes
     torch.testing.assert_close(first.scores, torch.tensor([2.0, 1.0, 0.0]).sigmoid())
     torch.testing.assert_close(first.boxes_xyxy[0], torch.tensor([80.0, 20.0, 120.0, 30.0]))
     assert torch.equal(first.boxes_xyxy[0], first.boxes_xyxy[2])
@@ -26,6 +28,22 @@ def test_best_pairs_of_query_and_class_in_pixels_of_each_image() -> None:
 
 
 def test_no_more_detections_than_pairs() -> None:
-    (found,) = detections(Prediction(torch.randn(1, 2, 3), torch.rand(1, 2, 4)), [(5, 7)], CLASSES, Focal())
+    best = best_boxes(Prediction(torch.randn(1, 2, 3), torch.rand(1, 2, 4)), Focal(), max_detections=100)
+    (found,) = detections(best, [(5, 7)], CLASSES)
     assert len(found) == 6
     assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+
+
+@pytest.mark.parametrize(("classification", "expected"), [(Focal(), 6), (Softmax(), 2)])
+def test_sizes_are_the_same_for_every_image(classification: Focal | Softmax, expected: int) -> None:
+    logits = torch.randn(3, 2, classification.num_logits(3))
+    best = best_boxes(Prediction(logits, torch.rand(3, 2, 4)), classification, max_detections=100)
+    assert (best.boxes.shape, best.scores.shape, best.labels.shape) == ((3, expected, 4), (3, expected), (3, expected))
+
+
+def test_boxes_of_score_zero_are_padding() -> None:
+    boxes = Boxes(torch.rand(2, 3, 4), torch.tensor([[0.9, 0.4, 0.0], [0.0, 0.0, 0.0]]), torch.tensor([[2, 1, 0]] * 2))
+    first, second = detections(boxes, [(5, 7), (11, 13)], CLASSES, ["a.jpg", None])
+    assert first.names == ["cat", "bee"] and len(second) == 0
+    assert (first.source, second.source) == ("a.jpg", None)
+    assert [found.source for found in detections(boxes, [(5, 7), (11, 13)], CLASSES)] == [None, None]

@@ -1,4 +1,4 @@
-"""Boxes: conversions, overlap, and how a head's raw output becomes a box."""
+"""Boxes: conversions, overlap, and box coders, which turn the raw output of a head into boxes."""
 
 import torch
 from jaxtyping import Float
@@ -43,16 +43,16 @@ def inverse_sigmoid(x: Float[Tensor, "..."], eps: float = 1e-5) -> Float[Tensor,
 
 
 def absolute(raw: Float[Tensor, "... 4"], nothing: Float[Tensor, "... 0"]) -> Float[Tensor, "... 4"]:
-    """The box itself, relative to nothing (DETR)."""
+    """The box itself, without a reference (DETR)."""
     return raw.sigmoid()
 
 
 def offset_from_point(raw: Float[Tensor, "... 4"], point: Float[Tensor, "... 2"]) -> Float[Tensor, "... 4"]:
-    """The box whose centre is ``raw``'s first half away from a reference point, in logit space; its size is free."""
+    """A box relative to a reference point: ``raw`` is the offset of the center, and the size, in logit space."""
     center, size = raw.split(2, dim=-1)
     return torch.cat([center + inverse_sigmoid(point), size], dim=-1).sigmoid()
 
 
 def offset_from_box(raw: Float[Tensor, "... 4"], box: Float[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
-    """The box that is ``raw`` away from a reference box, in logit space (Deformable DETR, A.2)."""
+    """A box relative to a reference box: ``raw`` is the difference in logit space (Deformable DETR, A.2)."""
     return (raw + inverse_sigmoid(box)).sigmoid()

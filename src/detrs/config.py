@@ -135,7 +135,7 @@ def load(path: Path) -> Experiment:
     """Read a file written by ``save``.
 
     Raises:
-        UserError: the file cannot be read or is no experiment; broken JSON is located by line and column.
+        UserError: the file cannot be read or is not an experiment; with line and column of invalid JSON.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -169,7 +169,7 @@ def _number(limit: Any) -> Any:
 
 
 def hints_of(kind: type) -> dict[str, Any]:
-    """Field -> type with its annotations. Class variables are no settings."""
+    """Field -> type with its annotations. Class variables are not settings."""
     every = typing.get_type_hints(kind, include_extras=True)
     return {field.name: every[field.name] for field in dataclasses.fields(kind)}
 

@@ -1,12 +1,12 @@
-"""The nouns of the family: tensors that always travel together have one name.
+"""The data structures of the library: tensors that are always used together have one name.
 
 Legend of axes, used in every shape comment of this library::
 
     B images   L levels   S tokens of all levels   Q queries   M heads   P points
     D channels per head   C channels   K classes   N objects of one image
 
-Sizes are ``(height, width)``; points are ``(x, y)``; boxes are ``(cx, cy, w, h)`` in [0, 1] of the un-padded image
-unless the name says otherwise (``boxes_xyxy``: pixels). Masks are ``True`` where padded.
+Sizes are ``(height, width)``; points are ``(x, y)``; boxes are ``(cx, cy, w, h)`` in [0, 1] of the un-padded image;
+``boxes_xyxy`` are ``(x1, y1, x2, y2)`` in pixels. Masks are ``True`` where padded.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ Shapes = tuple[tuple[int, int], ...]
 
 
 class Classes(NamedTuple):
-    """The class-id contract: contiguous inside, the data set's own ids and names everywhere outside."""
+    """The classes of a data set: contiguous labels inside the library, the data set's own ids and names outside."""
 
     names: tuple[str, ...]
     """Name of each class; the index is the label inside the library, 0 .. K-1."""
@@ -119,10 +119,10 @@ class Queries:
 
 
 class Prediction(NamedTuple):
-    """One set of boxes per image."""
+    """One set of boxes per image, from one decoder layer or from the encoder."""
 
     logits: Float[Tensor, "B Q K"]
-    """One per class, or those and "no object": see ``detrs.classification``."""
+    """One per class, and "no object" with ``Softmax``; see ``detrs.classification``."""
     boxes: Float[Tensor, "B Q 4"]
     """cxcywh in [0, 1] of the un-padded image."""
 
@@ -251,7 +251,7 @@ class Detections:
         try:
             import supervision  # type: ignore[import-not-found,unused-ignore]
         except ImportError as error:
-            raise ImportError("to_supervision() needs the package supervision: pip install supervision") from error
+            raise ImportError("to_supervision() requires the package supervision: pip install supervision") from error
         return supervision.Detections(
             xyxy=self.boxes_xyxy.cpu().numpy(),
             confidence=self.scores.cpu().numpy(),

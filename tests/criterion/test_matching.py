@@ -7,20 +7,19 @@ import torch
 from detrs.classification import Focal
 from detrs.criterion.matching import Costs, match, pairwise_cost
 
-COSTS = Costs(Focal(), class_weight=2.0, box_weight=5.0, giou_weight=2.0)
+COSTS = Costs(Focal(weight=2.0), box_weight=5.0, giou_weight=2.0)
 
 
 def test_class_cost_of_the_official_matcher() -> None:
     """p = 0.3, unit weight: 0.1234111067 in the authors' code."""
     logits = torch.logit(torch.full((1, 1, 2), 0.3))
     box = torch.tensor([0.5, 0.5, 0.2, 0.4])
-    cost = pairwise_cost(
-        logits, box.expand(1, 1, 4), torch.tensor([1]), box.expand(1, 4), Costs(Focal(), 1.0, 0.0, 0.0)
-    )
+    costs = Costs(Focal(weight=1.0), 0.0, 0.0)
+    cost = pairwise_cost(logits, box.expand(1, 1, 4), torch.tensor([1]), box.expand(1, 4), costs)
     assert cost.item() == pytest.approx(0.1234111067, abs=1e-6)
 
 
-def test_cost_weighs_class_distance_and_overlap() -> None:
+def test_cost_is_the_weighted_sum_of_class_distance_and_overlap() -> None:
     boxes, target = torch.tensor([0.25, 0.5, 0.5, 1.0]), torch.tensor([0.5, 0.5, 1.0, 1.0])
     cost = pairwise_cost(torch.zeros(1, 1, 3), boxes.expand(1, 1, 4), torch.tensor([2]), target.expand(1, 4), COSTS)
     classes = 0.25 * 0.25 * -np.log(0.5) - 0.75 * 0.25 * -np.log(0.5)
@@ -34,9 +33,9 @@ def test_assignment_is_the_cheapest_of_all(queries: int, objects: int) -> None:
     for layer in range(2):
         for image in range(3):
             block = cost[image, layer].numpy()
-            chosen = (pairs.layer == layer) & (pairs.image == image)
-            assert chosen.sum() == min(queries, objects)
-            total = block[pairs.query[chosen], pairs.target[chosen]].sum()
+            matched = (pairs.layer == layer) & (pairs.image == image)
+            assert matched.sum() == min(queries, objects)
+            total = block[pairs.query[matched], pairs.target[matched]].sum()
             if objects <= queries:
                 every = [
                     sum(block[q, t] for t, q in enumerate(p)) for p in itertools.permutations(range(queries), objects)
@@ -66,6 +65,6 @@ def test_costs_that_are_not_finite_do_not_stop_the_matching() -> None:
     assert sorted(zip(pairs.query.tolist(), pairs.target.tolist(), strict=True)) == [(0, 1), (1, 0)]
 
 
-def test_a_cost_of_minus_infinity_attracts_nobody() -> None:
+def test_a_cost_of_minus_infinity_is_not_preferred() -> None:
     (pairs,) = match([[torch.tensor([[[-torch.inf, 3.0], [7.0, -torch.inf], [9.0, 9.0]]])]])
     assert sorted(zip(pairs.query.tolist(), pairs.target.tolist(), strict=True)) == [(0, 1), (1, 0)]

@@ -1,26 +1,32 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 from torchvision.ops import sigmoid_focal_loss
 
-from detrs.classification import Kind, classification_of, focal_loss
+from detrs.classification import Classification, Focal, Softmax, focal_loss
 from detrs.criterion import set_criterion
 from detrs.criterion.losses import box_losses
 from detrs.criterion.matching import pairwise_cost
-from detrs.criterion.set_criterion import CriterionConfig, SetCriterion, Totals
-from detrs.structures import Prediction, Predictions, Target
+from detrs.criterion.set_criterion import CriterionConfig, ProposalLabels, SetCriterion
+from detrs.structures import Prediction, Predictions, Target, Totals
 
 CLASSES, QUERIES = 5, 11
-KINDS = pytest.mark.parametrize("kind", ["focal", "softmax"])
+EITHER = pytest.mark.parametrize("classification", [Focal(), Softmax()], ids=["focal", "softmax"])
 
 
 def predictions(
-    seed: int = 0, images: int = 3, layers: int = 2, proposals: bool = False, kind: Kind = "focal"
+    seed: int = 0,
+    images: int = 3,
+    layers: int = 2,
+    proposals: bool = False,
+    classification: Classification = Focal(),  # noqa: B008 (frozen)
 ) -> Predictions:
     generator = torch.Generator().manual_seed(seed)
 
     def one(queries: int) -> Prediction:
-        logits = torch.randn(images, queries, classification_of(kind).num_logits(CLASSES), generator=generator)
+        logits = torch.randn(images, queries, classification.num_logits(CLASSES), generator=generator)
         boxes = torch.rand(images, queries, 4, generator=generator) * 0.4 + 0.2
         return Prediction(logits.requires_grad_(), boxes.requires_grad_())
 
@@ -45,38 +51,41 @@ def test_box_losses_of_equal_boxes_are_zero() -> None:
     torch.testing.assert_close(torch.stack([distance, overlap]), torch.zeros(2, 1), atol=1e-6, rtol=0)
 
 
-@KINDS
-def test_total_is_the_weighted_sum_of_all_terms(kind: Kind) -> None:
-    config, targets = CriterionConfig(class_weight=1.5, box_weight=3.0, giou_weight=0.7), (target(1, 2), target(4))
-    made = predictions(images=2, proposals=kind == "focal", kind=kind)
-    losses = SetCriterion(config, kind)(made, targets, Totals.of(targets))
+@EITHER
+def test_total_is_the_weighted_sum_of_all_terms(classification: Classification) -> None:
+    config, targets = CriterionConfig(box_weight=3.0, giou_weight=0.7), (target(1, 2), target(4))
+    classification, focal = replace(classification, weight=1.5), isinstance(classification, Focal)
+    made = predictions(images=2, proposals=focal, classification=classification)
+    losses = SetCriterion(config, classification)(made, targets, Totals.of(targets))
     weights = {"class": 1.5, "box": 3.0, "giou": 0.7}
     expected = sum(weights[name.split("_")[0]] * term.item() for name, term in losses.terms.items())
     assert losses.total.item() == pytest.approx(expected, rel=1e-5)
-    suffixes = ("", "_0", "_proposals") if kind == "focal" else ("", "_0")
+    suffixes = ("", "_0", "_proposals") if focal else ("", "_0")
     assert set(losses.terms) == {f"{name}{suffix}" for name in weights for suffix in suffixes}
 
 
-@KINDS
-def test_order_of_targets_does_not_matter(kind: Kind) -> None:
-    here, made = target(0, 1, 2, 3), predictions(images=1, kind=kind)
+@EITHER
+def test_order_of_targets_does_not_matter(classification: Classification) -> None:
+    here, made = target(0, 1, 2, 3), predictions(images=1, classification=classification)
     there = here._replace(boxes=here.boxes.flip(0), labels=here.labels.flip(0))
-    one, other = (SetCriterion(CriterionConfig(), kind)(made, (t,), Totals.of((t,))).total for t in (here, there))
+    one, other = (
+        SetCriterion(CriterionConfig(), classification)(made, (t,), Totals.of((t,))).total for t in (here, there)
+    )
     torch.testing.assert_close(one, other)
 
 
-@KINDS
-def test_order_of_queries_does_not_matter(kind: Kind) -> None:
-    made, targets = predictions(images=2, kind=kind), (target(1, 3), target(2, seed=5))
+@EITHER
+def test_order_of_queries_does_not_matter(classification: Classification) -> None:
+    made, targets = predictions(images=2, classification=classification), (target(1, 3), target(2, seed=5))
     shuffled = Predictions(tuple(Prediction(p.logits.flip(1), p.boxes.flip(1)) for p in made.layers), None)
-    criterion = SetCriterion(CriterionConfig(), kind)
+    criterion = SetCriterion(CriterionConfig(), classification)
     one, other = (criterion(p, targets, Totals.of(targets)).total for p in (made, shuffled))
     torch.testing.assert_close(one, other)
 
 
-def test_images_without_objects_push_all_scores_down() -> None:
+def test_images_without_objects_lower_all_scores() -> None:
     made, targets = predictions(images=2), (target(), target())
-    losses = SetCriterion(CriterionConfig(), "focal")(made, targets, Totals.of(targets))
+    losses = SetCriterion(CriterionConfig(), Focal())(made, targets, Totals.of(targets))
     losses.total.backward()
     assert losses.terms["box"] == losses.terms["giou"] == 0
     assert all((layer.logits.grad > 0).all() for layer in made.layers)
@@ -84,49 +93,56 @@ def test_images_without_objects_push_all_scores_down() -> None:
     torch.testing.assert_close(losses.terms["class"], expected[0].detach())
 
 
-def test_images_without_objects_pull_no_object_up() -> None:
-    made, targets = predictions(images=2, kind="softmax"), (target(), target())
-    losses = SetCriterion(CriterionConfig(), "softmax")(made, targets, Totals.of(targets))
+def test_images_without_objects_raise_no_object() -> None:
+    made, targets = predictions(images=2, classification=Softmax()), (target(), target())
+    losses = SetCriterion(CriterionConfig(), Softmax())(made, targets, Totals.of(targets))
     losses.total.backward()
     assert losses.terms["box"] == losses.terms["giou"] == 0
     assert all((layer.logits.grad[..., :-1] > 0).all() for layer in made.layers)
     assert all((layer.logits.grad[..., -1] < 0).all() for layer in made.layers)
-    wanted = torch.full((2 * QUERIES,), CLASSES)
-    torch.testing.assert_close(losses.terms["class"], cross_entropy(made.last.logits.flatten(0, 1), wanted).detach())
+    no_object = torch.full((2 * QUERIES,), CLASSES)
+    expected = cross_entropy(made.last.logits.flatten(0, 1), no_object)
+    torch.testing.assert_close(losses.terms["class"], expected.detach())
 
 
-def test_proposals_are_taught_any_object_as_class_zero() -> None:
+@pytest.mark.parametrize(("labels", "expected"), [("objectness", [0, 0]), ("classes", [3, 4])])
+def test_proposals_are_trained_with_any_object_as_class_zero_or_with_classes(
+    labels: ProposalLabels, expected: list[int]
+) -> None:
     made, targets = predictions(images=1, proposals=True), (target(3, 4),)
-    SetCriterion(CriterionConfig(), "focal")(made, targets, Totals.of(targets)).total.backward()
+    SetCriterion(CriterionConfig(), Focal(), labels)(made, targets, Totals.of(targets)).total.backward()
     assert made.proposals is not None
-    pulled_up = (made.proposals.logits.grad[0] < 0).nonzero()
-    assert len(pulled_up) == 2
-    assert pulled_up[:, 1].tolist() == [0, 0]
+    raised = (made.proposals.logits.grad[0] < 0).nonzero()  # the logits that a step raises
+    assert len(raised) == 2
+    assert sorted(raised[:, 1].tolist()) == expected
     assert sorted((made.last.logits.grad[0] < 0).nonzero()[:, 1].tolist()) == [3, 4]
 
 
-@KINDS
-def test_only_matched_boxes_get_gradients(kind: Kind) -> None:
-    made, targets = predictions(images=1, layers=1, kind=kind), (target(0, 2, 4),)
-    SetCriterion(CriterionConfig(), kind)(made, targets, Totals.of(targets)).total.backward()
+@EITHER
+def test_only_matched_boxes_get_gradients(classification: Classification) -> None:
+    made, targets = predictions(images=1, layers=1, classification=classification), (target(0, 2, 4),)
+    SetCriterion(CriterionConfig(), classification)(made, targets, Totals.of(targets)).total.backward()
     assert (made.last.boxes.grad[0].abs().sum(-1) > 0).sum() == 3
 
 
-def test_without_auxiliary_losses_only_the_last_layer_learns() -> None:
+def test_without_auxiliary_losses_only_the_last_layer_has_gradients() -> None:
     made, targets = predictions(images=1, layers=3), (target(1),)
-    SetCriterion(CriterionConfig(auxiliary=False), "focal")(made, targets, Totals.of(targets)).total.backward()
+    SetCriterion(CriterionConfig(auxiliary=False), Focal())(made, targets, Totals.of(targets)).total.backward()
     assert [layer.logits.grad is not None for layer in made.layers] == [False, False, True]
 
 
-@KINDS
-def test_a_batch_may_be_divided_among_micro_batches_and_processes(kind: Kind) -> None:
+@EITHER
+def test_a_batch_can_be_divided_among_micro_batches_and_processes(classification: Classification) -> None:
     """Sums of micro-batches, and means over processes, are the loss of the whole batch."""
-    made, targets = predictions(images=3, kind=kind), (target(1), target(0, 1, 2, 3, 4, 0, seed=3), target())
+    made, targets = (
+        predictions(images=3, classification=classification),
+        (target(1), target(0, 1, 2, 3, 4, 0, seed=3), target()),
+    )
     parts = [
         Predictions(tuple(Prediction(p.logits[i : i + 1], p.boxes[i : i + 1]) for p in made.layers), None)
         for i in range(3)
     ]
-    criterion, totals = SetCriterion(CriterionConfig(), kind), Totals.of(targets)
+    criterion, totals = SetCriterion(CriterionConfig(), classification), Totals.of(targets)
     assert totals == (3, 7, 1)
     together = criterion(made, targets, totals)
     alone = [criterion(part, (target,), totals) for part, target in zip(parts, targets, strict=True)]
@@ -139,37 +155,43 @@ def test_a_batch_may_be_divided_among_micro_batches_and_processes(kind: Kind) ->
         torch.testing.assert_close(term, torch.stack([losses.terms[name] for losses in alone]).sum())
 
 
-@KINDS
-def test_half_precision_predictions_are_scored_in_float32(kind: Kind) -> None:
-    made, targets = predictions(images=1, kind=kind), (target(1, 2),)
+@EITHER
+def test_half_precision_predictions_are_scored_in_float32(classification: Classification) -> None:
+    made, targets = predictions(images=1, classification=classification), (target(1, 2),)
     half = Predictions(tuple(Prediction(p.logits.bfloat16(), p.boxes.bfloat16()) for p in made.layers), None)
-    assert SetCriterion(CriterionConfig(), kind)(half, targets, Totals.of(targets)).total.dtype == torch.float32
+    assert (
+        SetCriterion(CriterionConfig(), classification)(half, targets, Totals.of(targets)).total.dtype == torch.float32
+    )
 
 
 @pytest.mark.parametrize("totals", [Totals(0, 1), Totals(1, 0), Totals(1, 1, 0)])
-def test_totals_of_something_else_are_refused(totals: Totals) -> None:
-    with pytest.raises(ValueError, match="cannot be of a batch"):
-        SetCriterion(CriterionConfig(), "focal")(predictions(images=1), (target(1),), totals)
+def test_totals_below_the_counts_of_the_targets_are_refused(totals: Totals) -> None:
+    with pytest.raises(ValueError, match="Expected totals of at least"):
+        SetCriterion(CriterionConfig(), Focal())(predictions(images=1), (target(1),), totals)
 
 
-def test_memory_of_the_matching_is_that_of_each_image_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cost_matrices_contain_the_objects_of_one_image_only(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
 
-    def seen(logits, boxes, labels, target_boxes, costs):  # type: ignore[no-untyped-def]
+    def recorded(logits, boxes, labels, target_boxes, costs):  # type: ignore[no-untyped-def]
         sizes.append((len(logits), logits.shape[1], len(labels)))
         return pairwise_cost(logits, boxes, labels, target_boxes, costs)
 
-    monkeypatch.setattr(set_criterion, "pairwise_cost", seen)
+    monkeypatch.setattr(set_criterion, "pairwise_cost", recorded)
     targets = (target(1), target(), target(2, 3, 4))
-    SetCriterion(CriterionConfig(), "focal")(predictions(proposals=True), targets, Totals.of(targets))
+    SetCriterion(CriterionConfig(), Focal())(predictions(proposals=True), targets, Totals.of(targets))
     assert sizes == [(2, QUERIES, 1), (2, QUERIES, 0), (2, QUERIES, 3), (1, 23, 1), (1, 23, 0), (1, 23, 3)]
 
 
-@pytest.mark.parametrize(("kind", "weight"), [("focal", 2.0), ("softmax", 1.0)])
-def test_classes_weigh_what_they_do_in_the_papers_unless_said_otherwise(kind: Kind, weight: float) -> None:
-    made, targets = predictions(images=1, kind=kind), (target(1),)
-    silent, said, other = (
-        SetCriterion(CriterionConfig(class_weight=given), kind)(made, targets, Totals.of(targets)).total
-        for given in (0.0, weight, 3 * weight)
-    )
-    assert silent == said != other
+@EITHER
+def test_weight_of_the_class_term_is_that_of_the_classification(classification: Classification) -> None:
+    """The papers' weights are the defaults: 2 for focal, 1 for softmax."""
+    made, targets = predictions(images=1, classification=classification), (target(1),)
+    weight = {Focal: 2.0, Softmax: 1.0}[type(classification)]
+    default, explicit, other = (
+        SetCriterion(CriterionConfig(), given)(made, targets, Totals.of(targets)).total
+        for given in (
+            classification, replace(classification, weight=weight), replace(classification, weight=3 * weight)
+        )
+    )  # fmt: skip
+    assert default == explicit != other

@@ -173,7 +173,7 @@ def with_weights(config: BackboneConfig, weights: str) -> BackboneConfig:
         with safe_open(existing(weights), framework="pt") as file:
             meta = file.metadata() or {}
     except SafetensorError as error:
-        raise UserError(f"'{weights}' is no valid .safetensors file: {error}.") from error
+        raise UserError(f"'{weights}' is not a valid .safetensors file: {error}.") from error
     known: dict[str, Any] = {"name": meta.get("timm_model"), "pad_type": meta.get("pad_type")}
     known |= {key: numbers(meta[key]) for key in ("mean", "std") if key in meta}
     return replace(config, weights=weights, **{key: value for key, value in known.items() if value})
@@ -187,7 +187,7 @@ def numbers(text: str) -> tuple[float, ...]:
 def check_complete(body: nn.Module, path: str) -> None:
     """Refuse a file without every weight: timm loads what fits and leaves the rest random."""
     with safe_open(path, framework="pt") as file:
-        held = {name.replace("_", ".") for name in file.keys()}  # noqa: SIM118 (the file is no dictionary)
+        held = {name.replace("_", ".") for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     wanted = [name for name in body.state_dict() if not name.endswith("num_batches_tracked")]
     missing = [name for name in wanted if name.replace("_", ".") not in held]  # timm replaces some dots by underscores
     if missing:

@@ -28,7 +28,7 @@ class TrainedDetector:
     classes: Classes
     preprocessing: Preprocessing
     experiment: Experiment
-    """How it was trained; ``evaluation`` says how many detections per image it returns."""
+    """Its training settings; ``evaluation.max_detections`` limits the detections per image."""
     scores: dict[str, Any]
     """Promised scores on the validation split: ``ap``, ``ap50``, ... (``None``: undefined)."""
     step: int

@@ -109,7 +109,7 @@ def evaluate_checkpoint(
             path=folder,
             val_split=split or trained.data.val_split,
             resize_to=resize_to or detector.preprocessing.resize_to,
-            augment="none",  # the official recipe has a fixed size, and is no part of an evaluation
+            augment="none",  # the official recipe has a fixed size; evaluation does not augment
         ),
         evaluation=replace(
             trained.evaluation,

@@ -21,9 +21,9 @@ def lr_factor_of(name: str, config: OptimizerConfig) -> float:
 
 
 def build_optimizer(detector: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the parameters that train, one group per learning rate.
+    """AdamW over the trainable parameters, one group per learning rate.
 
-    A parameter whose factor is 0 is frozen here: no gradient is computed for it.
+    Parameters with a factor of 0 are frozen: no gradient is computed for them.
     """
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in detector.named_parameters():
@@ -69,7 +69,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, detector: nn.Module
     for key, tensor in tensors.items():
         name, quantity = key.rsplit("/", 1)
         parameter = parameters[name]
-        # A file forgets strides, and fused AdamW takes those of the moments for those of the parameter, unchecked:
+        # A file has no strides, and fused AdamW assumes that those of the moments equal those of the parameter:
         # moments in another memory format than a channels-last weight would update the wrong elements.
         like = parameter if tensor.shape == parameter.shape else tensor
         kept = torch.empty_like(like, dtype=tensor.dtype, device=parameter.device, requires_grad=False)

@@ -1,17 +1,17 @@
-"""The folder of a run: one run at a time, files that are old or new but never torn.
+"""The output folder of a run: locked while the run is active, every file written atomically.
 
 ::
 
-    experiment.json         what was run
+    experiment.json         settings of the run
     metrics.jsonl           one line per log interval and per evaluation
     results.png             its curves
-    best.safetensors        the best weights so far, with all that is needed to predict
-    last.safetensors        everything needed to continue
-    previous.safetensors    the ``last`` before, should the disk damage that
-    next.safetensors        the ``last`` to come, for a moment
+    best.safetensors        the best weights so far, with everything needed to predict
+    last.safetensors        training state, from which the run is resumed
+    previous.safetensors    the training state before ``last``, in case ``last`` is damaged
+    next.safetensors        the next ``last`` while it is written
     run.lock, run.owner     lock of the folder and the process that holds it, during a run
     train_batch_*.jpg       the first batches with their labels
-    val_predictions.jpg     what the best weights find
+    val_predictions.jpg     detections of the best weights on validation images
 """
 
 import json
@@ -34,12 +34,12 @@ from detrs.schema import to_dict
 
 logger = logging.getLogger("detrs")
 
-FREE_TO_CHANGE = ("name", "schedule", "evaluation", "runtime")
-"""Sections that may differ when a run is resumed: how long, how scored, where. The rest would make it another run."""
+FREE_TO_CHANGE = ("name", "initial", "schedule", "evaluation", "runtime")
+"""Settings that may differ when a run is resumed. Others would make it a different run."""
 
 
 class RunFolder:
-    """The folder ``path`` of one run; ``open`` makes it."""
+    """The folder ``path`` of one run, created by ``open``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -54,10 +54,10 @@ class RunFolder:
         self._lock = FolderLock(path)
 
     def check(self, *, resume: bool) -> None:
-        """Refuse at once what would fail after minutes of loading.
+        """Refuse a folder that cannot be used, before data are loaded.
 
         Raises:
-            UserError: the folder holds something already, or, with ``resume``, no run.
+            UserError: the folder is not empty, or, with ``resume``, has no run.
         """
         path = self.path
         if path.exists() and not path.is_dir():
@@ -72,24 +72,24 @@ class RunFolder:
 
     @contextmanager
     def open(self, *, resume: bool) -> Iterator[None]:
-        """Own the folder: made if need be, locked against a second run, cleaned of what a killed one left.
+        """Create and lock the folder, and remove partial files of a killed run.
 
         Args:
-            resume: keep the files of the run in it; else only those of one that failed before its first checkpoint
-                may be there, and are removed.
+            resume: keep the files of the run; otherwise only files of a run that failed before its first checkpoint
+                may exist, and are removed.
 
         Raises:
-            UserError: another run owns it, or it cannot be written.
+            UserError: another run has locked the folder, or it cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
         except OSError as error:
-            raise UserError(f"The output folder '{self.path}' cannot be written: {error.strerror}.") from error
+            raise UserError(f"Cannot write to the output folder '{self.path}': {error.strerror}.") from error
         try:
             files.remove_partial(self.path)
             if not resume:
-                self._refuse_if_used()  # by a run that came and went since the check
+                self._refuse_if_used()  # another run may have used it since the check
                 for path in self.path.iterdir():
                     if path not in (self._lock.path, self._lock.owner):
                         path.unlink()
@@ -99,11 +99,11 @@ class RunFolder:
 
     @property
     def states(self) -> tuple[Path, ...]:
-        """Where a training state may be; of equally new ones the first is preferred."""
+        """Files with a training state; of equally new ones the first is preferred."""
         return self.last, self.next, self.previous
 
     def save_experiment(self, experiment: Experiment) -> None:
-        """Write ``experiment.json``, unless it says that already.
+        """Write ``experiment.json`` unless it has the same content.
 
         Raises:
             UserError: it cannot be written.
@@ -112,14 +112,14 @@ class RunFolder:
             config.save(experiment, self.experiment)
 
     def check_unchanged(self, experiment: Experiment) -> None:
-        """Refuse to resume with settings that would make it another run.
+        """Refuse to resume with settings that would make it a different run.
 
         Raises:
-            UserError: naming them.
+            UserError: naming the settings.
         """
         before, now = to_dict(config.load(self.experiment)), to_dict(experiment)
         for values in (before, now):
-            values["data"].pop("path")  # data may move; its fingerprint is compared instead
+            values["data"].pop("path")  # data may be moved; the fingerprint is compared instead
             values["model"].pop("num_classes")  # comes from the data
         changed = [line for section in before for line in _changes(before[section], now[section], section)]
         fixed = [line for line in changed if not line.startswith(FREE_TO_CHANGE)]
@@ -130,10 +130,10 @@ class RunFolder:
                 logger.warning("resumed with another setting: %s", line)
 
     def save_last(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Replace ``last``, and keep the one before as ``previous``.
+        """Replace ``last``, and keep the old one as ``previous``.
 
         Raises:
-            UserError: it cannot be written; the states that were there before are untouched.
+            UserError: it cannot be written; existing states are unchanged.
         """
         format.save(self.next, tensors, meta)
         if self.last.exists():
@@ -141,7 +141,7 @@ class RunFolder:
         files.rename(self.next, self.last)
 
     def load_last(self) -> format.Checkpoint:
-        """The newest training state that is whole.
+        """The newest intact training state.
 
         Raises:
             UserError: there is none.
@@ -163,22 +163,21 @@ class RunFolder:
             for reason in reasons:
                 logger.warning("%s", reason)
             if path != self.last:
-                logger.warning("resuming from %s, the newest training state that is whole", path.name)
+                logger.warning("resuming from %s, the newest intact training state", path.name)
             return checkpoint
         raise UserError(f"The run in '{self.path}' cannot be resumed. " + " ".join(reasons))
 
     def _refuse_if_used(self) -> None:
-        """Refuse a folder that holds more than a run leaves that failed before its first checkpoint."""
+        """Refuse a folder with anything but files of a run that failed before its first checkpoint."""
         if not all(path.is_file() and _is_of_a_failed_start(path) for path in self.path.iterdir()):
             raise UserError(
-                f"The output folder '{self.path}' is not empty: choose another, or continue the run in it with "
-                "--resume."
+                f"The output folder '{self.path}' is not empty: choose another, or resume the run in it with --resume."
             )
 
 
 def _is_of_a_failed_start(path: Path) -> bool:
     if path.name == "metrics.jsonl":
-        return '"evaluation"' not in path.read_text()  # else the run had checkpoints, and someone keeps its figures
+        return '"evaluation"' not in path.read_text()  # otherwise the run had checkpoints, and its scores are kept
     known = path.name in ("experiment.json", "run.lock", "run.owner") or PARTIAL.fullmatch(path.name)
     return bool(known or re.fullmatch(r"train_batch_\d+\.jpg", path.name))
 

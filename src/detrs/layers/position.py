@@ -25,8 +25,8 @@ def sine_features(coordinates: Float[Tensor, "..."], dim: int) -> Float[Tensor, 
 class SinePosition(nn.Module):
     """Position embedding of a feature map: the row's features, then the column's.
 
-    Rows and columns are counted over valid cells only and normalised to (0, 2 pi]. In fully padded rows and columns
-    the values are meaningless; nothing reads them. Computed in float32 under autocast too.
+    Rows and columns are counted over valid cells only and normalized to (0, 2 pi]. Values in fully padded rows and
+    columns are meaningless and masked. Computed in float32, also under autocast.
 
     Args:
         dim: number of channels, divisible by 4.
