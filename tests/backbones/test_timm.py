@@ -25,7 +25,7 @@ def randomize_statistics(module: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "with activation"])
-def test_frozen_norm_is_the_norm_in_evaluation_always(fused: bool) -> None:
+def test_frozen_norm_equals_the_norm_in_evaluation(fused: bool) -> None:
     norm = timm.layers.BatchNormAct2d(7) if fused else nn.BatchNorm2d(7)
     randomize_statistics(nn.Sequential(norm))
     frozen, x = FrozenBatchNorm(norm), torch.randn(2, 7, 5, 3)
@@ -54,7 +54,7 @@ def test_dilated_c5_keeps_stride_16_and_all_weights() -> None:
     ]
 
 
-def test_stem_and_first_stage_of_a_resnet_never_train() -> None:
+def test_stem_and_first_stage_of_a_resnet_are_frozen() -> None:
     backbone = TimmBackbone(BackboneConfig())
     frozen = [name.removeprefix("body.") for name, p in backbone.named_parameters() if not p.requires_grad]
     assert {name.split(".")[0] for name in frozen} == {"conv1", "layer1"}
@@ -63,7 +63,7 @@ def test_stem_and_first_stage_of_a_resnet_never_train() -> None:
     assert sum(b.numel() for b in backbone.buffers()) == 106_240
 
 
-def test_stem_of_a_model_with_blocks_never_trains() -> None:
+def test_stem_of_a_model_with_blocks_is_frozen() -> None:
     backbone = TimmBackbone(BackboneConfig(name="mobilenetv2_100"))
     frozen = {name.split(".")[1] + name.split(".")[2] for name, p in backbone.named_parameters() if not p.requires_grad}
     assert frozen == {"conv_stemweight", "blocks0", "blocks1"}
@@ -75,9 +75,25 @@ def test_statistics_of_a_frozen_stem_never_change() -> None:
     backbone(torch.randn(2, 3, 64, 96) + 3)
     changed = {name for name, buffer in backbone.named_buffers() if not torch.equal(buffer, before[name])}
     assert {name.split(".")[1] for name in changed} == {"layer2", "layer3", "layer4"}
-    copied = deepcopy(backbone).train()  # as an average of weights is
-    assert [norm.training for norm in copied.fixed] == [False] * len(backbone.fixed)
-    assert {id(norm) for norm in copied.fixed} <= {id(module) for module in copied.modules()}
+    backbone.body.get_submodule(backbone.frozen_norms[0]).train()  # of the original: the copy must not depend on it
+    copied = deepcopy(backbone).train()  # as for an average of weights
+    assert norms_in_training(copied) == norms_in_training(TimmBackbone(replace(TINY, freeze_stem=True)).train())
+    assert len(copied.frozen_norms) > 0 and not norms_in_training(copied) & set(copied.frozen_norms)
+    assert norms_in_training(backbone) & set(backbone.frozen_norms) == {backbone.frozen_norms[0]}
+
+
+def norms_in_training(backbone: TimmBackbone) -> set[str]:
+    norms = (nn.BatchNorm2d, nn.SyncBatchNorm)
+    return {name for name, module in backbone.body.named_modules() if isinstance(module, norms) and module.training}
+
+
+def test_norms_of_a_frozen_stem_stay_in_evaluation_after_conversion_to_sync_batch_norm() -> None:
+    backbone = TimmBackbone(replace(TINY, norm="batch", freeze_stem=True))
+    expected = norms_in_training(backbone.train())
+    converted = timm.layers.convert_sync_batchnorm(backbone).train()
+    norms = {name for name, module in converted.body.named_modules() if isinstance(module, nn.SyncBatchNorm)}
+    assert set(converted.frozen_norms) < norms
+    assert norms_in_training(converted) == expected == norms - set(converted.frozen_norms)
 
 
 def test_a_frozen_norm_keeps_half_precision() -> None:
@@ -90,14 +106,14 @@ def test_a_frozen_norm_keeps_half_precision() -> None:
     torch.testing.assert_close(half.float(), frozen(x), atol=0.05, rtol=0.02)
 
 
-def test_maps_whose_channels_come_last_are_turned() -> None:
+def test_channels_last_feature_maps_become_channels_first() -> None:
     backbone = TimmBackbone(replace(TINY, name="mambaout_femto"))
     sizes = [tuple(level.shape[1:]) for level in backbone(torch.randn(1, 3, 64, 96))]
     assert sizes == [(96, 8, 12), (192, 4, 6), (288, 2, 3)]
     assert backbone.channels == (96, 192, 288)
 
 
-def test_the_name_of_a_model_brings_the_preprocessing_of_its_weights() -> None:
+def test_the_name_of_a_model_sets_the_preprocessing_of_its_weights() -> None:
     before = replace(TINY, weights="some.safetensors", pad_type="same", mean=(0.1, 0.2, 0.3))
     config = with_weights(before, "tf_efficientnet_lite0.in1k")
     assert config == replace(TINY, name="tf_efficientnet_lite0.in1k", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -106,7 +122,7 @@ def test_the_name_of_a_model_brings_the_preprocessing_of_its_weights() -> None:
         with_weights(TINY, "resnet50.tv_in1kk")
 
 
-def test_preprocessing_that_is_not_that_of_the_weights_is_said(
+def test_preprocessing_other_than_that_of_the_weights_is_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     create_model = timm.create_model
@@ -153,13 +169,13 @@ def test_a_file_without_metadata_belongs_to_the_named_model(tmp_path: Path) -> N
         (replace(TINY, name="test_resne"), "Did you mean 'test_resnet'"),
         (replace(TINY, stages=(1, 5)), "stages between 2 and 5"),
         (replace(TINY, stages=()), "stages between 2 and 5"),
-        (replace(TINY, stages=(5, 4)), "from fine to coarse"),
+        (replace(TINY, stages=(5, 4)), "in ascending order"),
         (replace(TINY, stages=(4, 4, 5)), "each stage once"),
         (replace(TINY, pad_type="same"), "pad_type"),
         (replace(TINY, name="densenet121", dilated=True), "dilated"),
         (replace(TINY, name="vgg11", dilated=True), "dilated"),
         (replace(TINY, name="swin_tiny_patch4_window7_224"), "(224, 224) pixels only"),
-        (replace(TINY, weights="nowhere.safetensors"), "do not exist"),
+        (replace(TINY, weights="nowhere.safetensors"), "There is no file 'nowhere.safetensors'"),
         (replace(TINY, name="test_vit"), "strides"),
     ],
 )

@@ -68,9 +68,8 @@ def test_total_is_the_weighted_sum_of_all_terms(classification: Classification) 
 def test_order_of_targets_does_not_matter(classification: Classification) -> None:
     here, made = target(0, 1, 2, 3), predictions(images=1, classification=classification)
     there = here._replace(boxes=here.boxes.flip(0), labels=here.labels.flip(0))
-    one, other = (
-        SetCriterion(CriterionConfig(), classification)(made, (t,), Totals.of((t,))).total for t in (here, there)
-    )
+    criterion = SetCriterion(CriterionConfig(), classification)
+    one, other = (criterion(made, (t,), Totals.of((t,))).total for t in (here, there))
     torch.testing.assert_close(one, other)
 
 
@@ -134,10 +133,8 @@ def test_without_auxiliary_losses_only_the_last_layer_has_gradients() -> None:
 @EITHER
 def test_a_batch_can_be_divided_among_micro_batches_and_processes(classification: Classification) -> None:
     """Sums of micro-batches, and means over processes, are the loss of the whole batch."""
-    made, targets = (
-        predictions(images=3, classification=classification),
-        (target(1), target(0, 1, 2, 3, 4, 0, seed=3), target()),
-    )
+    made = predictions(images=3, classification=classification)
+    targets = target(1), target(0, 1, 2, 3, 4, 0, seed=3), target()
     parts = [
         Predictions(tuple(Prediction(p.logits[i : i + 1], p.boxes[i : i + 1]) for p in made.layers), None)
         for i in range(3)
@@ -159,9 +156,8 @@ def test_a_batch_can_be_divided_among_micro_batches_and_processes(classification
 def test_half_precision_predictions_are_scored_in_float32(classification: Classification) -> None:
     made, targets = predictions(images=1, classification=classification), (target(1, 2),)
     half = Predictions(tuple(Prediction(p.logits.bfloat16(), p.boxes.bfloat16()) for p in made.layers), None)
-    assert (
-        SetCriterion(CriterionConfig(), classification)(half, targets, Totals.of(targets)).total.dtype == torch.float32
-    )
+    losses = SetCriterion(CriterionConfig(), classification)(half, targets, Totals.of(targets))
+    assert losses.total.dtype == torch.float32
 
 
 @pytest.mark.parametrize("totals", [Totals(0, 1), Totals(1, 0), Totals(1, 1, 0)])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from detrs.layers.attention import GlobalLook, GlobalSelfAttention, MultiHeadAttention, SelfAttention
+from detrs.layers.attention import GlobalCrossAttention, GlobalSelfAttention, MultiHeadAttention, SelfAttention
 from detrs.layers.initialization import XAVIER
 from detrs.structures import Pyramid, Queries
 
@@ -13,11 +13,12 @@ def memory() -> Pyramid:
     padding = torch.zeros(2, 7, dtype=torch.bool)
     padding[1, 4:] = True
     tokens, position = torch.randn(2, 2, 7, 16)
-    return Pyramid(tokens, position, torch.rand(2, 7, 2), padding, ((1, 7),), torch.ones(2, 1, 2))
+    sizes = torch.tensor([[1, 7], [1, 4]])
+    return Pyramid(tokens, position, torch.rand(2, 7, 2), padding, ((1, 7),), torch.ones(2, 1, 2), sizes)
 
 
 @torch.no_grad()
-def test_it_is_the_attention_of_pytorch() -> None:
+def test_equals_multihead_attention_of_pytorch() -> None:
     torch.manual_seed(0)
     ours, theirs = MultiHeadAttention(*SIZES), torch.nn.MultiheadAttention(16, 2, batch_first=True)
     projections = ours.query_proj, ours.key_proj, ours.value_proj
@@ -32,28 +33,29 @@ def test_it_is_the_attention_of_pytorch() -> None:
 
 @pytest.mark.parametrize("image", [0, 1])
 @torch.no_grad()
-def test_padding_is_as_if_it_were_not_there(image: int) -> None:
+def test_results_are_those_without_padding(image: int) -> None:
     torch.manual_seed(0)
     both, size = memory(), (7, 4)[image]
     one = slice(image, image + 1)
     alone = Pyramid(
-        both.tokens[one, :size], both.position[one, :size], both.reference[one, :size], both.padding[one, :size],
-        ((1, size),), both.valid_ratio[one],
+        both.tokens[one, :size], both.position[one, :size], both.reference_points[one, :size],
+        both.padding[one, :size], ((1, size),), both.valid_ratio[one], both.image_sizes[one],
     )  # fmt: skip
-    encode, look = GlobalSelfAttention(*SIZES), GlobalLook(*SIZES)
+    self_attention, cross_attention = GlobalSelfAttention(*SIZES), GlobalCrossAttention(*SIZES)
     queries = Queries(torch.randn(2, 5, 16), torch.randn(2, 5, 16), torch.zeros(2, 5, 0))
     own = Queries(queries.content[one], queries.position[one], queries.reference[one])
-    torch.testing.assert_close(encode(both)[one, :size], encode(alone), atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(look(queries, both)[one], look(own, alone), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(self_attention(both)[one, :size], self_attention(alone), atol=1e-6, rtol=1e-5)
+    together = cross_attention(queries, both)[one]
+    torch.testing.assert_close(together, cross_attention(own, alone), atol=1e-6, rtol=1e-5)
 
 
 @torch.no_grad()
-def test_positions_steer_and_contents_are_seen() -> None:
-    """Equal contents give equal answers wherever they are; other contents do not."""
+def test_values_are_contents_without_positions() -> None:
+    """Equal contents have equal outputs at any position; different contents do not."""
     torch.manual_seed(0)
     attention, position = SelfAttention(*SIZES), torch.randn(1, 5, 16)
     same = torch.randn(1, 1, 16).expand(1, 5, 16)
-    answer = attention(Queries(same, position, torch.zeros(1, 5, 0)))
-    torch.testing.assert_close(answer, answer[:, :1].expand_as(answer), atol=1e-6, rtol=1e-5)
+    output = attention(Queries(same, position, torch.zeros(1, 5, 0)))
+    torch.testing.assert_close(output, output[:, :1].expand_as(output), atol=1e-6, rtol=1e-5)
     other = attention(Queries(torch.randn(1, 5, 16), position, torch.zeros(1, 5, 0)))
     assert (other - other[:, :1]).abs().max() > 1e-3

@@ -16,7 +16,8 @@ def pyramid(dim: int, valid_ratio: torch.Tensor | None = None) -> Pyramid:
     tokens = torch.randn(2, TOKENS, dim, generator=torch.Generator().manual_seed(0))
     padding = torch.zeros(2, TOKENS, dtype=torch.bool)
     reference = centers(SHAPES, ratio * torch.tensor([[7.0, 5.0], [2.0, 3.0]]))
-    return Pyramid(tokens, torch.zeros_like(tokens), reference, padding, SHAPES, ratio)
+    sizes = torch.tensor([[40, 56], [40, 56]])
+    return Pyramid(tokens, torch.zeros_like(tokens), reference, padding, SHAPES, ratio, sizes)
 
 
 def test_star_of_eight_heads() -> None:
@@ -28,7 +29,7 @@ def test_star_of_eight_heads() -> None:
             torch.testing.assert_close(offsets[head, 2, point], expected, atol=1e-5, rtol=0)
 
 
-def test_fresh_layer_looks_along_the_star_with_equal_weights() -> None:
+def test_initial_offsets_are_the_star_with_equal_weights() -> None:
     layer = DeformableAttention(64, num_heads=4, num_levels=2, num_points=3)
     torch.testing.assert_close(layer.sampling_offsets.bias, star(4, 2, 3).flatten())
     for parameter in (layer.sampling_offsets.weight, *layer.attention_weights.parameters()):
@@ -73,12 +74,12 @@ def test_padded_tokens_have_no_influence() -> None:
     assert torch.equal(layer(query, point, memory), before)
 
 
-def test_a_query_reads_what_the_equation_says() -> None:
+def test_output_is_the_projected_bilinear_sample() -> None:
     """One head, one point, offset zero: the result is the bilinear value at the reference, projected."""
     layer = DeformableAttention(32, num_heads=1, num_levels=2, num_points=1)
     with torch.no_grad():
         layer.sampling_offsets.bias.zero_()
-        layer.attention_weights.bias.copy_(torch.tensor([0.0, -torch.inf]))  # the first level alone
+        layer.attention_weights.bias.copy_(torch.tensor([0.0, -torch.inf]))  # the first level only
     memory = pyramid(32)
     row, column = 3, 5  # the centre of this cell, where bilinear interpolation is exact
     point = torch.tensor([[[(column + 0.5) / 7, (row + 0.5) / 5]]]).expand(2, 1, 2)

@@ -1,4 +1,4 @@
-"""Dropout is where the papers have it: in training alone, and in each of its places."""
+"""Dropout is applied in training only, everywhere the papers apply it."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from detrs.layers.initialization import XAVIER
 
 PLACES = {
     "probabilities of attention": (MultiHeadAttention, (32, 4), (XAVIER,), 3),
-    "inside of the feed-forward network": (FeedForward, (32, 48), (XAVIER,), 1),
+    "hidden layer of the feed-forward network": (FeedForward, (32, 48), (XAVIER,), 1),
     "update before it is added": (AddNorm, (32,), (), 2),
 }
 

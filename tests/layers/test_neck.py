@@ -15,7 +15,7 @@ from detrs.layers.position import SinePosition
 from detrs.layers.queries import proposal_anchors
 
 
-def test_levels_sizes_and_the_source_of_further_levels() -> None:
+def test_sizes_of_levels_and_inputs_of_further_levels() -> None:
     features = [torch.randn(2, 3, 40, 44), torch.randn(2, 5, 20, 22), torch.randn(2, 7, 10, 11)]
     mapper = ChannelMapper((3, 5, 7), 32, 5, normalized_projection)
     assert [level.shape[-2:] for level in mapper(features)] == [(40, 44), (20, 22), (10, 11), (5, 6), (3, 3)]
@@ -23,7 +23,7 @@ def test_levels_sizes_and_the_source_of_further_levels() -> None:
     assert mapper.downsamples[1][0].in_channels == 32  # then the level before
 
 
-def test_tokens_are_row_major_and_maps_undo_it() -> None:
+def test_tokens_are_row_major_and_maps_is_the_inverse() -> None:
     neck = PyramidNeck(
         ChannelMapper((3, 5), 32, 3, normalized_projection), SinePosition(32, -0.5), LevelEmbedding(3, 32)
     )
@@ -36,7 +36,7 @@ def test_tokens_are_row_major_and_maps_undo_it() -> None:
     assert pyramid.position.shape == pyramid.tokens.shape == (2, 12 * 14 + 6 * 7 + 3 * 4, 32)
 
 
-def test_without_norm_and_level_embedding_it_is_a_convolution_and_the_sine() -> None:
+def test_plain_projection_without_level_embedding_is_a_convolution_and_sine_positions() -> None:
     """The neck of DETR."""
     neck = PyramidNeck(ChannelMapper((3,), 32, 1, plain_projection), SinePosition(32, 0.0))
     feature, padding = torch.randn(2, 3, 5, 7), torch.zeros(2, 40, 56, dtype=torch.bool)
@@ -47,7 +47,7 @@ def test_without_norm_and_level_embedding_it_is_a_convolution_and_the_sine() -> 
         pyramid.position.unflatten(1, (5, 7)), SinePosition(32, 0.0)(padding_at(padding, (5, 7)))
     )
     assert {name for name, _ in neck.named_parameters()} == {f"mapper.projections.0.{n}" for n in ("weight", "bias")}
-    assert neck.double()([feature.double()], padding).position.dtype == torch.float64  # that of the weights
+    assert neck.double()([feature.double()], padding).position.dtype == torch.float64  # the dtype of the weights
 
 
 def test_padding_of_a_level_is_that_of_its_nearest_pixel() -> None:
@@ -66,7 +66,17 @@ def test_valid_size_is_width_then_height() -> None:
     assert valid_size(padding).tolist() == [[15.0, 4.0]]
 
 
-def test_valid_ratio_is_the_share_of_each_level() -> None:
+def test_image_sizes_are_those_without_padding_in_pixels() -> None:
+    """(height, width), whatever the size of the maps."""
+    neck = PyramidNeck(ChannelMapper((3,), 32, 2, normalized_projection), SinePosition(32, -0.5), LevelEmbedding(2, 32))
+    padding = torch.zeros(3, 97, 131, dtype=torch.bool)
+    padding[1, 61:], padding[1, :, 83:], padding[2, :, 7:] = True, True, True
+    pyramid = neck([torch.randn(3, 3, 13, 17)], padding)
+    assert pyramid.image_sizes.tolist() == [[97, 131], [61, 83], [97, 7]]
+    assert pyramid.image_sizes.dtype == torch.int64
+
+
+def test_valid_ratio_is_the_valid_fraction_of_each_level() -> None:
     neck = PyramidNeck(ChannelMapper((3,), 32, 2, normalized_projection), SinePosition(32, -0.5), LevelEmbedding(2, 32))
     padding = torch.zeros(1, 80, 160, dtype=torch.bool)
     padding[:, 32:] = True
@@ -76,14 +86,14 @@ def test_valid_ratio_is_the_share_of_each_level() -> None:
 
 
 def test_centers_are_those_of_the_image_without_padding() -> None:
-    reference = centers(((2, 4),), torch.tensor([[[2.0, 2.0]]]))[0].unflatten(0, (2, 4))
-    torch.testing.assert_close(reference[0, :, 0], torch.tensor([0.25, 0.75, 1.25, 1.75]))  # half the width is image
-    torch.testing.assert_close(reference[:, 0, 1], torch.tensor([0.25, 0.75]))
+    points = centers(((2, 4),), torch.tensor([[[2.0, 2.0]]]))[0].unflatten(0, (2, 4))
+    torch.testing.assert_close(points[0, :, 0], torch.tensor([0.25, 0.75, 1.25, 1.75]))  # half the width is padding
+    torch.testing.assert_close(points[:, 0, 1], torch.tensor([0.25, 0.75]))
 
 
 @pytest.mark.parametrize("size", [70, 71, 80, 97])
 def test_padding_does_not_decide_which_proposals_are_usable(size: int) -> None:
-    """The centre of the first of 50 cells is 0.01, where proposals end; one bit more or less decides."""
+    """The centre of the first of 50 cells is 0.01, the limit of usable proposals: rounding by one bit would matter."""
     neck = PyramidNeck(ChannelMapper((3,), 32, 1, normalized_projection), SinePosition(32, -0.5), LevelEmbedding(1, 32))
     padding = torch.ones(1, 8 * 7, 8 * size, dtype=torch.bool)
     padding[:, : 8 * 3, : 8 * 50] = False

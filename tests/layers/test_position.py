@@ -20,7 +20,7 @@ def test_golden_values_of_the_official_modules(shift: float, expected: list[floa
 
 def test_rows_come_before_columns() -> None:
     position = SinePosition(8, 0.0)(torch.zeros(1, 5, 3, dtype=torch.bool))[0]
-    assert torch.equal(position[2, 0, :4], position[2, 1, :4])  # the row's half is the same along a row
+    assert torch.equal(position[2, 0, :4], position[2, 1, :4])  # the features of the row are constant along a row
     assert torch.equal(position[0, 2, 4:], position[3, 2, 4:])
 
 

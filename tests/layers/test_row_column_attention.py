@@ -1,4 +1,4 @@
-"""Row-column decoupled attention against the authors' numbers, the formula in a loop, and what it may not hold."""
+"""Row-column decoupled attention: the authors' numbers, the formula in a loop, sizes of intermediate results."""
 
 import json
 from pathlib import Path
@@ -11,12 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from detrs.layers.initialization import XAVIER
-from detrs.layers.row_column_attention import RowColumnAttention, RowColumnLook, mean_of_all, mean_of_valid
+from detrs.layers.row_column_attention import RowColumnAttention, RowColumnCrossAttention, mean_of_all, mean_of_valid
 from detrs.structures import Pyramid, Queries
 
 
 def hashed(index: int, *shape: int) -> Tensor:
-    """Numbers in [-1, 1) that anybody can make: the hash that the golden file describes."""
+    """Reproducible numbers in [-1, 1): the hash that the golden file describes."""
     mask = 2**32 - 1
     x = torch.arange(1, torch.Size(shape).numel() + 1) * 2654435761 + (index + 1) * 40503 & mask
     for factor, shift in ((1, 15), (2246822519, 13), (3266489917, 16)):
@@ -34,13 +34,13 @@ def golden(shared: Path) -> dict[str, Any]:
     path = shared / "golden" / "goldens.json"
     if not path.is_file():
         pytest.skip("the golden numbers are not in the shared data folder")
-    found: dict[str, Any] = json.loads(path.read_text())["anchor.rcda"]
-    return found
+    values: dict[str, Any] = json.loads(path.read_text())["anchor.rcda"]
+    return values
 
 
 @torch.no_grad()
 def test_golden_values_of_the_official_module(golden: dict[str, Any]) -> None:
-    """Its five projections in are one matrix: both queries, both keys, value."""
+    """Its five input projections are one matrix: both queries, both keys, value."""
     attention = RowColumnAttention(32, 4, 0.0, XAVIER, mean_of_all).eval()
     names = ("query_x_proj", "query_y_proj", "key_x_proj", "key_y_proj", "value_proj")
     assert golden["params"] == ["in_proj_bias", "in_proj_weight", "out_proj.bias", "out_proj.weight"]
@@ -79,7 +79,7 @@ def test_weight_of_a_cell_is_that_of_its_column_times_that_of_its_row(size: tupl
     *arguments, padding = setting(*size)
     projections = ("query_x_proj", "query_y_proj", "key_x_proj", "key_y_proj", "value_proj")
     pairs = zip(projections, arguments, strict=True)
-    query_x, query_y, key_x, key_y, value = (attention.get_submodule(name)(given) for name, given in pairs)
+    query_x, query_y, key_x, key_y, value = (attention.get_submodule(name)(x) for name, x in pairs)
     result = torch.zeros(2, 7, 12)
     for image in range(2):
         rows, columns = (~padding[image, :, 0]).nonzero()[:, 0], (~padding[image, 0]).nonzero()[:, 0]
@@ -93,16 +93,16 @@ def test_weight_of_a_cell_is_that_of_its_column_times_that_of_its_row(size: tupl
                 along_x = (of_columns @ query_x[image, query, own] / 2).softmax(0)
                 along_y = (of_rows @ query_y[image, query, own] / 2).softmax(0)
                 weights = along_y[:, None] * along_x  # of every cell
-                seen = value[image, rows][:, columns, own]
-                result[image, query, own] = (weights[..., None] * seen).sum((0, 1))
+                attended = value[image, rows][:, columns, own]
+                result[image, query, own] = (weights[..., None] * attended).sum((0, 1))
     found = attention(*arguments, padding)
     torch.testing.assert_close(found, attention.output_proj(result), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("key_mean", [mean_of_all, mean_of_valid])
 @torch.no_grad()
-def test_padding_has_an_influence_through_the_means_of_keys_alone(key_mean: Any) -> None:
-    """The authors' mean is over the padding too: keys of it matter, values of it do not."""
+def test_padding_has_an_influence_through_the_means_of_keys_only(key_mean: Any) -> None:
+    """The authors' mean includes padding: its keys have an influence, its values do not."""
     attention = RowColumnAttention(12, 3, 0.0, XAVIER, key_mean).eval()
     query_x, query_y, key_x, key_y, value, padding = setting(5, 11)
 
@@ -119,20 +119,20 @@ def test_padding_has_an_influence_through_the_means_of_keys_alone(key_mean: Any)
 
 @pytest.mark.parametrize("size", [(1, 11), (11, 1)])
 @torch.no_grad()
-def test_dropout_falls_on_columns_and_on_rows(size: tuple[int, int]) -> None:
-    """Whose only weight is dropped along the axis of one line reads nothing; of the other axis much is left."""
+def test_dropout_applies_to_columns_and_to_rows(size: tuple[int, int]) -> None:
+    """On a map of one row or column: where its only weight is dropped, the output is zero; otherwise it is not."""
     torch.manual_seed(0)
     attention = RowColumnAttention(12, 3, 0.5, XAVIER, mean_of_all)
     attention.output_proj = torch.nn.Identity()
     given = (*torch.randn(2, 50, 7, 12), *torch.randn(3, 50, *size, 12), torch.zeros(50, *size, dtype=torch.bool))
-    read = attention(*given).unflatten(2, (3, 4))
-    nothing = (read == 0).all(-1)
+    output = attention(*given).unflatten(2, (3, 4))
+    nothing = (output == 0).all(-1)
     assert 0.4 < nothing.float().mean() < 0.6
     kept = attention.eval()(*given).unflatten(2, (3, 4))
-    assert (kept - read / 2).abs().amax(-1)[~nothing].median() > 0.05
+    assert (kept - output / 2).abs().amax(-1)[~nothing].median() > 0.05
 
 
-def test_an_exported_program_is_for_landscape_and_portrait() -> None:
+def test_an_exported_program_accepts_landscape_and_portrait() -> None:
     attention = RowColumnAttention(12, 3, 0.0, XAVIER, mean_of_all).eval()
     sides = {1: torch.export.Dim("height", max=64), 2: torch.export.Dim("width", max=64)}
     shapes = (None, None, *[sides] * 4)
@@ -143,7 +143,7 @@ def test_an_exported_program_is_for_landscape_and_portrait() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the largest tensor that any operator within returned."""
+    """Records the size of the largest tensor that an operator returns within the context."""
 
     elements = 0
 
@@ -156,15 +156,19 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("size", [(13, 29), (29, 13)])
 def test_no_tensor_has_an_entry_for_each_cell_and_query(size: tuple[int, int]) -> None:
-    """Neither forward nor backward; the largest has ``Q * min(H, W) * C``. Shapes alone, nothing is computed."""
+    """Forward and backward; the largest has ``Q * min(H, W) * C`` elements. On the meta device: only shapes matter."""
     height, width = size
     queries, dim, heads = 4001, 64, 8
     with torch.device("meta"):
         tokens = torch.empty(1, height * width, dim, requires_grad=True)
         padding = torch.zeros(1, height * width, dtype=torch.bool)
-        memory = Pyramid(tokens, tokens.repeat(1, 1, 2), tokens[..., :2], padding, (size,), torch.ones(1, 1, 2))
-        asked = Queries(torch.empty(1, queries, dim), torch.empty(1, queries, 3 * dim), torch.empty(1, queries, 2))
-        look = RowColumnLook(dim, heads, 0.0, XAVIER, mean_of_all)
+        image_sizes = torch.zeros(1, 2, dtype=torch.long)
+        points, ratio = tokens[..., :2], torch.ones(1, 1, 2)
+        memory = Pyramid(tokens, tokens.repeat(1, 1, 2), points, padding, (size,), ratio, image_sizes)
+        object_queries = Queries(
+            torch.empty(1, queries, dim), torch.empty(1, queries, 3 * dim), torch.empty(1, queries, 2)
+        )
+        attention = RowColumnCrossAttention(dim, heads, 0.0, XAVIER, mean_of_all)
         with Largest() as largest:
-            look(asked, memory).sum().backward()
+            attention(object_queries, memory).sum().backward()
     assert largest.elements == queries * min(size) * dim < queries * height * width * heads

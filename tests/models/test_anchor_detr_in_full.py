@@ -1,7 +1,7 @@
-"""Anchor DETR once more, written down straight from what its paper and its authors' code do, for one padded batch.
+"""A second implementation of Anchor DETR, after its paper and its authors' code, for one padded batch.
 
-No other implementation of it can be installed, so this is what positions, their order, the order of layers and the
-decoding of boxes are compared with: cell by cell, in float64, with nothing taken from the library but its weights.
+No other implementation can be installed. Positions, their order, the order of layers and the decoding of boxes are
+compared with this one: cell by cell, in float64; it uses only the weights of the library's detector.
 """
 
 import math
@@ -33,7 +33,7 @@ SIZES = ((128, 200), (75, 256))
 
 
 class Weights:
-    """The parameters of a detector by name, and the layers that most of them make."""
+    """The parameters of a detector by name, and the layers that use them."""
 
     def __init__(self, detector: Detector) -> None:
         self.found = detector.state_dict()
@@ -55,35 +55,40 @@ class Weights:
 
 
 def sine(value: Tensor, count: int) -> Tensor:
-    """Of one number in [0, 1]: sine and cosine in turns, of falling frequency."""
+    """Features of a number in [0, 1]: sine and cosine in turns, of falling frequency."""
     angles = [2 * math.pi * value / 10000 ** (2 * k / count) for k in range(count // 2)]
     return torch.stack([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=-1)
 
 
 def attend_in_row_and_column(
-    weights: Weights, name: str, asked: tuple[Tensor, Tensor], keys: tuple[Tensor, Tensor], value: Tensor, size: Tensor
+    weights: Weights,
+    name: str,
+    queries: tuple[Tensor, Tensor],
+    keys: tuple[Tensor, Tensor],
+    value: Tensor,
+    size: Tensor,
 ) -> Tensor:
-    """``asked`` (Q, C) for columns and rows; ``keys`` (H, W, C) of columns and rows; ``size``: valid rows, columns."""
+    """``queries`` (Q, C) for columns and rows; ``keys`` (H, W, C) likewise; ``size``: number of valid rows, columns."""
     rows, columns = size.tolist()
-    query_x, query_y = (weights.linear(f"{name}.query_{a}_proj", q) for a, q in zip("xy", asked, strict=True))
-    of_columns = weights.linear(f"{name}.key_x_proj", keys[0]).mean(0)[:columns]  # the mean is over padding too
+    query_x, query_y = (weights.linear(f"{name}.query_{a}_proj", q) for a, q in zip("xy", queries, strict=True))
+    of_columns = weights.linear(f"{name}.key_x_proj", keys[0]).mean(0)[:columns]  # the mean includes padding
     of_rows = weights.linear(f"{name}.key_y_proj", keys[1]).mean(1)[:rows]
-    seen = weights.linear(f"{name}.value_proj", value)[:rows, :columns]
+    values = weights.linear(f"{name}.value_proj", value)[:rows, :columns]
     heads = []
     for head in range(HEADS):
         own = slice(head * DIM // HEADS, (head + 1) * DIM // HEADS)
         along_x = (query_x[:, own] @ of_columns[:, own].T / math.sqrt(DIM // HEADS)).softmax(-1)
         along_y = (query_y[:, own] @ of_rows[:, own].T / math.sqrt(DIM // HEADS)).softmax(-1)
-        heads.append(torch.einsum("qy,qx,yxd->qd", along_y, along_x, seen[..., own]))
+        heads.append(torch.einsum("qy,qx,yxd->qd", along_y, along_x, values[..., own]))
     return weights.linear(f"{name}.output_proj", torch.cat(heads, dim=-1))
 
 
-def attend_to_each_other(weights: Weights, name: str, asked: Tensor, value: Tensor) -> Tensor:
-    query, key = (weights.linear(f"{name}.{which}_proj", asked) for which in ("query", "key"))
-    seen, heads = weights.linear(f"{name}.value_proj", value), []
+def attend_to_each_other(weights: Weights, name: str, queries: Tensor, value: Tensor) -> Tensor:
+    query, key = (weights.linear(f"{name}.{which}_proj", queries) for which in ("query", "key"))
+    values, heads = weights.linear(f"{name}.value_proj", value), []
     for head in range(HEADS):
         own = slice(head * DIM // HEADS, (head + 1) * DIM // HEADS)
-        heads.append((query[:, own] @ key[:, own].T / math.sqrt(DIM // HEADS)).softmax(-1) @ seen[:, own])
+        heads.append((query[:, own] @ key[:, own].T / math.sqrt(DIM // HEADS)).softmax(-1) @ values[:, own])
     return weights.linear(f"{name}.output_proj", torch.cat(heads, dim=-1))
 
 
@@ -93,7 +98,7 @@ def anchor_detr(weights: Weights, feature: Tensor, size: Tensor) -> list[tuple[T
     Args:
         weights: of the detector.
         feature: (C5, H, W), of the padded image.
-        size: rows and columns of it that are image.
+        size: rows and columns of it that are not padding.
     """
     _, height, width = feature.shape
     projected = torch.einsum("oc,chw->ohw", weights.found["neck.mapper.projections.0.0.weight"][:, :, 0, 0], feature)
@@ -102,7 +107,7 @@ def anchor_detr(weights: Weights, feature: Tensor, size: Tensor) -> list[tuple[T
     tokens = F.group_norm(projected[None], 32, *affine)[0].permute(1, 2, 0)  # (H, W, C)
 
     def centers(cells: int, valid: Tensor) -> Tensor:
-        """Of cells along an axis; all in the padding have that of the last one before."""
+        """Centres of cells along an axis; in the padding, that of the last valid cell."""
         return (torch.arange(cells).double().clamp(max=int(valid) - 1) + 0.5) / valid
 
     y, x = centers(height, size[0]), centers(width, size[1])
@@ -111,33 +116,33 @@ def anchor_detr(weights: Weights, feature: Tensor, size: Tensor) -> list[tuple[T
     for number in range(CONFIG.encoder_layers):
         layer = f"encoder.layers.{number}"
         by_column, by_row = tokens + of_column, tokens + of_row
-        asked = by_column.reshape(-1, DIM), by_row.reshape(-1, DIM)
-        seen = attend_in_row_and_column(
-            weights, f"{layer}.attention.attention", asked, (by_column, by_row), tokens, size
+        queries = by_column.reshape(-1, DIM), by_row.reshape(-1, DIM)
+        attended = attend_in_row_and_column(
+            weights, f"{layer}.attention.attention", queries, (by_column, by_row), tokens, size
         )
-        tokens = weights.norm(f"{layer}.attention_norm", tokens + seen.view(height, width, DIM))
+        tokens = weights.norm(f"{layer}.attention_norm", tokens + attended.view(height, width, DIM))
         tokens = weights.feedforward(layer, tokens)
 
     points, patterns = weights.found["queries.embedding.weight"], weights.found["queries.patterns.weight"]
     content = torch.stack([patterns[k] for k in range(PATTERNS) for _ in range(POINTS)])
     points = torch.stack([points[k] for _ in range(PATTERNS) for k in range(POINTS)])
-    place = torch.cat([sine(points[:, 1], DIM // 2), sine(points[:, 0], DIM // 2)], dim=-1)  # y first
-    place = weights.mlp("queries.position.point", place)
+    position = torch.cat([sine(points[:, 1], DIM // 2), sine(points[:, 0], DIM // 2)], dim=-1)  # y first
+    position = weights.mlp("queries.position.point", position)
     at_x, at_y = (weights.mlp("queries.position.coordinate", sine(points[:, axis], DIM)) for axis in (0, 1))
     found = []
     for number in range(CONFIG.decoder_layers):
         layer = f"decoder.layers.{number}"
-        said = attend_to_each_other(weights, f"{layer}.self_attention.attention", content + place, content)
-        content = weights.norm(f"{layer}.self_attention_norm", content + said)
-        seen = attend_in_row_and_column(
+        attended = attend_to_each_other(weights, f"{layer}.self_attention.attention", content + position, content)
+        content = weights.norm(f"{layer}.self_attention_norm", content + attended)
+        attended = attend_in_row_and_column(
             weights,
-            f"{layer}.look.attention",
+            f"{layer}.cross_attention.attention",
             (content + at_x, content + at_y),
             (tokens + of_column, tokens + of_row),
             tokens,
             size,
         )
-        content = weights.feedforward(layer, weights.norm(f"{layer}.look_norm", content + seen))
+        content = weights.feedforward(layer, weights.norm(f"{layer}.cross_attention_norm", content + attended))
         raw = content
         for part in (0, 2, 4):
             raw = weights.linear(f"decoder.heads.0.box.{part}", raw.relu() if part else raw)
@@ -149,7 +154,7 @@ def anchor_detr(weights: Weights, feature: Tensor, size: Tensor) -> list[tuple[T
 
 @pytest.fixture
 def detector() -> Detector:
-    """With random weights everywhere, boxes included, and anchors inside the image."""
+    """With random weights, also in the box head, and anchors inside the image."""
     torch.manual_seed(0)
     detector = build(CONFIG).double().eval()
     with torch.no_grad():
@@ -171,14 +176,14 @@ def test_logits_and_boxes_of_every_layer(detector: Detector) -> None:
     for image, (height, width) in enumerate(SIZES):
         size = torch.tensor([math.ceil(height / 32), math.ceil(width / 32)])
         for layer, (logits, boxes) in enumerate(anchor_detr(Weights(detector), features[image], size)):
-            # positions are computed in float32 there
+            # the detector computes positions in float32
             torch.testing.assert_close(predictions.layers[layer].logits[image], logits, atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(predictions.layers[layer].boxes[image], boxes, atol=1e-6, rtol=1e-5)
 
 
 @torch.no_grad()
-def test_what_is_compared_is_told_apart(detector: Detector) -> None:
-    """Rows are not columns, and layers, images and queries all differ: the comparison above means something."""
+def test_comparison_distinguishes_axes_layers_images_and_queries(detector: Detector) -> None:
+    """Swapped axes change the result, and so do layer, image and query: the comparison above is not trivial."""
     feature = torch.randn(*detector.backbone.channels, 4, 8).double()
     size = torch.tensor([3, 7])
     first = anchor_detr(Weights(detector), feature, size)

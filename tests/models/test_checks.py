@@ -1,4 +1,4 @@
-"""Settings that cannot be built are refused before anything is built, with the name of the setting."""
+"""Settings that cannot be built are refused with the name of the setting, before anything is built."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What only Conditional DETR has; what it shares with its family is in tests/family."""
+"""Specific to Conditional DETR; for properties of the family see tests/family."""
 
 import math
 from dataclasses import replace
@@ -9,9 +9,9 @@ import torch
 from detrs.backbones.timm import BackboneConfig
 from detrs.models import build
 from detrs.models.conditional_detr import (
+    ConditionalCrossAttention,
     ConditionalDETRConfig,
-    ConditionalLook,
-    FirstLook,
+    FirstCrossAttention,
     NoTransform,
     point_features,
 )
@@ -37,52 +37,57 @@ def test_point_features_have_the_row_first() -> None:
     torch.testing.assert_close(features, torch.tensor(expected), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("kind", [ConditionalLook, FirstLook])
+@pytest.mark.parametrize("kind", [ConditionalCrossAttention, FirstCrossAttention])
 @torch.no_grad()
-def test_attention_is_the_softmax_of_content_and_place(kind: type) -> None:
+def test_attention_is_the_softmax_of_content_and_position(kind: type) -> None:
     """In a loop over heads: the logits are the sum of two products, divided by the root of both widths."""
     torch.manual_seed(0)
-    look, heads, dim = kind(16, 2, 0.1).eval(), 2, 16
+    attention, heads, dim = kind(16, 2, 0.1).eval(), 2, 16
     content, position, spatial = torch.randn(3, 2, 5, dim)
-    tokens, places = torch.randn(2, 2, 7, dim)
+    tokens, token_position = torch.randn(2, 2, 7, dim)
     padding = torch.zeros(2, 7, dtype=torch.bool)
     padding[1, 4:] = True
     queries = Queries(content, position, torch.rand(2, 5, 2))
-    memory = Pyramid(tokens, places, torch.rand(2, 7, 2), padding, ((1, 7),), torch.ones(2, 1, 2))
-    part = look.conditional if kind is FirstLook else look
+    image_sizes = torch.tensor([[1, 7], [1, 4]])
+    memory = Pyramid(tokens, token_position, torch.rand(2, 7, 2), padding, ((1, 7),), torch.ones(2, 1, 2), image_sizes)
+    part = attention.conditional if kind is FirstCrossAttention else attention
     c_q, c_k = part.query_content_proj(content), part.key_content_proj(tokens)
-    p_q, p_k = part.query_spatial_proj(spatial), part.key_position_proj(places)
-    if kind is FirstLook:
-        c_q, c_k = c_q + look.query_position_proj(position), c_k + p_k
-    read = []
+    p_q, p_k = part.query_spatial_proj(spatial), part.key_position_proj(token_position)
+    if kind is FirstCrossAttention:
+        c_q, c_k = c_q + attention.query_position_proj(position), c_k + p_k
+    outputs = []
     for head in range(heads):
         own = slice(head * dim // heads, (head + 1) * dim // heads)
         logits = c_q[..., own] @ c_k[..., own].mT + p_q[..., own] @ p_k[..., own].mT
         weights = (logits * (2 * dim / heads) ** -0.5).masked_fill(padding[:, None], -torch.inf).softmax(-1)
-        read.append(weights @ part.value_proj(tokens)[..., own])
-    torch.testing.assert_close(look(queries, spatial, memory), part.output_proj(torch.cat(read, dim=-1)))
+        outputs.append(weights @ part.value_proj(tokens)[..., own])
+    torch.testing.assert_close(attention(queries, spatial, memory), part.output_proj(torch.cat(outputs, dim=-1)))
 
 
 def test_layers_after_the_first_share_one_transform_of_their_input() -> None:
     detector = build(TINY)
     first, *later = detector.decoder.layers
-    assert isinstance(first.transform, NoTransform) and isinstance(first.look, FirstLook)
+    assert isinstance(first.transform, NoTransform) and isinstance(first.cross_attention, FirstCrossAttention)
     assert len({id(layer.transform) for layer in later}) == 1
-    seen: list[torch.Tensor] = []
+    inputs_of_transform: list[torch.Tensor] = []
     raw: list[torch.Tensor] = []
-    later[0].transform.register_forward_hook(lambda m, inputs, output: seen.append(inputs[0]))
+    later[0].transform.register_forward_hook(lambda m, inputs, output: inputs_of_transform.append(inputs[0]))
     for layer in detector.decoder.layers:
         layer.register_forward_hook(lambda m, i, output: raw.append(output.content))
     detector.eval()(torch.randn(1, 3, 97, 131), torch.zeros(1, 97, 131, dtype=torch.bool))
-    assert [torch.equal(a, b) for a, b in zip(seen, raw, strict=False)] == [True, True]
+    assert [torch.equal(a, b) for a, b in zip(inputs_of_transform, raw, strict=False)] == [True, True]
 
 
-def test_fresh_parts_start_where_the_authors_start_them() -> None:
+def test_initialisation_is_that_of_the_authors_code() -> None:
     detector = build(replace(preset("conditional-detr-r50").model, backbone=TINY.backbone, encoder_layers=1))
     layer, head = detector.decoder.layers[1], detector.decoder.heads[0]
-    for linear in (layer.self_attention.query_content_proj, layer.look.key_position_proj, layer.look.output_proj):
+    for linear in (
+        layer.self_attention.query_content_proj,
+        layer.cross_attention.key_position_proj,
+        layer.cross_attention.output_proj,
+    ):
         assert linear.weight.std().item() == pytest.approx(0.0625, rel=0.05)
-    assert layer.look.output_proj.bias.abs().max() == 0 < layer.look.value_proj.bias.abs().max()
+    assert layer.cross_attention.output_proj.bias.abs().max() == 0 < layer.cross_attention.value_proj.bias.abs().max()
     assert head.box[-1].weight.abs().max() == head.box[-1].bias.abs().max() == 0
     assert head.classes.bias.tolist() == pytest.approx([-4.59512] * 91)
     packed = detector.encoder.layers[0].attention.attention.query_proj

@@ -1,4 +1,4 @@
-"""What only Deformable DETR has; what it shares with its family is in tests/family."""
+"""Specific to Deformable DETR; for properties of the family see tests/family."""
 
 from dataclasses import replace
 
@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from detrs.backbones.timm import BackboneConfig
-from detrs.criterion.set_criterion import CriterionConfig, SetCriterion, Totals
+from detrs.criterion.set_criterion import CriterionConfig, SetCriterion
 from detrs.layers.repeat import checkpoint_activations
 from detrs.models import build
 from detrs.models.deformable_detr import DeformableDETRConfig
 from detrs.models.detector import Detector
 from detrs.presets import preset
-from detrs.structures import Target
+from detrs.structures import Target, Totals
 
 TINY = DeformableDETRConfig(
     num_classes=5,
@@ -39,13 +39,13 @@ TARGETS = (
 
 
 def randomized(config: DeformableDETRConfig) -> Detector:
-    """A detector without the zeros of a fresh one, which hide mistakes."""
+    """A detector without the zeros of its initialisation, which hide errors."""
     torch.manual_seed(0)
     detector = build(config)
     with torch.no_grad():
         for parameter in detector.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-        for buffer in detector.buffers():  # timm starts the last norm of a residual branch at zero
+        for buffer in detector.buffers():  # timm initialises the last norm of a residual branch with zero
             buffer.copy_(torch.rand_like(buffer) + 0.5)
     return detector
 
@@ -78,13 +78,13 @@ def test_proposals_become_references_without_gradient() -> None:
 
 
 @torch.no_grad()
-def test_fewer_tokens_than_queries_make_fewer_queries() -> None:
+def test_with_fewer_tokens_than_queries_every_token_becomes_a_query() -> None:
     detector = build(replace(VARIANTS["two-stage"], num_queries=500)).eval()
     boxes = detector(torch.randn(1, 3, 67, 41), torch.zeros(1, 67, 41, dtype=torch.bool)).last.boxes
     assert boxes.shape[1] == 9 * 6 + 5 * 3 + 3 * 2 + 2 * 1
 
 
-def test_fresh_heads_start_where_the_authors_start_them() -> None:
+def test_initialisation_of_heads_is_that_of_the_authors_code() -> None:
     base, refine, two_stage = (build(VARIANTS[name]) for name in ("multi-scale", "refine", "two-stage"))
     assert base.decoder.heads[0] is base.decoder.heads[2]
     assert [head.box[-1].bias[2:].tolist() for head in refine.decoder.heads] == [[-2, -2], [0, 0], [0, 0]]
@@ -94,13 +94,13 @@ def test_fresh_heads_start_where_the_authors_start_them() -> None:
         torch.testing.assert_close(head.classes.bias, torch.full((5,), -4.59512))
 
 
-def test_fresh_spreads_are_those_of_the_authors_code() -> None:
+def test_initialisation_of_layers_is_that_of_the_authors_code() -> None:
     """Standard deviations of the built R50 model; a uniform distribution has bound * 3 ** -0.5."""
     detector = build(preset("deformable-detr-r50-refine").model)
     layer = detector.decoder.layers[0]
     assert layer.self_attention.attention.query_proj.weight.std().item() == pytest.approx(0.0442, rel=0.05)
     assert layer.self_attention.attention.output_proj.weight.std().item() == pytest.approx(0.0625, rel=0.05)
-    assert layer.look.attention.value_proj.weight.std().item() == pytest.approx(0.0625, rel=0.05)
+    assert layer.cross_attention.attention.value_proj.weight.std().item() == pytest.approx(0.0625, rel=0.05)
     assert layer.feedforward.expand.weight.std().item() == pytest.approx((2 / (256 + 1024)) ** 0.5, rel=0.05)
     assert detector.neck.level_embedding.weight.std().item() == pytest.approx(1.0, rel=0.1)
     assert detector.queries.embedding.weight.std().item() == pytest.approx(1.0, rel=0.05)
@@ -111,9 +111,10 @@ def test_recomputed_layers_give_the_same_gradients() -> None:
     def gradients(recompute: bool) -> list[torch.Tensor]:
         detector = randomized(VARIANTS["two-stage"]).train()
         if recompute:
-            checkpoint_activations(detector.encoder.layers)
-            checkpoint_activations(detector.decoder.layers)
-        SetCriterion(CriterionConfig(), "focal")(detector(*batch()), TARGETS, Totals.of(TARGETS)).total.backward()
+            assert checkpoint_activations(detector) == 2 + 3  # encoder, decoder
+        SetCriterion(CriterionConfig(), detector.classification)(
+            detector(*batch()), TARGETS, Totals.of(TARGETS)
+        ).total.backward()
         return [p.grad for p in detector.parameters() if p.grad is not None]
 
     for plain, recomputed in zip(gradients(False), gradients(True), strict=True):

@@ -1,4 +1,4 @@
-"""What only DETR has; what it shares with its family is in tests/family."""
+"""Specific to DETR; for properties of the family see tests/family."""
 
 from dataclasses import replace
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from detrs.backbones.timm import BackboneConfig
+from detrs.classification import Focal
 from detrs.models import build
 from detrs.models.detr import DETRConfig
 from detrs.presets import preset
@@ -22,17 +23,17 @@ TINY = DETRConfig(
 )
 
 
-def test_fresh_spreads_are_those_of_the_authors_code() -> None:
+def test_initialisation_is_that_of_the_authors_code() -> None:
     """A uniform distribution has a standard deviation of its bound * 3 ** -0.5."""
     detector = build(replace(preset("detr-r50").model, backbone=TINY.backbone, encoder_layers=1, decoder_layers=1))
     layer, head = detector.decoder.layers[0], detector.decoder.heads[0]
-    for attention in (detector.encoder.layers[0].attention.attention, layer.look.attention):
+    for attention in (detector.encoder.layers[0].attention.attention, layer.cross_attention.attention):
         assert attention.query_proj.weight.std().item() == pytest.approx(0.0442, rel=0.05)
         assert attention.output_proj.weight.std().item() == pytest.approx(0.0625, rel=0.05)
         assert attention.key_proj.bias.abs().max() == attention.output_proj.bias.abs().max() == 0
     assert layer.feedforward.expand.weight.std().item() == pytest.approx((2 / (256 + 2048)) ** 0.5, rel=0.05)
     assert detector.queries.embedding.weight.std().item() == pytest.approx(1.0, rel=0.05)
-    for linear in (head.classes, head.box[-1]):  # as PyTorch starts them: no prior, no zeros
+    for linear in (head.classes, head.box[-1]):  # the initialisation of PyTorch: no prior, no zeros
         assert linear.weight.abs().max().item() == pytest.approx(1 / 16, rel=0.05)
         assert linear.bias.abs().max() > 0
     projection = detector.neck.mapper.projections[0]
@@ -41,7 +42,7 @@ def test_fresh_spreads_are_those_of_the_authors_code() -> None:
 
 
 @torch.no_grad()
-def test_layers_share_head_and_final_norm_and_do_not_feed_the_norm_back() -> None:
+def test_layers_share_head_and_final_norm_which_is_not_the_input_of_the_next_layer() -> None:
     torch.manual_seed(0)
     detector = build(TINY).eval()
     inputs = torch.randn(1, 3, 97, 131), torch.zeros(1, 97, 131, dtype=torch.bool)
@@ -57,6 +58,6 @@ def test_layers_share_head_and_final_norm_and_do_not_feed_the_norm_back() -> Non
 
 
 def test_focal_classification_has_a_prior_and_no_row_for_no_object() -> None:
-    plus = build(replace(TINY, classification="focal"))
+    plus = build(replace(TINY, classification=Focal()))
     assert plus.decoder.heads[0].classes.bias.tolist() == pytest.approx([-4.59512] * 5)
     assert build(TINY).decoder.heads[0].classes.out_features == 6

@@ -1,4 +1,4 @@
-"""What each full-size preset weighs and costs, against the counts of the authors' code."""
+"""Parameters and GFLOPs of each full-size preset, against the counts of the authors' code."""
 
 import pytest
 import torch
@@ -8,11 +8,11 @@ from detrs.models import build
 from detrs.presets import preset
 
 R101 = 63.5
-"""GFLOPs that ResNet-101 has more than ResNet-50, where the authors' code was not counted with it."""
+"""GFLOPs of ResNet-101 minus those of ResNet-50, for detectors whose code was counted with ResNet-50 only."""
 MORE = 60_464_672 - 41_524_768
-"""Parameters that it has more; DETR's counts have them."""
+"""Parameters of ResNet-101 minus those of ResNet-50, from the counts of DETR."""
 CLOSE, NEAR = 0.003, 0.03
-"""Relative; ``NEAR`` for Anchor DETR, whose code embeds queries more often than it needs to."""
+"""Relative; ``NEAR`` for Anchor DETR, whose code embeds queries more often than necessary."""
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ CLOSE, NEAR = 0.003, 0.03
         ("detr-r50-dc5", 41_524_768, 41_302_368, 173.3, CLOSE),
         ("detr-r101", 60_464_672, 60_242_272, 144.7, CLOSE),
         ("detr-r101-dc5", 60_464_672, 60_242_272, 236.7, CLOSE),
-        # no counts of others: DETR with 200 queries more and no row for "no object"
+        # no published counts: DETR with 200 more queries and without the row for "no object"
         ("detr-r50-dc5-plus", 41_524_768 + 200 * 256 - 257, 41_302_368 + 200 * 256 - 257, 177.5, CLOSE),
         ("conditional-detr-r50", 43_418_401, 43_196_001, 85.2, CLOSE),
         ("conditional-detr-r50-dc5", 43_418_401, 43_196_001, 180.9, CLOSE),
@@ -44,10 +44,10 @@ CLOSE, NEAR = 0.003, 0.03
         ("anchor-detr-r101-dc5", 55_978_615, 55_756_215, 164.0 + R101, NEAR),
     ],
 )
-def test_parameters_and_work_are_those_of_the_authors_code(
+def test_parameters_and_gflops_are_those_of_the_authors_code(
     name: str, total: int, trainable: int, gflops: float, tolerance: float
 ) -> None:
-    """Work was measured there on one image of 800 x 1066; counted here from shapes alone."""
+    """For one image of 800 x 1066; counted here on the meta device."""
     with torch.device("meta"):
         detector = build(preset(name).model).eval()
         images, padding = torch.empty(1, 3, 800, 1066), torch.empty(1, 800, 1066, dtype=torch.bool)

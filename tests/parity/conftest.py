@@ -4,7 +4,7 @@ from theirs import largest
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """The largest differences from ``transformers``, for whoever wants to know more than that they are small."""
+    """Print the largest differences from ``transformers``."""
     if largest:
         terminalreporter.section("largest differences from transformers")
         for what, difference in sorted(largest.items()):

@@ -29,12 +29,12 @@ from torch import nn
 from detrs import postprocess
 from detrs.backbones.timm import BackboneConfig
 from detrs.classification import Focal
-from detrs.criterion.set_criterion import CriterionConfig, SetCriterion, Totals
+from detrs.criterion.set_criterion import CriterionConfig, SetCriterion
 from detrs.layers.neck import ChannelMapper, normalized_projection
 from detrs.models import build
 from detrs.models.deformable_detr import DeformableDETRConfig
 from detrs.models.detector import Detector
-from detrs.structures import Classes
+from detrs.structures import Classes, Totals
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
@@ -50,7 +50,7 @@ RENAMED: Patterns = [  # their name -> ours
     (r"^model\.level_embed$", "neck.level_embedding.weight"),
     (r"^model\.input_proj\.(\d+)\.", r"neck.mapper.levels.\1."),
     (r"^model\.encoder\.layers\.(\d+)\.self_attn\.", r"encoder.layers.\1.attention.attention."),
-    (r"^model\.decoder\.layers\.(\d+)\.encoder_attn\.", r"decoder.layers.\1.look.attention."),
+    (r"^model\.decoder\.layers\.(\d+)\.encoder_attn\.", r"decoder.layers.\1.cross_attention.attention."),
     (r"^model\.reference_points", "queries.reference_points"),
     (r"^model\.enc_output_norm", "queries.token_norm"),
     (r"^model\.enc_output", "queries.token_proj"),
@@ -64,7 +64,7 @@ RENAMED: Patterns = [  # their name -> ours
 
 
 def our_names(theirs: nn.Module, stages: tuple[int, ...]) -> dict[str, str]:
-    """Their name to ours, without their copies of the heads."""
+    """Their names to ours, without their copies of the heads."""
     copies = ("model.decoder.class_embed", "model.decoder.bbox_embed")
     names = key_map((name for name in theirs.state_dict() if not name.startswith(copies)), RENAMED)
     return {name: our_level(ours, len(stages)) for name, ours in names.items()}
@@ -178,7 +178,7 @@ def test_loss_terms_agree(name: str) -> None:
     ours, theirs = pair(VARIANTS[name])
     images, padding = torch.randn(2, 3, 97, 131), torch.zeros(2, 97, 131, dtype=torch.bool)
     expected = theirs(images, (~padding).long(), labels=their_labels()).loss_dict
-    terms = SetCriterion(CriterionConfig(), "focal")(ours(images, padding), TARGETS, Totals.of(TARGETS)).terms
+    terms = SetCriterion(CriterionConfig(), Focal())(ours(images, padding), TARGETS, Totals.of(TARGETS)).terms
     for theirs_name, name in (("loss_ce", "class"), ("loss_bbox", "box"), ("loss_giou", "giou")):
         for suffix in ("", *(f"_{k}" for k in range(LAYERS - 1))):
             their_term = expected[theirs_name + suffix].detach()
@@ -195,7 +195,7 @@ def test_postprocessing_agrees() -> None:
         theirs(images, (~padding).long()), threshold=-1, target_sizes=torch.tensor(sizes), top_k=20
     )
     classes = Classes(tuple("abcde"), tuple(range(1, CLASSES + 1)))
-    found = postprocess.detections(ours(images, padding).last, sizes, classes, Focal(), max_detections=20)
+    found = postprocess.detections(ours.detect(images, padding, max_detections=20), sizes, classes)
     for mine, other in zip(found, expected, strict=True):
         assert mine.labels.tolist() == other["labels"].tolist()
         torch.testing.assert_close(mine.scores, other["scores"])

@@ -32,14 +32,13 @@ from torch import Tensor
 from detrs import postprocess
 from detrs.backbones.timm import BackboneConfig
 from detrs.boxes import inverse_sigmoid
-from detrs.classification import classification_of
-from detrs.criterion.set_criterion import CriterionConfig, SetCriterion, Totals
+from detrs.criterion.set_criterion import CriterionConfig, SetCriterion
 from detrs.layers.neck import ChannelMapper, plain_projection
 from detrs.models import build
 from detrs.models.conditional_detr import ConditionalDETRConfig
 from detrs.models.detector import Detector
 from detrs.models.detr import DETRConfig
-from detrs.structures import Classes
+from detrs.structures import Classes, Totals
 
 C5 = (5,)
 ENCODER, DECODER = r"^model\.encoder\.layers\.(\d+)", r"^model\.decoder\.layers\.(\d+)"
@@ -58,16 +57,20 @@ SEPARATE = {
 
 
 def separate(theirs: str, ours: str) -> Patterns:
-    """Names within attention whose contents and positions have matrices of their own."""
+    """Names within attention with separate projections of contents and positions."""
     return [(rf"{theirs}\.{name}_proj", rf"{ours}.{mine}_proj") for name, mine in SEPARATE.items()]
 
 
-DETR: Patterns = [*COMMON, *attention(rf"{DECODER}\.encoder_attn", r"decoder.layers.\1.look.attention"), *SHARED]
+DETR: Patterns = [
+    *COMMON,
+    *attention(rf"{DECODER}\.encoder_attn", r"decoder.layers.\1.cross_attention.attention"),
+    *SHARED,
+]
 CONDITIONAL: Patterns = [
     *COMMON,
-    (r"^model\.decoder\.layers\.0\.encoder_attn\.q_pos_proj", "decoder.layers.0.look.query_position_proj"),
-    *separate(r"^model\.decoder\.layers\.0\.encoder_attn", "decoder.layers.0.look.conditional"),
-    *separate(rf"{DECODER}\.encoder_attn", r"decoder.layers.\1.look"),
+    (r"^model\.decoder\.layers\.0\.encoder_attn\.q_pos_proj", "decoder.layers.0.cross_attention.query_position_proj"),
+    *separate(r"^model\.decoder\.layers\.0\.encoder_attn", "decoder.layers.0.cross_attention.conditional"),
+    *separate(rf"{DECODER}\.encoder_attn", r"decoder.layers.\1.cross_attention"),
     *separate(rf"{DECODER}\.self_attn", r"decoder.layers.\1.self_attention"),
     (r"^model\.decoder\.query_scale\.layers\.0", "decoder.layers.1.transform.0"),
     (r"^model\.decoder\.query_scale\.layers\.1", "decoder.layers.1.transform.2"),
@@ -88,7 +91,7 @@ EVERY = pytest.mark.parametrize("name", KINDS)
 
 
 def fresh(name: str, seed: int) -> tuple[Detector, Any, dict[str, str]]:
-    """Our detector, theirs with weights of its own but the same backbone, and their names of tensors to ours."""
+    """Our detector, theirs with other weights but the same backbone, and their names of tensors to ours."""
     torch.manual_seed(seed)
     our_config, their_config, their_class, _, patterns = KINDS[name]
     config = their_config(backbone_config=resnet(C5), use_timm_backbone=False, auxiliary_loss=False, **WIDTHS)
@@ -113,7 +116,7 @@ def pair(name: str, seed: int = 0) -> tuple[Detector, Any]:
 
 
 def every_layer(theirs: Any, images: Tensor, padding: Tensor, name: str) -> tuple[list[tuple[Tensor, Tensor]], Any]:
-    """Logits and boxes of each of their decoder layers, and what they say of the last themselves."""
+    """Logits and boxes of each of their decoder layers, and the output of their model."""
     contents: list[Tensor] = []
     hooks = [
         layer.register_forward_hook(
@@ -121,7 +124,7 @@ def every_layer(theirs: Any, images: Tensor, padding: Tensor, name: str) -> tupl
         )
         for layer in theirs.model.decoder.layers
     ]
-    said = theirs(images, (~padding).long())
+    output = theirs(images, (~padding).long())
     for hook in hooks:
         hook.remove()
     layers = []
@@ -132,7 +135,7 @@ def every_layer(theirs: Any, images: Tensor, padding: Tensor, name: str) -> tupl
             point = theirs.model.decoder.ref_point_head(theirs.model.query_position_embeddings.weight).sigmoid()
             raw = torch.cat([raw[..., :2] + inverse_sigmoid(point), raw[..., 2:]], dim=-1)
         layers.append((theirs.class_labels_classifier(content), raw.sigmoid()))
-    return layers, said
+    return layers, output
 
 
 @EVERY
@@ -140,14 +143,14 @@ def every_layer(theirs: Any, images: Tensor, padding: Tensor, name: str) -> tupl
 def test_every_layer_agrees(name: str) -> None:
     ours, theirs = pair(name)
     images, padding = padded_images()
-    expected, said = every_layer(theirs, images, padding, name)
+    expected, output = every_layer(theirs, images, padding, name)
     predictions = ours(images, padding)
     assert len(predictions.layers) == len(expected) == LAYERS
     for layer, (logits, boxes) in zip(predictions.layers, expected, strict=True):
         close(f"{name}, logits", layer.logits, logits, atol=1e-5, rtol=1e-4)
         close(f"{name}, boxes", layer.boxes, boxes, atol=1e-6)
-    close(f"{name}, logits", predictions.last.logits, said.logits, atol=1e-5, rtol=1e-4)
-    close(f"{name}, boxes", predictions.last.boxes, said.pred_boxes, atol=1e-6)
+    close(f"{name}, logits", predictions.last.logits, output.logits, atol=1e-5, rtol=1e-4)
+    close(f"{name}, boxes", predictions.last.boxes, output.pred_boxes, atol=1e-6)
 
 
 @EVERY
@@ -163,7 +166,7 @@ def test_encoder_memory_agrees_on_valid_tokens(name: str) -> None:
 
 @EVERY
 @torch.no_grad()
-def test_our_weights_in_theirs_say_the_same(name: str) -> None:
+def test_theirs_with_our_weights_agrees(name: str) -> None:
     """The other direction of the map of names; every one of our parameters has a name of theirs."""
     ours, theirs, names = fresh(name, seed=2)
     mine = ours.state_dict()
@@ -173,9 +176,9 @@ def test_our_weights_in_theirs_say_the_same(name: str) -> None:
     unnamed = {key for key, _ in ours.named_parameters()} - set(names.values())  # each once, without aliases
     assert all(key.startswith("backbone.") for key in unnamed)
     images, padding = padded_images()
-    said, prediction = theirs(images, (~padding).long()), ours(images, padding).last
-    close(f"{name}, logits", prediction.logits, said.logits, atol=1e-5, rtol=1e-4)
-    close(f"{name}, boxes", prediction.boxes, said.pred_boxes, atol=1e-6)
+    output, prediction = theirs(images, (~padding).long()), ours(images, padding).last
+    close(f"{name}, logits", prediction.logits, output.logits, atol=1e-5, rtol=1e-4)
+    close(f"{name}, boxes", prediction.boxes, output.pred_boxes, atol=1e-6)
 
 
 @EVERY
@@ -183,11 +186,11 @@ def test_gradients_agree(name: str) -> None:
     """In float64: in float32, rounding alone can be 4e-2 of a tensor's largest gradient."""
     ours, theirs, names = *(model.double() for model in pair(name)), fresh(name, 0)[2]
     images, padding = padded_images()
-    prediction, said = ours(images.double(), padding).last, theirs(images.double(), (~padding).long())
+    prediction, output = ours(images.double(), padding).last, theirs(images.double(), (~padding).long())
     torch.manual_seed(2)
     slopes = torch.randn_like(prediction.logits), torch.randn_like(prediction.boxes)
     torch.autograd.backward(tuple(prediction), slopes)
-    torch.autograd.backward((said.logits, said.pred_boxes), slopes)
+    torch.autograd.backward((output.logits, output.pred_boxes), slopes)
     mine, other = dict(ours.named_parameters()), dict(theirs.named_parameters())
     top = max(parameter.grad.abs().max() for key, parameter in other.items() if key in names)
     for key, our_name in names.items():
@@ -223,15 +226,14 @@ def test_postprocessing_agrees(name: str) -> None:
     ours, theirs = pair(name)
     images, padding = padded_images()
     for classes_head in (ours.decoder.heads[0].classes, theirs.class_labels_classifier):
-        classes_head.bias[-1] += 3  # DETR says "no object" mostly, and names its best class all the same
+        classes_head.bias[-1] += 3  # for most queries "no object" is the most likely; results are the best other class
     sizes = [(326, 458), (386, 298)]
     arguments = {} if name == "DETR" else {"top_k": 20}
     expected = KINDS[name][3]().post_process_object_detection(
         theirs(images, (~padding).long()), threshold=-1, target_sizes=torch.tensor(sizes), **arguments
     )
     classes = Classes(tuple("abcde"), tuple(range(1, CLASSES + 1)))
-    classification = classification_of(KINDS[name][0].classification)
-    found = postprocess.detections(ours(images, padding).last, sizes, classes, classification, max_detections=20)
+    found = postprocess.detections(ours.detect(images, padding, max_detections=20), sizes, classes)
     for mine, other in zip(found, expected, strict=True):
         order = other["scores"].argsort(descending=True)  # DETR's come in the order of the queries
         assert mine.labels.tolist() == other["labels"][order].tolist()

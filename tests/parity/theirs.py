@@ -1,4 +1,4 @@
-"""What all comparisons with ``transformers`` share: its backbone behind our interface, pictures, objects, names."""
+"""Shared by all comparisons with ``transformers``: its backbone behind our interface, images, objects, names."""
 
 import re
 from collections.abc import Iterable
@@ -44,7 +44,7 @@ SHARED: Patterns = [  # their name -> ours, where no detector differs
     *attention(r"^model\.decoder\.layers\.(\d+)\.self_attn", r"decoder.layers.\1.self_attention.attention"),
     (r"^model\.encoder\.layers\.(\d+)\.self_attn_layer_norm", r"encoder.layers.\1.attention_norm.norm"),
     (r"^model\.decoder\.layers\.(\d+)\.self_attn_layer_norm", r"decoder.layers.\1.self_attention_norm.norm"),
-    (r"^model\.decoder\.layers\.(\d+)\.encoder_attn_layer_norm", r"decoder.layers.\1.look_norm.norm"),
+    (r"^model\.decoder\.layers\.(\d+)\.encoder_attn_layer_norm", r"decoder.layers.\1.cross_attention_norm.norm"),
     (r"^model\.(en|de)coder\.layers\.(\d+)\.mlp\.fc1", r"\1coder.layers.\2.feedforward.expand"),
     (r"^model\.(en|de)coder\.layers\.(\d+)\.mlp\.fc2", r"\1coder.layers.\2.feedforward.contract"),
     (r"^model\.(en|de)coder\.layers\.(\d+)\.final_layer_norm", r"\1coder.layers.\2.feedforward_norm.norm"),
@@ -52,17 +52,17 @@ SHARED: Patterns = [  # their name -> ours, where no detector differs
 ]
 
 largest: dict[str, float] = {}
-"""Largest difference seen, by what was compared; ``conftest.py`` prints it."""
+"""Largest difference by quantity compared; ``conftest.py`` prints it."""
 
 
 def close(what: str, mine: Tensor, other: Tensor, atol: float, rtol: float = 0.0) -> None:
-    """Compare, and remember the largest difference."""
+    """Compare, and record the largest difference."""
     largest[what] = max(largest.get(what, 0.0), (mine - other).abs().max().item())
     torch.testing.assert_close(mine, other, atol=atol, rtol=rtol)
 
 
 class TheirBackbone(nn.Module):
-    """The ResNet of ``transformers`` behind our interface, so that both detectors see the same feature maps."""
+    """The ResNet of ``transformers`` behind our interface, so that both detectors have the same feature maps."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ def channels(stages: tuple[int, ...]) -> tuple[int, ...]:
 
 @torch.no_grad()
 def randomize(module: nn.Module) -> None:
-    """Move every parameter: zeros of a fresh detector hide mistakes."""
+    """Change every parameter: zeros of an untrained detector hide errors."""
     for parameter in module.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.1)
 
@@ -128,5 +128,5 @@ TARGETS = (
 
 
 def their_labels() -> list[dict[str, Any]]:
-    """``TARGETS`` as they want them; only for images without padding, since they rescale boxes where there is some."""
+    """``TARGETS`` in their format; only for images without padding, because they rescale boxes where there is some."""
     return [{"class_labels": target.labels, "boxes": target.boxes} for target in TARGETS]

@@ -25,7 +25,7 @@ WORDS = {
     r"\w*pictures?\w*": "image",
     r"verbs?": "command",
     r"wish(es|ed|ing)?": "personified: requires, expects",
-    r"says?|saying|said|tells?|telling|told|hears?|heard": "personified: states, reports, prints, receives",
+    r"says?|saying|said|tells?(?!\()|telling|told|hears?|heard": "personified: states, reports, prints, receives",
     r"knows|wants|thinks|hopes|refuses to": "personified: has, expects, computes, rejects",
     r"look(s|ed|ing)? at|\w+(?-i:Look)": "attends to, cross-attention; for readers: see, open, check",
     r"(come|comes|coming|came) to (its|their|an) end": "ends, finishes",
