@@ -1,8 +1,9 @@
-"""Memory of row-column decoupled attention beside standard attention: ``python benchmarks/row_column_attention.py``.
+"""Memory of row-column decoupled attention and of standard attention: ``python benchmarks/row_column_attention.py``.
 
-One attention of Anchor DETR, forward and backward, on the map of an image of 800 x 1066. The most memory that tensors
-hold at once, in MiB, beyond what goes in and the parameters. Standard attention twice: with its weights as a tensor, as
-in the paper's comparison, and by the fused kernel that PyTorch chooses. Prints JSON lines; needs 4 GiB for a minute.
+One attention layer of Anchor DETR, forward and backward, on the map of an 800 x 1066 image. Reports the peak memory of
+tensors in MiB, without inputs and parameters. Standard attention is measured twice: with its weights as a tensor, as in
+the comparison of the paper, and with the fused kernel that PyTorch chooses. Prints JSON lines; takes 4 GiB and a
+minute.
 """
 
 import json
@@ -26,7 +27,7 @@ QUERIES, DIM, HEADS = 900, 256, 8
 
 
 class Memory(TorchDispatchMode):
-    """Follows the storages that operators return until they are freed."""
+    """Tracks the storages that operators return until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()
