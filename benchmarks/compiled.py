@@ -1,9 +1,9 @@
-"""What the GPU kernels become: compiled ahead of time, for GPUs that need not be here, and counted.
+"""Compiles the GPU kernels ahead of time, without a GPU, and reports on their machine code.
 
     python benchmarks/compiled.py
 
-prints a JSON line for each kernel, type and GPU. The launches are those of the library itself, recorded on tensors of
-the CPU and compiled with the types and alignments that Triton would find in them.
+prints a JSON line for each kernel, dtype and GPU. The launches are those of the library, recorded with CPU tensors and
+compiled for the types and alignments that Triton would infer from them.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from detrs.ops.ms_deform_attn import triton_gpu
+from detrs.ops.ms_deform_attn.inputs import Inputs
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -49,20 +50,20 @@ class Report(NamedTuple):
     dtype: str
     target: str
     instructions: int
-    """Machine instructions of the whole program, each counted once."""
+    """Static count of machine instructions."""
     per_point: float | None
-    """Machine instructions that a warp executes for one sampling point of one query, or for one sample it owns."""
+    """Machine instructions that a warp executes per sampling point and query; of ``own``, per sample."""
     registers: int
     spills: int
-    """Bytes of registers that did not fit."""
+    """Bytes of spilled registers."""
     shared: int
-    """Bytes of memory that the warps of a program share."""
+    """Bytes of shared memory."""
     load_bytes: int
-    """Widest access to global memory by one lane."""
+    """Bytes of the widest access to global memory by one lane."""
     store_bytes: int
     float_atomics: int
     memory: dict[str, int]
-    """Instructions that touch memory or wait."""
+    """Instructions that access memory or synchronise."""
 
 
 def launches(
@@ -76,25 +77,25 @@ def launches(
     queries: int = 64,
     size: tuple[int, int] = (5, 7),
 ) -> list[Launch]:
-    """Everything that a forward and a backward pass would launch, for 8 heads."""
+    """All launches of a forward and a backward pass with 8 heads."""
     heads, levels = 8, len(points)
-    shapes = size * levels
+    shapes = (size,) * levels
     tokens = size[0] * size[1] * levels
     value = torch.zeros(2, tokens, heads, channels, dtype=dtype)
     locations = torch.zeros(2, queries, heads, sum(points), 2)
-    reference = None if form == "plain" else torch.zeros(2, queries, levels, 4 if form == "box" else 2)
-    inputs = (value, shapes, points, locations, locations[..., 0].contiguous(), reference)
-    masked = torch.zeros(2, tokens, dtype=torch.bool) if padding else None
-    needs = (True, True, True, reference is not None)
+    reference_points = None if form == "plain" else torch.zeros(2, queries, levels, 4 if form == "box" else 2)
+    padded = torch.zeros(2, tokens, dtype=torch.bool) if padding else None
+    inputs = Inputs(value, shapes, points, locations, locations[..., 0].contiguous(), reference_points, padded)
+    needs = (True, True, True, reference_points is not None)
     with recorded(target) as found, mock.patch.object(triton_gpu, "OWNERS_FROM", 0 if owners else 1 << 30):
-        out = triton_gpu.forward(*inputs, masked)
-        triton_gpu.backward(torch.zeros_like(out), *inputs, masked, needs)
+        out = triton_gpu.forward(inputs)
+        triton_gpu.backward(torch.zeros_like(out), inputs, needs)
     return found
 
 
 @contextmanager
 def recorded(target: str) -> Iterator[list[Launch]]:
-    """Launches of kernels go into a list, as if there were a GPU of this kind."""
+    """Records launches in a list instead of running them, as for a GPU of this type."""
     found: list[Launch] = []
 
     class Recorder:
@@ -106,18 +107,18 @@ def recorded(target: str) -> Iterator[list[Launch]]:
 
     kernels = {f"_{name}": Recorder(getattr(triton_gpu, f"_{name}")) for name in KERNELS}
     precision = "ieee" if TARGETS[target].backend == "hip" else "tf32x3"
-    with mock.patch.multiple(triton_gpu, LANES=TARGETS[target].warp_size, DOT_PRECISION=precision, **kernels):
+    with mock.patch.multiple(triton_gpu, WARP_SIZE=TARGETS[target].warp_size, DOT_PRECISION=precision, **kernels):
         yield found
 
 
 def compiled(launch: Launch, target: str = "sm_90") -> Any:
-    """The kernel as Triton would compile it when it is first launched like this."""
+    """The kernel as Triton compiles it for this launch."""
     options, source = _source(launch, target)
     return triton.compile(source, target=TARGETS[target], options=options.__dict__)
 
 
 def specialization(launch: Launch, target: str = "sm_90") -> str:
-    """What Triton compiles a kernel for: if it is the same, so is the kernel."""
+    """The key by which Triton caches compiled kernels."""
     options, source = _source(launch, target)
     return f"{source.hash()} {options}"
 
@@ -138,7 +139,7 @@ def report(launch: Launch, target: str, form: str, dtype: torch.dtype) -> Report
     opcodes, looped, resources = (_amd if target.startswith("gfx") else _nvidia)(binary)
     options = launch.options
     per_point = None
-    if looped is not None and name in ("forward", "backward", "add"):  # all their loops are over the points of a level
+    if looped is not None and name in ("forward", "backward", "add"):  # all loops are over the points of a level
         executed = sum(opcodes.values()) + looped * (options["points"][0] - 1)
         per_point = round(executed * options["num_warps"] / (options["TILE"] * options["K"]), 2)
     elif looped is not None and name == "own":
@@ -167,10 +168,10 @@ def _widest(opcodes: collections.Counter, pattern: str, widths: dict[str, int]) 
 
 
 def _nvidia(binary: Any) -> tuple[collections.Counter, int | None, dict[str, int]]:
-    """Counted in machine code (SASS), as the disassembler in Triton's wheel shows it.
+    """Counts in machine code (SASS), disassembled by the tool in Triton's wheel.
 
     Returns:
-        Number of each instruction, number of those in loops (what a branch backwards spans), and resources.
+        Number of each instruction, number of instructions in loops (spanned by a backward branch), and resources.
     """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
@@ -186,7 +187,9 @@ def _nvidia(binary: Any) -> tuple[collections.Counter, int | None, dict[str, int
             if target and target.group(1) in labels:
                 loops.append((labels[target.group(1)], len(lines)))
             lines.append(instruction.group(1))
-    loops = [(begin, end) for begin, end in loops if end - begin > 1]  # the last instruction of all jumps to itself
+    loops = [
+        (begin, end) for begin, end in loops if end - begin > 1
+    ]  # the last instruction of a kernel jumps to itself
     looped = sum(any(begin <= number <= end for begin, end in loops) for number in range(len(lines)))
     opcodes = collections.Counter(line for line in lines if line != "NOP")
     registers, stack = (int(re.search(rf"{name}:(\d+)", usage).group(1)) for name in ("REG", "STACK"))
@@ -214,7 +217,7 @@ def _run(tool: str, *arguments: str) -> str:
 
 
 def _amd(binary: Any) -> tuple[collections.Counter, None, dict[str, int]]:
-    """Counted in the assembler code of LLVM."""
+    """Counts in LLVM assembly."""
     code = binary.asm["amdgcn"]
     opcodes = collections.Counter(re.findall(r"^\t((?:v|s|global|flat|buffer|ds|scratch)_\w+)", code, re.MULTILINE))
     number = {name: int(re.search(rf"\.{name}:\s*(\d+)", code).group(1)) for name in ("vgpr_count", "vgpr_spill_count")}
@@ -234,7 +237,7 @@ def _amd(binary: Any) -> tuple[collections.Counter, None, dict[str, int]]:
 
 
 def reports(form: str, dtype: torch.dtype, target: str) -> Iterator[Report]:
-    """All kernels: forward, backward, and both ways to the gradient of values."""
+    """All kernels: forward, backward, and both methods for the gradient of the value."""
     both = launches(form, dtype, target, owners=False) + launches(form, dtype, target, owners=True)
     for launch in {launch.kernel.__name__: launch for launch in both}.values():
         yield report(launch, target, form, dtype)

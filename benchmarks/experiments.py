@@ -1,14 +1,15 @@
-"""The six experiments that decide what is open about the GPU kernels: python benchmarks/experiments.py [E1 E4 ...]
+"""Six experiments on the design choices of the GPU kernels: python benchmarks/experiments.py [E1 E4 ...]
 
-    E1  gradient of values: additions or owners, from which number of samples per row (``OWNERS_FROM``)
-    E2  forward: channels of a query over few lanes or many, warps, queries in rows or in blocks of 8 x 8 pixels
-    E3  values with tokens first or heads first
-    E4  owners: side of a tile, samples per step, length of a piece, precision; what each of their kernels takes
-    E5  fused or not, and what the host adds where launches are not recorded
-    E6  peers, as far as they are installed
+    E1  gradient of the value: atomics or owners, by the number of samples per row (``OWNERS_FROM``)
+    E2  forward: lanes per query, warps, queries in rows or in blocks of 8 x 8 pixels
+    E3  token-major or head-major values
+    E4  owners: side of a tile, samples per step, length of a chunk, precision; time of each kernel
+    E5  fused or not, and the overhead of the host if launches are not recorded
+    E6  other implementations, if installed
 
-Each prints JSON lines. ``microseconds`` are those of the GPU alone, launches being recorded and replayed with warm
-caches. ``floor`` is what the fewest bytes take at 4.3 TB/s, and ``share`` the part that it has in the time.
+Each prints JSON lines. ``microseconds`` are those of the GPU alone: launches are recorded and replayed with warm
+caches. ``lower_bound`` is the time for the minimal memory traffic at 4.3 TB/s, and ``efficiency`` its ratio to the
+measured time.
 """
 
 import argparse
@@ -27,27 +28,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detrs.evaluation import operators
-from detrs.evaluation.operators import CHANNELS, ENCODER, HEADS, POINTS, Case
+from detrs.ops.ms_deform_attn import benchmark
+from detrs.ops.ms_deform_attn.benchmark import CHANNELS, ENCODER, HEADS, POINTS, Case
+from detrs.ops.ms_deform_attn.inputs import Inputs
 
 BANDWIDTH = 4.3e12
-"""Bytes per second that an H200 can read."""
+"""Memory bandwidth of an H200 in bytes per second."""
 
 Line = dict[str, Any]
 DEVICE = torch.device("cuda")
 DTYPES = ("float32", "bfloat16")
-PLACES = ("star", "uniform")
+LOCATIONS = ("star", "uniform")
 
 
 def microseconds(work: Callable[[], object]) -> float:
-    """On the GPU alone."""
+    """Of the GPU alone."""
     from triton.testing import do_bench_cudagraph
 
     return 1e3 * do_bench_cudagraph(work, rep=20, return_mode="median")
 
 
-def of_host(work: Callable[[], object], times: int = 100) -> float:
-    """As a caller sees it who waits at the end."""
+def host_microseconds(work: Callable[[], object], times: int = 100) -> float:
+    """Including the host: the mean of several calls and one synchronisation."""
     work()
     torch.cuda.synchronize()
     began = time.perf_counter()
@@ -57,7 +59,7 @@ def of_host(work: Callable[[], object], times: int = 100) -> float:
     return 1e6 * (time.perf_counter() - began) / times
 
 
-def of_kernels(work: Callable[[], object], times: int = 10) -> dict[str, float]:
+def kernel_microseconds(work: Callable[[], object], times: int = 10) -> dict[str, float]:
     """Microseconds of each kernel."""
     work()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -67,19 +69,19 @@ def of_kernels(work: Callable[[], object], times: int = 10) -> dict[str, float]:
     return {event.key: event.device_time_total / times for event in profile.key_averages()}
 
 
-def floor(case: Case, *parts: str) -> float:
-    """Microseconds for the fewest bytes: each row of values that is touched, and everything else, once."""
-    tokens = sum(h * w for h, w in operators.LEVELS)
+def lower_bound(case: Case, *parts: str) -> float:
+    """Microseconds for the minimal memory traffic: each sampled row of the value and everything else once."""
+    tokens = sum(h * w for h, w in benchmark.LEVELS)
     queries = (case.queries or tokens) * HEADS
     samples = queries * POINTS  # of each level
     element = getattr(torch, case.dtype).itemsize
-    touched = sum(-h * w * HEADS * math.expm1(-4 * samples / (h * w * HEADS)) for h, w in operators.LEVELS)
+    touched = sum(-h * w * HEADS * math.expm1(-4 * samples / (h * w * HEADS)) for h, w in benchmark.LEVELS)
     touched = tokens * HEADS if case.queries == ENCODER else touched
     sizes = {
         "value": touched * CHANNELS * element,
         "grad_value": tokens * HEADS * CHANNELS * element,
         "out": queries * CHANNELS * element,
-        "locations": samples * len(operators.LEVELS) * 12,  # and weights
+        "locations": samples * len(benchmark.LEVELS) * 12,  # and weights
     }
     return 1e6 * case.batch * sum(sizes[part] for part in parts) / BANDWIDTH
 
@@ -90,12 +92,18 @@ SCATTER = ("locations", "out", "grad_value")
 
 
 def line(case: Case, time: float, parts: tuple[str, ...], **others: Any) -> Line:
-    least = floor(case, *parts)
-    return {**asdict(case), **others, "microseconds": time, "floor": least, "share": least / time if time else None}
+    bound = lower_bound(case, *parts)
+    return {
+        **asdict(case),
+        **others,
+        "microseconds": time,
+        "lower_bound": bound,
+        "efficiency": bound / time if time else None,
+    }
 
 
 def variant(**names: Any) -> ModuleType:
-    """The kernels, compiled with other constants."""
+    """The kernels, compiled with other values of their constants."""
     from detrs.ops.ms_deform_attn import triton_gpu
 
     spec = importlib.util.spec_from_file_location("variant", triton_gpu.__file__)
@@ -106,25 +114,24 @@ def variant(**names: Any) -> ModuleType:
     return module
 
 
-def arguments(case: Case, order: Tensor | None = None) -> tuple:
-    """What ``forward`` takes; ``order`` is another one of the queries."""
-    given = operators.inputs(case, DEVICE)
-    queries = [given.offsets.flatten(3, 4), given.logits.flatten(3), given.reference]
+def arguments(case: Case, order: Tensor | None = None) -> Inputs:
+    """Arguments of ``forward``; ``order`` permutes the queries."""
+    given = benchmark.inputs(case, DEVICE)
+    queries = [given.offsets.flatten(3, 4), given.logits.flatten(3), given.reference_points]
     if order is not None:
         queries = [x[:, order].contiguous() for x in queries]
-    sizes = tuple(size for shape in operators.LEVELS for size in shape)
-    return given.value, sizes, (POINTS,) * len(operators.LEVELS), *queries, None
+    return Inputs(given.value, benchmark.LEVELS, (POINTS,) * len(benchmark.LEVELS), *queries, None)
 
 
 def upstream(case: Case) -> Tensor:
-    queries = case.queries or sum(h * w for h, w in operators.LEVELS)
+    queries = case.queries or sum(h * w for h, w in benchmark.LEVELS)
     return torch.ones(case.batch, queries, HEADS * CHANNELS, dtype=getattr(torch, case.dtype), device=DEVICE)
 
 
 def in_blocks(side: int = 8) -> Tensor:
     """Queries of an encoder, block after block of ``side`` x ``side`` pixels."""
     orders, before = [], 0
-    for h, w in operators.LEVELS:
+    for h, w in benchmark.LEVELS:
         y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
         block = (y // side * (w // side + 1) + x // side).flatten()
         orders.append(before + block.argsort(stable=True))
@@ -134,16 +141,16 @@ def in_blocks(side: int = 8) -> Tensor:
 
 def e1() -> Iterator[Line]:
     kernels = variant()
-    for queries, batch, locations, dtype in itertools.product((ENCODER, 300, 900, 3000), (1, 2), PLACES, DTYPES):
+    for queries, batch, locations, dtype in itertools.product((ENCODER, 300, 900, 3000), (1, 2), LOCATIONS, DTYPES):
         case = Case(queries, batch, locations, dtype)
-        given, grad = kernels._given(*arguments(case)), upstream(case)
-        for way in ("additions", "owners"):
-            time = microseconds(partial(getattr(kernels, f"_by_{way}"), grad, given))
+        inputs, grad = kernels._prepared(arguments(case)), upstream(case)
+        for way in ("atomics", "owners"):
+            time = microseconds(partial(getattr(kernels, f"_by_{way}"), grad, inputs))
             yield line(case, time, SCATTER, way=way)
 
 
 def e2() -> Iterator[Line]:
-    for locations, dtype in itertools.product(PLACES, DTYPES):
+    for locations, dtype in itertools.product(LOCATIONS, DTYPES):
         case = Case(ENCODER, 1, locations, dtype)
         size = getattr(torch, dtype).itemsize
         given = {"rows": arguments(case), "blocks": arguments(case, in_blocks())}
@@ -151,50 +158,50 @@ def e2() -> Iterator[Line]:
             lanes = max(1, CHANNELS // parts * size // 16)
             tile = {"TILE": 32 // lanes * warps, "PARTS": parts, "WIDTH": CHANNELS // parts, "num_warps": warps}
             kernels = variant(tiling=lambda channels, size, tile=tile: {"D": channels, **tile})
-            yield line(case, microseconds(partial(kernels.forward, *given[order])), FORWARD, order=order, **tile)
+            yield line(case, microseconds(partial(kernels.forward, given[order])), FORWARD, order=order, **tile)
 
 
 def e3() -> Iterator[Line]:
     kernels = variant()
-    for locations, dtype in itertools.product(PLACES, DTYPES):
+    for locations, dtype in itertools.product(LOCATIONS, DTYPES):
         case = Case(ENCODER, 1, locations, dtype)
-        value, *rest = arguments(case)
-        for first in ("tokens", "heads"):
-            value = value.transpose(1, 2).contiguous().transpose(1, 2) if first == "heads" else value
-            yield line(case, microseconds(partial(kernels.forward, value, *rest)), FORWARD, first=first)
+        inputs = arguments(case)
+        head_major = inputs.value.transpose(1, 2).contiguous().transpose(1, 2)
+        for major, given in (("tokens", inputs), ("heads", inputs._replace(value=head_major))):
+            yield line(case, microseconds(partial(kernels.forward, given)), FORWARD, major=major)
 
 
 def e4() -> Iterator[Line]:
     import triton.language as tl
 
-    for locations, dtype in itertools.product(PLACES, DTYPES):
+    for locations, dtype in itertools.product(LOCATIONS, DTYPES):
         case = Case(ENCODER, 1, locations, dtype)
         key = getattr(torch, dtype)
-        usual = {"side": 8, "step": 64 if dtype == "float32" else 128, "piece": 1024, "precision": "tf32x3"}
-        others = [{"side": 4}, {"side": 16}, {"step": 192 - usual["step"]}, {"piece": 256}, {"piece": 4096}]
+        usual = {"side": 8, "step": 64 if dtype == "float32" else 128, "chunk": 1024, "precision": "tf32x3"}
+        others = [{"side": 4}, {"side": 16}, {"step": 192 - usual["step"]}, {"chunk": 256}, {"chunk": 4096}]
         others += [{"precision": "tf32"}] if dtype == "float32" else []
         for chosen in [{}, *others]:
             setting = {**usual, **chosen}
             kernels = variant(
-                SIDE=tl.constexpr(setting["side"]),
-                CELLS=tl.constexpr(setting["side"] - 1),
-                PIECE=tl.constexpr(setting["piece"]),
+                TILE_SIDE=tl.constexpr(setting["side"]),
+                BIN_SIDE=tl.constexpr(setting["side"] - 1),
+                CHUNK=tl.constexpr(setting["chunk"]),
                 STEPS={key: setting["step"]},
                 DOT_PRECISION=setting["precision"],
             )
-            given, grad = kernels._given(*arguments(case)), upstream(case)
+            inputs, grad = kernels._prepared(arguments(case)), upstream(case)
             with too_large() as failed:
-                yield line(case, microseconds(partial(kernels._by_owners, grad, given)), SCATTER, **setting)
+                yield line(case, microseconds(partial(kernels._by_owners, grad, inputs)), SCATTER, **setting)
             if failed:
                 yield {**asdict(case), **setting, "failed": str(failed[0])}
             elif not chosen:
-                for name, time in of_kernels(partial(kernels._by_owners, grad, given)).items():
+                for name, time in kernel_microseconds(partial(kernels._by_owners, grad, inputs)).items():
                     yield {**asdict(case), "kernel": name, "microseconds": time}
 
 
 @contextmanager
 def too_large() -> Iterator[list[Exception]]:
-    """Tiles for which a GPU has too little memory or too few registers are a result, too."""
+    """Collects the error of a tile that exceeds the shared memory or registers of the GPU."""
     from triton.compiler.errors import CompilationError
     from triton.runtime.errors import OutOfResources
 
@@ -208,24 +215,24 @@ def too_large() -> Iterator[list[Exception]]:
 def e5() -> Iterator[Line]:
     for queries, backward in itertools.product((ENCODER, 300), (False, True)):
         case = Case(queries, backward=backward)
-        given = operators.inputs(case, DEVICE)
+        given = benchmark.inputs(case, DEVICE)
         for name in ("detrs fused +", "detrs +", "grid_sample +"):
-            work = operators.task(case, operators.implementations(DEVICE.type)[name], given)
+            work = benchmark.task(case, benchmark.implementations(DEVICE.type)[name], given)
             parts = FORWARD + BACKWARD if backward else FORWARD
-            yield line(case, microseconds(work), parts, implementation=name, host=of_host(work))
+            yield line(case, microseconds(work), parts, implementation=name, host=host_microseconds(work))
 
 
 def e6() -> Iterator[Line]:
     for queries, batch, locations, dtype, backward in itertools.product(
-        (ENCODER, 300, 900), (1, 2, 4, 8), PLACES, DTYPES, (False, True)
+        (ENCODER, 300, 900), (1, 2, 4, 8), LOCATIONS, DTYPES, (False, True)
     ):
         case = Case(queries, batch, locations, dtype, backward)
-        given = operators.inputs(case, DEVICE)
-        torch.compiler.reset()  # which would give up after some sizes
-        for name, run in operators.implementations(DEVICE.type).items():
+        given = benchmark.inputs(case, DEVICE)
+        torch.compiler.reset()  # it stops compiling after several sizes
+        for name, run in benchmark.implementations(DEVICE.type).items():
             if "compiled" in name and (batch, locations) != (1, "star"):
-                continue  # each takes long to compile
-            time = microseconds(operators.task(case, run, given))
+                continue  # each compiles for minutes
+            time = microseconds(benchmark.task(case, run, given))
             yield line(case, time, FORWARD + BACKWARD if backward else FORWARD, implementation=name)
 
 
@@ -234,12 +241,12 @@ EXPERIMENTS = {"E1": e1, "E2": e2, "E3": e3, "E4": e4, "E5": e5, "E6": e6}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", nargs="*", help="all, unless some are named")
+    parser.add_argument("experiment", nargs="*", help="default: all")
     chosen = parser.parse_args().experiment or list(EXPERIMENTS)
     if unknown := set(chosen) - set(EXPERIMENTS):
-        parser.error(f"there is no {', '.join(sorted(unknown))}, only: {', '.join(EXPERIMENTS)}")
+        parser.error(f"unknown experiment {', '.join(sorted(unknown))}, expected: {', '.join(EXPERIMENTS)}")
     if not torch.cuda.is_available():
-        raise SystemExit("These experiments time kernels on a GPU, and PyTorch finds none on this machine.")
+        raise SystemExit("The experiments time kernels on a GPU, but CUDA is not available.")
     for name in chosen:
         for found in EXPERIMENTS[name]():
             gpu = torch.cuda.get_device_name(DEVICE)

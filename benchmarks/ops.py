@@ -1,7 +1,9 @@
-"""Times the operator against its peers and keeps the result: python benchmarks/ops.py [--full] [--device cuda]
+"""Compares the operator with other implementations and stores the result.
 
-Appends JSON lines to benchmarks/results/ops.jsonl and writes the newest of each case and machine as the table in
-benchmarks/README.md. ``detrs benchmark ops`` prints the same figures without keeping them.
+    python benchmarks/ops.py [--full] [--device cuda]
+
+Appends JSON lines to benchmarks/results/ops.jsonl and writes the newest line of each case and machine to the table in
+benchmarks/README.md. ``detrs benchmark ops`` prints the same figures without storing them.
 """
 
 import sys
@@ -28,10 +30,10 @@ def text(reports: list[Line]) -> str:
 
 
 def cell(report: Line, name: str) -> str:
-    """Milliseconds, and how many times as long as ours."""
+    """Milliseconds, and the time relative to detrs."""
     time = report["milliseconds"].get(name)
-    ours = report["milliseconds"]["detrs fused +" if name.endswith("+") else "detrs"]
-    ratio = "" if time is None or time == ours else f" ({time / ours:.1f}x)"
+    baseline = report["milliseconds"]["detrs fused +" if name.endswith("+") else "detrs"]
+    ratio = "" if time is None or time == baseline else f" ({time / baseline:.1f}x)"
     return "-" if time is None else f"{time:.2f}{ratio}"
 
 

@@ -1,4 +1,4 @@
-"""What all benchmarks share: results as JSON lines, and the tables of README.md that are generated from them."""
+"""Results of benchmarks as JSON lines, and the tables that are generated from them in README.md."""
 
 import json
 import subprocess
@@ -15,16 +15,16 @@ Line = dict[str, Any]
 
 
 def commit() -> str:
-    """What is measured: the commit, with ``+`` behind it if files have changed since; ``unknown`` without git."""
+    """The current commit, followed by ``+`` if files are modified; ``unknown`` without git."""
     try:
-        asked = ["git", "-C", str(HERE), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        command = ["git", "-C", str(HERE), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
 def append(results: Path, line: Line) -> None:
-    """Keep one result, on a line of its own even if the last one was cut off."""
+    """Appends one result on a new line, even if the last line is incomplete."""
     results.parent.mkdir(exist_ok=True)
     is_cut = results.exists() and not results.read_bytes().endswith(b"\n")
     with results.open("a") as file:
@@ -32,25 +32,25 @@ def append(results: Path, line: Line) -> None:
 
 
 def newest(results: Path, key: Callable[[Line], Hashable]) -> list[Line]:
-    """The last line of each ``key``, in the order in which the keys came first; none without a file.
+    """The last line of each ``key``, in the order in which the keys first appear; empty without a file.
 
     Raises:
-        UserError: a line is no JSON.
+        UserError: A line is not JSON.
     """
     lines = read_lines(results) if results.exists() else []
     return list({key(line): line for line in lines}.values())
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown: names on the left, figures on the right."""
+    """A Markdown table: the first column is left-aligned, the others are right-aligned."""
     ruler = "|---|" + "---:|" * (len(header) - 1)
     return "\n".join([f"| {' | '.join(header)} |", ruler, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def put(name: str, text: str, readme: Path) -> None:
-    """Replace what stands between the marks ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``."""
+    """Replaces the text between the markers ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     before, found, rest = readme.read_text().partition(begin)
     _, closed, after = rest.partition(end)
-    assert found and closed, f"{readme} lacks the marks of {name}"
+    assert found and closed, f"{readme} has no markers for {name}"
     readme.write_text(f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}")

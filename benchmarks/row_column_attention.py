@@ -1,8 +1,9 @@
-"""Memory of row-column decoupled attention beside standard attention: ``python benchmarks/row_column_attention.py``.
+"""Memory of row-column decoupled attention and of standard attention: ``python benchmarks/row_column_attention.py``.
 
-One attention of Anchor DETR, forward and backward, on the map of an image of 800 x 1066. The most memory that tensors
-hold at once, in MiB, beyond what goes in and the parameters. Standard attention twice: with its weights as a tensor, as
-in the paper's comparison, and by the fused kernel that PyTorch chooses. Prints JSON lines; needs 4 GiB for a minute.
+One attention layer of Anchor DETR, forward and backward, on the map of an 800 x 1066 image. Reports the peak memory of
+tensors in MiB, without inputs and parameters. Standard attention is measured twice: with its weights as a tensor, as in
+the comparison of the paper, and with the fused kernel that PyTorch chooses. Prints JSON lines; takes 4 GiB and a
+minute.
 """
 
 import json
@@ -15,9 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from detrs.layers.attention import GlobalLook, GlobalSelfAttention
+from detrs.layers.attention import GlobalCrossAttention, GlobalSelfAttention
 from detrs.layers.initialization import XAVIER
-from detrs.layers.row_column_attention import RowColumnLook, RowColumnSelfAttention, mean_of_all
+from detrs.layers.row_column_attention import RowColumnCrossAttention, RowColumnSelfAttention, mean_of_all
 from detrs.structures import Pyramid, Queries
 
 MAPS = {"C5": (25, 34), "DC5": (50, 67)}
@@ -26,7 +27,7 @@ QUERIES, DIM, HEADS = 900, 256, 8
 
 
 class Memory(TorchDispatchMode):
-    """Follows the storages that operators return until they are freed."""
+    """Tracks the storages that operators return until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class Memory(TorchDispatchMode):
 def peak_mib(attention: nn.Module, size: tuple[int, int], kernels: list[SDPBackend]) -> float:
     """MiB of one forward and backward pass on a map of ``size`` (height, width)."""
     torch.manual_seed(0)
-    cells, axes = size[0] * size[1], 2 if isinstance(attention, RowColumnLook | RowColumnSelfAttention) else 1
+    cells, axes = size[0] * size[1], 2 if isinstance(attention, RowColumnCrossAttention | RowColumnSelfAttention) else 1
     tokens, position = torch.randn(1, cells, DIM, requires_grad=True), torch.randn(1, cells, axes * DIM)
     padding, reference = torch.zeros(1, cells, dtype=torch.bool), torch.rand(1, cells, 2)
     memory = Pyramid(tokens, position, reference, padding, (size,), torch.ones(1, 1, 2))
@@ -64,7 +65,7 @@ def main() -> None:
     for name, size in MAPS.items():
         for where, make, make_global in (
             ("encoder", RowColumnSelfAttention, GlobalSelfAttention),
-            ("decoder", RowColumnLook, GlobalLook),
+            ("decoder", RowColumnCrossAttention, GlobalCrossAttention),
         ):
             mine = peak_mib(make(*sizes, mean_of_all), size, EVERY_KERNEL)
             weights = peak_mib(make_global(*sizes), size, [SDPBackend.MATH])

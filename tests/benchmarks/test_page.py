@@ -20,7 +20,7 @@ def test_the_newest_line_of_each_kind_counts(tmp_path: Path) -> None:
         page.newest(results, lambda line: line["name"])
 
 
-def test_only_what_is_between_the_marks_is_replaced(tmp_path: Path) -> None:
+def test_only_text_between_the_markers_is_replaced(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("one\n<!-- a: begin -->\nold\n<!-- a: end -->\ntwo\n<!-- b: begin --><!-- b: end -->\n")
     page.put("a", "new", readme)
@@ -28,7 +28,7 @@ def test_only_what_is_between_the_marks_is_replaced(tmp_path: Path) -> None:
     assert readme.read_text() == (
         "one\n<!-- a: begin -->\n\nnewer\n\n<!-- a: end -->\ntwo\n<!-- b: begin --><!-- b: end -->\n"
     )
-    with pytest.raises(AssertionError, match="lacks the marks of c"):
+    with pytest.raises(AssertionError, match="no markers for c"):
         page.put("c", "new", readme)
 
 
@@ -40,7 +40,7 @@ def test_table_of_operators() -> None:
         "peak_mib": {"detrs": 10.2, "grid_sample": 99.7},
         "versions": {"torch": "2.10"},
     }
-    bare = {"detrs": 1.0, "detrs fused +": 0.5}  # the peers are not installed
+    bare = {"detrs": 1.0, "detrs fused +": 0.5}  # the other implementations are not installed
     assert ops.text([line, line | {"name": "decoder", "milliseconds": bare}]).splitlines() == [
         "**CPU, 2 threads** (torch 2.10)",
         "",

@@ -6,16 +6,18 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from detrs.evaluation import operators
 from detrs.ops import use
+from detrs.ops.ms_deform_attn import benchmark
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operators, "LEVELS", ((5, 7), (3, 2)))
-    monkeypatch.setattr(operators, "QUICK", (operators.Case(11), operators.Case(0, 2, "uniform", backward=True)))
-    monkeypatch.setattr(operators.shutil, "which", lambda name: None)  # no compiler: it would take a minute
-    monkeypatch.setattr(operators, "_peak", lambda case, name, device: 1.5)
+    monkeypatch.setattr(benchmark, "LEVELS", ((5, 7), (3, 2)))
+    monkeypatch.setattr(benchmark, "QUICK", (benchmark.Case(11), benchmark.Case(0, 2, "uniform", backward=True)))
+    monkeypatch.setattr(
+        benchmark.shutil, "which", lambda name: None
+    )  # without a compiler, because compiling takes a minute
+    monkeypatch.setattr(benchmark, "_peak", lambda case, name, device: 1.5)
 
 
 def test_every_implementation_is_timed_and_kept(detrs: Callable) -> None:
@@ -30,9 +32,9 @@ def test_every_implementation_is_timed_and_kept(detrs: Callable) -> None:
 
 
 def test_all_implementations_compute_the_same() -> None:
-    for case in operators.QUICK:
-        given = operators.inputs(case, "cpu")
-        outputs = [run(given) for run in operators.implementations("cpu").values()]
+    for case in benchmark.QUICK:
+        given = benchmark.inputs(case, "cpu")
+        outputs = [run(given) for run in benchmark.implementations("cpu").values()]
         assert len(outputs) == 5 and all((output - outputs[0]).abs().max() < 1e-5 for output in outputs)
 
 
@@ -42,15 +44,15 @@ def test_unknown_subject(detrs: Callable) -> None:
 
 
 def test_nothing_comes_from_the_host_while_a_gpu_is_timed() -> None:
-    """Launches are recorded, and what is recorded cannot wait for a copy of Python's numbers."""
+    """Launches are recorded in a CUDA graph, which cannot contain copies of Python numbers."""
 
     class Recording(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            assert function is not torch.ops.aten.lift_fresh.default, "a tensor was made of numbers"
+            assert function is not torch.ops.aten.lift_fresh.default, "a tensor was created from Python numbers"
             return function(*args, **(kwargs or {}))
 
-    given = operators.inputs(operators.QUICK[0], "cpu")
-    for run in operators.implementations("cpu").values():
+    given = benchmark.inputs(benchmark.QUICK[0], "cpu")
+    for run in benchmark.implementations("cpu").values():
         with use("numba"):
             run(given)
             with Recording():

@@ -1,4 +1,4 @@
-"""Inputs of multi-scale deformable attention whose derivatives are defined: no location near the centre of a pixel."""
+"""Inputs of multi-scale deformable attention with defined derivatives: no location is near the centre of a pixel."""
 
 from typing import NamedTuple
 
@@ -23,13 +23,13 @@ class Inputs(NamedTuple):
 
 
 class Draw:
-    """Draws inputs; the same seed draws the same ones."""
+    """Draws random inputs from a seed."""
 
     def __init__(self, seed: int = 0) -> None:
         self.random = torch.Generator().manual_seed(seed)
 
     def integer(self, low: int, high: int) -> int:
-        """From low to high, both included."""
+        """From low to high, inclusive."""
         return int(torch.randint(low, high + 1, (), generator=self.random))
 
     def choice(self, *options: int) -> int:

@@ -28,7 +28,7 @@ NONE = frozenset[str]()
     ],
 )
 def test_choice_is_a_function_of_its_arguments(device, dtype, installed, forced, chosen) -> None:
-    with backend.use("reference"):  # what is forced in the process does not matter to it
+    with backend.use("reference"):  # has no influence
         assert backend.choose(device, dtype, installed, forced) == chosen
 
 

@@ -1,4 +1,4 @@
-"""How multi-scale deformable attention lives with the rest: compiler, export, autocast, threads, forks, caches."""
+"""Multi-scale deformable attention with the compiler, export, autocast, threads, forks and caches."""
 
 import ctypes
 import os
@@ -15,8 +15,8 @@ from torch.autograd import grad
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from detrs.ops import ms_deform_attn, use
-from detrs.ops.ms_deform_attn import numba_cpu, operator, threads
+from detrs.ops import ms_deform_attn, threads, use
+from detrs.ops.ms_deform_attn import numba_cpu, operator
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def two_threads():
 
 
 def large(draw):
-    """Enough work for our threads to be worth their while, too little for those of torch itself (32768 elements)."""
+    """Enough work for the kernels to use several threads, too little for PyTorch's operators (32768 elements)."""
     inputs = draw(batch=1, queries=401, heads=2, channels=32, shapes=((11, 17), (3, 5)), dtype=torch.float32)
     assert inputs.weights.numel() * 32 > numba_cpu.SERIAL_BELOW
     return inputs
@@ -49,14 +49,16 @@ def gradients(inputs):
 # Compiler
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's own
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)  # raised by PyTorch itself
 def test_opcheck(draw) -> None:
     value, shapes, locations, weights = draw().differentiable()
     sizes = [size for shape in shapes for size in shape]
     locations, weights = locations.flatten(3, 4).detach(), weights.flatten(3, 4).detach()
-    center = draw.normal(2, 11, 2, 4).requires_grad_()
+    reference_points = draw.normal(2, 11, 2, 4).requires_grad_()
     padding = torch.arange(41).expand(2, -1) % 7 == 3
-    for extra in ((None, None), (center, padding)):
+    for extra in ((None, None), (reference_points, padding)):
         inputs = (value, sizes, [2, 2], locations.requires_grad_(), weights.requires_grad_(), *extra)
         torch.library.opcheck(torch.ops.detrs.ms_deform_attn.default, inputs)
         inputs = tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in inputs)
@@ -188,7 +190,7 @@ def test_where_no_more_threads_start_those_that_run_do_the_work(draw, two_thread
 @pytest.mark.skipif(sys.platform != "linux", reason="another OpenMP")
 def test_the_threads_are_those_of_torch() -> None:
     assert threads._openmp() is not None
-    ours = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD)  # by that name, torch has loaded its own
+    ours = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD)  # the one that torch has loaded
     theirs = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "torch" in line}
     assert any("libgomp" in path for path in theirs)
     before = ours.omp_get_max_threads()
@@ -213,7 +215,7 @@ def test_concurrent_python_threads(draw, two_threads) -> None:
 
 
 class Attended(Dataset):
-    """Computes in the worker what the main process has computed with threads before."""
+    """Computes in a worker what the main process has computed with threads."""
 
     def __init__(self, inputs) -> None:
         self.inputs = inputs
@@ -237,7 +239,7 @@ def test_forked_workers_of_a_data_loader(draw, two_threads) -> None:
     inputs = large(draw)
     torch.set_num_threads(1)
     gradients(inputs)  # compiles what the workers will run
-    here = Attended(inputs)[0]  # starts the threads that a fork does not copy
+    here = Attended(inputs)[0]  # starts threads, which a fork does not copy
     loader = DataLoader(Attended(inputs), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=180)
     for there in loader:
         assert all(torch.equal(ours, same) for ours, same in zip(there, here, strict=True))
@@ -249,19 +251,19 @@ def test_forked_workers_of_a_data_loader(draw, two_threads) -> None:
 
 NEXT_PROCESS = """
 import torch
+from detrs.ops import ms_deform_attn, use
 from detrs.ops.ms_deform_attn import numba_cpu
-numba_cpu.forward(torch.ones(1, 2, 1, 5), (1, 2), (1,), torch.ones(1, 1, 1, 1, 2), torch.ones(1, 1, 1, 1), None, None)
+with use("numba"):
+    ms_deform_attn(torch.ones(1, 2, 1, 5), ((1, 2),), torch.ones(1, 1, 1, 1, 1, 2), torch.ones(1, 1, 1, 1, 1))
 print(numba_cpu._forward_kernel(5, "float32").compiled.cache_hits)
 """
 
 
 def test_the_next_process_finds_the_kernels_compiled(tmp_path, monkeypatch) -> None:
-    """Fails if a kernel captures anything that is pickled differently in each process."""
+    """Fails if a kernel captures an object that is pickled differently in each process."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     numba_cpu._forward_kernel.cache_clear()
-    numba_cpu.forward(
-        torch.ones(1, 2, 1, 5), (1, 2), (1,), torch.ones(1, 1, 1, 1, 2), torch.ones(1, 1, 1, 1), None, None
-    )
+    ms_deform_attn(torch.ones(1, 2, 1, 5), ((1, 2),), torch.ones(1, 1, 1, 1, 1, 2), torch.ones(1, 1, 1, 1, 1))
     numba_cpu._forward_kernel.cache_clear()
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.run([sys.executable, "-c", NEXT_PROCESS], env=environment, capture_output=True, text=True)
@@ -269,7 +271,7 @@ def test_the_next_process_finds_the_kernels_compiled(tmp_path, monkeypatch) -> N
 
 
 def test_a_change_of_any_source_is_noticed(tmp_path, monkeypatch) -> None:
-    """numba's cache looks at the file of the kernels only."""
+    """numba's cache only checks the file that defines a kernel."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     numba_cpu._forward_kernel.__wrapped__(5, "float32")
     assert numba_cpu._forward_kernel.__wrapped__(5, "float32").compiled.cache_hits == 1

@@ -1,4 +1,4 @@
-"""What the GPU kernels are compiled to, for GPUs that need not be here. ``benchmarks/compiled.py`` prints all of it."""
+"""Machine code of the GPU kernels, compiled without a GPU. ``benchmarks/compiled.py`` prints the whole report."""
 
 import importlib.util
 import sys
@@ -53,7 +53,7 @@ def test_nothing_spills_and_rows_are_read_sixteen_bytes_at_a_time(compiled, kern
         assert report.float_atomics == 64 and all("F32x4" in code for code in report.memory if code.startswith("RED"))
     else:
         assert report.float_atomics == 0
-    if kernel != "bin":  # which works on numbers, not on rows
+    if kernel != "bin":  # it reads scalars, not rows
         assert report.load_bytes == 16
     if kernel in ("forward", "own", "gather"):
         assert report.store_bytes == 16
@@ -68,7 +68,7 @@ def test_the_report_sees_narrow_accesses(compiled) -> None:
     assert compiled.report(launch, "sm_90", "plain", torch.float32).load_bytes == 4
 
 
-@pytest.mark.parametrize("owners", [False, True], ids=["additions", "owners"])
+@pytest.mark.parametrize("owners", [False, True], ids=["atomics", "owners"])
 def test_other_numbers_and_sizes_compile_nothing_anew(compiled, owners) -> None:
     expected = [compiled.specialization(launch) for launch in compiled.launches("box", owners=owners, padding=True)]
     for queries, size in ((1, (5, 7)), (16, (1, 1)), (300, (16, 32)), (17, (8, 1))):

@@ -1,4 +1,4 @@
-"""The experiments for a GPU, as far as they run without one: refusal, floors, and every launch."""
+"""The GPU experiments, as far as they run without a GPU: the error message, lower bounds, and every launch."""
 
 import importlib.util
 import itertools
@@ -11,8 +11,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from detrs.evaluation import operators
-from detrs.evaluation.operators import Case
+from detrs.ops.ms_deform_attn import benchmark
+from detrs.ops.ms_deform_attn.benchmark import Case
 
 pytest.importorskip("triton")
 
@@ -27,28 +27,28 @@ def experiments() -> ModuleType:
     return module
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="here it would run")
-def test_one_sentence_where_there_is_no_gpu() -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is available")
+def test_one_sentence_without_a_gpu() -> None:
     done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True)
     assert done.returncode == 1 and not done.stdout
-    assert done.stderr == "These experiments time kernels on a GPU, and PyTorch finds none on this machine.\n"
+    assert done.stderr == "The experiments time kernels on a GPU, but CUDA is not available.\n"
 
 
-def test_floors_are_those_of_an_h200(experiments) -> None:
-    """The most that can be reached at 800 x 1333."""
-    assert experiments.floor(Case(), *experiments.FORWARD) == pytest.approx(18.5, abs=0.1)
-    assert experiments.floor(Case(), *experiments.BACKWARD) == pytest.approx(31.8, abs=0.1)
-    assert experiments.floor(Case(dtype="bfloat16"), *experiments.FORWARD) == pytest.approx(13.2, abs=0.1)
-    assert experiments.floor(Case(300), *experiments.FORWARD) == pytest.approx(2.2, abs=0.1)
-    assert experiments.floor(Case(300), *experiments.BACKWARD) == pytest.approx(7.6, abs=0.2)
+def test_lower_bounds_are_those_of_an_h200(experiments) -> None:
+    """Lower bounds of the time at 800 x 1333."""
+    assert experiments.lower_bound(Case(), *experiments.FORWARD) == pytest.approx(18.5, abs=0.1)
+    assert experiments.lower_bound(Case(), *experiments.BACKWARD) == pytest.approx(31.8, abs=0.1)
+    assert experiments.lower_bound(Case(dtype="bfloat16"), *experiments.FORWARD) == pytest.approx(13.2, abs=0.1)
+    assert experiments.lower_bound(Case(300), *experiments.FORWARD) == pytest.approx(2.2, abs=0.1)
+    assert experiments.lower_bound(Case(300), *experiments.BACKWARD) == pytest.approx(7.6, abs=0.2)
 
 
 def test_blocks_of_queries_are_all_queries(experiments, monkeypatch) -> None:
-    monkeypatch.setattr(operators, "LEVELS", ((9, 17), (3, 2)))
+    monkeypatch.setattr(benchmark, "LEVELS", ((9, 17), (3, 2)))
     monkeypatch.setattr(experiments, "DEVICE", torch.device("cpu"))
     order = experiments.in_blocks()
     assert order.sort().values.tolist() == list(range(9 * 17 + 6))
-    assert order[:9].tolist() == [*range(8), 17] and order[64] == 8  # 8 x 8, then what is right of it
+    assert order[:9].tolist() == [*range(8), 17] and order[64] == 8  # 8 x 8, then the pixel on its right
 
 
 @pytest.mark.parametrize("name", ["E1", "E2", "E3", "E4", "E5", "E6"])
@@ -73,13 +73,15 @@ def test_everything_is_launched(experiments, monkeypatch, name) -> None:
 
     monkeypatch.setattr(experiments, "variant", variant)
     monkeypatch.setattr(experiments, "DEVICE", torch.device("cpu"))
-    for stopwatch in ("microseconds", "of_host"):
+    for stopwatch in ("microseconds", "host_microseconds"):
         monkeypatch.setattr(experiments, stopwatch, lambda work: 7.0 if work() is not experiments else 0)
-    monkeypatch.setattr(experiments, "of_kernels", lambda work: {"kernel": 7.0})
-    monkeypatch.setattr(operators, "LEVELS", ((5, 7), (3, 2)))
-    monkeypatch.setattr(operators.shutil, "which", lambda name: None)  # no compiler: it would take a minute
+    monkeypatch.setattr(experiments, "kernel_microseconds", lambda work: {"kernel": 7.0})
+    monkeypatch.setattr(benchmark, "LEVELS", ((5, 7), (3, 2)))
+    monkeypatch.setattr(
+        benchmark.shutil, "which", lambda name: None
+    )  # without a compiler, because compiling takes a minute
     lines = list(itertools.islice(experiments.EXPERIMENTS[name](), 3 if name in ("E5", "E6") else None))
-    assert all(line["microseconds"] == 7 and math.isfinite(line.get("share", 0)) for line in lines)
+    assert all(line["microseconds"] == 7 and math.isfinite(line.get("efficiency", 0)) for line in lines)
     expected = {"E1": {"_add", "_bin", "_own", "_gather"}, "E2": {"_forward"}, "E3": {"_forward"}}
     expected["E4"] = expected["E1"] - {"_add"}
     assert {kernel for kernel, _ in launched} == expected.get(name, set())

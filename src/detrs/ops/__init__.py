@@ -1,4 +1,4 @@
-"""Operators: one folder each, with its definition (``reference.py``) and its kernels."""
+"""Operators: a folder each, with the definition (``reference.py``) and the kernels."""
 
 from detrs.ops.backend import describe, use
 from detrs.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused

@@ -1,9 +1,9 @@
-"""Which implementation runs: a decision anyone can predict, force and read.
+"""The choice of the implementation of operators.
 
-``reference`` is plain PyTorch and runs anywhere; ``gather`` is the same without GridSample, for runtimes that get it
-wrong; ``numba`` is compiled for the CPU and ``triton`` for the GPU. Left alone, tensors use the compiled one of their
-device where it can be imported, and everything else uses the reference. A wish comes from :class:`use` or from the
-environment variable ``DETRS_OPS`` (read once, at import).
+``reference`` is plain PyTorch and runs everywhere; ``gather`` is the same without GridSample, for runtimes in which
+GridSample is wrong; ``numba`` is compiled for the CPU and ``triton`` for the GPU. By default, tensors use the compiled
+backend of their device if it can be imported and has a kernel for their dtype, and the reference otherwise.
+:class:`use` or the environment variable ``DETRS_OPS`` (read at import) forces a backend.
 """
 
 import functools
@@ -17,11 +17,11 @@ from detrs.errors import UserError, did_you_mean
 
 
 class Kernels(NamedTuple):
-    """What a compiled backend needs; the package to import has its name."""
+    """Requirements of a compiled backend. The package to import has the name of the backend."""
 
     device_type: str
     dtypes: tuple[torch.dtype, ...]
-    """Types of values."""
+    """Supported dtypes of values."""
 
 
 KERNELS = {
@@ -34,54 +34,54 @@ _forced: str | None = os.environ.get("DETRS_OPS") or None
 
 
 def choose(device_type: str, dtype: torch.dtype, installed: frozenset[str], forced: str | None) -> str:
-    """The backend for tensors of this kind. Depends on nothing but its arguments.
+    """The backend for a device type and dtype: a pure function of its arguments.
 
     Args:
         device_type: ``"cpu"``, ``"cuda"``, ...
-        dtype: Type of the values.
+        dtype: Dtype of the values.
         installed: Packages that can be imported.
-        forced: One of ``BACKENDS``, or ``None`` for the best that can run.
+        forced: One of ``BACKENDS``, or ``None`` for the default.
 
     Raises:
-        UserError: There is no such backend, or it cannot run here.
+        UserError: The forced backend does not exist or cannot run here.
     """
     if forced is None:
         runnable = (name for name in KERNELS if not _obstacle(name, device_type, dtype, installed))
         return next(runnable, "reference")
     _check(forced)
     if forced in KERNELS and (obstacle := _obstacle(forced, device_type, dtype, installed)):
-        raise UserError(f"The backend '{forced}' was asked for, but {obstacle}; ask for 'reference' instead.")
+        raise UserError(f"The backend '{forced}' is forced, but {obstacle}. Use 'reference' instead.")
     return forced
 
 
 def _obstacle(name: str, device_type: str, dtype: torch.dtype, installed: frozenset[str]) -> str:
-    """Why a compiled backend cannot run, or nothing."""
+    """Why a compiled backend cannot run; empty if it can."""
     if device_type != KERNELS[name].device_type:
-        return f"it runs on '{KERNELS[name].device_type}' only and the tensors are on '{device_type}'"
+        return f"it only runs on '{KERNELS[name].device_type}' and the tensors are on '{device_type}'"
     if dtype not in KERNELS[name].dtypes:
         return f"it has no kernel for {dtype}"
     if name not in installed:
-        return f"the package {name} cannot be imported here (detrs.ops.describe() tells why)"
+        return f"the package {name} cannot be imported (see detrs.ops.describe())"
     return ""
 
 
 def _check(name: str) -> None:
     if name not in BACKENDS:
         raise UserError(
-            f"Expected a backend out of {', '.join(BACKENDS)}, got '{name}' (from detrs.ops.use or DETRS_OPS)."
+            f"Expected one of the backends {', '.join(BACKENDS)}, got '{name}' (from detrs.ops.use or DETRS_OPS)."
             f"{did_you_mean(name, BACKENDS)}"
         )
 
 
 class use:
-    """Forces a backend in the whole process: for good, or for the length of a ``with`` block. ``None`` forces nothing.
+    """Forces a backend in the whole process, permanently or in a ``with`` block. ``None`` restores the default.
 
     >>> with use("reference"):
     ...     describe().splitlines()[0]
     'forced: reference'
 
     Raises:
-        UserError: There is no such backend. (Whether it can run is known when tensors come.)
+        UserError: The backend does not exist. If it cannot run, the operator raises when it is called.
     """
 
     def __init__(self, name: str | None) -> None:
@@ -101,10 +101,10 @@ class use:
 
 @functools.cache
 def _why_not(package: str) -> str | None:
-    """Why a package cannot be imported; ``None`` where it can."""
+    """Why a package cannot be imported; ``None`` if it can."""
     try:
         importlib.import_module(package)
-    except ImportError as error:  # numba raises it also for a numpy that is too new for it
+    except ImportError as error:  # numba also raises it for an unsupported version of numpy
         return str(error)
     return None
 
@@ -115,8 +115,8 @@ def _importable(package: str) -> bool:
 
 
 def current(device_type: str, dtype: torch.dtype) -> str:
-    """The backend for tensors of this kind, here and now."""
-    if torch.compiler.is_exporting():  # what is exported has to run where this library is not installed
+    """The backend for a device type and dtype in this process."""
+    if torch.compiler.is_exporting():  # exported programs run without this library
         return "gather" if _forced == "gather" else "reference"
     on_device = (name for name, kernels in KERNELS.items() if kernels.device_type == device_type)
     installed = frozenset(name for name in on_device if _importable(name))
@@ -124,7 +124,7 @@ def current(device_type: str, dtype: torch.dtype) -> str:
 
 
 def describe() -> str:
-    """What runs where and why, for people and bug reports."""
+    """A report of the backend on each device and the reason, for bug reports."""
     lines = [f"forced: {_forced or 'nothing'}"]
     for name in KERNELS:
         why_not = _why_not(name)

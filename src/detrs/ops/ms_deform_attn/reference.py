@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention in plain PyTorch: the definition, the oracle of the tests, and what is exported."""
+"""Multi-scale deformable attention in plain PyTorch: the definition, which tests compare with and exports contain."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,7 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Sample = Callable[[Tensor, Tensor], Tensor]
-"""Reads maps (N, D, h, w) at locations (N, Q, P, 2): (N, D, Q, P)."""
+"""Samples maps (N, D, h, w) at locations (N, Q, P, 2), and returns (N, D, Q, P)."""
+
+
+def extents(shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
+    """(width, height) of each level, (L, 2). Sizes that are dynamic in an exported program remain dynamic.
+
+    ``torch.tensor`` and ``new_tensor`` would store the sizes of the sample input in the program.
+    """
+    return torch.stack([like.new_full((), size) for h, w in shapes for size in (w, h)]).view(-1, 2)
 
 
 def by_grid_sample(image: Tensor, locations: Tensor) -> Tensor:
@@ -16,19 +24,19 @@ def by_grid_sample(image: Tensor, locations: Tensor) -> Tensor:
 
 
 def by_gather(image: Tensor, locations: Tensor) -> Tensor:
-    """The same out of gathers and products, for runtimes whose GridSample is missing or wrong (TensorRT)."""
+    """The same with gathers and products, for runtimes in which GridSample is missing or wrong (TensorRT)."""
     number, channels, height, width = image.shape
     queries, points = locations.shape[1:3]
     pixels = image.flatten(2)  # (N, D, h*w)
-    x, y = (locations * locations.new_tensor([width, height]) - 0.5).unbind(-1)  # (N, Q, P)
+    x, y = (locations * extents([(height, width)], locations) - 0.5).unbind(-1)  # (N, Q, P)
     left, top = x.floor(), y.floor()
     out = image.new_zeros(number, channels, queries, points)
     for column, row in ((left, top), (left + 1, top), (left, top + 1), (left + 1, top + 1)):
-        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        share = (1 - (x - column).abs()) * (1 - (y - row).abs()) * inside
+        in_bounds = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        weight = (1 - (x - column).abs()) * (1 - (y - row).abs()) * in_bounds
         index = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()  # (N, Q, P)
         pixel = pixels.gather(2, index.reshape(number, 1, queries * points).expand(-1, channels, -1))
-        out = out + pixel.unflatten(2, (queries, points)) * share[:, None]
+        out = out + pixel.unflatten(2, (queries, points)) * weight[:, None]
     return out
 
 
@@ -42,51 +50,54 @@ def ms_deform_attn(
 ) -> Tensor:
     """Deformable DETR (arXiv 2010.04159), Eq. 3 without its projections.
 
-    ``out[n, q, m] = sum over k of weights[n, q, m, k] * bilinear(value of the level of k, locations[n, q, m, k])``
+    ``out[n, q, m] = sum over k of weights[n, q, m, k] * bilinear(value on the level of k, locations[n, q, m, k])``
 
     Args:
         value: (B, S, M, D), the tokens of all levels.
         shapes: (height, width) of each level.
-        points: how many of the K points lie on each level; the first ones lie on the first.
-        locations: (B, Q, M, K, 2) as (x, y); 0 and 1 are the outer edges of a level's first and last pixel. There is
-            nothing beyond the edges but zeros, and a location that is NaN lies outside.
+        points: Number of points on each level; the sum is K. Points are ordered by level.
+        locations: (B, Q, M, K, 2) as (x, y); 0 and 1 are the outer edges of a level's first and last pixel. Values are
+            zero outside the level, and NaN is outside.
         weights: (B, Q, M, K).
-        sample: how maps are read.
+        sample: Samples one level.
 
     Returns:
         (B, Q, M*D)
     """
     batch, _, heads, channels = value.shape
     queries = locations.shape[1]
-    # Two widths beyond the level nothing changes any more; grid_sample answers NaN to what is not finite.
+    # Beyond two widths outside the level all samples are equal; grid_sample returns NaN for infinite locations.
     locations = locations.nan_to_num(nan=-2.0).clamp(-2.0, 3.0).transpose(1, 2).flatten(0, 1)  # (B*M, Q, K, 2)
     weights = weights.transpose(1, 2).flatten(0, 1)[:, None]  # (B*M, 1, Q, K)
     levels = value.split([h * w for h, w in shapes], dim=1)
     sampled = []
-    for tokens, (h, w), places in zip(levels, shapes, locations.split(list(points), dim=2), strict=True):
+    for tokens, (h, w), on_level in zip(levels, shapes, locations.split(list(points), dim=2), strict=True):
         image = tokens.permute(0, 2, 3, 1).reshape(batch * heads, channels, h, w)
-        sampled.append(sample(image, places))
+        sampled.append(sample(image, on_level))
     out = (torch.cat(sampled, dim=-1) * weights).sum(-1)  # (B*M, D, Q)
     return out.reshape(batch, heads * channels, queries).transpose(1, 2)
 
 
-def locate(offsets: Tensor, reference: Tensor, shapes: Sequence[tuple[int, int]], points: Sequence[int]) -> Tensor:
-    """Sampling locations from what a query predicts (Deformable DETR, Eq. 3 and A.2).
+def locate(
+    offsets: Tensor, reference_points: Tensor, shapes: Sequence[tuple[int, int]], points: Sequence[int]
+) -> Tensor:
+    """Sampling locations from sampling offsets (Deformable DETR, Eq. 3 and A.2).
 
     Args:
-        offsets: (B, Q, M, K, 2). Around a point they are measured in pixels of the level they sample; around a box in
-            half boxes, divided by the level's number of points, so that the last of the initial star lies on its edge.
-        reference: (B, Q, L, 2) points (x, y) or (B, Q, L, 4) boxes (cx, cy, w, h), relative to each level.
+        offsets: (B, Q, M, K, 2). Around a point, in pixels of the level; around a box, in half boxes divided by the
+            number of points on the level, so that the outermost of the initial points lie on the edge of the box.
+        reference_points: (B, Q, L, 2) points (x, y) or (B, Q, L, 4) boxes (cx, cy, w, h), relative to each level.
         shapes: (height, width) of each level.
-        points: points of each level.
+        points: Number of points on each level.
 
     Returns:
         (B, Q, M, K, 2), relative to each level.
     """
-    if reference.shape[-1] == 2:
-        unit = 1 / reference.new_tensor([(w, h) for h, w in shapes])  # (L, 2)
+    if reference_points.shape[-1] == 2:
+        scale = 1 / extents(shapes, reference_points)  # (L, 2)
     else:
-        half = reference.new_tensor([0.5 / max(count, 1) for count in points])  # a level may have no points
-        unit = reference[..., 2:] * half[:, None]  # (B, Q, L, 2)
+        half = reference_points.new_tensor([0.5 / max(count, 1) for count in points])  # a level may have no points
+        scale = reference_points[..., 2:] * half[:, None]  # (B, Q, L, 2)
     level = [level for level, count in enumerate(points) for _ in range(count)]  # of each of the K points
-    return reference[:, :, None, level, :2] + offsets * unit.expand(*reference.shape[:3], 2)[:, :, None, level]
+    scale = scale.expand(*reference_points.shape[:3], 2)[:, :, None, level]
+    return reference_points[:, :, None, level, :2] + offsets * scale

@@ -1,11 +1,11 @@
-"""How fast multi-scale deformable attention is, against its peers, in one run.
+"""Speed of multi-scale deformable attention, compared with other implementations in one process.
 
 The shapes are those of Deformable DETR on ResNet-50 at 800 x 1333: four levels, 8 heads of 32 channels, 4 points. In
-the encoder every pixel is a query. ``star`` locations lie as those of a trained encoder do, near their pixel;
-``uniform`` ones lie anywhere, which no cache likes. All implementations take turns, so that a busy machine slows them
-alike, and the median of each counts. A turn is one run that is not timed, and then as many as fill ``TURN_S``, for a
-short run finds caches and memory as the one before it left them: in a network its values have just been computed. Of
-runs over half a second a turn is one.
+the encoder every pixel is a query. ``star`` locations are near their query, as in a trained encoder; ``uniform``
+locations are anywhere, the worst case for caches. Implementations take turns, so that other load on the machine affects
+all of them, and the median of the turns is reported. A turn is a warm-up run followed by timed runs for ``TURN_S``
+seconds, because a short run depends on what the previous run left in the caches: in a network, the values have just
+been computed. A turn of runs above half a second is a single run.
 """
 
 import functools
@@ -35,18 +35,18 @@ LEVELS: Shapes = ((100, 167), (50, 84), (25, 42), (13, 21))
 HEADS, CHANNELS, POINTS = 8, 32, 4
 TURN_S = 0.05
 ENCODER = 0
-"""Number of queries that stands for one at each pixel."""
+"""Number of queries that means one query per pixel."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One problem."""
+    """One case of the benchmark."""
 
     queries: int = ENCODER
     batch: int = 1
     locations: str = "star"
     dtype: str = "float32"
-    """Of the values; locations and weights are float32."""
+    """Dtype of the values; locations and weights are float32."""
     backward: bool = False
 
     @property
@@ -67,18 +67,18 @@ FULL = tuple(
 
 
 class Inputs(NamedTuple):
-    """Everything any implementation takes."""
+    """Arguments of all implementations."""
 
     value: Tensor
     offsets: Tensor
     logits: Tensor
-    reference: Tensor
+    reference_points: Tensor
     locations: Tensor
     weights: Tensor
 
 
 def inputs(case: Case, device: torch.device | str) -> Inputs:
-    """The tensors of ``case``, always the same."""
+    """The tensors of ``case``, from a fixed random seed."""
     random = torch.Generator().manual_seed(0)
     sizes = torch.tensor([(w, h) for h, w in LEVELS], dtype=torch.float32)
     grids = [torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij") for h, w in LEVELS]
@@ -87,20 +87,20 @@ def inputs(case: Case, device: torch.device | str) -> Inputs:
     )  # (S, 2)
     points = pixels if case.queries == ENCODER else torch.rand(case.queries, 2, generator=random)
     shape = (case.batch, len(points), HEADS, len(LEVELS), POINTS)
-    reference = points[None, :, None].expand(case.batch, -1, len(LEVELS), -1).contiguous()
+    reference_points = points[None, :, None].expand(case.batch, -1, len(LEVELS), -1).contiguous()
     if case.locations == "star":
         angle = torch.arange(HEADS) * (2 * math.pi / HEADS)
         direction = torch.stack([angle.cos(), angle.sin()], -1)
         steps = torch.arange(1, POINTS + 1)[:, None] * (direction / direction.abs().amax(-1, keepdim=True))[:, None]
         offsets = steps[:, None] + torch.randn(*shape, 2, generator=random)  # one pixel of noise
     else:
-        offsets = (torch.rand(*shape, 2, generator=random) - reference[:, :, None, :, None]) * sizes[:, None]
+        offsets = (torch.rand(*shape, 2, generator=random) - reference_points[:, :, None, :, None]) * sizes[:, None]
     logits = torch.randn(shape, generator=random)
-    locations = reference[:, :, None, :, None] + offsets / sizes[:, None]
+    locations = reference_points[:, :, None, :, None] + offsets / sizes[:, None]
     weights = logits.flatten(3).softmax(-1).view(shape)
     value = torch.randn(case.batch, len(pixels), HEADS, CHANNELS, generator=random)
     value = value.to(getattr(torch, case.dtype))
-    return Inputs(*(x.to(device) for x in (value, offsets, logits, reference, locations, weights)))
+    return Inputs(*(x.to(device) for x in (value, offsets, logits, reference_points, locations, weights)))
 
 
 def attend(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
@@ -108,10 +108,10 @@ def attend(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
 
 
 def around(operator: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Inputs], Tensor]:
-    """What a layer does with an operator that is not fused: softmax, locations, then the operator."""
+    """A layer with an operator that is not fused: softmax and locations, then the operator."""
 
     def run(given: Inputs) -> Tensor:
-        locations = given.reference[:, :, None, :, None] + given.offsets / _tables(LEVELS, given.value.device)[0]
+        locations = given.reference_points[:, :, None, :, None] + given.offsets / _tables(LEVELS, given.value.device)[0]
         return operator(given.value, locations, given.logits.flatten(3).softmax(-1).view_as(given.logits))
 
     return run
@@ -126,7 +126,7 @@ def with_backend(name: str, run: Callable[[Inputs], Tensor]) -> Callable[[Inputs
 
 
 def implementations(device_type: str) -> dict[str, Callable[[Inputs], Tensor]]:
-    """Name -> implementation, as far as it can run here. ``+`` means: with softmax and locations."""
+    """Name -> implementation, for all that can run here. ``+`` means: with softmax and locations."""
 
     def plain(given: Inputs) -> Tensor:
         return attend(given.value, given.locations, given.weights)
@@ -134,11 +134,11 @@ def implementations(device_type: str) -> dict[str, Callable[[Inputs], Tensor]]:
     found: dict[str, Callable[[Inputs], Tensor]] = {
         "detrs": plain,
         "grid_sample": with_backend("reference", plain),
-        "detrs fused +": lambda x: ms_deform_attn_fused(x.value, LEVELS, x.offsets, x.logits, x.reference),
+        "detrs fused +": lambda x: ms_deform_attn_fused(x.value, LEVELS, x.offsets, x.logits, x.reference_points),
         "detrs +": around(attend),
         "grid_sample +": with_backend("reference", around(attend)),
     }
-    if device_type == "cuda" or shutil.which("g++"):  # what torch.compile needs
+    if device_type == "cuda" or shutil.which("g++"):  # required by torch.compile
         compiled = torch.compile(attend)
         found["compiled grid_sample"] = with_backend("reference", lambda x: compiled(x.value, x.locations, x.weights))
     if importlib.util.find_spec("deformops"):
@@ -148,9 +148,9 @@ def implementations(device_type: str) -> dict[str, Callable[[Inputs], Tensor]]:
 
 @functools.cache
 def _tables(levels: Shapes, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each level its size (w, h), as (L, 1, 2), its shape and its first token.
+    """Size (w, h) of each level as (L, 1, 2), its shape and its first token.
 
-    Made once: while launches are recorded, nothing may come from the host.
+    Cached, because nothing may be copied from the host while launches are recorded.
     """
     shapes = torch.tensor(levels, device=device)
     areas = shapes.prod(1)
@@ -169,7 +169,7 @@ LEARNED = ("value", "offsets", "logits", "locations", "weights")
 
 
 def task(case: Case, run: Callable[[Inputs], Tensor], given: Inputs) -> Callable[[], object]:
-    """What is timed."""
+    """The function to time: one run of ``case``."""
     if not case.backward:
 
         def forward() -> Tensor:
@@ -191,14 +191,14 @@ class CaseReport:
     case: Case
     milliseconds: dict[str, float]
     peak_mib: dict[str, float]
-    """Memory beyond the inputs."""
+    """Peak memory beyond the inputs."""
     device: str
     repeats: int
     versions: dict[str, str]
 
-    def ratio(self, peer: str, ours: str = "detrs") -> float:
-        """How many times as long the peer takes."""
-        return self.milliseconds[peer] / self.milliseconds[ours]
+    def ratio(self, name: str, baseline: str = "detrs") -> float:
+        """Time of an implementation relative to the baseline."""
+        return self.milliseconds[name] / self.milliseconds[baseline]
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary, ready for ``json.dumps``."""
@@ -209,21 +209,21 @@ def compare(case: Case, device: torch.device | str = "cpu", repeats: int = 7, *,
     """Time every implementation on one case.
 
     Args:
-        case: the problem.
-        device: where.
-        repeats: turns of each.
-        memory: measure peak memory, too; on a CPU each in a process of its own.
+        case: The case.
+        device: Device to run on.
+        repeats: Turns of each implementation.
+        memory: Also measures peak memory; on a CPU, each implementation in a separate process.
 
     Raises:
-        UserError: nothing to time.
+        UserError: ``repeats`` is below 1.
     """
     if repeats < 1:
-        raise UserError(f"repeats is {repeats}, but must be 1 or above.")
+        raise UserError(f"Expected at least 1 repeat, got {repeats}.")
     device = torch.device(device)
     given = inputs(case, device)
     chosen = implementations(device.type)
     if device.type == "cpu" and case.backward:
-        chosen.pop("compiled grid_sample", None)  # twice as slow as not compiled, and minutes to wait for
+        chosen.pop("compiled grid_sample", None)  # compiles for minutes, and runs at half the speed of eager
     tasks = {name: task(case, run, given) for name, run in chosen.items()}
     for work in tasks.values():
         work()
@@ -243,7 +243,7 @@ def compare(case: Case, device: torch.device | str = "cpu", repeats: int = 7, *,
 
 
 def _turn(work: Callable[[], object]) -> float:
-    """Seconds of one run, the mean of a turn; one run that is long by itself is a turn."""
+    """Seconds per run, the mean of a turn; a long run is a turn by itself."""
     began = time.perf_counter()
     work()
     alone = time.perf_counter() - began
@@ -257,14 +257,14 @@ def _turn(work: Callable[[], object]) -> float:
 
 
 def _replayed(work: Callable[[], object], repeats: int) -> float:
-    """Milliseconds on the device alone: the launches are recorded once and replayed."""
+    """Milliseconds on the device, without the host: launches are recorded once and replayed."""
     from triton.testing import do_bench_cudagraph  # type: ignore[import-untyped,unused-ignore]
 
     return float(do_bench_cudagraph(work, rep=20 * repeats, return_mode="median"))
 
 
 def _peak(case: Case, name: str, device: str) -> float:
-    """Most memory in MiB that one run takes beyond its inputs."""
+    """Peak memory in MiB of one run beyond its inputs."""
     if torch.device(device).type == "cuda":
         work = task(case, implementations("cuda")[name], inputs(case, device))
         work()
@@ -285,21 +285,21 @@ def _peak_of_process(case: Case, name: str, threads: int) -> float:
     task(case, run, inputs(Case(queries=10, backward=case.backward), "cpu"))()  # imports and compiles
     work = task(case, run, inputs(case, "cpu"))
     before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     kept = work()
     del kept
     return (_status("VmHWM") - before) / 1024
 
 
 def _status(key: str) -> int:
-    """A line of /proc/self/status, in KiB."""
+    """A value of /proc/self/status in KiB."""
     match = re.search(rf"^{key}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), flags=re.MULTILINE)
     assert match
     return int(match[1])
 
 
 def table(reports: list[CaseReport]) -> Table:
-    """All cases, for people: milliseconds, and how many times as long as ours in brackets."""
+    """All cases as a table: milliseconds, and the ratio to detrs in parentheses."""
     names = list(dict.fromkeys(name for report in reports for name in report.milliseconds))
     shown = Table("case", *names, box=SIMPLE_HEAD)
     for column in shown.columns[1:]:
@@ -307,8 +307,9 @@ def table(reports: list[CaseReport]) -> Table:
     for report in reports:
         cells = []
         for name in names:
-            ours = "detrs fused +" if name.endswith("+") else "detrs"
-            ratio = f" ({report.ratio(name, ours):.1f}x)" if name in report.milliseconds and name != ours else ""
+            baseline = "detrs fused +" if name.endswith("+") else "detrs"
+            has_ratio = name in report.milliseconds and name != baseline
+            ratio = f" ({report.ratio(name, baseline):.1f}x)" if has_ratio else ""
             cells.append(f"{report.milliseconds[name]:.2f} ms{ratio}" if name in report.milliseconds else "-")
         shown.add_row(report.case.name, *cells)
     return shown

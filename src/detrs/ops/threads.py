@@ -1,9 +1,9 @@
-"""A compiled function on several threads at once: on those of PyTorch, where they can be had.
+"""Runs a compiled function on several threads: those of PyTorch where possible.
 
-PyTorch's threads wait for their next work by spinning. A second pool of threads would have to take the cores away from
-them, which costs a millisecond after each change of sides; so our kernels run on the same pool, by the entry point that
-compilers use for ``#pragma omp parallel``. Without one (Windows), new threads are started each time, which costs about
-0.1 ms.
+PyTorch's threads wait for work by spinning. A second pool of threads would compete with them for the cores, which costs
+about a millisecond after each switch between the pools. So kernels run on PyTorch's pool, through the entry point that
+compilers use for ``#pragma omp parallel``. Where it does not exist (Windows), each call starts new threads, which costs
+about 0.1 ms.
 """
 
 import ctypes
@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 
 Kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-"""A C function that takes the address of what it works on, and shares the work out among those that call it."""
+"""A C function of one address. All threads that call it with the same address share the work."""
 
 _forked = False
-"""Threads do not survive a fork, and GNU OpenMP waits for those of the parent for ever."""
+"""Threads do not survive a fork, and GNU OpenMP would wait forever for those of the parent."""
 
 
 def _after_fork() -> None:
@@ -33,12 +33,12 @@ if hasattr(os, "register_at_fork"):
 
 @functools.cache
 def _openmp() -> Callable[[object, int, int, int], None] | None:
-    """``GOMP_parallel`` of the OpenMP library that PyTorch is linked to, if it has one with this entry point."""
+    """``GOMP_parallel`` of the OpenMP library that PyTorch is linked to; ``None`` if it does not export it."""
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
         library = Path(torch.__file__).parent / "lib" / name
         if library.exists():
             try:
-                parallel = ctypes.CDLL(str(library)).GOMP_parallel  # symbols of what it is linked to are found, too
+                parallel = ctypes.CDLL(str(library)).GOMP_parallel  # also finds symbols of the libraries it links to
             except AttributeError:
                 return None
             parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
@@ -48,7 +48,7 @@ def _openmp() -> Callable[[object, int, int, int], None] | None:
 
 
 def run(kernel: Callable[[int], None], work: int, threads: int) -> None:
-    """Call ``kernel(work)`` on ``threads`` threads, this one included, and wait for all. One in a forked process."""
+    """Calls ``kernel(work)`` on ``threads`` threads, including this one, and joins them. A forked process uses one."""
     if threads == 1 or _forked:
         kernel(work)
     elif parallel := _openmp():
@@ -60,10 +60,10 @@ def run(kernel: Callable[[int], None], work: int, threads: int) -> None:
                 thread = threading.Thread(target=kernel, args=(work,))
                 thread.start()
                 others.append(thread)
-        except RuntimeError:  # no more threads to be had: those that run share the work, whose memory they still need
+        except RuntimeError:  # no more threads are available: those that have started share the work
             pass
         try:
             kernel(work)
-        finally:
+        finally:  # the threads still use the memory of this call
             for thread in others:
                 thread.join()
