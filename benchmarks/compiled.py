@@ -63,7 +63,7 @@ class Report(NamedTuple):
     store_bytes: int
     float_atomics: int
     memory: dict[str, int]
-    """Instructions that access memory or synchronise."""
+    """Instructions that access memory or synchronize."""
 
 
 def launches(

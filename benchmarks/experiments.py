@@ -49,7 +49,7 @@ def microseconds(work: Callable[[], object]) -> float:
 
 
 def host_microseconds(work: Callable[[], object], times: int = 100) -> float:
-    """Including the host: the mean of several calls and one synchronisation."""
+    """Including the host: the mean of several calls and one synchronization."""
     work()
     torch.cuda.synchronize()
     began = time.perf_counter()

@@ -29,12 +29,13 @@ from detrs.cli.arguments import Flag, Size, both, check_data, parse
 from detrs.config import Experiment
 from detrs.data import open_dataset
 from detrs.data.loader import steps_per_epoch
+from detrs.devices import pick_device
 from detrs.engine.fitting import for_data
 from detrs.engine.run import RunFolder
-from detrs.engine.runtime import pick_device
 from detrs.engine.train import train, training
 from detrs.errors import UserError
 from detrs.presets import preset
+from detrs.schema import to_dict
 from detrs.visualization.curves import read_lines
 
 RESULTS = page.HERE / "results" / "training.jsonl"
@@ -106,15 +107,17 @@ def prepare(name: str, arguments: TrainingArguments) -> Run:
     augment = own.data.augment if own.data.augment != "official" else "crop"  # the same recipe at any size
     if arguments.data == "digits":
         augment = "none"  # a mirrored digit is no digit
-    data = dataclasses.replace(own.data, path=arguments.data, image_size=both(arguments.image_size), augment=augment)
+    data = dataclasses.replace(own.data, path=arguments.data, resize_to=both(arguments.image_size), augment=augment)
     train_set = open_dataset(data.path, data.train_split, keep_empty=data.keep_empty)
     steps = steps_per_epoch(len(train_set), data.batch_size)
     usual = max(1, arguments.epochs * steps // POINTS) if arguments.epochs else STEPS_BETWEEN
     experiment = dataclasses.replace(
         own,
         data=data,
-        schedule=dataclasses.replace(own.schedule, epochs=arguments.epochs or ENDLESS, max_minutes=arguments.minutes),
-        evaluation=dataclasses.replace(own.evaluation, every_steps=arguments.evaluate_every or usual, patience=0),
+        schedule=dataclasses.replace(
+            own.schedule, epochs=arguments.epochs or ENDLESS, max_minutes=arguments.minutes or None
+        ),
+        evaluation=dataclasses.replace(own.evaluation, every_steps=arguments.evaluate_every or usual, patience=None),
         runtime=dataclasses.replace(own.runtime, device=arguments.device),
         seed=arguments.seed,
     )
@@ -155,13 +158,13 @@ def measure(run: Run, arguments: TrainingArguments, results: Path) -> None:
     finally:
         journal = RunFolder(run.folder).metrics
         found = points(read_lines(journal), experiment.data.batch_size, run.steps_per_epoch) if journal.exists() else []
-        device = pick_device(experiment.runtime.device)
+        device, recipe = pick_device(experiment.runtime.device), to_dict(experiment)
         line = {
             "preset": experiment.name,
             "parameters": sum(parameter.numel() for parameter in models.build(experiment.model).parameters()),
             "setting": {
                 "data": Path(arguments.data).resolve().name,
-                "image_size": list(experiment.data.image_size),
+                "image_size": list(experiment.data.resize_to),
                 "max_minutes": arguments.minutes,
                 "epochs": arguments.epochs,
                 "evaluate_every": arguments.evaluate_every,
@@ -170,9 +173,8 @@ def measure(run: Run, arguments: TrainingArguments, results: Path) -> None:
                 "threads": torch.get_num_threads(),
             },
             "batch_size": experiment.data.batch_size,
-            "recipe": {
-                part: dataclasses.asdict(getattr(experiment, part)) for part in ("optimizer", "criterion", "schedule")
-            },
+            "recipe": {part: recipe[part] for part in ("optimizer", "criterion", "schedule")}
+            | {"classification": recipe["model"]["classification"]},
             "commit": commit,
             "versions": {name: importlib.metadata.version(name) for name in ("detrs", "torch", "numba")},
             "finished": finished,

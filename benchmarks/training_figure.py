@@ -18,7 +18,7 @@ STYLES = {
     "anchor-detr-tiny": (GREEN, "^"),
     "deformable-detr-tiny": (RED, "D"),
 }
-"""Colour and marker of a preset: the same in every picture, whoever else is in it."""
+"""Color and marker of a preset: the same in every picture, whoever else is in it."""
 OTHERS = ((SKY, "v"), (PURPLE, "P"), (GREY, "X"), ("black", "*"))
 GAP = 0.065
 """Least distance between two names, as a share of the height of a panel."""
@@ -95,8 +95,8 @@ def apart(heights: Sequence[float], gap: float) -> list[float]:
     for index in order:
         members, middle = [index], heights[index]
         while blocks and middle - blocks[-1][1] < gap * (len(members) + len(blocks[-1][0])) / 2:
-            below, centre = blocks.pop()
-            middle = (middle * len(members) + centre * len(below)) / (len(members) + len(below))
+            below, center = blocks.pop()
+            middle = (middle * len(members) + center * len(below)) / (len(members) + len(below))
             members = below + members
         blocks.append((members, max(middle, gap * (len(members) - 1) / 2)))
     placed = {i: middle + gap * (k - (len(ms) - 1) / 2) for ms, middle in blocks for k, i in enumerate(ms)}

@@ -84,7 +84,7 @@ class Softmax:
         return num_classes + 1
 
     def initialize(self, head: nn.Linear) -> None:
-        """Keep the initialisation of linear layers: a distribution needs no prior."""
+        """Keep the initialization of linear layers: a distribution needs no prior."""
 
     def cost(self, logits: Float[Tensor, "Y Q K"], labels: Int[Tensor, "N"]) -> Float[Tensor, "Y Q N"]:
         """Matching cost of every pair of query and object: minus the probability of the object's class (Eq. 1)."""

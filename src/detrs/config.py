@@ -119,7 +119,7 @@ class Experiment:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     seed: Annotated[int, Ge(0), Lt(2**63)] = 42
-    """Random seed of initialisation, data order, augmentation and dropout."""
+    """Random seed of initialization, data order, augmentation and dropout."""
 
 
 def save(experiment: Experiment, path: Path) -> None:

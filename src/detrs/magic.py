@@ -6,7 +6,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Magic(NamedTuple):
-    """The bytes by which a file format is recognised."""
+    """The bytes by which a file format is recognized."""
 
     start: bytes
     """Text formats in lower case; they are compared without regard to case and leading white space."""

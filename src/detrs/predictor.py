@@ -1,4 +1,4 @@
-"""Prediction: images to detections, with decoding, resizing and normalisation as in training."""
+"""Prediction: images to detections, with decoding, resizing and normalization as in training."""
 
 import http.client
 import logging
@@ -215,7 +215,7 @@ def _images_of(source: Source) -> list[Source]:
         raise UserError(f"'{source!s}' cannot be opened: {error.strerror}.") from error
     except (RuntimeError, ValueError, NotImplementedError) as error:  # unknown ~user, "**.jpg"
         hint = "" if "**" not in str(source) else "; '**' must be a whole path component, as in 'images/**/*.jpg'"
-        raise UserError(f"'{source!s}' is not a valid path or pattern: {error}{hint}.") from error
+        raise UserError(f"'{source!s}' is not a valid path or pattern: {str(error).rstrip('.')}{hint}.") from error
 
 
 def _expanded(source: Source) -> list[Source]:

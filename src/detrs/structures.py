@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Shapes = tuple[tuple[int, int], ...]
-"""Sizes of the levels, ``((h, w), ...)`` as Python ints: no device synchronisation, clean export."""
+"""Sizes of the levels, ``((h, w), ...)`` as Python ints: no device synchronization, clean export."""
 
 
 class Classes(NamedTuple):
@@ -52,7 +52,7 @@ class Batch(NamedTuple):
     """Images padded right and bottom to a common size, and their targets."""
 
     images: Tensor
-    """(B, 3, H, W): uint8 from the loader; float32, normalised and zero where padded, as the input of a detector."""
+    """(B, 3, H, W): uint8 from the loader; float32, normalized and zero where padded, as the input of a detector."""
     padding: Bool[Tensor, "B H W"]
     """True where padded."""
     targets: tuple[Target, ...]
@@ -74,7 +74,7 @@ class Pyramid:
     """Position embedding (plus level embedding) of each token: C channels; with row-column attention 2C, those of the
     token's column, then those of its row."""
     reference_points: Float[Tensor, "B S 2"]
-    """(x, y) of each token's centre, in [0, 1] of the un-padded image (above 1 where padded)."""
+    """(x, y) of each token's center, in [0, 1] of the un-padded image (above 1 where padded)."""
     padding: Bool[Tensor, "B S"]
     """True where padded."""
     shapes: Shapes
@@ -158,7 +158,7 @@ class Losses(NamedTuple):
     """The training loss of a batch."""
 
     total: Float[Tensor, ""]
-    """The scalar to minimise."""
+    """The scalar to minimize."""
     terms: dict[str, Float[Tensor, ""]]
     """Its unweighted terms by name, detached, for the log."""
 

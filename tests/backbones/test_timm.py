@@ -190,5 +190,5 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lacks .* of the .* weights"):
         TimmBackbone(with_weights(TINY, str(file)), pretrained=True)
     file.write_text("<html>")
-    with pytest.raises(UserError, match="no valid"):
+    with pytest.raises(UserError, match="is not a valid"):
         with_weights(TINY, str(file))

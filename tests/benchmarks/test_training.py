@@ -12,6 +12,7 @@ import training
 import training_figure
 from PIL import Image
 
+from detrs.criterion.set_criterion import CriterionConfig
 from detrs.data import digits
 from detrs.engine import train as engine
 from detrs.engine import trainer
@@ -162,7 +163,7 @@ def test_names_do_not_collide(heights: list[float]) -> None:
         (["--only", "detr-tiny", "--data", "nowhere"], "nowhere"),
         (["--epoch", "3"], "Did you mean '--epochs'?"),
         (["--epochs", "-1"], "--max-minutes and --epochs must be 0 or above."),
-        (["--only", "detr-tiny", "--image-size", "8"], "data.image_size is (8, 8)"),
+        (["--only", "detr-tiny", "--image-size", "8"], "data.resize_to is (8, 8)"),
     ],
 )
 def test_a_fault_of_the_input_is_one_sentence(
@@ -205,7 +206,9 @@ def test_runs_of_the_engine(home: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert [point["epoch"] for point in whole["points"]] == [0.5, 1.0, 1.5, 2.0]
     seconds = [point["seconds"] for point in whole["points"]]
     assert whole["recipe"]["optimizer"] == dataclasses.asdict(preset("detr-tiny").optimizer)
-    assert whole["recipe"]["criterion"]["class_weight"] == 3.0 and whole["commit"] in page.README.read_text()
+    assert whole["recipe"]["classification"] == {"kind": "Softmax", "weight": 3.0, "no_object_weight": 0.1}
+    assert whole["recipe"]["criterion"] == dataclasses.asdict(CriterionConfig())
+    assert whole["recipe"]["schedule"]["max_minutes"] is None and whole["commit"] in page.README.read_text()
     assert sorted(seconds) == seconds and 1_000_000 < whole["parameters"] < 3_000_000
     assert "(interrupted)" not in page.README.read_text()
     assert [path.name for path in Path("runs/benchmark").iterdir()] == ["detr-tiny-1"]

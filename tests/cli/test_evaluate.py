@@ -71,12 +71,14 @@ def test_a_data_set_that_has_moved(detrs: Callable, checkpoint: Path, data: Path
     experiment = replace(detector.experiment, data=data_config)
     save_detector(tmp_path / "best.safetensors", replace(detector, experiment=experiment))
     done = detrs("evaluate", tmp_path / "best.safetensors", "--device", "cpu")
-    assert done.code == 2 and "my-data does not exist. It is the data set of training" in done.message
+    assert done.code == 2 and "my-data does not exist. This is the data set of training" in done.message
 
 
 def test_any_size_can_be_evaluated(detrs: Callable, checkpoint: Path, tmp_path: Path) -> None:
-    detector, experiment, classes, _ = load_detector(checkpoint)
-    experiment = replace(experiment, data=replace(experiment.data, augment="official", image_size=(800, 1333)))
-    save_detector(tmp_path / "best.safetensors", detector, experiment, classes, scores={}, step=1, epoch=1)
+    detector = load_detector(checkpoint)
+    data = replace(detector.experiment.data, augment="official", resize_to=(800, 1333))
+    preprocessing = replace(detector.preprocessing, resize_to=(800, 1333))
+    detector = replace(detector, experiment=replace(detector.experiment, data=data), preprocessing=preprocessing)
+    save_detector(tmp_path / "best.safetensors", detector)
     done = detrs("evaluate", tmp_path / "best.safetensors", "--device", "cpu", "--image-size", 64, "--json")
     assert done.code == 0 and done.json["num_images"] == 3

@@ -26,4 +26,4 @@ def test_unknown_preset_and_device(detrs: Callable) -> None:
     done = detrs("profile", "deformable-dtr-tiny", "--json")
     assert done.code == 2 and done.message.startswith("There is no preset 'deformable-dtr-tiny'. Did you mean")
     done = detrs("profile", "deformable-detr-tiny", "--device", "cupa")
-    assert done.code == 2 and "'cupa' is no device" in done.message
+    assert done.code == 2 and "'cupa' is not a device" in done.message

@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from detrs import config
+from detrs.checkpoints.detector import load_detector
+from detrs.classification import Focal, Softmax
 from detrs.cli import train
 from detrs.engine import trainer
 from detrs.errors import UserError
@@ -53,13 +56,56 @@ def test_settings_of_a_model_are_those_of_its_preset(name: str) -> None:
 
 
 def test_settings_of_one_detector_are_unknown_to_another() -> None:
-    assert train.read(["detr-r50", "--model.classification", "focal"])[0].model.classification == "focal"
+    values = train.read(["detr-r50", "--model.classification.no-object-weight", "0.2"])[0]
+    assert values.model.classification == Softmax(weight=1.0, no_object_weight=0.2)
+    for name in ("detr-r50-dc5-plus", "conditional-detr-r50", "anchor-detr-r50", "deformable-detr-r50"):
+        values = train.read([name, "--model.classification.alpha", "0.5", "--model.classification.weight", "3"])[0]
+        assert values.model.classification == Focal(weight=3.0, alpha=0.5)
     for words in (
         ["detr-r50", "--model.num-points", "3"],
-        ["conditional-detr-r50", "--model.classification", "softmax"],
+        ["detr-r50", "--model.classification.gamma", "3"],
+        ["conditional-detr-r50", "--model.classification.no-object-weight", "0.2"],
     ):
         with pytest.raises(UserError, match=f"Unknown flag '{words[1]}'"):
             train.read(words)
+
+
+def test_weights_are_those_that_training_starts_from(tmp_path: Path) -> None:
+    assert experiment("").initial is None
+    assert experiment("--weights runs/a/best.safetensors").initial == "runs/a/best.safetensors"
+    assert experiment("--weights a.safetensors") == experiment("--initial a.safetensors")
+    with pytest.raises(UserError, match=r"--weights and --initial are the same setting"):
+        experiment("--weights a.safetensors --initial b.safetensors")
+
+
+def test_training_starts_from_weights(
+    detrs: Callable, data: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "save_curves", lambda metrics, png: None)  # slow, and tested elsewhere
+    command = ["train", "deformable-detr-tiny", "--data", data, *SMALL.split(), "--epochs", 1, "--lr", 1e-12, "--json"]
+    same = ["--model.num-levels", 4, "--model.backbone.norm", "frozen"]
+    done = detrs(*command, *same, "--optimizer.ema-decay", "None", "--weights", checkpoint, "--output", "run")
+    assert done.code == 0, done.err
+    before, after = (load_detector(path).module.state_dict() for path in (checkpoint, Path("run/best.safetensors")))
+    assert all(torch.allclose(before[name], after[name], rtol=0, atol=1e-6) for name in before)
+    other = detrs(*command, "--model.num-levels", 2, "--weights", checkpoint, "--output", "other")
+    assert other.code == 2 and "are of another model (tiny)" in other.message
+    missing = detrs(*command, "--weights", "nowhere.safetensors", "--output", "other")
+    assert missing.code == 2 and "nowhere.safetensors" in missing.message
+
+
+def test_limits_are_off_by_default_and_can_be_switched_off() -> None:
+    values = train.read(["deformable-detr-r50"])[0]
+    assert (values.schedule.max_minutes, values.optimizer.ema_decay, values.initial) == (None, None, None)
+    assert (values.evaluation.every_steps, values.evaluation.patience, values.data.path) == (None, None, None)
+    start = preset("deformable-detr-tiny")
+    assert (start.optimizer.ema_decay, start.optimizer.clip_norm) == (0.998, 0.1)
+    values = experiment("--optimizer.ema-decay None --optimizer.clip-norm None --schedule.max-minutes None")
+    assert (values.optimizer.ema_decay, values.optimizer.clip_norm, values.schedule.max_minutes) == (None, None, None)
+    words = "--evaluation.every-steps 7 --evaluation.patience 3 --evaluation.batch-size 2 --data.padded-together 4"
+    values = experiment(f"{words} --optimizer.ema-decay 0.9")
+    assert (values.evaluation.every_steps, values.evaluation.patience, values.evaluation.batch_size) == (7, 3, 2)
+    assert (values.data.padded_together, values.optimizer.ema_decay) == (4, 0.9)
 
 
 def test_switches_of_settings_take_a_value() -> None:
@@ -96,7 +142,6 @@ def test_a_folder_with_the_name_of_the_demo_set(detrs: Callable, checkpoint: Pat
 
 
 def test_backbone_by_name_and_by_file(tmp_path: Path) -> None:
-    import torch
     from safetensors.torch import save_file
 
     assert experiment("--backbone resnet18").model.backbone.name == "resnet18"
@@ -107,7 +152,7 @@ def test_backbone_by_name_and_by_file(tmp_path: Path) -> None:
     backbone = experiment(f"--backbone {path}").model.backbone
     assert (backbone.name, backbone.weights) == ("mobilenetv2_100", str(path))
     assert (backbone.mean, backbone.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    with pytest.raises(UserError, match="do not exist"):
+    with pytest.raises(UserError, match="There is no file .*nowhere"):
         experiment(f"--backbone {tmp_path}/nowhere.safetensors")
 
 
@@ -165,7 +210,7 @@ def test_train_then_resume_by_folder_and_by_command(
         ("deformable-detr-r50 --data digits --image-size 640", "add --data.augment crop"),
         ("deformable-detr-tiny --data digits --model.num-heads 0", "model.num_heads is 0"),
         ("deformable-detr-tiny --data digits --lr inf", "optimizer.lr is inf"),
-        ("deformable-detr-tiny --data digits --device cupa", "'cupa' is no device"),
+        ("deformable-detr-tiny --data digits --device cupa", "'cupa' is not a device"),
     ],
 )  # fmt: skip
 def test_bad_input(detrs: Callable, words: str, message: str) -> None:
@@ -243,10 +288,8 @@ def test_bad_checkpoints(detrs: Callable, data: Path, content: bytes | None, mes
 
 
 def test_state_of_a_run_is_no_detector(detrs: Callable) -> None:
-    import torch
-
     from detrs.checkpoints import format
 
     format.save(Path("last.safetensors"), {"x": torch.zeros(3)}, {})
     done = detrs("predict", "last.safetensors", "a.jpg")
-    assert done.code == 2 and "use best.safetensors beside it" in done.message
+    assert done.code == 2 and "use best.safetensors in the same folder" in done.message

@@ -81,7 +81,7 @@ def test_sampling_is_not_counted_with_any_backend() -> None:
     class Looking(nn.Module):
         def forward(self, tokens: Tensor) -> Tensor:
             padding, ratio = torch.zeros(1, 41, dtype=torch.bool), torch.ones(1, 2, 2)
-            pyramid = Pyramid(tokens, tokens, torch.rand(1, 41, 2), padding, shapes, ratio)
+            pyramid = Pyramid(tokens, tokens, torch.rand(1, 41, 2), padding, shapes, ratio, torch.tensor([[40, 56]]))
             return attention(query, point, pyramid)
 
     by_hand = 41 * 64 * 64 + queries * (64 * 64 + 64 * 2 * 2 * 4 * 3)

@@ -1,5 +1,9 @@
+from functools import partial
+
 import torch
 
+from detrs.layers.decoder import Decoder, keep
+from detrs.layers.encoder import Encoder
 from detrs.layers.repeat import checkpoint_activations
 
 
@@ -25,14 +29,22 @@ def run(layers: torch.nn.ModuleList, x: torch.Tensor) -> tuple[torch.Tensor, tor
 
 
 def test_recomputation_changes_no_number_and_no_name() -> None:
-    layers, x = torch.nn.ModuleList([Double(), Double()]), torch.randn(5, 3)
-    names = list(layers.state_dict())
+    model = torch.nn.ModuleDict({"encoder": Encoder([Double(), Double()]), "rest": torch.nn.Linear(3, 3)})
+    layers, x = model["encoder"].layers, torch.randn(5, 3)
+    names = list(model.state_dict())
     y, gradient = run(layers, x)
     assert Double.calls == 2
     layers.zero_grad()
-    checkpoint_activations(layers)
+    assert checkpoint_activations(model) == 2
     y_again, gradient_again = run(layers, x)
     assert Double.calls == 4  # each layer a second time, in the backward pass
-    assert list(layers.state_dict()) == names
+    assert list(model.state_dict()) == names
     assert torch.equal(y, y_again)
     assert torch.equal(gradient, gradient_again)
+
+
+def test_layers_of_all_encoders_and_decoders_are_counted_and_no_others() -> None:
+    model = torch.nn.Sequential(Encoder([Double()]), Double(), Decoder([Double(), Double()], [], keep))
+    assert checkpoint_activations(model) == 3
+    assert [isinstance(layer.forward, partial) for layer in (model[0].layers[0], model[1])] == [True, False]
+    assert checkpoint_activations(torch.nn.Sequential(Double())) == 0

@@ -206,13 +206,12 @@ def test_loss_terms_agree(name: str) -> None:
     images, padding = torch.randn(2, 3, 97, 131), torch.zeros(2, 97, 131, dtype=torch.bool)
     layers, _ = every_layer(theirs, images, padding, name)
     logits, boxes = (torch.stack(each) for each in zip(*layers, strict=True))
-    theirs.config.auxiliary_loss = True  # for the loss alone
+    theirs.config.auxiliary_loss = True  # for the loss only
     expected = theirs.loss_function(logits[-1], their_labels(), images.device, boxes[-1], theirs.config, logits, boxes)[
         1
     ]
-    weights = CriterionConfig(class_weight=float(theirs.config.class_cost))
-    assert weights.class_weight == (1 if name == "DETR" else 2)
-    criterion = SetCriterion(weights, KINDS[name][0].classification)
+    assert ours.classification.weight == theirs.config.class_cost == (1 if name == "DETR" else 2)
+    criterion = SetCriterion(CriterionConfig(), ours.classification)
     terms = criterion(ours(images, padding), TARGETS, Totals.of(TARGETS)).terms
     for their_name, our_name in (("loss_ce", "class"), ("loss_bbox", "box"), ("loss_giou", "giou")):
         for suffix in ("", *(f"_{k}" for k in range(LAYERS - 1))):

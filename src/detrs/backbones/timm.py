@@ -1,4 +1,4 @@
-"""Any timm feature extractor as a backbone, with the normalisation and freezing of detectors."""
+"""Any timm feature extractor as a backbone, with the normalization and freezing of detectors."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -37,9 +37,9 @@ class BackboneConfig:
     freeze_stem: bool = True
     """Freeze everything before C3: the stem and the first stage."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Mean of each colour channel in the training of the weights, on [0, 1]."""
+    """Mean of each color channel in the training of the weights, on [0, 1]."""
     std: tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)], Annotated[float, Gt(0)]] = (0.229, 0.224, 0.225)
-    """Standard deviation of each colour channel in the training of the weights, on [0, 1]."""
+    """Standard deviation of each color channel in the training of the weights, on [0, 1]."""
     pad_type: str | None = None
     """Padding of convolutions, for timm models with this option (``same`` for TensorFlow's weights)."""
 

@@ -65,7 +65,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
         path: File to write or to replace; its folder exists.
         tensors: On any device, with any strides. Tensors with the same memory, shape and strides are stored once; other
             tensors that share memory are stored as independent copies.
-        meta: JSON-serialisable, finite numbers only. ``format`` is added.
+        meta: JSON-serializable, finite numbers only. ``format`` is added.
 
     Raises:
         UserError: The file cannot be written (disk full, no permission). The old file is unchanged.

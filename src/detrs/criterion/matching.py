@@ -40,7 +40,7 @@ def pairwise_cost(
 ) -> Float[Tensor, "Y Q N"]:
     """Cost of every pair of query and object of one image, for all layers at once.
 
-    The weighted sum of the class cost, L1 of normalised boxes and negative GIoU (DETR, Eq. 1 and A.2).
+    The weighted sum of the class cost, L1 of normalized boxes and negative GIoU (DETR, Eq. 1 and A.2).
     """
     classes = costs.classification.cost(logits, labels)  # (Y, Q, N)
     distance = torch.cdist(boxes.float(), target_boxes.expand(len(boxes), -1, -1), p=1.0)

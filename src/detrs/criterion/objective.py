@@ -37,7 +37,7 @@ class SetObjective(nn.Module):
         self.criterion = SetCriterion(config, detector.classification, proposals)
 
     def forward(self, batch: Batch, totals: Totals) -> Losses:
-        """Losses of a batch of normalised images; ``totals`` are the counts of the whole effective batch."""
+        """Losses of a batch of normalized images; ``totals`` are the counts of the whole effective batch."""
         predictions = self.detector(batch.images, batch.padding)
         with full_precision(batch.images.device.type):  # autocast is for the detector alone
             return self.criterion(predictions, batch.targets, totals)

@@ -26,7 +26,7 @@ class CriterionConfig:
     """Weights of the box terms, in the matching and in the loss (DETR, A.4). The model's classification has its own."""
 
     box_weight: Annotated[float, Ge(0)] = 5.0
-    """Weight of the L1 distance of normalised boxes."""
+    """Weight of the L1 distance of normalized boxes."""
     giou_weight: Annotated[float, Ge(0)] = 2.0
     """Weight of 1 - GIoU."""
     auxiliary: bool = True

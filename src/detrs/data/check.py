@@ -344,7 +344,7 @@ def _usable(bbox: tuple[float, ...], size: tuple[int, int], place: str, notes: F
 
 
 def _check_convention(objects: list[ObjectEntry], images: dict[int, ImageEntry], errors: Findings) -> None:
-    """Detects files with normalised boxes, or with corners instead of sizes."""
+    """Detects files with normalized boxes, or with corners instead of sizes."""
     boxes = [(entry.bbox, images[entry.image_id].size) for entry in objects if not entry.crowd]
     if len(boxes) >= MIN_BOXES and all(max(bbox) <= 1 for bbox, _ in boxes):
         errors.add("file with all boxes in [0, 1] (expected pixels)", f"the first is {boxes[0][0]}")

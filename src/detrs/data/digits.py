@@ -155,8 +155,8 @@ class DigitsDataset:
             if any(_overlap(box, other) > MAX_OVERLAP for other in boxes):
                 continue
             region = canvas[top : top + height, left : left + width]
-            colour = _colour(region, ink, random)
-            region += (colour - region) * ink
+            color = _color(region, ink, random)
+            region += (color - region) * ink
             boxes.append(box)
             labels.append(int(material.labels[number]))
         image = torch.from_numpy(np.ascontiguousarray(canvas.astype(np.uint8).transpose(2, 0, 1)))
@@ -198,13 +198,13 @@ def _ink(digit: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.
     return ((cropped - 0.3) / 0.4).clip(0, 1)
 
 
-def _colour(region: NDArray[np.float32], ink: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
-    """A random colour that contrasts with the background under ``ink``."""
+def _color(region: NDArray[np.float32], ink: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
+    """A random color that contrasts with the background under ``ink``."""
     weights = np.array([0.299, 0.587, 0.114], dtype=np.float32)
     covered = float((region * ink).sum((0, 1)) @ weights) / float(ink.sum())
-    colours = random.uniform(0, 255, (64, 3)).astype(np.float32)
-    difference = np.abs(colours @ weights - covered)
-    chosen: NDArray[np.float32] = colours[np.argmax(difference >= MIN_CONTRAST)]
+    colors = random.uniform(0, 255, (64, 3)).astype(np.float32)
+    difference = np.abs(colors @ weights - covered)
+    chosen: NDArray[np.float32] = colors[np.argmax(difference >= MIN_CONTRAST)]
     return chosen
 
 

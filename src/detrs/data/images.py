@@ -1,7 +1,7 @@
 """Decodes images for training, evaluation and prediction in one way: (3, H, W) uint8, RGB, upright.
 
 - EXIF orientation is applied: height and width are those of the image as displayed.
-- Transparent pixels are composited on white, since the colour stored in them is undefined.
+- Transparent pixels are composited on white, since the color stored in them is undefined.
 - Grayscale, palette and CMYK images are converted to RGB. Of files with several frames, the first is used.
 - Pixels of more than 8 bits are scaled, not clipped (see ``_scaled``).
 - Only common formats with at most ``MAX_PIXELS`` pixels are accepted, which is checked before decoding: rarely used
@@ -196,11 +196,11 @@ def _pixels(image: Image.Image, name: str) -> Tensor:
     if transpose is not None:
         image = image.transpose(transpose)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        grey = np.asarray(image)
+        gray = np.asarray(image)
         key = image.info.get("transparency")
-        scaled = _scaled(grey, name)
+        scaled = _scaled(gray, name)
         if isinstance(key, int):
-            scaled = np.where(grey == key, WHITE, scaled).astype(np.uint8)
+            scaled = np.where(gray == key, WHITE, scaled).astype(np.uint8)
         image = Image.fromarray(scaled)
     elif image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         if image.mode in ("La", "RGBa"):  # Pillow converts La only to LA, and RGBa only to RGBA

@@ -55,7 +55,7 @@ def locate(names: dict[int, str], folders: tuple[Path, ...], errors: Findings, n
 
 
 def _listing(folder: Path) -> dict[str, str]:
-    """Names of the files in ``folder`` by their exact, NFC-normalised and case-folded form."""
+    """Names of the files in ``folder`` by their exact, NFC-normalized and case-folded form."""
     if not os.path.isdir(folder):  # also False for names that are invalid on this system
         return {}
     try:

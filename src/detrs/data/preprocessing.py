@@ -11,7 +11,7 @@ from detrs.structures import Batch
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """Resizing and normalisation that a detector expects.
+    """Resizing and normalization that a detector expects.
 
     The way back to the original image needs nothing else: boxes are in [0, 1] of the image, whatever its size.
     """
@@ -19,9 +19,9 @@ class Preprocessing:
     resize_to: tuple[int, int]
     """(short, long) in pixels: the short side becomes ``short`` unless the long side would exceed ``long``."""
     mean: tuple[float, float, float]
-    """Of each colour channel, on [0, 1]."""
+    """Of each color channel, on [0, 1]."""
     std: tuple[float, float, float]
-    """Of each colour channel, on [0, 1]."""
+    """Of each color channel, on [0, 1]."""
 
     def resize(self, image: Tensor) -> Tensor:
         """An image (3, H, W) at the size for evaluation."""

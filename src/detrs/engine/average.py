@@ -13,7 +13,7 @@ class Average(Generic[M]):
     """A copy of ``model`` whose floating-point weights and buffers are averages.
 
     ``average <- decay * average + (1 - decay) * weights`` after each step. The decay after ``t`` updates is limited to
-    ``(1 + t) / (10 + t)``, so that the random initialisation is forgotten quickly.
+    ``(1 + t) / (10 + t)``, so that the random initialization is forgotten quickly.
 
     Args:
         model: copied now.

@@ -46,7 +46,7 @@ def for_data(experiment: Experiment, train_set: Dataset, val_set: Dataset) -> Ex
 
 
 def load_initial(path: str, model: Model, classes: Classes) -> None:
-    """Initialise ``model`` with the weights of a trained detector.
+    """Initialize ``model`` with the weights of a trained detector.
 
     Raises:
         UserError: the file is not a checkpoint of the same model with the same classes.

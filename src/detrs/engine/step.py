@@ -29,7 +29,7 @@ class Step:
         objective: a prepared module, ``Batch`` and ``Totals`` to ``Losses``.
         optimizer: the prepared optimizer of ``state``.
         state: what a step changes.
-        preprocessing: normalisation of the images.
+        preprocessing: normalization of the images.
         clock: progress of the run.
         runtime: device and processes.
     """
@@ -116,7 +116,7 @@ class Step:
                 sums[name] = sums.get(name, 0.0) + value
         values = self.runtime.mean(torch.stack(list(sums.values())))
         grad_norm = self.runtime.clip(self.state.detector.parameters(), self.experiment.optimizer.clip_norm)
-        # The only synchronisation with the device in a step of a single process; several also reduce their totals.
+        # The only synchronization with the device in a step of a single process; several also reduce their totals.
         numbers = torch.cat([values, grad_norm[None]]).tolist()
         return dict(zip([*sums, "grad_norm"], numbers, strict=True))
 

@@ -63,7 +63,7 @@ class CocoReport:
         return {name: value for name, value in self.to_json().items() if name != "per_class"}
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-serialisable dictionary with full precision."""
+        """A JSON-serializable dictionary with full precision."""
         return dataclasses.asdict(self)
 
     def table(self) -> RenderableType:

@@ -40,12 +40,12 @@ class SpeedReport:
     """Parameters, multiply-adds and latency of a forward pass."""
 
     parameters: int
-    """All parameters. Frozen normalisation layers have buffers, not parameters."""
+    """All parameters. Frozen normalization layers have buffers, not parameters."""
     trainable_parameters: int
     """Parameters with ``requires_grad``."""
     gflops: float
     """Multiply-adds per image in 1e9, which papers call GFLOPs, of convolutions, linear layers and matrix products
-    (including attention). Sampling, normalisation and activations are not counted."""
+    (including attention). Sampling, normalization and activations are not counted."""
     latency_ms: float
     """Median duration of a forward pass of the whole batch in milliseconds."""
     images_per_s: float
@@ -58,7 +58,7 @@ class SpeedReport:
     """Name of the GPU, or the number of CPU threads."""
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-serialisable dictionary."""
+        """A JSON-serializable dictionary."""
         return dataclasses.asdict(self)
 
     def table(self) -> Table:

@@ -7,7 +7,7 @@ from detrs.layers.initialization import Initialization
 
 
 class AddNorm(nn.Module):
-    """Residual and normalisation, post-norm: ``LN(x + dropout(update))``."""
+    """Residual and normalization, post-norm: ``LN(x + dropout(update))``."""
 
     def __init__(self, dim: int, dropout: float) -> None:
         super().__init__()

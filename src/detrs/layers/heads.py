@@ -19,7 +19,7 @@ class DetectionHead(nn.Module):
         classes: contents of queries to logits; see ``class_layer``.
         box: contents of queries to four raw numbers; see ``box_mlp``.
         box_coder: raw numbers and references to boxes: ``absolute``, ``offset_from_point``, ``offset_from_box``.
-        norm: applied to the contents first (DETR's final normalisation); by default the identity.
+        norm: applied to the contents first (DETR's final normalization); by default the identity.
     """
 
     def __init__(self, classes: nn.Module, box: nn.Module, box_coder: BoxCoder, norm: nn.Module | None = None) -> None:

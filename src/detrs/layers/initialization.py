@@ -1,4 +1,4 @@
-"""Linear layers with the initialisation of the official transformers, and one that ignores autocast."""
+"""Linear layers with the initialization of the official transformers, and one that ignores autocast."""
 
 import math
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def xavier_linear(inputs: int, outputs: int, *, gain: float = 1.0, zero_bias: bo
 
 
 class Initialization(NamedTuple):
-    """Initialisation of the linear layers of a transformer: functions from (inputs, outputs) to a layer."""
+    """Initialization of the linear layers of a transformer: functions from (inputs, outputs) to a layer."""
 
     attention: Callable[[int, int], nn.Linear]
     """Projections of queries, keys and values."""
@@ -42,7 +42,7 @@ class Initialization(NamedTuple):
 
 
 XAVIER = Initialization(
-    # The official repositories initialise the stacked (3C, C) projection of nn.MultiheadAttention as one matrix.
+    # The official repositories initialize the stacked (3C, C) projection of nn.MultiheadAttention as one matrix.
     attention=partial(xavier_linear, gain=1 / math.sqrt(2), zero_bias=True),
     output=partial(xavier_linear, zero_bias=True),
     feedforward=xavier_linear,

@@ -41,7 +41,7 @@ class ChannelMapper(nn.Module):
 
 
 def plain_projection(in_channels: int, dim: int, kernel: int) -> nn.Conv2d:
-    """Convolution (stride 2 when 3x3), initialised as PyTorch does (DETR)."""
+    """Convolution (stride 2 when 3x3), initialized as PyTorch does (DETR)."""
     return nn.Conv2d(in_channels, dim, kernel, stride=kernel // 2 + 1, padding=kernel // 2)
 
 
@@ -98,7 +98,7 @@ class PyramidNeck(nn.Module):
 
 
 def padding_at(padding: Bool[Tensor, "B H W"], size: tuple[int, int]) -> Bool[Tensor, "B h w"]:
-    """The padding mask at a level's size: nearest neighbour of the full-resolution mask."""
+    """The padding mask at a level's size: nearest neighbor of the full-resolution mask."""
     return F.interpolate(padding[None].float(), size=size, mode="nearest")[0].bool()
 
 
@@ -114,7 +114,7 @@ def level_sizes(shapes: Shapes, like: Tensor) -> Float[Tensor, "L 2"]:
 
 
 def centers(shapes: Shapes, valid: Float[Tensor, "B L 2"]) -> Float[Tensor, "B S 2"]:
-    """(x, y) of every token's centre, in [0, 1] of the un-padded image.
+    """(x, y) of every token's center, in [0, 1] of the un-padded image.
 
     Divided by the count of valid cells, not by their fraction of the map: the last bit decides which proposals lie
     inside the image (0.5 / 50 is 0.01), and must not depend on padding.

@@ -30,7 +30,7 @@ class SinePosition(nn.Module):
 
     Args:
         dim: number of channels, divisible by 4.
-        shift: added to the one-based count; -0.5 puts positions at cell centres (Deformable DETR), 0 is DETR.
+        shift: added to the one-based count; -0.5 puts positions at cell centers (Deformable DETR), 0 is DETR.
     """
 
     def __init__(self, dim: int, shift: float) -> None:

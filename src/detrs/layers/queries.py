@@ -35,7 +35,7 @@ class LearnedQueries(nn.Module):
 class ProposalQueries(nn.Module):
     """Two-stage: every token proposes a box; the best proposals become references and queries (4.2, A.4).
 
-    A token's anchor is centred on it, ``0.05 * 2**l`` of the image wide and high. Tokens that are padding, or whose
+    A token's anchor is centered on it, ``0.05 * 2**l`` of the image wide and high. Tokens that are padding, or whose
     anchor is not inside (0.01, 0.99), are zeroed and propose the box (1, 1, 1, 1) (an anchor logit of +inf).
 
     Args:

@@ -64,7 +64,7 @@ def build(config: ModelSettings, pretrained: bool = False) -> Model:
 
     Args:
         config: an instance of one of the keys of ``MODELS``, for example ``detrs.preset("detr-r50").model``.
-        pretrained: initialise the backbone with the weights that ``config.backbone.weights`` names.
+        pretrained: initialize the backbone with the weights that ``config.backbone.weights`` names.
 
     Raises:
         UserError: for settings out of range or settings that contradict each other.

@@ -103,7 +103,7 @@ def zero_bias_linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 def packed(matrices: int) -> Initialization:
-    """PyTorch's initialisation of a packed projection: ``matrices`` (C, C) as one Xavier-uniform matrix."""
+    """PyTorch's initialization of a packed projection: ``matrices`` (C, C) as one Xavier-uniform matrix."""
     gain = math.sqrt(2 / (matrices + 1))
     return Initialization(
         partial(xavier_linear, gain=gain, zero_bias=True), output=zero_bias_linear, feedforward=nn.Linear
@@ -129,7 +129,7 @@ class PositionEmbedding(nn.Module):
 
 
 def coordinates(padding: Bool[Tensor, "B H W"]) -> tuple[Float[Tensor, "B W"], Float[Tensor, "B H"]]:
-    """x of the columns' and y of the rows' centres, in [0, 1] of the un-padded image; constant within the padding."""
+    """x of the columns' and y of the rows' centers, in [0, 1] of the un-padded image; constant within the padding."""
     columns, rows = (~padding[:, 0, :]).float(), (~padding[:, :, 0]).float()
     x, y = ((valid.cumsum(1) - 0.5) / valid.sum(1, keepdim=True) for valid in (columns, rows))
     return x, y
@@ -186,7 +186,7 @@ class PointSelfAttention(nn.Module):
 
 
 class Grid(nn.Module):
-    """Fixed anchor points: centres of n x n cells, column by column."""
+    """Fixed anchor points: centers of n x n cells, column by column."""
 
     weight: Tensor
 
@@ -245,7 +245,7 @@ def positions(config: AnchorDETRConfig) -> tuple[nn.Module, nn.Module]:
 
 
 def anchors(config: AnchorDETRConfig) -> nn.Embedding | Grid:
-    """Learned points, initialised uniformly over the image, or a grid."""
+    """Learned points, initialized uniformly over the image, or a grid."""
     if config.anchors == "grid":
         return Grid(grid_side(config))
     learned = nn.Embedding(config.num_queries // config.num_patterns, 2)
@@ -309,7 +309,8 @@ def check_capacity(config: AnchorDETRConfig, max_objects: int) -> None:
     points = -(-max_objects // config.num_patterns)
     if config.anchors == "grid":
         side = math.isqrt(points - 1) + 1 if points else 0
-        num_queries, points = grid_side(config) ** 2 * config.num_patterns, side**2
+        num_queries = grid_side(config) ** 2 * config.num_patterns
+        points = side * (side - 1) + 1  # the fewest points whose nearest square is that of side
     else:
         num_queries = config.num_queries
     check_queries(max_objects, num_queries, enough=points * config.num_patterns)

@@ -208,7 +208,7 @@ def build(config: ConditionalDETRConfig, pretrained: bool = False) -> Detector:
 
 
 def decoder(config: ConditionalDETRConfig) -> Decoder:
-    """Layers, and one head for all of them, which starts with the decoder's final normalisation."""
+    """Layers, and one head for all of them, which starts with the decoder's final normalization."""
     dim, sizes = config.dim, (config.dim, config.num_heads, config.dropout)
     transform = nn.Sequential(xavier_linear(dim, dim), nn.ReLU(inplace=True), xavier_linear(dim, dim))
     later = [(transform, ConditionalCrossAttention(*sizes)) for _ in range(config.decoder_layers - 1)]

@@ -23,7 +23,7 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def objective(self, config: CriterionConfig) -> nn.Module:
-        """A module around this model that maps a ``Batch`` of normalised images and ``Totals`` to ``Losses``."""
+        """A module around this model that maps a ``Batch`` of normalized images and ``Totals`` to ``Losses``."""
 
     @abstractmethod
     def detect(
@@ -32,7 +32,7 @@ class Model(nn.Module, ABC):
         """The best detections of each image, as tensors of fixed size; exportable.
 
         Args:
-            images: (B, 3, H, W), normalised, zero where padded.
+            images: (B, 3, H, W), normalized, zero where padded.
             padding: (B, H, W), True where padded.
             max_detections: largest number of detections per image.
         """

@@ -92,7 +92,7 @@ def build(config: DETRConfig, pretrained: bool = False) -> Detector:
 
 
 def decoder(config: DETRConfig) -> Decoder:
-    """Layers, and one head for all of them, which starts with the decoder's final normalisation."""
+    """Layers, and one head for all of them, which starts with the decoder's final normalization."""
     head = DetectionHead(
         class_layer(config.dim, config.num_classes, config.classification),
         box_mlp(ExactLinear(config.dim, 4)),

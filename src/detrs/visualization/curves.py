@@ -137,7 +137,7 @@ def _column(lines: Sequence[dict[str, Any]], key: str) -> np.ndarray:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Centred moving average over 1/20 of the run, one-sided at both ends; NaN values are ignored."""
+    """Centered moving average over 1/20 of the run, one-sided at both ends; NaN values are ignored."""
     finite = np.isfinite(values)
     total = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
     count = np.concatenate([[0], np.cumsum(finite)])

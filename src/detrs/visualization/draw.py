@@ -1,7 +1,7 @@
 """Boxes with class names, drawn on images.
 
-Line width and font size scale with the image. Every class has its own colour; the first eight are the palette of Okabe
-and Ito, which colour-blind people can distinguish. A name is printed on a patch of the class colour, in black or white,
+Line width and font size scale with the image. Every class has its own color; the first eight are the palette of Okabe
+and Ito, which color-blind people can distinguish. A name is printed on a patch of the class color, in black or white,
 whichever has the higher contrast. The patch lies inside the image and, where possible, covers no other name and no
 small box.
 """
@@ -59,7 +59,7 @@ class Rectangle(NamedTuple):
 
 
 class Annotation(NamedTuple):
-    """A rectangle with a text and a colour: a box, or the patch on which its name is printed."""
+    """A rectangle with a text and a color: a box, or the patch on which its name is printed."""
 
     rectangle: Rectangle
     text: str
@@ -163,7 +163,7 @@ def grid(
 
 
 def class_color(label: int) -> Color:
-    """The colour of a class, the same in all images."""
+    """The color of a class, the same in all images."""
     if label < len(OKABE_ITO):
         return OKABE_ITO[label]
     hue = label * 0.6180339887 % 1.0  # golden ratio: consecutive labels get distant hues
@@ -177,7 +177,7 @@ def text_color(background: Color) -> Color:
 
 
 def contrast(one: Color, other: Color) -> float:
-    """Contrast ratio of two colours as defined by WCAG 2, from 1 (equal) to 21 (black on white)."""
+    """Contrast ratio of two colors as defined by WCAG 2, from 1 (equal) to 21 (black on white)."""
 
     def luminance(color: Color) -> float:
         parts = [c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in color]
@@ -216,7 +216,7 @@ def _pixels(box: Rectangle) -> tuple[int, int, int, int]:
 
 
 def _outline(canvas: ImageDraw.ImageDraw, box: Rectangle, color: Color, line_width: int) -> None:
-    """Draws a coloured line along the inside of the box, with a thin dark line inside it for images of that colour."""
+    """Draws a colored line along the inside of the box, with a thin dark line inside it for images of that color."""
     left, top, right, bottom = _pixels(box)
     if min(right - left, bottom - top) > 5 * line_width:
         red, green, blue = color
@@ -252,7 +252,7 @@ def _name_patches(
         names = np.array([patch.rectangle for patch in patches]).reshape(-1, 4)
         small = rectangles[areas < 4 * size[0] * size[1]]
         patch, covered = _place(box.rectangle, size, image_size, np.concatenate([names, small]))
-        # Among crowded boxes a name is skipped if it would cover much; the colour still identifies the class.
+        # Among crowded boxes a name is skipped if it would cover much; the color still identifies the class.
         if covered < 0.25 * patch.area or all(other.color != box.color for other in patches):
             patches.append(Annotation(patch, text, box.color))
     return patches

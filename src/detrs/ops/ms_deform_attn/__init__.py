@@ -31,10 +31,10 @@ def ms_deform_attn(
         value: Tokens of all levels, row-major within a level, split into heads: (B, S, M, D) with any strides. For
             head-major tensors (B, M, S, D) pass ``value.transpose(1, 2)``.
         shapes: (height, width) of each level in pixels; the products add up to S. May be a tensor (L, 2), but one on a
-            GPU synchronises with the host.
+            GPU synchronizes with the host.
         locations: Sampling locations (x, y) relative to each level, (B, Q, M, L, P, 2): 0 and 1 are its outer edges,
-            pixel centres are at (i + 0.5) / size. Values are zero outside; NaN and infinity are outside.
-        weights: Attention weights (B, Q, M, L, P). They are not normalised.
+            pixel centers are at (i + 0.5) / size. Values are zero outside; NaN and infinity are outside.
+        weights: Attention weights (B, Q, M, L, P). They are not normalized.
         points: Number of points on each level, if it differs between levels. All K points then share one axis, ordered
             by level: ``locations`` are (B, Q, M, K, 2) and ``weights`` (B, Q, M, K).
 

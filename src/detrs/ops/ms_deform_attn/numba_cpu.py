@@ -41,7 +41,7 @@ SERIAL_BELOW = 100_000
 
 
 # Each kernel is compiled per number of channels and dtype, as a C function without Python in it. Kernels are closures
-# over numbers, strings and types, which numba's cache recognises in the next process; it does not recognise functions.
+# over numbers, strings and types, which numba's cache recognizes in the next process; it does not recognize functions.
 
 _MODULES = (numba_simd, numba_memory, numba_problem, numba_samples, numba_forward, numba_backward)
 _SOURCES = (*(str(module.__file__) for module in _MODULES), __file__)

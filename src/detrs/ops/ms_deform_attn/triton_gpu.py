@@ -36,7 +36,7 @@ ACCESS_BYTES = 16
 """Widest memory access of one lane."""
 
 BIN_SIDE = tl.constexpr(7)
-"""Side of a bin in cells, the squares between four neighbouring pixels. Its samples touch a tile of 8 x 8 pixels."""
+"""Side of a bin in cells, the squares between four neighboring pixels. Its samples touch a tile of 8 x 8 pixels."""
 
 TILE_SIDE = tl.constexpr(8)
 """Side of a tile in pixels."""
@@ -455,7 +455,7 @@ def _gather(
 ):  # fmt: skip
     """Writes each pixel once. A program owns the pixels of one tile except its last row and column.
 
-    Neighbouring tiles overlap by one row or column: the first column also sums the tile on the left, the first row the
+    Neighboring tiles overlap by one row or column: the first column also sums the tile on the left, the first row the
     one above.
     """
     bin = tl.program_id(0)
