@@ -51,7 +51,7 @@ def peak_mib(attention: nn.Module, size: tuple[int, int], kernels: list[SDPBacke
     cells, axes = size[0] * size[1], 2 if isinstance(attention, RowColumnCrossAttention | RowColumnSelfAttention) else 1
     tokens, position = torch.randn(1, cells, DIM, requires_grad=True), torch.randn(1, cells, axes * DIM)
     padding, reference = torch.zeros(1, cells, dtype=torch.bool), torch.rand(1, cells, 2)
-    memory = Pyramid(tokens, position, reference, padding, (size,), torch.ones(1, 1, 2))
+    memory = Pyramid(tokens, position, reference, padding, (size,), torch.ones(1, 1, 2), torch.tensor([[800, 1066]]))
     content = torch.randn(1, QUERIES, DIM, requires_grad=True)
     queries = Queries(content, torch.randn(1, QUERIES, (2 * axes - 1) * DIM), torch.rand(1, QUERIES, 2))
     arguments = (memory,) if isinstance(attention, GlobalSelfAttention | RowColumnSelfAttention) else (queries, memory)

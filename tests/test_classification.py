@@ -9,7 +9,7 @@ CLASSES, QUERIES = 5, 11
 
 
 def test_softmax_loss_is_the_weighted_mean_of_cross_entropy() -> None:
-    """PyTorch divides by the sum of the weights of all targets, which the normaliser computes from counts only."""
+    """PyTorch divides by the sum of the weights of all targets, which the normalizer computes from counts only."""
     torch.manual_seed(0)
     logits = torch.randn(2, 3, QUERIES, CLASSES + 1)
     layer, image, query = (
@@ -54,7 +54,7 @@ def test_normalizers(classification: Focal | Softmax, objects: int, expected: fl
     assert classification.normalizer(objects, 33) == pytest.approx(expected)
 
 
-def test_size_and_initialisation_of_the_class_head() -> None:
+def test_size_and_initialization_of_the_class_head() -> None:
     focal, softmax = Focal(gamma=1.0), Softmax(no_object_weight=0.2)
     assert (focal.num_logits(5), softmax.num_logits(5)) == (5, 6)
     linear = nn.Linear(3, 5)

@@ -16,7 +16,7 @@ def test_the_newest_line_of_each_kind_counts(tmp_path: Path) -> None:
         file.write('{"name": "b", "va')  # a full disk
     assert page.newest(results, lambda line: line["name"]) == [{"name": "a", "value": 3}, {"name": "b", "value": 2}]
     page.append(results, {"name": "b"})
-    with pytest.raises(UserError, match="line 4, is not JSON"):
+    with pytest.raises(UserError, match="line 4, is not valid JSON"):
         page.newest(results, lambda line: line["name"])
 
 

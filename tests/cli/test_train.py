@@ -78,20 +78,25 @@ def test_weights_are_those_that_training_starts_from(tmp_path: Path) -> None:
         experiment("--weights a.safetensors --initial b.safetensors")
 
 
-def test_training_starts_from_weights(
-    detrs: Callable, data: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_starts_from_weights(detrs: Callable, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "save_curves", lambda metrics, png: None)  # slow, and tested elsewhere
-    command = ["train", "deformable-detr-tiny", "--data", data, *SMALL.split(), "--epochs", 1, "--lr", 1e-12, "--json"]
-    same = ["--model.num-levels", 4, "--model.backbone.norm", "frozen"]
-    done = detrs(*command, *same, "--optimizer.ema-decay", "None", "--weights", checkpoint, "--output", "run")
-    assert done.code == 0, done.err
-    before, after = (load_detector(path).module.state_dict() for path in (checkpoint, Path("run/best.safetensors")))
+    command = ["train", "deformable-detr-tiny", "--data", data, *SMALL.split(), "--epochs", 1]
+    command += ["--model.backbone.norm", "frozen", "--lr", 1e-12, "--json"]
+    first = detrs(*command, "--output", "first", "--seed", 7)
+    start = Path(first.json["checkpoint"])
+    bare, started = detrs(*command, "--output", "bare"), detrs(*command, "--output", "second", "--weights", start)
+    assert started.code == 0, started.err
+    paths = [start, *(Path(done.json["checkpoint"]) for done in (bare, started))]
+    before, other, after = (load_detector(path).module.state_dict() for path in paths)
     assert all(torch.allclose(before[name], after[name], rtol=0, atol=1e-6) for name in before)
-    other = detrs(*command, "--model.num-levels", 2, "--weights", checkpoint, "--output", "other")
-    assert other.code == 2 and "are of another model (tiny)" in other.message
-    missing = detrs(*command, "--weights", "nowhere.safetensors", "--output", "other")
-    assert missing.code == 2 and "nowhere.safetensors" in missing.message
+    assert not all(torch.allclose(before[name], other[name], rtol=0, atol=1e-6) for name in before)
+    assert config.load(Path("second/experiment.json")).initial == str(start)
+
+    done = detrs(*command, "--model.num-levels", 4, "--weights", start, "--output", "third")
+    assert done.code == 2 and "are of another model (deformable-detr-tiny): " in done.message
+    done = detrs(*command, "--weights", "nowhere.safetensors", "--output", "third")
+    assert done.code == 2 and "nowhere.safetensors" in done.message
+    assert not Path("third").exists()
 
 
 def test_limits_are_off_by_default_and_can_be_switched_off() -> None:

@@ -74,13 +74,13 @@ TARGETS = (
 
 
 def randomized(config: ModelConfig, seed: int = 0) -> Detector:
-    """A detector without the zeros of its initialisation, which hide errors."""
+    """A detector without the zeros of its initialization, which hide errors."""
     torch.manual_seed(seed)
     detector = build(config)
     with torch.no_grad():
         for parameter in detector.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-        for buffer in detector.buffers():  # timm initialises the last norm of a residual branch with zero
+        for buffer in detector.buffers():  # timm initializes the last norm of a residual branch with zero
             if buffer.is_floating_point():
                 buffer.copy_(torch.rand_like(buffer) + 0.5)
     return detector

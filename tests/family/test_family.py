@@ -98,7 +98,7 @@ def test_content_of_the_padding_has_no_influence(config: ModelConfig) -> None:
     detector = randomized(config).eval()
     images, padding = batch()
     pyramid = detector.neck(detector.backbone(images), padding)
-    # random tokens: with random weights and untrained normalisation, all cells can be equal
+    # random tokens: with random weights and untrained normalization, all cells can be equal
     pyramid, noise = pyramid.with_tokens(torch.randn_like(pyramid.tokens)), 1e3 * torch.randn_like(pyramid.tokens)
     disturbed = pyramid.with_tokens(torch.where(pyramid.padding[..., None], noise, pyramid.tokens))
     results = []

@@ -81,7 +81,7 @@ def test_output_is_the_projected_bilinear_sample() -> None:
         layer.sampling_offsets.bias.zero_()
         layer.attention_weights.bias.copy_(torch.tensor([0.0, -torch.inf]))  # the first level only
     memory = pyramid(32)
-    row, column = 3, 5  # the centre of this cell, where bilinear interpolation is exact
+    row, column = 3, 5  # the center of this cell, where bilinear interpolation is exact
     point = torch.tensor([[[(column + 0.5) / 7, (row + 0.5) / 5]]]).expand(2, 1, 2)
     expected = layer.output_proj(layer.value_proj(memory.tokens[:, row * 7 + column]))
     torch.testing.assert_close(layer(torch.randn(2, 1, 32), point, memory)[:, 0], expected, atol=1e-5, rtol=1e-5)

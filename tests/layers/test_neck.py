@@ -93,7 +93,7 @@ def test_centers_are_those_of_the_image_without_padding() -> None:
 
 @pytest.mark.parametrize("size", [70, 71, 80, 97])
 def test_padding_does_not_decide_which_proposals_are_usable(size: int) -> None:
-    """The centre of the first of 50 cells is 0.01, the limit of usable proposals: rounding by one bit would matter."""
+    """The center of the first of 50 cells is 0.01, the limit of usable proposals: rounding by one bit would matter."""
     neck = PyramidNeck(ChannelMapper((3,), 32, 1, normalized_projection), SinePosition(32, -0.5), LevelEmbedding(1, 32))
     padding = torch.ones(1, 8 * 7, 8 * size, dtype=torch.bool)
     padding[:, : 8 * 3, : 8 * 50] = False

@@ -90,7 +90,7 @@ def test_a_grid_is_the_nearest_square_and_is_not_trained(count: int, side: int) 
     assert not any(name.startswith("queries.embedding") for name, _ in part.named_parameters(prefix="queries"))
 
 
-def test_positions_are_those_of_the_centres_of_cells_in_the_image() -> None:
+def test_positions_are_those_of_the_centers_of_cells_in_the_image() -> None:
     """In the padding, a position is that of the image's last row or column; it is masked in attention."""
     padding = torch.ones(2, 5, 7, dtype=torch.bool)
     padding[0] = False
@@ -157,7 +157,7 @@ def test_layers_share_one_head_and_refer_to_the_anchors() -> None:
         torch.testing.assert_close(layer.boxes[0, :, 2:], torch.full((33, 2), size))
 
 
-def test_initialisation_is_that_of_the_authors_code() -> None:
+def test_initialization_is_that_of_the_authors_code() -> None:
     """A uniform distribution has a standard deviation of its bound * 3 ** -0.5."""
     detector = build(replace(preset("anchor-detr-r50").model, backbone=TINY.backbone, encoder_layers=1))
     layer, head = detector.decoder.layers[0], detector.decoder.heads[0]

@@ -107,7 +107,7 @@ def anchor_detr(weights: Weights, feature: Tensor, size: Tensor) -> list[tuple[T
     tokens = F.group_norm(projected[None], 32, *affine)[0].permute(1, 2, 0)  # (H, W, C)
 
     def centers(cells: int, valid: Tensor) -> Tensor:
-        """Centres of cells along an axis; in the padding, that of the last valid cell."""
+        """Centers of cells along an axis; in the padding, that of the last valid cell."""
         return (torch.arange(cells).double().clamp(max=int(valid) - 1) + 0.5) / valid
 
     y, x = centers(height, size[0]), centers(width, size[1])

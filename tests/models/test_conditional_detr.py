@@ -78,7 +78,7 @@ def test_layers_after_the_first_share_one_transform_of_their_input() -> None:
     assert [torch.equal(a, b) for a, b in zip(inputs_of_transform, raw, strict=False)] == [True, True]
 
 
-def test_initialisation_is_that_of_the_authors_code() -> None:
+def test_initialization_is_that_of_the_authors_code() -> None:
     detector = build(replace(preset("conditional-detr-r50").model, backbone=TINY.backbone, encoder_layers=1))
     layer, head = detector.decoder.layers[1], detector.decoder.heads[0]
     for linear in (

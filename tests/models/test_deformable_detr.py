@@ -39,13 +39,13 @@ TARGETS = (
 
 
 def randomized(config: DeformableDETRConfig) -> Detector:
-    """A detector without the zeros of its initialisation, which hide errors."""
+    """A detector without the zeros of its initialization, which hide errors."""
     torch.manual_seed(0)
     detector = build(config)
     with torch.no_grad():
         for parameter in detector.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-        for buffer in detector.buffers():  # timm initialises the last norm of a residual branch with zero
+        for buffer in detector.buffers():  # timm initializes the last norm of a residual branch with zero
             buffer.copy_(torch.rand_like(buffer) + 0.5)
     return detector
 
@@ -84,7 +84,7 @@ def test_with_fewer_tokens_than_queries_every_token_becomes_a_query() -> None:
     assert boxes.shape[1] == 9 * 6 + 5 * 3 + 3 * 2 + 2 * 1
 
 
-def test_initialisation_of_heads_is_that_of_the_authors_code() -> None:
+def test_initialization_of_heads_is_that_of_the_authors_code() -> None:
     base, refine, two_stage = (build(VARIANTS[name]) for name in ("multi-scale", "refine", "two-stage"))
     assert base.decoder.heads[0] is base.decoder.heads[2]
     assert [head.box[-1].bias[2:].tolist() for head in refine.decoder.heads] == [[-2, -2], [0, 0], [0, 0]]
@@ -94,7 +94,7 @@ def test_initialisation_of_heads_is_that_of_the_authors_code() -> None:
         torch.testing.assert_close(head.classes.bias, torch.full((5,), -4.59512))
 
 
-def test_initialisation_of_layers_is_that_of_the_authors_code() -> None:
+def test_initialization_of_layers_is_that_of_the_authors_code() -> None:
     """Standard deviations of the built R50 model; a uniform distribution has bound * 3 ** -0.5."""
     detector = build(preset("deformable-detr-r50-refine").model)
     layer = detector.decoder.layers[0]

@@ -23,7 +23,7 @@ TINY = DETRConfig(
 )
 
 
-def test_initialisation_is_that_of_the_authors_code() -> None:
+def test_initialization_is_that_of_the_authors_code() -> None:
     """A uniform distribution has a standard deviation of its bound * 3 ** -0.5."""
     detector = build(replace(preset("detr-r50").model, backbone=TINY.backbone, encoder_layers=1, decoder_layers=1))
     layer, head = detector.decoder.layers[0], detector.decoder.heads[0]
@@ -33,7 +33,7 @@ def test_initialisation_is_that_of_the_authors_code() -> None:
         assert attention.key_proj.bias.abs().max() == attention.output_proj.bias.abs().max() == 0
     assert layer.feedforward.expand.weight.std().item() == pytest.approx((2 / (256 + 2048)) ** 0.5, rel=0.05)
     assert detector.queries.embedding.weight.std().item() == pytest.approx(1.0, rel=0.05)
-    for linear in (head.classes, head.box[-1]):  # the initialisation of PyTorch: no prior, no zeros
+    for linear in (head.classes, head.box[-1]):  # the initialization of PyTorch: no prior, no zeros
         assert linear.weight.abs().max().item() == pytest.approx(1 / 16, rel=0.05)
         assert linear.bias.abs().max() > 0
     projection = detector.neck.mapper.projections[0]

@@ -147,7 +147,7 @@ def test_every_layer_agrees(name: str) -> None:
 
 @torch.no_grad()
 def test_proposals_agree_where_padding_leaves_fifty_columns() -> None:
-    """The centre of the first of 50 cells lies exactly where proposals end; 50 of 80 must round as 50 of 50 does."""
+    """The center of the first of 50 cells lies exactly where proposals end; 50 of 80 must round as 50 of 50 does."""
     ours, theirs = pair(VARIANTS["two-stage"])
     torch.manual_seed(1)
     images, padding = torch.randn(2, 3, 61, 640), torch.zeros(2, 61, 640, dtype=torch.bool)
