@@ -643,8 +643,11 @@ _VERSION = zlib.crc32(Path(vectors.__file__).read_bytes() + Path(__file__).read_
 Kernel = Callable[[int], None]
 
 
-def _compile(function: Callable[[Any], None]) -> Kernel:
+def _compile(function: Callable[[Any], None], channels: int, storage: str) -> Kernel:
     """As a C function, kept on disk for the next process where numba finds a place to write."""
+    # numba keeps one index of cached kernels per name and does not lock it: if two processes add different kernels to
+    # an index at the same time, one of them can later load the kernel of the other. So each kernel has its own name.
+    function.__qualname__ += f"-{channels}-{storage}"
     try:
         compiled = cfunc(types.void(PROBLEM), cache=True, **COMPILE)(function)
     except RuntimeError as error:
@@ -677,7 +680,7 @@ def _forward_kernel(channels: int, storage: str) -> Kernel:
         version  # noqa: B018
         _forward(carray(problem, 1)[0], channels, width, storage, compute, number, bits)
 
-    return _compile(kernel)
+    return _compile(kernel, channels, storage)
 
 
 @functools.cache
@@ -689,7 +692,7 @@ def _query_kernel(channels: int, storage: str) -> Kernel:
         version  # noqa: B018
         _query_gradients(carray(problem, 1)[0], channels, width, storage, compute, number)
 
-    return _compile(kernel)
+    return _compile(kernel, channels, storage)
 
 
 @functools.cache
@@ -701,7 +704,7 @@ def _value_kernel(channels: int, storage: str) -> Kernel:
         version  # noqa: B018
         _value_gradients(carray(problem, 1)[0], channels, width, compute, number)
 
-    return _compile(kernel)
+    return _compile(kernel, channels, storage)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
