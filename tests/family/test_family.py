@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -302,13 +302,17 @@ def shallow(config: ModelConfig) -> Detector:
 
 
 @pytest.fixture(scope="session")
-def traced() -> dict[str, str]:
-    """What a process of its own says of each preset: a tracer cannot look into the checks of types in tests."""
-    source = {"PYTHONPATH": str(Path(__file__).parents[2] / "src"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, __file__], env={**os.environ, **source}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    said: dict[str, str] = json.loads(done.stdout)
-    return said
+def traced(once: Callable[[str, Callable[[Path], object]], Path]) -> dict[str, str]:
+    """The output of ``trace`` for each preset, from another process: a tracer cannot trace the type checks of tests."""
+
+    def run(folder: Path) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+        done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        (folder / "traced.json").write_text(done.stdout)
+
+    found: dict[str, str] = json.loads((once("traced", run) / "traced.json").read_text())
+    return found
 
 
 @torch.no_grad()
