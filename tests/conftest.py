@@ -1,10 +1,61 @@
+import importlib.util
+import os
+import shutil
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# One thread per process, since tests run in one process per core. Subprocesses inherit it. This file imports no torch,
+# which reads these variables when it is imported.
+for library in ("OMP", "MKL", "OPENBLAS", "NUMBA"):
+    os.environ[f"{library}_NUM_THREADS"] = "1"
+
+
+def keep_bytecode() -> None:
+    """Compile Python once, not in every process: without bytecode, each import of torch takes 15 seconds more.
+
+    Only needed where Python may not write bytecode beside the sources and no installer wrote it there.
+    """
+    torch = importlib.util.find_spec("torch")
+    assert torch is not None and torch.origin is not None
+    if sys.dont_write_bytecode and not Path(importlib.util.cache_from_source(torch.origin)).exists():
+        sys.dont_write_bytecode, sys.pycache_prefix = False, str(REPOSITORY / ".pytest_cache" / "bytecode")
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+
+
+keep_bytecode()  # workers and subprocesses inherit the environment
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One worker per core, but none for single test files: most of them take less time than starting workers.
+
+    At most 8, since a worker needs up to 2 GiB of memory.
+    """
+    if all(Path(argument.split("::")[0]).is_file() for argument in config.args):
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8) if cores > 1 else 0
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the largest differences from ``transformers``."""
+    largest: dict[str, float] = {}
+    for report in (report for reports in terminalreporter.stats.values() for report in reports):
+        if getattr(report, "nodeid", "").startswith("tests/parity/"):
+            for what, difference in report.user_properties:
+                largest[what] = max(largest.get(what, 0.0), difference)
+    if largest:
+        terminalreporter.section("largest differences from transformers")
+        for what, difference in sorted(largest.items()):
+            terminalreporter.write_line(f"{what:45} {difference:.1e}")
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +73,23 @@ def interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Fill a folder once for all workers: ``once("name", fill)`` calls ``fill(folder)`` in the first worker."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def once(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, done = root / f"once-{name}", root / f"once-{name}.done"
+        with FileLock(root / f"once-{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return once

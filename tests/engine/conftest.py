@@ -37,14 +37,11 @@ def drawings() -> None:
 
 
 @pytest.fixture
-def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.Popen[str]]:
+def start() -> Callable[..., subprocess.Popen[str]]:
     """Start ``run_tiny.py`` as a process group of its own: ``start(*arguments, launcher=(...))``."""
-    # Where Python may not write bytecode, every process would compile torch again: half a minute.
-    cache = tmp_path_factory.getbasetemp().parent / "pycache"
 
     def start(*arguments: Any, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-        own = {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "PYTHONPYCACHEPREFIX": str(cache)}
-        environment = {**os.environ, **own, "PYTHONDONTWRITEBYTECODE": ""}
+        environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
         command = [sys.executable, *launcher, str(SCRIPT), *map(str, arguments)]
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jaxtyping
@@ -24,12 +25,16 @@ DETECTIONS = 7
 
 
 @pytest.fixture(scope="session")
-def traced() -> dict[str, str]:
+def traced(once: Callable[[str, Callable[[Path], object]], Path]) -> dict[str, str]:
     """Results of ``trace`` by preset, from a subprocess: Dynamo cannot trace the type checks that tests install."""
-    source = {"PYTHONPATH": str(Path(__file__).parents[2] / "src"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, __file__], env={**os.environ, **source}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    results: dict[str, str] = json.loads(done.stdout)
+
+    def run(folder: Path) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+        done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        (folder / "traced.json").write_text(done.stdout)
+
+    results: dict[str, str] = json.loads((once("traced", run) / "traced.json").read_text())
     return results
 
 

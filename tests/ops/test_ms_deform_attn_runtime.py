@@ -270,6 +270,18 @@ def test_the_next_process_finds_the_kernels_compiled(tmp_path, monkeypatch) -> N
     assert process.stdout.split() == ["1"], process.stderr
 
 
+def test_processes_that_cache_kernels_at_the_same_time_do_not_mix_them_up(tmp_path, monkeypatch) -> None:
+    """numba does not lock its index: a process that writes it may not have read what another has just added."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    compile_kernel = numba_cpu._forward_kernel.__wrapped__
+    with monkeypatch.context() as patch:
+        patch.setattr(numba.core.caching.IndexDataCacheFile, "_load_index", lambda self: {})
+        compile_kernel(5, "float32")
+        compile_kernel(6, "float32")
+    assert len(list(tmp_path.rglob("*.nbc"))) == 2
+    assert [compile_kernel(channels, "float32").compiled.cache_hits for channels in (5, 6)] == [1, 1]
+
+
 def test_a_change_of_any_source_is_noticed(tmp_path, monkeypatch) -> None:
     """numba's cache only checks the file that defines a kernel."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))

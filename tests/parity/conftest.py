@@ -1,11 +1,13 @@
-from typing import Any
+from collections.abc import Callable, Iterator
 
+import pytest
 from theirs import largest
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print the largest differences from ``transformers``."""
-    if largest:
-        terminalreporter.section("largest differences from transformers")
-        for what, difference in sorted(largest.items()):
-            terminalreporter.write_line(f"{what:45} {difference:.1e}")
+@pytest.fixture(autouse=True)
+def recorded(record_property: Callable[[str, object], None]) -> Iterator[None]:
+    """The largest differences of a test are part of its report, for the summary of all (``tests/conftest.py``)."""
+    largest.clear()
+    yield
+    for what, difference in largest.items():
+        record_property(what, difference)

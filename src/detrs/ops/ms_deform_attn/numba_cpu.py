@@ -51,8 +51,11 @@ _VERSION = zlib.crc32(b"".join(Path(source).read_bytes() for source in _SOURCES)
 Kernel = Callable[[int], None]
 
 
-def _compile(function: Callable[[Any], None]) -> Kernel:
+def _compile(function: Callable[[Any], None], channels: int, storage: str) -> Kernel:
     """As a C function, cached on disk for the next process if numba finds a writable folder."""
+    # numba has one index of cached kernels per function name, without a lock: two processes that add different kernels
+    # to an index at the same time could later load each other's. So each kernel has its own name.
+    function.__qualname__ += f"-{channels}-{storage}"
     try:
         compiled = cfunc(types.void(PROBLEM), cache=True, **COMPILE)(function)
     except RuntimeError as error:
@@ -85,7 +88,7 @@ def _forward_kernel(channels: int, storage: str) -> Kernel:
         version  # noqa: B018
         _forward(carray(problem, 1)[0], channels, width, storage, compute, real, bits)
 
-    return _compile(kernel)
+    return _compile(kernel, channels, storage)
 
 
 @functools.cache
@@ -97,7 +100,7 @@ def _query_kernel(channels: int, storage: str) -> Kernel:
         version  # noqa: B018
         query_gradients(carray(problem, 1)[0], channels, width, storage, compute, real)
 
-    return _compile(kernel)
+    return _compile(kernel, channels, storage)
 
 
 @functools.cache
@@ -109,7 +112,7 @@ def _value_kernel(channels: int, storage: str) -> Kernel:
         version  # noqa: B018
         value_gradient(carray(problem, 1)[0], channels, width, compute, real)
 
-    return _compile(kernel)
+    return _compile(kernel, channels, storage)
 
 
 def _run(kernel: Kernel, problem: Problem, num_tasks: int, workspace_bytes: int) -> None:
