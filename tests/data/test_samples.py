@@ -173,7 +173,10 @@ def test_samples_may_be_loaded_when_indexed() -> None:
             lambda: SampleDataset(samples(labels=torch.tensor([3])), NAMES),
             "Image 11 has the labels [3]: expected 0 to 2, the classes cat, dog, bird",
         ),
-        (lambda: SampleDataset(samples(labels=torch.tensor([-1])), NAMES), "Image 11 has the labels [-1]: expected 0 "),
+        (
+            lambda: SampleDataset(samples(labels=torch.tensor([1, -1]), boxes=samples()[0].boxes), NAMES),
+            "Image 11 has the labels [-1, 1]: expected 0 to 2",
+        ),
         (lambda: SampleDataset(samples(), ("cat",)), "Image 10 has the labels [0, 2]: expected 0 to 0"),
         (lambda: SampleDataset(samples(image_id=10), NAMES), "An image_id occurs twice in the samples"),
     ],
