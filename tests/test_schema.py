@@ -21,7 +21,7 @@ from detrs.data.transforms import DataConfig
 from detrs.errors import UserError
 from detrs.models import MODELS
 from detrs.models.detr import DETRConfig
-from detrs.schema import check_ranges, describe, from_dict, to_dict
+from detrs.schema import check, describe, from_dict, to_dict
 
 EXPERIMENTS = {
     **{kind.__name__: Experiment(model=kind()) for kind in MODELS},
@@ -135,7 +135,7 @@ LIMITS = {
 def test_these_are_all_configuration_classes() -> None:
     assert {type(section) for each in EXPERIMENTS.values() for section in sections(each)} == CLASSES
     for experiment in EXPERIMENTS.values():
-        check_ranges(experiment)
+        check(experiment)
 
 
 def test_every_number_has_a_range() -> None:
@@ -154,7 +154,7 @@ def test_every_number_has_a_range() -> None:
 def test_the_edges_of_every_range(limit: str) -> None:
     experiment, setting, number, bound = LIMITS[limit]
     outside, inside = edges(number, bound)
-    check_ranges(put(experiment, setting.path, inside, number.index))
+    check(put(experiment, setting.path, inside, number.index))
     with pytest.raises(UserError) as error:
         config.validate(put(experiment, setting.path, outside, number.index))
     assert str(error.value).startswith(f"{setting.name} is ") and str(error.value).count(". ") == 0
@@ -224,9 +224,9 @@ class Even:
 
 
 def test_multiples() -> None:
-    check_ranges(Even(4), "section")
+    check(Even(4), "section")
     with pytest.raises(UserError, match=r"^section\.value is 5, but must be at least 2 and a multiple of 2\.$"):
-        check_ranges(Even(5), "section")
+        check(Even(5), "section")
 
 
 def another(hint: Any, value: Any) -> Any:

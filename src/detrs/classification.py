@@ -7,7 +7,7 @@ of them use the same value, which is a field of the model's configuration.
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,12 @@ from torch import Tensor, nn
 
 Matched = tuple[Int[Tensor, "N"], Int[Tensor, "N"], Int[Tensor, "N"]]
 """(layer, image, query) of each query that is matched with an object."""
+
+
+ProposalLabels = Literal["objectness", "classes"]
+"""Labels of encoder proposals. ``objectness``: class 0 for every object, meaning "any object" (Deformable DETR, A.4).
+``classes``: the object's own (Efficient DETR, DINO). Decides how proposals are trained and by which score they are
+ranked."""
 
 
 class Best(NamedTuple):

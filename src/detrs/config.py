@@ -13,13 +13,13 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from detrs import files, models
+from detrs import files, models, schema
 from detrs.criterion.set_criterion import CriterionConfig
 from detrs.data.transforms import DataConfig, check_official
 from detrs.errors import UserError
 from detrs.models import MODELS, ModelConfig
 from detrs.models.deformable_detr import DeformableDETRConfig
-from detrs.schema import OneOf, check_ranges, from_dict, to_dict
+from detrs.schema import OneOf, from_dict, to_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +154,6 @@ def validate(experiment: Experiment) -> None:
     Raises:
         UserError: naming the setting, its value and its range.
     """
-    check_ranges(experiment)
+    schema.check(experiment)
     models.check(experiment.model)
     check_official(experiment.data)

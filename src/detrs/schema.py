@@ -47,6 +47,8 @@ def from_dict(hint: Any, values: Any, where: str = "experiment") -> Any:
     Raises:
         UserError: for an unknown key (with the nearest known one), a value of another type or an unknown ``kind``.
     """
+    if values is None and type(None) in typing.get_args(_bare(hint)):
+        return None
     if known := variants(hint):
         name = values.get("kind") if isinstance(values, dict) else None
         if not isinstance(name, str) or name not in known:
@@ -54,15 +56,16 @@ def from_dict(hint: Any, values: Any, where: str = "experiment") -> Any:
                 f"{where}: expected a 'kind' out of {', '.join(known)}, got {name!r}.{did_you_mean(str(name), known)}"
             )
         hint, values = known[name], {key: value for key, value in values.items() if key != "kind"}
-    hint = _bare(hint)
+    hint = _only_class(_bare(hint))
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not isinstance(values, dict):
-            raise UserError(f"{where}: expected an object of settings, got {values!r}.")
+            raise UserError(f"{where}: expected an object of settings, got {values!r:.80}.")
         hints = hints_of(hint)
         for key in values:
             if key not in hints:
                 raise UserError(f"{where}: unknown setting '{key}'.{did_you_mean(key, hints)}")
-        return hint(**{key: from_dict(hints[key], value, f"{where}.{key}") for key, value in values.items()})
+        prefix = f"{where}." if where else ""
+        return hint(**{key: from_dict(hints[key], value, prefix + key) for key, value in values.items()})
     return _typed(hint, values, where)
 
 
@@ -82,16 +85,17 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     elif _is_union(hint):
         if value is None and type(None) in arguments:
             return None
-        return _typed(next(a for a in arguments if a is not type(None)), value, where)
+        (option,) = (a for a in arguments if a is not type(None))  # a field has one type, or several dataclasses
+        return _typed(option, value, where)
     elif hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise UserError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {value!r}.")
+    raise UserError(f"{where}: expected {_name(hint)}, got {value!r:.80}.")
 
 
-def check_ranges(config: Any, where: str = "") -> None:
-    """Refuse numbers outside the range that annotates their field, and numbers that are not finite.
+def check(config: Any, where: str = "") -> None:
+    """Check the type and the range of every setting. Numbers must be finite.
 
     Args:
         config: an instance of a configuration class; its sections are checked, too.
@@ -100,16 +104,21 @@ def check_ranges(config: Any, where: str = "") -> None:
     Raises:
         UserError: naming the setting, its value and its range.
     """
+    _check_ranges(from_dict(type(config), to_dict(config), where), where)
+
+
+def _check_ranges(config: Any, where: str) -> None:
     for name, hint in hints_of(type(config)).items():
         value, setting = getattr(config, name), f"{where}.{name}".lstrip(".")
         if is_dataclass(value):
-            check_ranges(value, setting)
-        else:
-            for number, limits in _limited(value, hint):
-                if not math.isfinite(number):
-                    raise UserError(f"{setting} is {value}, but must be finite.")
-                if not all(_holds(number, limit) for limit in limits):
-                    raise UserError(f"{setting} is {value}, but must be {describe(limits)}.")
+            _check_ranges(value, setting)
+            continue
+        absent = ", or None" if _is_union(hint) else ""
+        for number, limits in _limited(value, hint):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{setting} is {value}, but must be finite{absent}.")
+            if not all(_holds(number, limit) for limit in limits):
+                raise UserError(f"{setting} is {value!s:.80}, but must be {describe(limits)}{absent}.")
 
 
 def _limited(value: Any, hint: Any) -> Iterator[tuple[float, list[Any]]]:
@@ -118,14 +127,14 @@ def _limited(value: Any, hint: Any) -> Iterator[tuple[float, list[Any]]]:
     if typing.get_origin(hint) is Annotated:
         limits = [limit for limit in hint.__metadata__ if isinstance(limit, Ge | Gt | Le | Lt | MultipleOf)]
         hint = hint.__origin__
-    if isinstance(value, tuple):
-        hints = typing.get_args(hint) or (Any,)
+    if _is_union(hint):  # Annotated[int, Ge(1)] | None
+        if value is not None:
+            yield from _limited(value, next(option for option in typing.get_args(hint) if option is not type(None)))
+    elif isinstance(value, tuple):
+        hints = typing.get_args(hint)
         for index, item in enumerate(value):
             yield from _limited(item, hints[0] if hints[-1] is Ellipsis else hints[min(index, len(hints) - 1)])
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        for option in typing.get_args(hint) if _is_union(hint) else ():  # Annotated[int, Ge(1)] | None
-            if typing.get_origin(option) is Annotated:
-                yield from _limited(value, option)
         yield value, limits
 
 
@@ -187,6 +196,17 @@ def variants(hint: Any) -> dict[str, type]:
 def is_dataclass(value: Any) -> bool:
     """Whether ``value`` is an instance of a dataclass."""
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _only_class(hint: Any) -> Any:
+    """The dataclass of an optional section; any other hint as it is."""
+    options = [option for option in typing.get_args(hint) if option is not type(None)] if _is_union(hint) else []
+    return options[0] if len(options) == 1 and dataclasses.is_dataclass(options[0]) else hint
+
+
+def _name(hint: Any) -> str:
+    """A type in messages: ``int``, ``tuple[float, float]``."""
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
 
 
 def _bare(hint: Any) -> Any:

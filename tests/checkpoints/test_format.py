@@ -236,7 +236,8 @@ class TestDamage:
         for wrong in (
             [], {}, {"meta": []}, {**envelope, "meta": []}, {**envelope, "sha256": []}, {**envelope, "aliases": 3},
             {**envelope, "aliases": {"z.weight": "flag"}}, {**envelope, "aliases": {"z.weight": "z.weight"}},
-            {**envelope, "aliases": {"other": "z.weight"}}, {"meta": envelope["meta"]},
+            {**envelope, "aliases": {"other": "z.weight"}}, {**envelope, "aliases": {"flag": ["z.weight"]}},
+            {"meta": envelope["meta"]},
         ):  # fmt: skip
             self.refuse(path, forged(header, wrong) + good[header_end:])
         self.refuse(path, forged(header, json.loads("[" * 500 + "]" * 500)) + good[header_end:])

@@ -53,6 +53,14 @@ class TestMakeSample:
             assert sample.labels.dtype == torch.int64 and sample.labels.tolist() == LABELS[0]
             assert (sample.image_id, sample.path) == (7, "a.png")
 
+    def test_boxes_are_clipped_to_the_image(self) -> None:
+        sample = make_sample(pixels(0), [[-5, 50, 30, 70.5]], [0], np.int64(7))  # 97 x 61 pixels
+        assert sample.boxes.tolist() == [[0, 50, 30, 61]] and type(sample.image_id) is int
+
+    def test_a_file_is_its_own_path(self, tmp_path: Path) -> None:
+        Image.fromarray(pixels(0)).save(tmp_path / "a.png")
+        assert make_sample(tmp_path / "a.png", [], [], 7).path == str(tmp_path / "a.png")
+
     def test_without_objects_and_path(self) -> None:
         sample = make_sample(pixels(2), [], [], 12)
         assert (sample.boxes.shape, sample.labels.shape, sample.labels.dtype) == ((0, 4), (0,), torch.int64)
@@ -61,13 +69,25 @@ class TestMakeSample:
     @pytest.mark.parametrize(
         ("boxes", "labels", "message"),
         [
-            ([[1, 2, 3, 4]], [0, 1], "Image 7 has 1 boxes and 2 labels"),
-            ([[1, 2, 3, 4]], [], "Image 7 has 1 boxes and 0 labels"),
-            ([], [0], "Image 7 has 0 boxes and 1 labels"),
-            ([[1, 2, 1, 4]], [0], "Image 7 has a box without area: expected finite x1 < x2 and y1 < y2"),
-            ([[1, 2, 3, 4], [5, 9, 8, 6]], [0, 1], "Image 7 has a box without area"),
-            ([[1, 2, float("nan"), 4]], [0], "Image 7 has a box without area"),
-            ([[1, 2, float("inf"), 4]], [0], "Image 7 has a box without area"),
+            ([[1, 2, 3, 4]], [0, 1], "labels of image 7: expected 1 integers, got 2 of int64."),
+            ([[1, 2, 3, 4]], [], "labels of image 7: expected 1 integers, got 0"),
+            ([], [0], "labels of image 7: expected 0 integers, got 1"),
+            (
+                [[1, 2, 1, 4]],
+                [0],
+                "boxes_xyxy of image 7: expected finite x1 < x2 and y1 < y2 inside the image (97 x 61",
+            ),
+            ([[1, 2, 3, 4], [5, 9, 8, 6]], [0, 1], "boxes_xyxy of image 7: expected finite"),
+            ([[1, 2, float("nan"), 4]], [0], "boxes_xyxy of image 7: expected finite"),
+            ([[98, 2, 120, 4]], [0], "boxes_xyxy of image 7: expected finite"),
+            ([1, 2, 3, 4], [0], "boxes_xyxy of image 7: expected the shape (N, 4), got (4,)"),
+            ([[1, 2, 3], [4, 5, 6], [7, 8, 9], [1, 2, 3]], [0], "boxes_xyxy of image 7: expected the shape (N, 4)"),
+            ([[1, 2, 3, 4], [1]], [0], "boxes_xyxy of image 7: expected an array of numbers"),
+            ([["a", "b", "c", "d"]], [0], "boxes_xyxy of image 7: expected numbers"),
+            ([[1, 2, 3, 4]], [0.7], "labels of image 7: expected 1 integers, got 1 of float64"),
+            ([[1, 2, 3, 4]], ["cat"], "labels of image 7: expected numbers"),
+            ([[1, 2, 3, 4]], [True], "labels of image 7: expected numbers, got bool"),
+            ([[1, 2, float("inf"), 4]], [0], "boxes_xyxy of image 7: expected finite"),
         ],
     )
     def test_refusals(self, boxes: list, labels: list, message: str) -> None:
@@ -254,3 +274,14 @@ def test_data_needs_no_models(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("names", ["cat", [], ["cat", "cat", "dog"]])
+def test_names_that_are_not_unique_classes(names: Any) -> None:
+    with pytest.raises(UserError, match="names: expected a sequence of unique class names, got"):
+        SampleDataset(samples(), names)
+
+
+def test_a_sample_of_another_size_than_its_image() -> None:
+    with pytest.raises(UserError, match=r"Image 11 has original_size \(5, 7\): expected \(83, 47\)"):
+        SampleDataset(samples(original_size=(5, 7)), NAMES)

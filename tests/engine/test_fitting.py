@@ -1,9 +1,24 @@
-"""Batches that cannot be divided into equal micro-batches."""
+"""Batches that cannot be divided, and initial weights that do not fit."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+import run_tiny
+import torch
+from run_tiny import Tiny
 
-from detrs.engine.fitting import check_divisible
+from detrs import models
+from detrs.checkpoints import TrainedDetector, load_detector, save_detector
+from detrs.checkpoints.detector import preprocessing_of
+from detrs.classification import Focal
+from detrs.engine.fitting import check_divisible, load_initial
 from detrs.errors import UserError
+from detrs.models.detector import Model
+from detrs.structures import Classes
+
+CLASSES = Classes(tuple("0123456789"), tuple(range(10)))
 
 
 @pytest.mark.parametrize(
@@ -23,3 +38,63 @@ def test_a_batch_that_cannot_be_divided(batch_size: int, world_size: int, accumu
 @pytest.mark.parametrize(("batch_size", "world_size", "accumulate"), [(1, 1, 1), (16, 4, 4), (12, 3, 2)])
 def test_a_batch_that_can_be_divided(batch_size: int, world_size: int, accumulate: int) -> None:
     check_divisible(batch_size, world_size, accumulate)
+
+
+@pytest.fixture(scope="module")
+def best(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained detector with refinement, saved."""
+    path = tmp_path_factory.mktemp("initial") / "best.safetensors"
+    experiment = run_tiny.experiment(model={"num_classes": 10})
+    detector = TrainedDetector(
+        module=models.build(experiment.model),
+        classes=Tiny("val").classes,
+        preprocessing=preprocessing_of(experiment),
+        experiment=experiment,
+        scores={},
+        step=1,
+        epoch=1,
+    )
+    save_detector(path, detector)
+    return path
+
+
+def initialized(path: Path, classes: Classes = CLASSES, **changes: Any) -> Model:
+    config = run_tiny.experiment(model={"num_classes": 10, **changes}).model
+    model = models.build(config)
+    load_initial(str(path), model, config, classes)
+    return model
+
+
+def test_initial_weights(best: Path) -> None:
+    """Dropout and the weights of the loss may differ."""
+    model = initialized(best, dropout=0.5, classification=Focal(weight=7.0))
+    expected = load_detector(best).module.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"queries": "learned"}, 'queries: "proposals" -> "learned"'),
+        ({"num_points": 2}, "num_points: 3 -> 2"),
+        ({"num_queries": 18}, "num_queries: 17 -> 18"),
+        ({"backbone": {"mean": (0.5, 0.5, 0.5)}}, "backbone.mean"),
+    ],
+)
+def test_initial_weights_of_another_model(best: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"of another model \\(tiny\\).*model.{message}"):
+        initialized(best, **changes)
+
+
+def test_a_shared_head_is_not_loaded_from_separate_ones(best: Path, tmp_path: Path) -> None:
+    """All names and shapes are equal."""
+    separate = run_tiny.experiment(model={"num_classes": 10, "queries": "learned"})
+    path = tmp_path / "separate.safetensors"
+    save_detector(path, replace(load_detector(best), module=models.build(separate.model), experiment=separate))
+    with pytest.raises(UserError, match='model.reference: "refine" -> "keep"'):
+        initialized(path, queries="learned", reference="keep")
+
+
+def test_initial_weights_for_other_classes(best: Path) -> None:
+    with pytest.raises(UserError, match="have the classes 0, 1.*has zero, 1.*same order"):
+        initialized(best, CLASSES._replace(names=("zero", *CLASSES.names[1:])))

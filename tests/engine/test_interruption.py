@@ -120,3 +120,24 @@ def test_left_by_another_thread_signals_reach_the_application_again() -> None:
     assert not errors
     send(signal.SIGTERM)
     assert calls == [signal.SIGTERM] and noted.signum == 0
+
+
+def test_handlers_for_the_end_of_child_processes() -> None:
+    """PyTorch's, which raises, is disabled after a signal and restored at the end; an application's stays."""
+
+    def application(signum: int, frame: Any) -> None: ...
+
+    def torchs(signum: int, frame: Any) -> None: ...
+
+    torchs.__module__ = "torch.utils.data._utils.signal_handling"
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        for handler, during in ((application, application), (torchs, signal.SIG_DFL)):
+            signal.signal(signal.SIGCHLD, handler)
+            with Interruption():
+                assert signal.getsignal(signal.SIGCHLD) == handler
+                send(signal.SIGTERM)
+                assert signal.getsignal(signal.SIGCHLD) == during
+            assert signal.getsignal(signal.SIGCHLD) == handler
+    finally:
+        signal.signal(signal.SIGCHLD, before)

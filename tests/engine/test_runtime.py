@@ -1,4 +1,5 @@
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 
 from detrs.backbones.timm import BackboneConfig, TimmBackbone
 from detrs.config import RuntimeConfig
+from detrs.criterion.objective import Objective
 from detrs.engine.runtime import Runtime, seed_everything
 from detrs.errors import UserError
 
@@ -15,6 +17,17 @@ def test_fp16_needs_an_accelerator() -> None:
         Runtime(RuntimeConfig(device="cpu", precision="fp16"))
 
 
+class Linear(Objective):
+    """A linear layer in the place of an objective."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(7, 5)
+
+    def forward(self, batch: Any, totals: Any = None) -> Any:
+        return self.linear(batch)
+
+
 def test_precision_may_change_from_run_to_run() -> None:
     """accelerate keeps its state for the whole process and refuses a second precision."""
     net = torch.nn.Linear(7, 5)
@@ -22,8 +35,8 @@ def test_precision_may_change_from_run_to_run() -> None:
     outputs = {}
     for precision in ("fp32", "bf16", "fp32"):
         runtime = Runtime(RuntimeConfig(device="cpu", precision=precision))
-        own = torch.nn.Linear(7, 5)
-        own.load_state_dict(net.state_dict())
+        own = Linear()
+        own.linear.load_state_dict(net.state_dict())
         model, _ = runtime.prepare(own, torch.optim.AdamW(own.parameters()))
         outputs[precision] = model(values)
         assert outputs[precision].dtype == torch.float32  # the criterion works in float32

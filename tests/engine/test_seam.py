@@ -15,7 +15,9 @@ import detrs
 from detrs import models
 from detrs.backbones.timm import BackboneConfig, TimmBackbone
 from detrs.checkpoints.detector import load_detector
+from detrs.criterion.objective import Objective
 from detrs.errors import UserError
+from detrs.evaluation.speed import profile
 from detrs.layers.neck import padding_at
 from detrs.models import MODELS
 from detrs.models.detector import Model
@@ -42,7 +44,7 @@ class Grid(Model):
         output: Tensor = self.cells(self.backbone(images)[-1])
         return output
 
-    def objective(self, config: Any) -> nn.Module:
+    def objective(self, config: Any) -> Objective:
         return GridObjective(self)
 
     def detect(self, images: Tensor, padding: Tensor, max_detections: int = 100) -> Boxes:
@@ -55,7 +57,7 @@ class Grid(Model):
         return Boxes(boxes.sigmoid().gather(1, best.indices[..., None].expand(-1, -1, 4)), best.values, labels)
 
 
-class GridObjective(nn.Module):
+class GridObjective(Objective):
     """The cell at the centre of an object predicts it."""
 
     def __init__(self, model: Grid) -> None:
@@ -135,6 +137,26 @@ def test_its_run_is_resumed_bit_exactly(config: GridConfig, tiny: ModuleType, tm
     stopped.close()
     losses += [report.loss for report in training(experiment, tmp_path / "run", resume=True)]
     assert losses == expected
+
+
+def test_it_is_profiled(config: GridConfig) -> None:
+    report = profile(models.build(config), (64, 96), repeats=1)
+    assert report.gflops > 0 and report.latency_ms > 0
+
+
+def test_an_objective_with_parameters_of_its_own_is_a_fault(
+    config: GridConfig, tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would not be optimized, averaged or saved."""
+
+    def objective(self: Grid, settings: Any) -> Objective:
+        made = GridObjective(self)
+        made.extra = nn.Linear(3, 5)
+        return made
+
+    monkeypatch.setattr(Grid, "objective", objective)
+    with pytest.raises(AssertionError, match="parameters of its own"):
+        next(training(replace(tiny.EXPERIMENT, model=config), tmp_path / "run"))
 
 
 def test_its_capacity_is_its_own(config: GridConfig, tiny: ModuleType) -> None:

@@ -18,6 +18,7 @@ from detrs.classification import Softmax
 from detrs.config import Experiment
 from detrs.criterion import objective
 from detrs.criterion.set_criterion import SetCriterion
+from detrs.data import digits
 from detrs.engine import clock, trainer
 from detrs.engine import train as train_module
 from detrs.engine.evaluate import evaluate_checkpoint
@@ -403,7 +404,7 @@ def refused(experiment: Experiment, output: Path, match: str, **options: Any) ->
 def test_more_objects_than_queries_is_refused_before_anything_is_written(tiny: ModuleType, tmp_path: Path) -> None:
     most = Tiny("train").max_objects
     experiment = tiny.experiment(model={"num_queries": most - 1})
-    refused(experiment, tmp_path / "run", f"{most} objects.*at most {most - 1} objects.*--model.num-queries {most} ")
+    refused(experiment, tmp_path / "run", f"{most} objects.*has {most - 1} queries.*--model.num-queries {most} ")
     assert not (tmp_path / "run").exists()
 
 
@@ -430,7 +431,7 @@ def test_changed_data_are_refused_on_resume(tiny: ModuleType, tmp_path: Path, mo
     next(steps)
     steps.close()
     monkeypatch.setattr(Tiny, "fingerprint", lambda self: "0" * 64)
-    refused(tiny.EXPERIMENT, tmp_path / "run", "data set 'tiny' has changed since the run", resume=True)
+    refused(tiny.EXPERIMENT, tmp_path / "run", "The data set has changed since the run", resume=True)
     assert not (tmp_path / "run" / "run.lock").exists()
 
 
@@ -554,10 +555,12 @@ def test_full_disk_keeps_its_own_message_and_the_step(
 
 
 def test_run_stopped_by_a_signal_logs_how_to_resume(
-    tiny: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(digits, "NUM_IMAGES", {"train": 4, "val": 2})
+    experiment = tiny.experiment(data={"path": "digits"})
     with caplog.at_level("INFO", logger="detrs"):
-        one_step(tiny.EXPERIMENT, tmp_path / "my run", signal.SIGTERM, "train")
+        stopped_after(1, train_module.training(experiment, tmp_path / "my run"))
     assert f"stopped after step 1, saved; resume with: detrs train --resume '{tmp_path / 'my run'}'" in caplog.text
 
 
@@ -611,7 +614,7 @@ def test_batch_that_cannot_be_divided_is_refused_before_anything_is_written(tiny
     check_divisible(12, 3, 2)
     run = training(tiny.EXPERIMENT, tmp_path / "run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "check_divisible", lambda *arguments: refuse())
+        patch.setattr(train_module, "check_divisible", lambda *arguments: refuse())
         with pytest.raises(UserError, match="indivisible"):
             next(run)
     assert not (tmp_path / "run").exists()
@@ -635,6 +638,42 @@ def test_statistics_of_micro_batches_are_warned_about_once(
         experiment = tiny.experiment(model={"backbone": {"norm": norm}}, runtime={"accumulate": accumulate})
         stopped_after(1, training(experiment, tmp_path / f"{norm}{accumulate}"))
         assert caplog.text.count("statistics of each micro-batch") == times
+
+
+def test_resuming_with_other_initial_weights_is_refused(tiny: ModuleType, tmp_path: Path) -> None:
+    stopped_after(1, training(tiny.EXPERIMENT, tmp_path / "run"))
+    other = dataclasses.replace(tiny.EXPERIMENT, initial=str(tmp_path / "other.safetensors"))
+    refused(other, tmp_path / "run", 'other settings: initial: null -> ".*other.safetensors"', resume=True)
+
+
+def test_training_starts_from_the_weights_of_a_trained_detector(
+    tiny: ModuleType, finished: Path, tmp_path: Path
+) -> None:
+    best = finished / "best.safetensors"
+    experiment = dataclasses.replace(
+        tiny.experiment(model={"dropout": 0.0}, optimizer={"lr": 1e-12, "ema_decay": None}), initial=str(best)
+    )
+    list(training(experiment, tmp_path / "run"))
+    ours, theirs = format.load(tmp_path / "run" / "best.safetensors"), format.load(best)
+    for name, tensor in ours.tensors.items():
+        torch.testing.assert_close(tensor, theirs.tensors[name], atol=1e-6, rtol=1e-4)
+    assert ours.meta["experiment"]["initial"] == str(best)
+
+
+def test_initial_weights_that_are_missing_are_reported_before_data_are_loaded(tiny: ModuleType, tmp_path: Path) -> None:
+    experiment = dataclasses.replace(
+        tiny.experiment(data={"path": "/nowhere"}), initial=str(tmp_path / "missing.safetensors")
+    )
+    with pytest.raises(UserError, match="missing.safetensors"):
+        next(train_module.training(experiment, tmp_path / "run"))
+
+
+def test_resume_advice_fits_data_in_python(tiny: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="detrs"):
+        stopped_after(1, training(tiny.EXPERIMENT, tmp_path / "run"))
+    assert "resume=True) with the same train_set and val_set" in caplog.text
+    saved = json.loads((tmp_path / "run" / "experiment.json").read_text())
+    assert saved["data"]["path"] is None  # "tiny" was not used
 
 
 def test_invalid_settings_are_refused_first(tiny: ModuleType, tmp_path: Path) -> None:

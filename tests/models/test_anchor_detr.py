@@ -192,7 +192,7 @@ def test_capacity_of_a_grid_is_the_number_of_its_queries(num_queries: int, capac
     config = grid(num_queries)
     assert build(config).queries(EMPTY)[0].content.shape[1] == capacity
     check_capacity(config, capacity)
-    with pytest.raises(UserError, match=rf"has {capacity + 1} objects.* at most {capacity} objects") as error:
+    with pytest.raises(UserError, match=rf"has {capacity + 1} objects.* has {capacity} queries") as error:
         check_capacity(config, capacity + 1)
     found = re.search(r"--model\.num-queries (\d+)", str(error.value))
     assert found

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detrs import models
+from detrs import config, models, schema
 from detrs.checkpoints import format
 from detrs.config import Experiment
 from detrs.data.preprocessing import Preprocessing
@@ -89,13 +89,17 @@ def load_detector(path: Path) -> TrainedDetector:
     origin = f"written by detrs {meta.get('detrs', 'unknown')}, this is {importlib.metadata.version('detrs')}"
     try:
         experiment: Experiment = from_dict(Experiment, meta["experiment"])
-        classes = Classes(tuple(meta["classes"]["names"]), tuple(meta["classes"]["category_ids"]))
+        config.validate(experiment)
         preprocessing: Preprocessing = from_dict(Preprocessing, meta["preprocessing"], "preprocessing")
-        module = models.build(experiment.model)
+        schema.check(preprocessing, "preprocessing")
+        classes = read_classes(meta["classes"], experiment.model.num_classes)
         scores, step, epoch = meta["scores"], meta["step"], meta["epoch"]
+        if not (isinstance(scores, dict) and type(step) is type(epoch) is int):
+            raise ValueError("expected scores as an object, step and epoch as integers")
+        module = models.build(experiment.model)
     except UserError as error:
         raise UserError(f"Cannot use the checkpoint '{path}' ({origin}): {error}") from error
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
             f"Cannot use the checkpoint '{path}' ({origin}): missing or malformed metadata: {error}."
         ) from (error)
@@ -114,6 +118,20 @@ def load_detector(path: Path) -> TrainedDetector:
         step=step,
         epoch=epoch,
     )
+
+
+def read_classes(values: Any, num_classes: int) -> Classes:
+    """The classes of a checkpoint: unique names and unique ids, one of each per class.
+
+    Raises:
+        ValueError: they are not.
+    """
+    names, ids = values["names"], values["category_ids"]
+    for entries, kind in ((names, str), (ids, int)):
+        is_list = isinstance(entries, list) and all(type(entry) is kind for entry in entries)
+        if not is_list or not len(set(entries)) == len(entries) == num_classes:
+            raise ValueError(f"classes: expected {num_classes} unique {kind.__name__} values, got {entries!r:.80}")
+    return Classes(tuple(names), tuple(ids))
 
 
 def different(built: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> list[str]:

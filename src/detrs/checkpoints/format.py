@@ -153,6 +153,17 @@ def _serialize(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[
     return len(header).to_bytes(LENGTH_BYTES, "little") + header, memoryview(content)[data_at:]
 
 
+def _are_consistent(hashes: Any, aliases: Any) -> bool:
+    """Whether both are tables of strings, and each alias has the hash of a stored tensor."""
+    tables = [table for table in (hashes, aliases) if isinstance(table, dict)]
+    if len(tables) < 2 or not all(isinstance(value, str) for table in tables for value in table.values()):
+        return False
+    return all(
+        name in hashes and target not in aliases and hashes[name] == hashes.get(target)
+        for name, target in aliases.items()
+    )
+
+
 def _memory(tensor: Tensor) -> object:
     """Equal for tensors that are the same elements in the same order."""
     where = tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset()
@@ -202,8 +213,7 @@ def _read_header(path: Path, file: BinaryIO) -> _Header:
             f"format {FORMAT}. {advice}"
         )
     hashes, aliases = envelope.get("sha256"), envelope.get("aliases")
-    intact = isinstance(hashes, dict) and isinstance(aliases, dict) and aliases.keys() <= hashes.keys()
-    if not intact or header != _header_bytes(metadata["detrs"], table):
+    if not _are_consistent(hashes, aliases) or header != _header_bytes(metadata["detrs"], table):
         raise UserError(f"The checkpoint {path} is damaged (wrong SHA-256 of its header). Use another copy.")
     if size != LENGTH_BYTES + length + data_bytes:
         raise UserError(

@@ -4,21 +4,17 @@ Every decoder layer is supervised, and so are the encoder's proposals.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from annotated_types import Ge
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from detrs.classification import Classification
+from detrs.classification import Classification, ProposalLabels
 from detrs.criterion.losses import box_losses
 from detrs.criterion.matching import Costs, Matches, match, pairwise_cost
 from detrs.structures import Losses, Prediction, Predictions, Target, Totals
-
-ProposalLabels = Literal["objectness", "classes"]
-"""Labels that proposals are trained with. ``objectness``: class 0 for every object, meaning "any object" (Deformable
-DETR, A.4). ``classes``: the object's own (Efficient DETR, DINO)."""
 
 
 @dataclass(frozen=True, kw_only=True)

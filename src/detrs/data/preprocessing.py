@@ -1,8 +1,10 @@
 """Preprocessing: how an image becomes the input of a detector, the same in training, evaluation and prediction."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -16,11 +18,11 @@ class Preprocessing:
     The way back to the original image needs nothing else: boxes are in [0, 1] of the image, whatever its size.
     """
 
-    resize_to: tuple[int, int]
+    resize_to: tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)]]
     """(short, long) in pixels: the short side becomes ``short`` unless the long side would exceed ``long``."""
     mean: tuple[float, float, float]
     """Of each color channel, on [0, 1]."""
-    std: tuple[float, float, float]
+    std: tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)], Annotated[float, Gt(0)]]
     """Of each color channel, on [0, 1]."""
 
     def resize(self, image: Tensor) -> Tensor:

@@ -3,11 +3,12 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torchvision import tv_tensors
 
 from detrs.data.images import decode_image
@@ -16,35 +17,64 @@ from detrs.errors import UserError
 from detrs.structures import Classes
 
 
-def make_sample(image: Any, boxes_xyxy: ArrayLike, labels: ArrayLike, image_id: int, path: str = "") -> Sample:
-    """A sample from an image and its objects.
+def make_sample(
+    image: Any,
+    boxes_xyxy: ArrayLike | Sequence[Any],
+    labels: ArrayLike | Sequence[Any],
+    image_id: int | np.integer,
+    path: str = "",
+) -> Sample:
+    """A sample from an image and its objects. Boxes are clipped to the image.
 
     Args:
         image: a file, a Pillow image, an array (H, W, 3) or a tensor (3, H, W).
-        boxes_xyxy: (N, 4), (x1, y1, x2, y2) in pixels of the upright image.
+        boxes_xyxy: (N, 4), (x1, y1, x2, y2) in pixels of the upright image; an empty sequence without objects.
         labels: (N), class indices from 0.
-        image_id: unique within the data set.
-        path: file of the image, for messages.
+        image_id: integer, unique within the dataset.
+        path: file of the image, for messages; by default ``image`` if that is a file.
 
     Raises:
-        UserError: the image cannot be read; boxes and labels differ in number, or a box has no area or is not finite.
+        UserError: the image cannot be read; boxes or labels have another shape or type, or a box has no area inside
+            the image.
     """
     pixels = decode_image(image)  # (3, H, W)
-    size = (pixels.shape[-2], pixels.shape[-1])
-    boxes = torch.as_tensor(np.asarray(boxes_xyxy, dtype=np.float32)).reshape(-1, 4)
-    classes = torch.as_tensor(np.asarray(labels, dtype=np.int64)).reshape(-1)
-    if len(boxes) != len(classes):
-        raise UserError(f"Image {image_id} has {len(boxes)} boxes and {len(classes)} labels: expected as many labels.")
-    if len(boxes) and not (boxes.isfinite().all() and (boxes[:, 2:] > boxes[:, :2]).all()):
-        raise UserError(f"Image {image_id} has a box without area: expected finite x1 < x2 and y1 < y2.")
+    height, width = pixels.shape[-2], pixels.shape[-1]
+    name = f"image {image_id}"
+    boxes, classes = _array(boxes_xyxy, f"boxes_xyxy of {name}"), _array(labels, f"labels of {name}")
+    boxes = boxes.reshape(0, 4) if boxes.size == 0 else boxes
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise UserError(f"boxes_xyxy of {name}: expected the shape (N, 4), got {boxes.shape}.")
+    if classes.shape != (len(boxes),) or (classes.size and not np.issubdtype(classes.dtype, np.integer)):
+        raise UserError(f"labels of {name}: expected {len(boxes)} integers, got {classes.size} of {classes.dtype}.")
+    clipped = (
+        torch.as_tensor(boxes.astype(np.float32))
+        .clamp(min=0)
+        .minimum(torch.tensor([width, height, width, height], dtype=torch.float32))
+    )
+    if not (np.isfinite(boxes).all() and (clipped[:, 2:] > clipped[:, :2]).all()):
+        raise UserError(
+            f"boxes_xyxy of {name}: expected finite x1 < x2 and y1 < y2 inside the image ({width} x {height} pixels), "
+            "got a box without area there."
+        )
     return Sample(
         image=tv_tensors.Image(pixels),
-        boxes=tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
-        labels=classes,
-        image_id=image_id,
-        original_size=size,
-        path=path or f"image {image_id}",
+        boxes=tv_tensors.BoundingBoxes(clipped, format="XYXY", canvas_size=(height, width)),
+        labels=torch.as_tensor(classes.astype(np.int64)),
+        image_id=int(image_id),
+        original_size=(height, width),
+        path=path or (str(image) if isinstance(image, str | Path) else name),
     )
+
+
+def _array(values: ArrayLike | Sequence[Any], what: str) -> NDArray[Any]:
+    """``values`` as an array of numbers."""
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise UserError(f"{what}: expected an array of numbers, got rows of different lengths.") from None
+    if array.size and not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
+        raise UserError(f"{what}: expected numbers, got {array.dtype}.")
+    return array
 
 
 class SampleDataset:
@@ -58,10 +88,13 @@ class SampleDataset:
         can_be_mirrored: False if a horizontal flip changes the class of objects.
 
     Raises:
-        UserError: there are no samples, an image id occurs twice, or a label has no class.
+        UserError: there are no samples, names or image ids are not unique, a label has no class, or a sample is not of
+            the size of its image.
     """
 
     def __init__(self, samples: Sequence[Sample], names: Sequence[str], *, can_be_mirrored: bool = True) -> None:
+        if isinstance(names, str) or len(set(names)) < len(names) or not names:
+            raise UserError(f"names: expected a sequence of unique class names, got {names!r:.80}.")
         self.samples = samples
         self.classes = Classes(tuple(names), tuple(range(len(names))))
         self.can_be_mirrored = can_be_mirrored
@@ -76,11 +109,12 @@ class SampleDataset:
             sample = samples[index]
             self._add(sample)
             pixels.update(np.ascontiguousarray(sample.image.numpy()).data)
-        self._pixels = pixels.hexdigest()
         if not self.image_ids:
             raise UserError("The data set has no samples: expected at least one.")
         if len(set(self.image_ids)) < len(self.image_ids):
             raise UserError("An image_id occurs twice in the samples: expected a unique one for each image.")
+        content = json.dumps([self.classes.names, self.ground_truth(), pixels.hexdigest()])
+        self._fingerprint = hashlib.sha256(content.encode()).hexdigest()
 
     def _add(self, sample: Sample) -> None:
         labels = sample.labels.tolist()
@@ -89,7 +123,10 @@ class SampleDataset:
                 f"Image {sample.image_id} has the labels {sorted(set(labels))}: expected 0 to "
                 f"{len(self.classes.names) - 1}, the classes {', '.join(self.classes.names)}."
             )
-        self.image_ids.append(sample.image_id)
+        size = (sample.image.shape[-2], sample.image.shape[-1])
+        if sample.original_size != size:
+            raise UserError(f"Image {sample.image_id} has original_size {sample.original_size}: expected {size}.")
+        self.image_ids.append(int(sample.image_id))
         self._sizes.append(sample.original_size)
         self._paths.append(sample.path)
         self.max_objects = max(self.max_objects, len(labels))
@@ -127,5 +164,4 @@ class SampleDataset:
         return {"images": images, "annotations": list(self._annotations), "categories": categories}
 
     def fingerprint(self) -> str:
-        content = json.dumps([self.classes.names, self.ground_truth(), self._pixels])
-        return hashlib.sha256(content.encode()).hexdigest()
+        return self._fingerprint

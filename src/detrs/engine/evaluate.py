@@ -75,7 +75,7 @@ def evaluate(detector: TrainedDetector, dataset: Dataset, runtime: Runtime, *, w
 def evaluate_checkpoint(
     path: Path | str,
     *,
-    data: str | Dataset | None = None,
+    data: str | Path | Dataset | None = None,
     split: str | None = None,
     resize_to: tuple[int, int] | None = None,
     batch_size: int | None = None,
@@ -101,7 +101,7 @@ def evaluate_checkpoint(
     runtime = Runtime(RuntimeConfig(device=device))
     detector = load_detector(Path(path))
     trained = detector.experiment
-    folder = data if isinstance(data, str) else trained.data.path
+    folder = str(data) if isinstance(data, str | Path) else trained.data.path
     experiment = replace(
         trained,
         data=replace(
@@ -119,11 +119,13 @@ def evaluate_checkpoint(
         runtime=RuntimeConfig(device=device, workers=workers),
     )
     config.validate(experiment)
-    if data is None or isinstance(data, str):
+    if data is None or isinstance(data, str | Path):
         dataset, name = open_validation(experiment, is_given=data is not None), f"the data set '{folder}'"
     else:
         dataset, name = data, "the data set"
         check_protocol(dataset, "data")
+        if split is not None:
+            raise UserError("split: expected None with data in Python, which is one split.")
     check_same_classes(detector.classes.names, dataset.classes.names, f"the checkpoint '{path}'", name)
     detector.module.to(runtime.device)
     detector = replace(
@@ -140,6 +142,8 @@ def open_validation(experiment: Experiment, *, is_given: bool) -> Dataset:
     try:
         return open_dataset(folder, experiment.data.val_split)  # no cache: every image is used once
     except UserError as error:
+        if folder is None:
+            raise UserError("The detector was trained on data in Python: pass data=... (--data FOLDER).") from None
         if is_given or (folder is not None and os.path.isdir(os.path.expanduser(folder))):
             raise
         raise UserError(f"{error} This is the data set of training: if it has moved, give --data.") from None

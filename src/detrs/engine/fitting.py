@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from detrs import models
 from detrs.checkpoints import format
@@ -9,8 +10,11 @@ from detrs.checkpoints.detector import different, load_detector
 from detrs.config import Experiment
 from detrs.data.sample import Dataset
 from detrs.engine.evaluate import check_same_classes
+from detrs.engine.run import changes
 from detrs.errors import UserError
+from detrs.models import ModelSettings
 from detrs.models.detector import Model
+from detrs.schema import to_dict
 from detrs.structures import Classes
 
 
@@ -45,7 +49,19 @@ def for_data(experiment: Experiment, train_set: Dataset, val_set: Dataset) -> Ex
     )
 
 
-def load_initial(path: str, model: Model, classes: Classes) -> None:
+FREE_TO_CHANGE = ("num_classes", "dropout", "weights", "freeze_stem")
+"""Settings of a model, and of its backbone, that may differ from those of its initial weights."""
+
+
+def architecture(config: ModelSettings) -> dict[str, Any]:
+    """The settings of a model that its weights depend on."""
+    values: dict[str, Any] = {"kind": type(config).__name__, **to_dict(config)}
+    values["classification"] = type(getattr(config, "classification", None)).__name__  # not its weights
+    values["backbone"] = {name: value for name, value in values["backbone"].items() if name not in FREE_TO_CHANGE}
+    return {name: value for name, value in values.items() if name not in FREE_TO_CHANGE}
+
+
+def load_initial(path: str, model: Model, config: ModelSettings, classes: Classes) -> None:
     """Initialize ``model`` with the weights of a trained detector.
 
     Raises:
@@ -57,7 +73,8 @@ def load_initial(path: str, model: Model, classes: Classes) -> None:
             f"The initial weights '{path}' have the classes {', '.join(start.classes.names)}; the data set has "
             f"{', '.join(classes.names)}. Both must have the same class names in the same order."
         )
-    if wrong := different(model.state_dict(), start.module.state_dict()):
+    wrong = changes(architecture(start.experiment.model), architecture(config), "model")
+    if wrong or different(model.state_dict(), start.module.state_dict()):
         trained = start.experiment.name or type(start.experiment.model).__name__
         raise UserError(
             f"The initial weights '{path}' are of another model ({trained}): {format.some_of(wrong)}. Train the same "

@@ -77,11 +77,17 @@ class Interruption:
         again = self.signum != 0 and signum == signal.SIGINT and waited
         if not self.signum:
             self.signum, self._at = signum, time.monotonic()
-            if callable(previous := signal.getsignal(signal.SIGCHLD)):
-                self._previous[signal.SIGCHLD] = previous
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self._ignore_loaders()
         if again or self._immediate:
             raise Interrupted(signum, at_once=again)
+
+    def _ignore_loaders(self) -> None:
+        """Disable PyTorch's handler for the end of loader processes; the handler of an application stays."""
+        number = getattr(signal, "SIGCHLD", None)  # not on Windows
+        previous = None if number is None else signal.getsignal(number)
+        if number is not None and getattr(previous, "__module__", "").startswith("torch."):
+            self._previous[number] = previous
+            signal.signal(number, signal.SIG_DFL)
 
     @contextmanager
     def immediately(self) -> Iterator[None]:

@@ -34,7 +34,7 @@ from detrs.schema import to_dict
 
 logger = logging.getLogger("detrs")
 
-FREE_TO_CHANGE = ("name", "initial", "schedule", "evaluation", "runtime")
+FREE_TO_CHANGE = ("name", "schedule", "evaluation", "runtime")
 """Settings that may differ when a run is resumed. Others would make it a different run."""
 
 
@@ -121,7 +121,7 @@ class RunFolder:
         for values in (before, now):
             values["data"].pop("path")  # data may be moved; the fingerprint is compared instead
             values["model"].pop("num_classes")  # comes from the data
-        changed = [line for section in before for line in _changes(before[section], now[section], section)]
+        changed = [line for section in before for line in changes(before[section], now[section], section)]
         fixed = [line for line in changed if not line.startswith(FREE_TO_CHANGE)]
         if fixed:
             raise UserError(f"The run in '{self.path}' cannot be resumed with other settings: {'; '.join(fixed)}.")
@@ -182,8 +182,8 @@ def _is_of_a_failed_start(path: Path) -> bool:
     return bool(known or re.fullmatch(r"train_batch_\d+\.jpg", path.name))
 
 
-def _changes(before: Any, now: Any, where: str) -> list[str]:
+def changes(before: Any, now: Any, where: str) -> list[str]:
     """``setting: old -> new`` for every setting that differs."""
     if isinstance(before, dict) and isinstance(now, dict) and before.keys() == now.keys():
-        return [line for key in before for line in _changes(before[key], now[key], f"{where}.{key}")]
+        return [line for key in before for line in changes(before[key], now[key], f"{where}.{key}")]
     return [] if before == now else [f"{where}: {json.dumps(before)} -> {json.dumps(now)}"]

@@ -26,6 +26,7 @@ from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from detrs.config import RuntimeConfig
+from detrs.criterion.objective import Objective
 from detrs.devices import pick_device
 from detrs.errors import UserError
 
@@ -56,13 +57,12 @@ class Runtime:
 
     Args:
         config: device, precision, accumulation.
-        unused_parameters: some parameters do not contribute to the loss (no auxiliary losses).
 
     Raises:
         UserError: the device is not available, or does not support the precision.
     """
 
-    def __init__(self, config: RuntimeConfig, *, unused_parameters: bool = False) -> None:
+    def __init__(self, config: RuntimeConfig) -> None:
         device = pick_device(config.device)
         if config.precision == "fp16" and device.type == "cpu":
             raise UserError("runtime.precision 'fp16' is not supported on the CPU: choose 'fp32' or 'bf16'.")
@@ -72,9 +72,7 @@ class Runtime:
             cpu=device.type == "cpu",
             mixed_precision=PRECISIONS[config.precision],
             device_placement=False,
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(find_unused_parameters=unused_parameters, gradient_as_bucket_view=True)
-            ],
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
         if self._accelerator.num_processes > 1:
             atexit.register(_leave_process_group)
@@ -94,8 +92,9 @@ class Runtime:
             detector = convert_sync_batchnorm(detector)  # torch's would drop the activation in timm's layers
         return detector
 
-    def prepare(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+    def prepare(self, objective: Objective, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         """Wrap the objective (autocast, distributed) and the optimizer for training."""
+        self._accelerator.ddp_handler.find_unused_parameters = objective.has_unused_parameters
         wrapped, prepared = self._accelerator.prepare(objective, optimizer)
         return wrapped, prepared
 

@@ -85,17 +85,18 @@ class Saver:
         """
         data, output = self.experiment.data, self.folder.path
         before, now = meta.get("class_names", list(self.class_names)), list(self.class_names)
+        name = "the data set" if data.path is None else f"the data set '{data.path}'"
         if before != now:
             raise UserError(
-                f"The run in '{output}' was started with the classes {', '.join(before)}; the data set '{data.path}' "
-                f"now has {', '.join(now)}. Restore the data set or start a new run."
+                f"The run in '{output}' was started with the classes {', '.join(before)}; {name} now "
+                f"has {', '.join(now)}. Restore the data set or start a new run."
             )
         prints = self.fingerprints()
         changed = [getattr(data, f"{split}_split") for split in prints if prints[split] != meta["fingerprints"][split]]
         splits = " and ".join(f"'{split}'" for split in changed)
         if changed and not self.experiment.runtime.allow_changed_data:
             raise UserError(
-                f"The data set '{data.path}' has changed since the run in '{output}' was started: {splits} differ. "
+                f"{name[0].upper()}{name[1:]} has changed since the run in '{output}' was started: {splits} differ. "
                 "Restore it, start a new run, or continue with the changed data: --runtime.allow-changed-data True"
             )
         if changed:
@@ -155,6 +156,8 @@ class Saver:
 
     def resume_command(self) -> str:
         """The command that continues the run."""
+        if self.experiment.data.path is None:
+            return f"detrs.training(..., {str(self.folder.path)!r}, resume=True) with the same train_set and val_set"
         return f"detrs train --resume {shlex.quote(str(self.folder.path))}"
 
     @property

@@ -112,6 +112,7 @@ class Step:
             with self.runtime.micro_batch(self.objective, last=number == len(batches)):
                 losses = self.objective(batch, totals)
                 self.runtime.backward(losses.total)
+            assert not {"total", "grad_norm"} & losses.terms.keys(), "reserved names"
             for name, value in {"total": losses.total.detach(), **losses.terms}.items():
                 sums[name] = sums.get(name, 0.0) + value
         values = self.runtime.mean(torch.stack(list(sums.values())))

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from detrs import config
+from detrs.checkpoints import read_meta
 from detrs.config import Experiment
 from detrs.data import open_dataset
 from detrs.data.sample import Dataset, check_protocol
+from detrs.engine.fitting import check_divisible
 from detrs.engine.interruption import Interrupted, Interruption
 from detrs.engine.journal import StepReport, display, format_scores
 from detrs.engine.run import RunFolder
@@ -67,8 +69,13 @@ def training(
         UserError: invalid settings, data or folder, or training diverged.
     """
     began = time.monotonic()
+    if train_set is not None and val_set is not None:  # a folder would not be used
+        experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, path=None))
     config.validate(experiment)
-    runtime = Runtime(experiment.runtime, unused_parameters=not experiment.criterion.auxiliary)
+    runtime = Runtime(experiment.runtime)
+    check_divisible(experiment.data.batch_size, runtime.world_size, experiment.runtime.accumulate)
+    if experiment.initial is not None and not resume:
+        read_meta(Path(experiment.initial).expanduser())  # a missing file is reported before data are loaded
     folder = RunFolder(Path(output))
     if runtime.is_main:
         folder.check(resume=resume)

@@ -14,7 +14,7 @@ from detrs.engine.average import Average
 from detrs.engine.clock import Clock
 from detrs.engine.evaluate import Scores, evaluate
 from detrs.engine.figures import save_curves, save_predictions, save_training_batch
-from detrs.engine.fitting import check_divisible, for_data, load_initial
+from detrs.engine.fitting import for_data, load_initial
 from detrs.engine.journal import Metrics, StepReport
 from detrs.engine.optimizer import build_optimizer
 from detrs.engine.run import RunFolder
@@ -61,7 +61,6 @@ class Trainer:
     ) -> None:
         self.train_set, self.val_set, self.folder, self.runtime = train_set, val_set, folder, runtime
         self.classes = train_set.classes
-        check_divisible(experiment.data.batch_size, runtime.world_size, experiment.runtime.accumulate)
         experiment = for_data(experiment, train_set, val_set)
         self.preprocessing = preprocessing_of(experiment)
         self.clock = Clock(
@@ -78,15 +77,17 @@ class Trainer:
         with runtime.main_first():
             detector = models.build(experiment.model, pretrained=pretrained).to(runtime.device).train()
         if experiment.initial is not None and not resume:
-            load_initial(experiment.initial, detector, self.classes)
+            load_initial(experiment.initial, detector, experiment.model, self.classes)
         detector = runtime.synchronize_batch_norm(detector)
         optimizer = build_optimizer(detector, experiment.optimizer)
         decay = experiment.optimizer.ema_decay
         self.state = TrainingState(detector, None if decay is None else Average(detector, decay), optimizer)
         if experiment.runtime.checkpoint_activations and not checkpoint_activations(detector):
             raise UserError("runtime.checkpoint_activations is True, but the model has no encoder or decoder layers.")
-        objective, prepared = runtime.prepare(detector.objective(experiment.criterion), optimizer)
-        self.step_on = Step(experiment, objective, prepared, self.state, self.preprocessing, self.clock, runtime)
+        objective = detector.objective(experiment.criterion)
+        assert {*objective.parameters()} <= {*detector.parameters()}, "an objective has no parameters of its own"
+        wrapped, prepared = runtime.prepare(objective, optimizer)
+        self.step_on = Step(experiment, wrapped, prepared, self.state, self.preprocessing, self.clock, runtime)
         self.saver = Saver(experiment, folder, train_set, val_set, self.state, self.metrics, self.clock, runtime)
         if runtime.is_main:
             self.log_data(experiment, is_new=not resume)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from detrs.errors import UserError
+from detrs.models.detector import Model
 from detrs.ops.ms_deform_attn import operator as _operator  # noqa: F401 (registers the operator named below)
 
 
@@ -79,7 +80,7 @@ class SpeedReport:
 
 
 def profile(
-    detector: nn.Module,
+    detector: Model,
     image_size: tuple[int, int],
     batch_size: int = 1,
     repeats: int = 5,
@@ -105,10 +106,10 @@ def profile(
     was_training = detector.training
     detector.to(device).eval()
     try:
-        flops = count_flops(detector, images, padding)
+        flops = count_flops(detector, images, padding, run=detector.detect)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        seconds = [_time(lambda: detector(images, padding), device) for _ in range(repeats)]
+        seconds = [_time(lambda: detector.detect(images, padding), device) for _ in range(repeats)]
         peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
     finally:
         detector.train(was_training)
@@ -126,7 +127,7 @@ def profile(
     )
 
 
-def count_flops(module: nn.Module, *inputs: Tensor) -> int:
+def count_flops(module: nn.Module, *inputs: Tensor, run: Callable[..., object] | None = None) -> int:
     """Multiply-adds of the convolutions, linear layers and matrix products in ``module(*inputs)``."""
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     fast_path = torch.backends.mha.get_fastpath_enabled()
@@ -135,7 +136,7 @@ def count_flops(module: nn.Module, *inputs: Tensor) -> int:
         parameter.requires_grad_(False)
     try:
         with FlopCounterMode(display=False, custom_mapping=UNLISTED_ATTENTION | UNCOUNTED) as counter:
-            module(*inputs)
+            (run or module)(*inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for parameter in trainable:

@@ -1,19 +1,16 @@
 """Object queries: learned, or from the encoder's proposals."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detrs.classification import ProposalLabels
 from detrs.layers.heads import DetectionHead
 from detrs.layers.initialization import ExactLinear, xavier_linear
 from detrs.layers.position import sine_features
 from detrs.structures import Prediction, Pyramid, Queries
-
-ProposalScore = Callable[[Tensor], Tensor]
-"""Logits of proposals (B, S, K) to their scores (B, S)."""
 
 
 class LearnedQueries(nn.Module):
@@ -42,14 +39,14 @@ class ProposalQueries(nn.Module):
         num_queries: number of proposals that become queries; all tokens where there are fewer.
         dim: width of tokens and queries.
         head: predicts class and box of each token; separate from the heads of the decoder.
-        score: logits (B, S, K) to the score by which proposals are ranked: ``objectness`` or ``best_class``.
+        labels: what proposals are trained with, and so which score ranks them.
     """
 
-    def __init__(self, num_queries: int, dim: int, head: DetectionHead, score: ProposalScore) -> None:
+    def __init__(self, num_queries: int, dim: int, head: DetectionHead, labels: ProposalLabels) -> None:
         super().__init__()
         self.num_queries = num_queries
         self.dim = dim
-        self.score = score
+        self.score = PROPOSAL_SCORES[labels]
         self.token_proj = xavier_linear(dim, dim)
         self.token_norm = nn.LayerNorm(dim)
         self.head = head
@@ -75,6 +72,9 @@ def objectness(logits: Float[Tensor, "B S K"]) -> Float[Tensor, "B S"]:
 def best_class(logits: Float[Tensor, "B S K"]) -> Float[Tensor, "B S"]:
     """The largest logit, for proposals trained with the classes of objects (Efficient DETR, DINO)."""
     return logits.amax(-1)
+
+
+PROPOSAL_SCORES = {"objectness": objectness, "classes": best_class}
 
 
 def proposal_anchors(memory: Pyramid) -> tuple[Float[Tensor, "B S 4"], Tensor]:

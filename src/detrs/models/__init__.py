@@ -8,14 +8,15 @@ model can detect.
 from types import ModuleType
 from typing import Protocol, runtime_checkable
 
+from detrs import schema
 from detrs.backbones.timm import BackboneConfig
+from detrs.errors import UserError
 from detrs.models import anchor_detr, conditional_detr, deformable_detr, detr
 from detrs.models.anchor_detr import AnchorDETRConfig
 from detrs.models.conditional_detr import ConditionalDETRConfig
 from detrs.models.deformable_detr import DeformableDETRConfig
 from detrs.models.detector import Model
 from detrs.models.detr import DETRConfig
-from detrs.schema import check_ranges
 
 ModelConfig = DETRConfig | ConditionalDETRConfig | AnchorDETRConfig | DeformableDETRConfig
 
@@ -46,7 +47,11 @@ def check(config: ModelSettings) -> None:
     Raises:
         UserError: naming them.
     """
-    check_ranges(config, "model")
+    if type(config) not in MODELS:
+        raise UserError(
+            f"Expected the configuration of a model, for example detrs.preset('detr-r50').model, got {config!r:.80}."
+        )
+    schema.check(config, "model")
     MODELS[type(config)].check(config)
 
 

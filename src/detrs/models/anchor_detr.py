@@ -78,8 +78,8 @@ class AnchorDETRConfig:
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Dropout on attention, after it and inside feed-forward networks, in training."""
     num_queries: Annotated[int, Ge(1)] = 900
-    """Object queries (Q), one per pattern and anchor point: the largest number of detections per image; a multiple of
-    ``num_patterns``, so fewer patterns mean more points."""
+    """Object queries (Q), one per pattern and anchor point; a multiple of ``num_patterns``. Each is matched with one
+    object at most, so no image may have more objects."""
     num_patterns: Annotated[int, Ge(1)] = 3
     """N_p, queries at each anchor point, each with its own initial content."""
     anchors: Literal["learned", "grid"] = "learned"

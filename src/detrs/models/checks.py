@@ -28,6 +28,6 @@ def check_queries(max_objects: int, num_queries: int, enough: int) -> None:
     """
     if max_objects > num_queries:
         raise UserError(
-            f"An image of the data set has {max_objects} objects, but the model detects at most {num_queries} objects "
-            f"per image: add --model.num-queries {enough} (or more)."
+            f"An image of the data set has {max_objects} objects, but the model has {num_queries} queries, one per "
+            f"object: add --model.num-queries {enough} (or more)."
         )

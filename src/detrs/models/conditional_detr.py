@@ -64,7 +64,7 @@ class ConditionalDETRConfig:
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Dropout on attention, after it and inside feed-forward networks, in training."""
     num_queries: Annotated[int, Ge(1)] = 300
-    """Object queries (Q): the largest number of detections per image."""
+    """Object queries (Q); each is matched with one object at most, so no image may have more objects."""
     classification: Focal = field(default_factory=Focal)
     """One sigmoid per class."""
 

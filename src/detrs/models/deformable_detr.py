@@ -21,13 +21,15 @@ the code: with fewer tokens than queries, every token becomes a query instead of
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Lt
 
 from detrs.backbones.timm import BackboneConfig, TimmBackbone
 from detrs.boxes import offset_from_box, offset_from_point
-from detrs.classification import Focal
+from detrs.classification import Focal, ProposalLabels
+from detrs.criterion.objective import SetObjective
 from detrs.errors import UserError
 from detrs.layers.attention import SelfAttention
 from detrs.layers.decoder import Decoder, DecoderLayer, keep, refine
@@ -38,9 +40,11 @@ from detrs.layers.heads import BoxCoder, DetectionHead, box_mlp, class_layer, ze
 from detrs.layers.initialization import XAVIER
 from detrs.layers.neck import ChannelMapper, LevelEmbedding, PyramidNeck, normalized_projection
 from detrs.layers.position import SinePosition
-from detrs.layers.queries import LearnedQueries, ProposalQueries, objectness, offset_from_logits
+from detrs.layers.queries import LearnedQueries, ProposalQueries, offset_from_logits
 from detrs.models.checks import check_heads, check_queries
 from detrs.models.detector import Detector
+
+PROPOSALS: ProposalLabels = "objectness"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +71,7 @@ class DeformableDETRConfig:
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Dropout after attention and inside feed-forward networks, in training."""
     num_queries: Annotated[int, Ge(1)] = 300
-    """Object queries (Q): the largest number of detections per image."""
+    """Object queries (Q); each is matched with one object at most, so no image may have more objects."""
     queries: Literal["learned", "proposals"] = "learned"
     """``learned``: one-stage. ``proposals``: two-stage, the encoder's best proposals; needs ``refine``."""
     reference: Literal["keep", "refine"] = "keep"
@@ -90,6 +94,7 @@ def build(config: DeformableDETRConfig, pretrained: bool = False) -> Detector:
         queries=queries(config),
         decoder=decoder(config),
         classification=config.classification,
+        objective=partial(SetObjective, proposals=PROPOSALS),
     )
 
 
@@ -98,7 +103,7 @@ def queries(config: DeformableDETRConfig) -> LearnedQueries | ProposalQueries:
     if config.queries == "learned":
         return LearnedQueries(config.num_queries, config.dim)
     proposal_head = head(config, offset_from_logits, size_bias=0.0)
-    return ProposalQueries(config.num_queries, config.dim, proposal_head, objectness)
+    return ProposalQueries(config.num_queries, config.dim, proposal_head, PROPOSALS)
 
 
 def decoder(config: DeformableDETRConfig) -> Decoder:

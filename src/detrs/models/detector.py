@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detrs.classification import Classification
-from detrs.criterion.objective import SetObjective
+from detrs.criterion.objective import Objective, SetObjective
 from detrs.criterion.set_criterion import CriterionConfig
 from detrs.layers.decoder import Decoder
 from detrs.layers.encoder import Encoder
@@ -22,8 +22,8 @@ class Model(nn.Module, ABC):
     """
 
     @abstractmethod
-    def objective(self, config: CriterionConfig) -> nn.Module:
-        """A module around this model that maps a ``Batch`` of normalized images and ``Totals`` to ``Losses``."""
+    def objective(self, config: CriterionConfig) -> Objective:
+        """The module around this model that is trained."""
 
     @abstractmethod
     def detect(
@@ -59,7 +59,7 @@ class Detector(Model):
         queries: nn.Module,
         decoder: Decoder,
         classification: Classification,
-        objective: Callable[["Detector", CriterionConfig], nn.Module] = SetObjective,
+        objective: Callable[["Detector", CriterionConfig], Objective] = SetObjective,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -77,7 +77,7 @@ class Detector(Model):
         queries, proposals = self.queries(memory)
         return Predictions(self.decoder(queries, memory)[0], proposals)
 
-    def objective(self, config: CriterionConfig) -> nn.Module:
+    def objective(self, config: CriterionConfig) -> Objective:
         return self._objective(self, config)
 
     def detect(

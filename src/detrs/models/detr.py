@@ -61,7 +61,7 @@ class DETRConfig:
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Dropout on attention, after it and inside feed-forward networks, in training."""
     num_queries: Annotated[int, Ge(1)] = 100
-    """Object queries (Q): the largest number of detections per image."""
+    """Object queries (Q); each is matched with one object at most, so no image may have more objects."""
     classification: Classification = field(default_factory=Softmax)
     """``Softmax``: one distribution over the classes and "no object". ``Focal``: one sigmoid per class (DETR-DC5+)."""
 

@@ -1,0 +1,96 @@
+"""Metadata of a checkpoint that are missing, of another type or out of range."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detrs import models, presets
+from detrs.checkpoints import TrainedDetector, format, load_detector, save_detector
+from detrs.checkpoints.detector import preprocessing_of
+from detrs.errors import UserError
+from detrs.structures import Classes
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    experiment = presets.preset("deformable-detr-tiny")
+    path = tmp_path_factory.mktemp("detector") / "best.safetensors"
+    detector = TrainedDetector(
+        module=models.build(experiment.model),
+        classes=Classes(tuple(f"class {i}" for i in range(91)), tuple(range(1, 92))),
+        preprocessing=preprocessing_of(experiment),
+        experiment=experiment,
+        scores={"ap": None},
+        step=3,
+        epoch=1,
+    )
+    save_detector(path, detector)
+    return path
+
+
+def test_it_is_loaded_as_saved(checkpoint: Path) -> None:
+    detector = load_detector(checkpoint)
+    assert detector.experiment == presets.preset("deformable-detr-tiny")
+    assert detector.preprocessing == preprocessing_of(detector.experiment)
+    assert (detector.scores, detector.step, detector.epoch) == ({"ap": None}, 3, 1)
+    assert detector.classes.names[90] == "class 90" and not detector.module.training
+
+
+NAMES, IDS = [f"{i}" for i in range(91)], list(range(91))
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("classes", "names"), ["a"]),
+        (("classes", "names"), "ab"),
+        (("classes", "names"), [*NAMES[:90], "0"]),
+        (("classes", "names"), [*NAMES[:90], 7]),
+        (("classes", "names"), None),
+        (("classes", "category_ids"), [1]),
+        (("classes", "category_ids"), [*IDS[:90], 0]),
+        (("classes", "category_ids"), [*IDS[:90], 1.5]),
+        (("classes",), {}),
+        (("classes",), []),
+        (("classes",), "dog"),
+        (("preprocessing", "resize_to"), [0, 0]),
+        (("preprocessing", "resize_to"), [64]),
+        (("preprocessing", "resize_to"), 64),
+        (("preprocessing", "std"), [0, 0, 0]),
+        (("preprocessing", "mean"), "x"),
+        (("preprocessing",), None),
+        (("preprocessing", "cwd"), 3),
+        (("scores",), "high"),
+        (("step",), "three"),
+        (("epoch",), True),
+        (("experiment", "evaluation", "max_detections"), -1),
+        (("experiment", "optimizer", "lr"), 10**400),
+        (("experiment", "schedule", "kind"), "linear"),
+        (("experiment", "model", "kind"), "os.system"),
+        (("experiment", "model", "dim"), 33),
+        (("experiment", "model", "__class__"), "x"),
+        (("experiment",), []),
+    ],
+    ids=str,
+)
+def test_malformed_metadata(checkpoint: Path, tmp_path: Path, where: tuple[str, ...], value: Any) -> None:
+    saved = format.load(checkpoint)
+    section: Any = saved.meta
+    for key in where[:-1]:
+        section = section[key]
+    section[where[-1]] = value
+    path = tmp_path / "malformed.safetensors"
+    format.save(path, saved.tensors, saved.meta)
+    with pytest.raises(UserError, match=r"malformed.safetensors"):
+        load_detector(path)
+
+
+@pytest.mark.parametrize("key", ["preprocessing", "scores", "step", "epoch", "experiment"])
+def test_missing_metadata(checkpoint: Path, tmp_path: Path, key: str) -> None:
+    saved = format.load(checkpoint)
+    del saved.meta[key]
+    path = tmp_path / "missing.safetensors"
+    format.save(path, saved.tensors, saved.meta)
+    with pytest.raises(UserError, match=rf"missing.safetensors.*{key}"):
+        load_detector(path)
