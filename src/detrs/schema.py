@@ -91,7 +91,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
 
 
 def check_ranges(config: Any, where: str = "") -> None:
-    """Refuse numbers outside the range that annotates their field, and numbers that are not finite.
+    """Check that all numbers are finite and in the range that annotates their field.
 
     Args:
         config: an instance of a configuration class; its sections are checked, too.

@@ -1,4 +1,4 @@
-"""A data set from samples in Python."""
+"""A dataset from samples in Python."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ def make_sample(image: Any, boxes_xyxy: ArrayLike, labels: ArrayLike, image_id: 
         image: a file, a Pillow image, an array (H, W, 3) or a tensor (3, H, W).
         boxes_xyxy: (N, 4), (x1, y1, x2, y2) in pixels of the upright image.
         labels: (N), class indices from 0.
-        image_id: unique within the data set.
+        image_id: unique within the dataset.
         path: file of the image, for messages.
 
     Raises:
@@ -48,7 +48,7 @@ def make_sample(image: Any, boxes_xyxy: ArrayLike, labels: ArrayLike, image_id: 
 
 
 class SampleDataset:
-    """A data set from a sequence of samples, with everything that training and evaluation need.
+    """A dataset from a sequence of samples, with everything that training and evaluation need.
 
     Every sample is loaded once at the start, for sizes, boxes and labels.
 
@@ -78,7 +78,7 @@ class SampleDataset:
             pixels.update(np.ascontiguousarray(sample.image.numpy()).data)
         self._pixels = pixels.hexdigest()
         if not self.image_ids:
-            raise UserError("The data set has no samples: expected at least one.")
+            raise UserError("The dataset has no samples: expected at least one.")
         if len(set(self.image_ids)) < len(self.image_ids):
             raise UserError("An image_id occurs twice in the samples: expected a unique one for each image.")
 

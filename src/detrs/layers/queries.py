@@ -40,7 +40,7 @@ class ProposalQueries(nn.Module):
 
     Args:
         num_queries: number of proposals that become queries; all tokens where there are fewer.
-        dim: width of tokens and queries.
+        dim: embedding dimension of tokens and queries.
         head: predicts class and box of each token; separate from the heads of the decoder.
         score: logits (B, S, K) to the score by which proposals are ranked: ``objectness`` or ``best_class``.
     """

@@ -2,7 +2,7 @@
 
 import pytest
 
-from detrs.engine.fitting import check_divisible
+from detrs.engine.compatibility import check_divisible
 from detrs.errors import UserError
 
 
