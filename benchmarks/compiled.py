@@ -32,7 +32,7 @@ TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-KERNELS = ("forward", "backward", "add", "bin", "own", "gather")
+KERNELS = ("forward", "backward", "add", "bin", "accumulate_tile", "gather")
 FORMS = ("plain", "point", "box")
 DTYPES = ("float32", "bfloat16", "float16")
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -52,7 +52,7 @@ class Report(NamedTuple):
     instructions: int
     """Static count of machine instructions."""
     per_point: float | None
-    """Machine instructions that a warp executes per sampling point and query; of ``own``, per sample."""
+    """Machine instructions that a warp executes per sampling point and query; of ``accumulate_tile``, per sample."""
     registers: int
     spills: int
     """Bytes of spilled registers."""
@@ -70,7 +70,7 @@ def launches(
     form: str = "plain",
     dtype: torch.dtype = torch.float32,
     target: str = "sm_90",
-    owners: bool = False,
+    binned: bool = False,
     channels: int = 32,
     points: tuple[int, ...] = (4, 4, 4, 4),
     padding: bool = False,
@@ -87,7 +87,7 @@ def launches(
     padded = torch.zeros(2, tokens, dtype=torch.bool) if padding else None
     inputs = Inputs(value, shapes, points, locations, locations[..., 0].contiguous(), reference_points, padded)
     needs = (True, True, True, reference_points is not None)
-    with recorded(target) as found, mock.patch.object(triton_gpu, "OWNERS_FROM", 0 if owners else 1 << 30):
+    with recorded(target) as found, mock.patch.object(triton_gpu, "BINNED_FROM", 0 if binned else 1 << 30):
         out = triton_gpu.forward(inputs)
         triton_gpu.backward(torch.zeros_like(out), inputs, needs)
     return found
@@ -142,7 +142,7 @@ def report(launch: Launch, target: str, form: str, dtype: torch.dtype) -> Report
     if looped is not None and name in ("forward", "backward", "add"):  # all loops are over the points of a level
         executed = sum(opcodes.values()) + looped * (options["points"][0] - 1)
         per_point = round(executed * options["num_warps"] / (options["TILE"] * options["K"]), 2)
-    elif looped is not None and name == "own":
+    elif looped is not None and name == "accumulate_tile":
         per_point = round(looped * options["num_warps"] / options["STEP"], 2)
     return Report(
         kernel=name,
@@ -238,7 +238,7 @@ def _amd(binary: Any) -> tuple[collections.Counter, None, dict[str, int]]:
 
 def reports(form: str, dtype: torch.dtype, target: str) -> Iterator[Report]:
     """All kernels: forward, backward, and both methods for the gradient of the value."""
-    both = launches(form, dtype, target, owners=False) + launches(form, dtype, target, owners=True)
+    both = launches(form, dtype, target, binned=False) + launches(form, dtype, target, binned=True)
     for launch in {launch.kernel.__name__: launch for launch in both}.values():
         yield report(launch, target, form, dtype)
 

@@ -1,9 +1,9 @@
 """Six experiments on the design choices of the GPU kernels: python benchmarks/experiments.py [E1 E4 ...]
 
-    E1  gradient of the value: atomics or owners, by the number of samples per row (``OWNERS_FROM``)
+    E1  gradient of the value: atomics or binned, by the number of samples per row (``BINNED_FROM``)
     E2  forward: lanes per query, warps, queries in rows or in blocks of 8 x 8 pixels
     E3  token-major or head-major values
-    E4  owners: side of a tile, samples per step, length of a chunk, precision; time of each kernel
+    E4  binned: side of a tile, samples per step, length of a chunk, precision; time of each kernel
     E5  fused or not, and the overhead of the host if launches are not recorded
     E6  other implementations, if installed
 
@@ -144,7 +144,7 @@ def e1() -> Iterator[Line]:
     for queries, batch, locations, dtype in itertools.product((ENCODER, 300, 900, 3000), (1, 2), LOCATIONS, DTYPES):
         case = Case(queries, batch, locations, dtype)
         inputs, grad = kernels._prepared(arguments(case)), upstream(case)
-        for way in ("atomics", "owners"):
+        for way in ("atomics", "bins"):
             time = microseconds(partial(getattr(kernels, f"_by_{way}"), grad, inputs))
             yield line(case, time, SCATTER, way=way)
 
@@ -191,11 +191,11 @@ def e4() -> Iterator[Line]:
             )
             inputs, grad = kernels._prepared(arguments(case)), upstream(case)
             with too_large() as failed:
-                yield line(case, microseconds(partial(kernels._by_owners, grad, inputs)), SCATTER, **setting)
+                yield line(case, microseconds(partial(kernels._by_bins, grad, inputs)), SCATTER, **setting)
             if failed:
                 yield {**asdict(case), **setting, "failed": str(failed[0])}
             elif not chosen:
-                for name, time in kernel_microseconds(partial(kernels._by_owners, grad, inputs)).items():
+                for name, time in kernel_microseconds(partial(kernels._by_bins, grad, inputs)).items():
                     yield {**asdict(case), "kernel": name, "microseconds": time}
 
 

@@ -1,7 +1,7 @@
 """Trains several presets under one budget and keeps their curves: python benchmarks/training.py [--only PRESET ...]
 
 Every run appends a JSON line to benchmarks/results/training.jsonl, finished or not. From the newest line of each preset
-come the tables in benchmarks/README.md and the pictures in docs/figures.
+come the tables in benchmarks/README.md and the figures in docs/figures.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ from training_figure import training_figure
 
 from detrs import config, models
 from detrs.cli import print_error
-from detrs.cli.arguments import Flag, Size, both, check_data, parse
+from detrs.cli.arguments import Flag, Size, as_pair, check_data, parse
 from detrs.config import Experiment
 from detrs.data import open_dataset
 from detrs.data.loader import steps_per_epoch
 from detrs.devices import pick_device
-from detrs.engine.fitting import for_data
+from detrs.engine.compatibility import for_data
 from detrs.engine.run import RunFolder
 from detrs.engine.train import train, training
 from detrs.errors import UserError
@@ -59,10 +59,10 @@ ENDLESS = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingArguments:
-    """Train presets on the same pictures under the same budget, one after the other, and compare their curves."""
+    """Train presets on the same images under the same budget, one after the other, and compare their curves."""
 
     only: tuple[str, ...] = PRESETS
-    """Presets to train now; the newest results of all others stay in table and picture."""
+    """Presets to train now; the newest results of all others stay in tables and figures."""
     data: str = "digits"
     """Folder with COCO annotations, or digits: the built-in demo set."""
     image_size: Size = (128, 192)
@@ -82,7 +82,7 @@ class TrainingArguments:
     resume: Flag = False
     """Go on with runs in --output that were interrupted."""
     draw: Flag = False
-    """Train nothing: table and picture from the lines that are there."""
+    """Train nothing; write tables and figures from stored results."""
 
     @property
     def minutes(self) -> float:
@@ -101,13 +101,13 @@ def prepare(name: str, arguments: TrainingArguments) -> Run:
     """The preset's own recipe, scaled to the budget; data, image size, evaluations and seed are those of all.
 
     Raises:
-        UserError: no such preset or data set, they do not fit, or there is another run to resume.
+        UserError: no such preset or dataset, they do not fit, or there is another run to resume.
     """
     own = preset(name)
     augment = own.data.augment if own.data.augment != "official" else "crop"  # the same recipe at any size
     if arguments.data == "digits":
         augment = "none"  # a mirrored digit is no digit
-    data = dataclasses.replace(own.data, path=arguments.data, resize_to=both(arguments.image_size), augment=augment)
+    data = dataclasses.replace(own.data, path=arguments.data, resize_to=as_pair(arguments.image_size), augment=augment)
     train_set = open_dataset(data.path, data.train_split, keep_empty=data.keep_empty)
     steps = steps_per_epoch(len(train_set), data.batch_size)
     usual = max(1, arguments.epochs * steps // POINTS) if arguments.epochs else STEPS_BETWEEN
@@ -202,7 +202,7 @@ def warm_up(experiment: Experiment) -> None:
 def points(journal: list[Line], batch_size: int, steps_per_epoch: int) -> list[Line]:
     """The evaluations of a run over epochs, and over seconds spent on steps.
 
-    Its loader is part of a step; evaluations, saves and pictures are not.
+    Its loader is part of a step; evaluations, saves and drawings are not.
     """
     found, seconds, step = [], 0.0, 0
     for line in journal:
@@ -286,7 +286,7 @@ def time_to(ap: float, run: Line, reference: Line | None, key: str, decimals: in
 
 
 def publish(results: Path, readme: Path, figures: Path) -> None:
-    """Draw the pictures and write the tables."""
+    """Draw the figures and write the tables."""
     newest = page.newest(results, lambda line: (json.dumps(line["setting"]), line["preset"]))
     texts: list[str] = []
     drawn: Counter[str] = Counter()

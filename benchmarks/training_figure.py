@@ -1,4 +1,4 @@
-"""The curves of several runs as one picture: AP over epochs, and AP over seconds of training."""
+"""The curves of several runs as one figure: AP over epochs, and AP over seconds of training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ STYLES = {
     "anchor-detr-tiny": (GREEN, "^"),
     "deformable-detr-tiny": (RED, "D"),
 }
-"""Color and marker of a preset: the same in every picture, whoever else is in it."""
+"""Color and marker of a preset: the same in every figure."""
 OTHERS = ((SKY, "v"), (PURPLE, "P"), (GREY, "X"), ("black", "*"))
 GAP = 0.065
 """Least distance between two names, as a share of the height of a panel."""

@@ -38,7 +38,7 @@ def test_a_rename_that_fails_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_an_error_of_the_block_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), files.replaced(tmp_path / "a") as temporary:
+    with pytest.raises(ZeroDivisionError), files.atomic_write(tmp_path / "a") as temporary:
         temporary.write_text("half")
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []

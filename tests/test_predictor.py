@@ -40,7 +40,7 @@ SIZES = ((149, 211), (307, 97), (53, 53), (131, 389), (83, 59))  # (height, widt
 
 
 class Finder(Model):
-    """Finds the one bright rectangle of a dark picture by looking at the pixels, so that geometry is tested exactly."""
+    """Finds the one bright rectangle of a dark image from its pixels, so that geometry is tested exactly."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,8 +70,8 @@ class Finder(Model):
         return best_boxes(Prediction(logits, torch.stack(boxes)[:, None]), Focal(), max_detections)
 
 
-def picture(size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int, int, int]]:
-    """A black picture with one white rectangle, and the rectangle (x1, y1, x2, y2)."""
+def make_image(size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    """A black image with one white rectangle, and the rectangle (x1, y1, x2, y2)."""
     height, width = size
     box = (width // 5, height // 3, width // 5 + width // 2, height // 3 + height // 4)
     image = np.zeros((height, width, 3), np.uint8)
@@ -80,7 +80,7 @@ def picture(size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int, int, int
 
 
 def tolerance(size: tuple[int, int]) -> float:
-    """One pixel of the resized picture, in pixels of the original."""
+    """One pixel of the resized image, in pixels of the original."""
     return max(1.0, min(size) / RESIZE_TO[0], max(size) / RESIZE_TO[1])
 
 
@@ -98,32 +98,32 @@ def predictor() -> Predictor:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Pictures 0.png .. 4.png, and what a folder of pictures has beside pictures."""
+    """Images 0.png .. 4.png, and what a folder of images has beside images."""
     for number, size in enumerate(SIZES):
-        Image.fromarray(picture(size)[0]).save(tmp_path / f"{number}.png")
-    (tmp_path / "notes.txt").write_text("no picture")
+        Image.fromarray(make_image(size)[0]).save(tmp_path / f"{number}.png")
+    (tmp_path / "notes.txt").write_text("not an image")
     (tmp_path / "._0.png").write_bytes(b"what a Mac leaves behind")
     (tmp_path / ".thumbnails").mkdir()
     (tmp_path / ".thumbnails" / "0.png").write_bytes(b"what a file browser leaves behind")
     (tmp_path / "deeper").mkdir()
-    Image.fromarray(picture((73, 91))[0]).save(tmp_path / "deeper" / "UPPER.JPG")
+    Image.fromarray(make_image((73, 91))[0]).save(tmp_path / "deeper" / "UPPER.JPG")
     return tmp_path
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_boxes_are_in_pixels_of_the_original(predictor: Predictor, batch_size: int) -> None:
-    images = [picture(size)[0] for size in SIZES]
+    images = [make_image(size)[0] for size in SIZES]
     found = predictor(images, batch_size=batch_size)
     assert [each.image_size for each in found] == list(SIZES)
     for each, size in zip(found, SIZES, strict=True):
         assert each.boxes_xyxy.shape == (1, 4)
-        expected = torch.tensor([picture(size)[1]], dtype=torch.float32)
+        expected = torch.tensor([make_image(size)[1]], dtype=torch.float32)
         torch.testing.assert_close(each.boxes_xyxy, expected, rtol=0, atol=tolerance(size))
 
 
-def test_pictures_of_one_size_go_together(predictor: Predictor) -> None:
+def test_images_of_one_size_go_together(predictor: Predictor) -> None:
     sizes = [SIZES[0], SIZES[1], SIZES[0], SIZES[0], SIZES[1]]
-    found = predictor([picture(size)[0] for size in sizes], batch_size=4)
+    found = predictor([make_image(size)[0] for size in sizes], batch_size=4)
     assert [each.image_size for each in found] == sizes
     finder = predictor.detector.module
     assert isinstance(finder, Finder)
@@ -132,8 +132,8 @@ def test_pictures_of_one_size_go_together(predictor: Predictor) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_turns_picture_and_boxes(predictor: Predictor, tmp_path: Path, orientation: int) -> None:
-    upright, box = picture((149, 211))
+def test_exif_orientation_turns_image_and_boxes(predictor: Predictor, tmp_path: Path, orientation: int) -> None:
+    upright, box = make_image((149, 211))
     undo = {
         2: "FLIP_LEFT_RIGHT",
         3: "ROTATE_180",
@@ -155,7 +155,7 @@ def test_exif_orientation_turns_picture_and_boxes(predictor: Predictor, tmp_path
 
 
 def test_every_kind_of_source_gives_the_same(predictor: Predictor, folder: Path) -> None:
-    array = picture(SIZES[0])[0]
+    array = make_image(SIZES[0])[0]
     path = folder / "0.png"
     sources: list[Any] = [
         path,
@@ -174,13 +174,13 @@ def test_every_kind_of_source_gives_the_same(predictor: Predictor, folder: Path)
     assert [each.source for each in together] == [str(path), str(path), None, None, None, None, None]
 
 
-def test_folders_and_globs_are_sorted_and_hold_pictures_only(predictor: Predictor, folder: Path) -> None:
+def test_folders_and_globs_are_sorted_and_hold_images_only(predictor: Predictor, folder: Path) -> None:
     five = [str(folder / f"{number}.png") for number in range(5)]
     assert [each.source for each in predictor(folder)] == five
     assert [each.source for each in predictor(str(folder / "*"))] == five
     assert [each.source for each in predictor(folder / "[13].png")] == [five[1], five[3]]
     assert [each.source for each in predictor(folder / "**" / "*")] == [*five, str(folder / "deeper" / "UPPER.JPG")]
-    mixed = predictor([five[4], folder / "[0-1].png", picture((73, 91))[0], five[2]])
+    mixed = predictor([five[4], folder / "[0-1].png", make_image((73, 91))[0], five[2]])
     assert [each.source for each in mixed] == [five[4], five[0], five[1], None, five[2]]
 
 
@@ -202,15 +202,15 @@ def test_an_endless_iterable_is_read_no_further_than_needed(predictor: Predictor
     def camera() -> Iterator[np.ndarray]:
         for number in range(10**9):
             assert number < 3, "read ahead"
-            yield picture(SIZES[number])[0]
+            yield make_image(SIZES[number])[0]
 
     found = predictor.predict_iter(camera(), batch_size=3)
     assert [next(found).detections.image_size for _ in range(3)] == list(SIZES[:3])
 
 
-def test_predict_iter_gives_the_picture_too(predictor: Predictor, folder: Path) -> None:
+def test_predict_iter_gives_the_image_too(predictor: Predictor, folder: Path) -> None:
     for size, (image, detections) in zip(SIZES, predictor.predict_iter(folder, batch_size=2), strict=True):
-        np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), picture(size)[0])
+        np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), make_image(size)[0])
         assert detections.image_size == size
 
 
@@ -250,7 +250,7 @@ def test_a_predictor_needs_no_training(tmp_path: Path) -> None:
 
 
 def test_detections_can_be_changed_in_place(predictor: Predictor) -> None:
-    (found,) = predictor(picture((89, 211))[0])
+    (found,) = predictor(make_image((89, 211))[0])
     found.boxes_xyxy.add_(1)
     found.scores.mul_(0.5)
 
@@ -265,7 +265,7 @@ def test_a_folder_that_may_not_be_read(predictor: Predictor, folder: Path, monke
 
 
 def test_labels_keep_the_ids_of_the_data_set(predictor: Predictor) -> None:
-    wide, tall = predictor([picture((89, 211))[0], picture((307, 97))[0]])
+    wide, tall = predictor([make_image((89, 211))[0], make_image((307, 97))[0]])
     assert [result["category_id"] for result in wide.to_coco(1) + tall.to_coco(2)] == [7, 3]
 
 
@@ -276,7 +276,7 @@ def with_faults(folder: Path) -> Path:
     return folder
 
 
-def test_a_file_that_is_no_picture_is_named(predictor: Predictor, with_faults: Path) -> None:
+def test_a_file_that_is_not_an_image_is_named(predictor: Predictor, with_faults: Path) -> None:
     with pytest.raises(UserError, match=r"1\.png"):
         predictor(with_faults)
 
@@ -369,7 +369,7 @@ def experiment() -> Experiment:
     )  # fmt: skip
 
 
-def test_batches_equal_single_pictures(experiment: Experiment) -> None:
+def test_batches_equal_single_images(experiment: Experiment) -> None:
     torch.manual_seed(0)
     predictor = Predictor(trained(models.build(experiment.model), experiment), "cpu")
     random = np.random.default_rng(0)
@@ -393,7 +393,7 @@ def test_a_saved_detector_predicts_as_before(experiment: Experiment, tmp_path: P
     after = Predictor.load(tmp_path / "best.safetensors", "cpu")
     assert (after.detector.classes, after.detector.preprocessing) == (CLASSES, preprocessing)
     assert after.detector.experiment == experiment
-    image = picture(SIZES[0])[0]
+    image = make_image(SIZES[0])[0]
     with use("reference"):
         old, new = before(image, threshold=0.0)[0], after(image, threshold=0.0)[0]
     assert torch.equal(old.boxes_xyxy, new.boxes_xyxy) and torch.equal(old.scores, new.scores)

@@ -102,7 +102,7 @@ def test_dc5_plus_is_detr_with_focal_loss_and_more_queries() -> None:
 
 @pytest.mark.parametrize("name", ["detr-tiny", "conditional-detr-tiny", "anchor-detr-tiny"])
 def test_tiny_presets_can_be_compared(name: str) -> None:
-    """Same backbone, pictures, width, depth, queries, epochs; another learning rate and weight of classes."""
+    """Same backbone, images, width, depth, queries, epochs; another learning rate and weight of classes."""
     tiny, other = preset("deformable-detr-tiny"), preset(name)
     for part in ("data", "schedule", "evaluation"):
         assert getattr(other, part) == getattr(tiny, part)

@@ -42,7 +42,7 @@ def inverse_sigmoid(x: Float[Tensor, "..."], eps: float = 1e-5) -> Float[Tensor,
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
-def absolute(raw: Float[Tensor, "... 4"], nothing: Float[Tensor, "... 0"]) -> Float[Tensor, "... 4"]:
+def absolute(raw: Float[Tensor, "... 4"], reference: Float[Tensor, "... 0"]) -> Float[Tensor, "... 4"]:
     """The box itself, without a reference (DETR)."""
     return raw.sigmoid()
 

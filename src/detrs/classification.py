@@ -108,7 +108,7 @@ class Softmax:
     def normalizer(self, num_objects: int, num_queries: int) -> float:
         """Divisor of the sum: the sum of the weights of all queries, one of which is matched with each object.
 
-        No image may have more objects than queries; training refuses those.
+        No image may have more objects than queries; training rejects those.
         """
         return num_objects + self.no_object_weight * (num_queries - num_objects)
 

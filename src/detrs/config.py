@@ -49,7 +49,7 @@ class ScheduleConfig:
     epochs: Annotated[int, Ge(1)] = 50
     """Passes over the training images."""
     kind: Literal["step", "cosine"] = "step"
-    """``step``: x 0.1 at each of ``drop_at``. ``cosine``: down to ``final_lr_factor`` along half a cosine."""
+    """``step``: x 0.1 at each of ``drop_at``. ``cosine``: cosine decay to ``final_lr_factor``."""
     drop_at: tuple[Annotated[float, Gt(0), Lt(1)], ...] = (0.8,)
     """Fractions of the training at which the learning rate is divided by ten (``step`` only); 0.8 is epoch 40 of
     50."""
@@ -81,7 +81,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """Where and how fast it runs. Results do not change, except for rounding and the statistics of BatchNorm."""
+    """Device, data loading and precision. Results change only by rounding and the statistics of BatchNorm."""
 
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
@@ -96,9 +96,9 @@ class RuntimeConfig:
     checkpoint_activations: bool = False
     """Recompute encoder and decoder layers in the backward pass: less memory, about a third more time."""
     save_every_minutes: Annotated[float, Ge(0)] = 10.0
-    """Minutes between two writes of ``last`` within an epoch (it is also written after each epoch)."""
+    """Save ``last.safetensors`` every N minutes within an epoch, and after each epoch."""
     log_every: Annotated[int, Ge(1)] = 20
-    """Steps between two lines of ``metrics.jsonl``."""
+    """Log to ``metrics.jsonl`` every N steps."""
     allow_changed_data: bool = False
     """Resume this once although images or annotations have changed, for example after removing a broken image."""
 
@@ -149,7 +149,7 @@ def load(path: Path) -> Experiment:
 
 
 def validate(experiment: Experiment) -> None:
-    """Refuse values out of range, and settings that contradict each other, before any data are read.
+    """Check that values are in range and settings do not contradict each other, before any data are read.
 
     Raises:
         UserError: naming the setting, its value and its range.

@@ -17,7 +17,7 @@ PARTIAL = re.compile(r"\..+\.[0-9a-f]+\.tmp")
 
 
 @contextmanager
-def replaced(path: Path, *, what: str = "the file", needed: int = 0) -> Iterator[Path]:
+def atomic_write(path: Path, *, what: str = "the file", needed: int = 0) -> Iterator[Path]:
     """Yields a temporary path. At the end of the block, that file is flushed to the disk and replaces ``path``.
 
     Args:
@@ -52,7 +52,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: The file cannot be written.
     """
-    with replaced(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

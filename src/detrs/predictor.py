@@ -36,7 +36,7 @@ DOWNLOAD_TIMEOUT_SECONDS = 30
 logger = logging.getLogger("detrs")
 
 
-class Found(NamedTuple):
+class ImageDetections(NamedTuple):
     """An image and its detections."""
 
     image: UInt8[Tensor, "3 H W"]
@@ -103,7 +103,7 @@ class Predictor:
         batch_size: int = 8,
         allow_urls: bool = False,
         on_error: OnError = "raise",
-    ) -> Iterator[Found]:
+    ) -> Iterator[ImageDetections]:
         """Images and their detections, one by one, in the order of the sources.
 
         Args:
@@ -129,17 +129,17 @@ class Predictor:
 
     def _batches(
         self, readable: Iterator[tuple[str | None, Tensor]], threshold: float, batch_size: int
-    ) -> Iterator[Found]:
+    ) -> Iterator[ImageDetections]:
         while items := list(islice(readable, batch_size)):
             yield from self._predict(items, threshold)
 
-    def _predict(self, items: Sequence[tuple[str | None, Tensor]], threshold: float) -> list[Found]:
+    def _predict(self, items: Sequence[tuple[str | None, Tensor]], threshold: float) -> list[ImageDetections]:
         """The detections of some images; those of equal size are one batch."""
         groups: dict[torch.Size, list[int]] = {}
         resized = [self.detector.preprocessing.resize(image) for _, image in items]
         for index, image in enumerate(resized):
             groups.setdefault(image.shape, []).append(index)
-        found: dict[int, Found] = {}
+        found: dict[int, ImageDetections] = {}
         for group in groups.values():
             detected = self.detector.detect(
                 _batch([resized[index] for index in group]).to(self.device),
@@ -147,13 +147,14 @@ class Predictor:
                 [items[index][0] for index in group],
             )
             found |= {
-                i: Found(items[i][1], each.clipped().filter(threshold)) for i, each in zip(group, detected, strict=True)
+                i: ImageDetections(items[i][1], each.clipped().filter(threshold))
+                for i, each in zip(group, detected, strict=True)
             }
         return [found[index] for index in range(len(items))]
 
 
 def check_threshold(threshold: float) -> None:
-    """Refuse numbers that are not scores, for example percentages."""
+    """Raise ``UserError`` if ``threshold`` is not in [0, 1], for example a percentage."""
     if not 0 <= threshold <= 1:
         raise UserError(f"threshold is {threshold}, but must be in [0, 1].")
 

@@ -22,12 +22,12 @@ Shapes = tuple[tuple[int, int], ...]
 
 
 class Classes(NamedTuple):
-    """The classes of a data set: contiguous labels inside the library, the data set's own ids and names outside."""
+    """The classes of a dataset: contiguous labels inside the library, the dataset's own ids and names outside."""
 
     names: tuple[str, ...]
     """Name of each class; the index is the label inside the library, 0 .. K-1."""
     category_ids: tuple[int, ...]
-    """The data set's own id of each class."""
+    """The dataset's own id of each class."""
 
 
 class Target(NamedTuple):
@@ -38,7 +38,7 @@ class Target(NamedTuple):
     labels: Int[Tensor, "N"]
     """Contiguous class index, 0 .. K-1 (int64)."""
     image_id: int
-    """The data set's own id of the image."""
+    """The dataset's own id of the image."""
     original_size: tuple[int, int]
     """(height, width) in pixels of the image as stored, after EXIF orientation."""
 
@@ -172,7 +172,8 @@ class Totals(NamedTuple):
     images: int
     objects: int
     processes: int = 1
-    """Number of processes whose gradients are averaged: the sums of each are divided by its share of the whole."""
+    """Number of processes whose gradients are averaged. Per-process normalizers are the global ones divided by this
+    number."""
 
     @classmethod
     def of(cls, targets: tuple[Target, ...]) -> "Totals":
@@ -215,7 +216,7 @@ class Detections:
         return replace(self, boxes_xyxy=self.boxes_xyxy.clamp(min=0).minimum(limits))
 
     def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
-        """COCO results: ``{image_id, category_id, bbox: [x, y, w, h], score}`` with the data set's own category ids."""
+        """COCO results: ``{image_id, category_id, bbox: [x, y, w, h], score}`` with the dataset's own category ids."""
         return [
             {
                 "image_id": image_id,

@@ -174,7 +174,7 @@ def test_a_file_without_metadata_belongs_to_the_named_model(tmp_path: Path) -> N
         (replace(TINY, pad_type="same"), "pad_type"),
         (replace(TINY, name="densenet121", dilated=True), "dilated"),
         (replace(TINY, name="vgg11", dilated=True), "dilated"),
-        (replace(TINY, name="swin_tiny_patch4_window7_224"), "(224, 224) pixels only"),
+        (replace(TINY, name="swin_tiny_patch4_window7_224"), "requires a fixed input size of (224, 224) pixels"),
         (replace(TINY, weights="nowhere.safetensors"), "There is no file 'nowhere.safetensors'"),
         (replace(TINY, name="test_vit"), "strides"),
     ],
@@ -187,7 +187,10 @@ def test_what_cannot_be_built_is_refused(config: BackboneConfig, message: str) -
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "other.safetensors"
     save_file({"nothing": torch.zeros(1)}, file)
-    with pytest.raises(UserError, match=r"lacks .* of the .* weights"):
+    with pytest.raises(
+        UserError,
+        match=r"is missing 75 of 75 backbone weights \(conv1.*, …\)\. Pass a weight file for timm model 'test_resnet'",
+    ):
         TimmBackbone(with_weights(TINY, str(file)), pretrained=True)
     file.write_text("<html>")
     with pytest.raises(UserError, match="is not a valid"):

@@ -24,7 +24,7 @@ MARKS = "<!-- training: begin --><!-- training: end -->"
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty place for results, page and pictures."""
+    """An empty place for results, page and figures."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(training, "RESULTS", tmp_path / "results" / "training.jsonl")
     monkeypatch.setattr(training, "FIGURES", tmp_path / "docs" / "figures")
@@ -59,7 +59,7 @@ def rows(text: str) -> list[list[str]]:
 
 
 def test_tables_say_what_was_reached_and_nothing_else() -> None:
-    assert rows(training.section([DETR, DEFORMABLE], "picture.svg")) == [
+    assert rows(training.section([DETR, DEFORMABLE], "figure.svg")) == [
         ["preset", "parameters", "epochs", "seconds of training", "final AP", "final AP50"],
         ["`detr-tiny`", "1,234,567", "5.0", "50", "0.150", "0.150"],
         ["`deformable-detr-tiny`", "1,234,567", "3.0", "60", "0.700", "0.700"],
@@ -98,7 +98,7 @@ def test_an_interrupted_run_is_called_so_and_is_not_the_slowest() -> None:
 def test_seconds_are_those_of_the_steps() -> None:
     step, scores = {"kind": "step", "images_per_s": 4.0}, {"kind": "evaluation", "ap": 0.5, "ap50": 0.75, "ap75": 0.4}
     journal = [
-        step | {"step": 20, "seconds": 50.0},  # 20 batches of 8, 4 pictures a second: 40 s
+        step | {"step": 20, "seconds": 50.0},  # 20 batches of 8, 4 images a second: 40 s
         step | {"step": 30, "seconds": 80.0, "images_per_s": 8.0},
         scores | {"step": 30, "seconds": 80.0},
         step | {"step": 40, "seconds": 990.0},  # the evaluation took 15 minutes
@@ -127,7 +127,7 @@ def test_only_runs_under_the_same_conditions_are_compared(home: Path) -> None:
         assert f"(docs/figures/{name})" in text and (home / "docs/figures" / name).stat().st_size > 10_000
 
 
-def test_pictures_do_not_change_without_new_results(home: Path) -> None:
+def test_figures_do_not_change_without_new_results(home: Path) -> None:
     page.append(training.RESULTS, DETR)
     drawn = []
     for _ in range(2):
@@ -139,8 +139,8 @@ def test_pictures_do_not_change_without_new_results(home: Path) -> None:
 def test_every_curve_is_seen(tmp_path: Path) -> None:
     lines = [run(name, 0.1, 0.2 + n / 10, 0.3 + n / 5) for n, name in enumerate(training.PRESETS)]
     training_figure.training_figure([*lines, run("another", None, 0.2)], "title", tmp_path / "curves.png")
-    with Image.open(tmp_path / "curves.png") as picture:
-        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    with Image.open(tmp_path / "curves.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
     half = pixels.shape[1] // 2
     for color in (*(color for color, _ in training_figure.STYLES.values()), training_figure.OTHERS[0][0]):
         rgb = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
@@ -177,7 +177,7 @@ def test_a_fault_of_the_input_is_one_sentence(
 
 def test_runs_of_the_engine(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(digits, "NUM_IMAGES", {"train": 17, "val": 2})
-    for name in ("save_training_batch", "save_predictions", "save_curves"):  # pictures take most of the time
+    for name in ("save_training_batch", "save_predictions", "save_curves"):  # drawings take most of the time
         monkeypatch.setattr(trainer, name, lambda *arguments: None)
     torch.set_num_threads(1)
     words = ["--only", "detr-tiny", "--epochs", "2", "--image-size", "64", "96"]

@@ -1,4 +1,4 @@
-"""A small data set on disk and a detector of a hundred thousand parameters for it."""
+"""A small dataset on disk and a detector of a hundred thousand parameters for it."""
 
 import json
 from collections.abc import Callable

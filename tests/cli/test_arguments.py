@@ -6,7 +6,7 @@ from typing import Annotated
 import pytest
 import tyro
 
-from detrs.cli.arguments import Flag, Size, both, flags, new_folder, parse
+from detrs.cli.arguments import Flag, Size, as_pair, flags, new_folder, parse
 from detrs.config import Experiment
 from detrs.errors import UserError
 
@@ -41,7 +41,7 @@ def test_values_arrive() -> None:
 @pytest.mark.parametrize(("words", "size"), [("320", (320, 320)), ("320 480", (320, 480))])
 def test_one_or_two_numbers(words: str, size: tuple[int, int]) -> None:
     given = read(f"--image-size {words}").image_size
-    assert both(given) == size
+    assert as_pair(given) == size
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,38 @@ def test_bad_values_name_the_flag(words: str, message: str) -> None:
     with pytest.raises(UserError) as error:
         read(words)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("words", ["--initial x.safetensors", "--initial=x.safetensors", "--settings.initial x"])
+def test_settings_without_a_flag(words: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(UserError, match="Unknown flag"):
+        read(words)
+    default = Arguments(settings=Experiment(name="preset", initial="a.safetensors"))
+    settings = parse(Arguments, ["--seed", "3"], "detrs x", default).settings
+    assert (settings.seed, settings.name, settings.initial) == (3, "preset", "a.safetensors")
+    with pytest.raises(SystemExit):
+        read("--help")
+    assert "--seed" in (shown := capsys.readouterr().out) and "--initial" not in shown
+    assert "--initial" not in flags(Arguments())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Required:
+    """For the test."""
+
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
+    """Path of a best.safetensors, with a help text that is long enough to be wrapped by every terminal, even wide."""
+    other: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OTHER")]
+    """Another path."""
+
+
+def test_missing_argument_is_named_with_its_help_text() -> None:
+    with pytest.raises(UserError) as error:
+        parse(Required, [], "detrs x")
+    text = "path of a best.safetensors, with a help text that is long enough to be wrapped by every terminal, even wide"
+    assert str(error.value) == f"Missing argument CHECKPOINT ({text}). See: detrs x --help"
+    with pytest.raises(UserError, match=r"^Missing argument OTHER \(another path\)\. See: detrs x --help$"):
+        parse(Required, ["best.safetensors"], "detrs x")
 
 
 def test_flags_are_those_of_the_parser() -> None:

@@ -71,7 +71,7 @@ def test_a_data_set_that_has_moved(detrs: Callable, checkpoint: Path, data: Path
     experiment = replace(detector.experiment, data=data_config)
     save_detector(tmp_path / "best.safetensors", replace(detector, experiment=experiment))
     done = detrs("evaluate", tmp_path / "best.safetensors", "--device", "cpu")
-    assert done.code == 2 and "my-data does not exist. This is the data set of training" in done.message
+    assert done.code == 2 and "my-data does not exist. This is the dataset of training" in done.message
 
 
 def test_any_size_can_be_evaluated(detrs: Callable, checkpoint: Path, tmp_path: Path) -> None:

@@ -23,17 +23,17 @@ def folder(data: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_json_and_drawings(detrs: Callable, checkpoint: Path, folder: Path, tmp_path: Path) -> None:
+def test_json_and_annotated_images(detrs: Callable, checkpoint: Path, folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     words = ("--output", output, "--threshold", 0.001, "--device", "cpu", "--json")
     done = detrs("predict", checkpoint, folder, *words)
     assert done.code == 0 and len(done.out.splitlines()) == 1 and "val-0.png" in done.err
     predictions = json.loads((output / "predictions.json").read_text())
     expected = Predictor.load(checkpoint, "cpu")(folder, threshold=0.001)
-    assert [{**image, "drawing": None} for image in predictions["images"]] == [
-        {**each.to_json(), "drawing": None} for each in expected
+    assert [{**image, "annotated_image": None} for image in predictions["images"]] == [
+        {**each.to_json(), "annotated_image": None} for each in expected
     ]
-    names = [image["drawing"] for image in predictions["images"]]
+    names = [image["annotated_image"] for image in predictions["images"]]
     assert names == ["val-0.jpg", "val-1.jpg", "val-2.jpg"]
     assert sorted(path.name for path in output.iterdir()) == ["predictions.json", *names]
     assert done.json == {
@@ -64,7 +64,7 @@ def test_an_unreadable_image_is_skipped(detrs: Callable, checkpoint: Path, folde
     assert done.json["num_images"] == 2
     assert [Path(each["source"]).name for each in done.json["skipped"]] == ["val-1.png", "missing.png"]
     predictions = json.loads(Path("out/predictions.json").read_text())
-    assert [image["drawing"] for image in predictions["images"]] == ["val-0.jpg", "val-2.jpg"]
+    assert [image["annotated_image"] for image in predictions["images"]] == ["val-0.jpg", "val-2.jpg"]
     assert predictions["skipped"] == done.json["skipped"]
 
 
@@ -125,7 +125,7 @@ def test_an_interruption_keeps_the_predictions_so_far(
     done = detrs("predict", checkpoint, folder, "--device", "cpu", "--output", "out")
     assert done.code == 130
     predictions = json.loads(Path("out/predictions.json").read_text())
-    assert [image["drawing"] for image in predictions["images"]] == ["val-0.jpg", "val-1.jpg"]
+    assert [image["annotated_image"] for image in predictions["images"]] == ["val-0.jpg", "val-1.jpg"]
 
 
 def test_a_drawing_that_cannot_be_written_is_skipped(
@@ -142,7 +142,7 @@ def test_a_drawing_that_cannot_be_written_is_skipped(
     done = detrs("predict", checkpoint, folder, "--device", "cpu", "--output", "out")
     assert done.code == 2 and "Cannot write 'out/val-1.jpg': No space left on device" in done.err.splitlines()[-1]
     images = json.loads(Path("out/predictions.json").read_text())["images"]
-    assert [image["drawing"] for image in images] == ["val-0.jpg", None, "val-2.jpg"]
+    assert [image["annotated_image"] for image in images] == ["val-0.jpg", None, "val-2.jpg"]
 
 
 def test_names_of_all_kinds(detrs: Callable, checkpoint: Path, folder: Path) -> None:
@@ -156,8 +156,8 @@ def test_names_of_all_kinds(detrs: Callable, checkpoint: Path, folder: Path) -> 
     assert done.code == 2 and "is not a readable image" in done.err and "Traceback" not in done.err
     assert "a[/] [bold] :smile:" in done.out and "caf\\udce9.png" in done.out
     assert "out [x]/predictions.json" in done.out
-    drawings = {image["drawing"] for image in json.loads(Path("out [x]/predictions.json").read_text())["images"]}
-    assert drawings == {"] [bold] :smile:.jpg", "caf.jpg", "猫" * 66 + ".jpg"}
+    names = {image["annotated_image"] for image in json.loads(Path("out [x]/predictions.json").read_text())["images"]}
+    assert names == {"] [bold] :smile:.jpg", "caf.jpg", "猫" * 66 + ".jpg"}
 
 
 @pytest.mark.parametrize(
@@ -169,5 +169,5 @@ def test_names_of_all_kinds(detrs: Callable, checkpoint: Path, folder: Path) -> 
         ("a/b.c.jpg", "b.c"),
     ],
 )
-def test_names_of_drawings(source: str, name: str) -> None:
+def test_names_of_annotated_images(source: str, name: str) -> None:
     assert stem(source) == name

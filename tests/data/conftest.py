@@ -1,4 +1,4 @@
-"""A small COCO data set on disk, to be damaged."""
+"""A small COCO dataset on disk, to be damaged."""
 
 import json
 from collections.abc import Callable

@@ -184,5 +184,5 @@ def test_fingerprint(make_folder: Callable[[str], Any]) -> None:
 
 def test_nothing_given() -> None:
     for path in (None, ""):
-        with pytest.raises(UserError, match="No data set was given: .* --data digits for the demo set"):
+        with pytest.raises(UserError, match="No dataset was given: .* --data digits for the demo set"):
             open_dataset(path, "train")

@@ -137,14 +137,14 @@ def test_epochs_and_seeds_differ_and_repeat(dataset: DigitsDataset) -> None:
 
 
 def test_every_position_has_its_own_augmentation(dataset: DigitsDataset) -> None:
-    """The same picture, repeated to fill the batch, does not look the same."""
+    """The same image, repeated to fill the batch, is augmented differently."""
     (batch,) = steps(DigitsDataset("train", 1))[0]
     assert image_ids([batch]) == [1] * 8
     distinct = {image.numpy().tobytes() for image in batch.images}
     assert len(distinct) >= 7
 
 
-def test_no_picture_is_left_out_for_ever(dataset: DigitsDataset) -> None:
+def test_no_image_is_always_skipped(dataset: DigitsDataset) -> None:
     seen = {id_ for epoch in range(6) for id_ in image_ids(b for (b,) in steps(dataset, epoch=epoch))}
     assert seen == set(range(1, N + 1))
 
@@ -164,13 +164,13 @@ def test_global_random_state_is_left_alone(dataset: DigitsDataset, workers: int)
 
 
 def test_a_batch_that_cannot_be_divided(dataset: DigitsDataset) -> None:
-    """Training refuses it in words before: tests/engine/test_fitting.py."""
+    """Training rejects it earlier with a message: tests/engine/test_compatibility.py."""
     with pytest.raises(AssertionError, match="check_divisible"):
         training_batches(dataset, CONFIG, seed=0, epoch=0, world_size=3)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 10])
-def test_evaluation_sees_every_picture_once(dataset: DigitsDataset, world_size: int) -> None:
+def test_evaluation_sees_every_image_once(dataset: DigitsDataset, world_size: int) -> None:
     ranks = [list(evaluation_batches(dataset, (67, 97), 5, rank=r, world_size=world_size)) for r in range(world_size)]
     assert sorted(image_ids(batch for rank in ranks for batch in rank)) == list(range(1, N + 1))
     single = list(evaluation_batches(dataset, (67, 97), 5))
@@ -190,7 +190,7 @@ def test_evaluation_only_resizes(dataset: DigitsDataset) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_unreadable_picture_is_named_in_one_sentence(folder: Any, workers: int) -> None:
+def test_an_unreadable_image_is_named_in_one_sentence(folder: Any, workers: int) -> None:
     dataset: CocoDataset = folder.open()
     (folder.images / "photo 1.png").write_bytes(b"<html>")
     with pytest.raises(UserError) as caught:
@@ -202,7 +202,7 @@ def test_an_unreadable_picture_is_named_in_one_sentence(folder: Any, workers: in
 
 
 class Broken(DigitsDataset):
-    """Fails or hangs at one picture."""
+    """Fails or hangs at one image."""
 
     hang = False
 
@@ -264,7 +264,7 @@ def test_what_to_do_about_shared_memory(text: str, hint: str) -> None:
     )
 
 
-def test_a_data_set_travels_to_a_spawned_worker_without_its_pictures(folder: Any, dataset: DigitsDataset) -> None:
+def test_a_data_set_travels_to_a_spawned_worker_without_its_images(folder: Any, dataset: DigitsDataset) -> None:
     coco: CocoDataset = folder.open()
     first = coco[0]
     for original, limit in ((coco, 20_000), (dataset, 20_000)):
@@ -275,7 +275,7 @@ def test_a_data_set_travels_to_a_spawned_worker_without_its_pictures(folder: Any
     assert first.image.nbytes + dataset[0].image.nbytes > 50_000
 
 
-def test_real_pictures(shared: Path) -> None:
+def test_real_images(shared: Path) -> None:
     from detrs.data import open_dataset
 
     config = replace(CONFIG, resize_to=(160, 224), batch_size=6)

@@ -1,4 +1,4 @@
-"""Data sets made of samples in Python, and the protocol that training and evaluation need."""
+"""Datasets made of samples in Python, and the protocol that training and evaluation need."""
 
 import subprocess
 import sys
@@ -188,7 +188,7 @@ def test_samples_may_be_loaded_when_indexed() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SampleDataset([], NAMES), "The data set has no samples: expected at least one"),
+        (lambda: SampleDataset([], NAMES), "The dataset has no samples: expected at least one"),
         (
             lambda: SampleDataset(samples(labels=torch.tensor([3])), NAMES),
             "Image 11 has the labels [3]: expected 0 to 2, the classes cat, dog, bird",
@@ -266,7 +266,7 @@ def test_each_member_is_needed(member: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_data_needs_no_models(tmp_path: Path) -> None:
-    """Loader processes that are spawned import what their data set needs, and nothing more."""
+    """Loader processes that are spawned import what their dataset needs, and nothing more."""
     code = (
         "import detrs.data, detrs.data.loader, sys\n"
         "print([name for name in sys.modules if name.partition('.')[0] in ('timm', 'accelerate') or "

@@ -18,7 +18,7 @@ OFFICIAL = DataConfig(augment="official")
 
 
 def sample(height: int, width: int, boxes: list[list[int]]) -> Sample:
-    """A dark picture with a bright rectangle in each box."""
+    """A dark image with a bright rectangle in each box."""
     image = torch.zeros(3, height, width, dtype=torch.uint8)
     for x1, y1, x2, y2 in boxes:
         image[:, y1:y2, x1:x2] = 255
@@ -77,7 +77,7 @@ def test_resize_is_pillow_bilinear() -> None:
         assert np.abs(ours.permute(1, 2, 0).numpy() - theirs).max() <= 1
 
 
-def test_resize_moves_boxes_with_the_picture() -> None:
+def test_resize_moves_boxes_with_the_image() -> None:
     before = sample(60, 100, [[10, 6, 30, 54]])
     after = apply(Plan(False, None, resized_size((60, 100), (30, 999))), before)
     assert after.image.shape == (3, 30, 50)
@@ -225,7 +225,7 @@ def test_extreme_shapes(size: tuple[int, int], augment: str) -> None:
         assert len(after.boxes) == len(after.labels)
 
 
-def test_a_picture_without_boxes() -> None:
+def test_an_image_without_boxes() -> None:
     for seed in range(10):
         after = apply(plan(DataConfig(resize_to=(64, 96)), (70, 50), np.random.default_rng(seed)), sample(70, 50, []))
         assert after.boxes.shape == (0, 4) and after.labels.shape == (0,)

@@ -73,7 +73,7 @@ class Tiny(DigitsDataset):
 
 
 def training(experiment: Experiment, output: Path | str, **options: Any) -> Generator[StepReport, None, TrainResult]:
-    """``detrs.training`` on the tiny data set, or on other data in ``options``."""
+    """``detrs.training`` on the tiny dataset, or on other data in ``options``."""
     return train.training(experiment, output, **{"train_set": Tiny("train"), "val_set": Tiny("val"), **options})
 
 

@@ -111,7 +111,7 @@ def test_classes_are_matched_by_name_whatever_their_order_and_ids(
 def test_other_classes_are_refused_with_both_lists(run: tuple[Path, Scores]) -> None:
     other = Tiny("val")
     other.classes = other.classes._replace(names=("cat", *other.classes.names[1:]))
-    with pytest.raises(UserError, match="has 0, 1, 2.*data set has cat, 1, 2"):
+    with pytest.raises(UserError, match="has 0, 1, 2.*dataset has cat, 1, 2"):
         evaluate_checkpoint(run[0], data=other, device="cpu")
 
 
@@ -203,7 +203,7 @@ def test_detector_of_other_shapes_or_names_is_refused_with_both_versions(
     missing = dict.fromkeys(names[:7])
     changed = {names[8]: torch.zeros(2, 3, 5), "decoder.new": torch.zeros(1)}
     path = edited(run[0], tmp_path / "other.safetensors", {**missing, **changed}, detrs="9.9.9")
-    with pytest.raises(UserError, match=r"written by detrs 9\.9\.9, this is ") as raised:
+    with pytest.raises(UserError, match=r"written by detrs 9\.9\.9, read with detrs ") as raised:
         load_detector(path)
     message = str(raised.value)
     assert str(path) in message and "and 4 more" in message and "Traceback" not in message and "\n" not in message
@@ -214,7 +214,9 @@ def test_settings_of_a_newer_version_are_refused_with_both_versions(run: tuple[P
     experiment = format.read_meta(run[0])["experiment"]
     experiment["model"]["num_qeries"] = 3
     path = edited(run[0], tmp_path / "newer.safetensors", experiment=experiment, detrs="9.9.9")
-    with pytest.raises(UserError, match=r"written by detrs 9\.9\.9, this is .*num_qeries.*num_queries") as raised:
+    with pytest.raises(
+        UserError, match=r"written by detrs 9\.9\.9, read with detrs .*num_qeries.*num_queries"
+    ) as raised:
         load_detector(path)
     assert str(path) in str(raised.value)
     broken = edited(run[0], tmp_path / "broken.safetensors", classes={"names": ["a"]})

@@ -132,7 +132,7 @@ def test_plain_lines_where_there_is_no_terminal(scores: CocoReport) -> None:
     progress = [line for line in text.splitlines() if "images/s" in line]
     assert 2 <= len(progress) <= 4  # one per ten seconds, not one per step
     assert "epoch 1/4" in progress[0] and "step 1/20" in progress[0] and "loss 2" in progress[0]
-    assert "1.00 GiB" in progress[0] and "0:00:38 left" in progress[0]
+    assert "1.00 GiB" in progress[0] and "ETA 0:00:38" in progress[0]
     assert "step 13 skipped" in text
     assert "AP 1.0000  AP50 1.0000" in text and "best so far" in text
 

@@ -91,11 +91,11 @@ def test_the_lock_of_a_dead_process_is_free(folder: Path, kind: str, end: str) -
         assert holder.stdout is not None and holder.stdout.readline() == b"locked\n"
         assert f"process {holder.pid} on '{socket.gethostname()}'" in refused(folder)
         with pytest.raises(UserError, match=f"process {holder.pid} "):
-            FolderLock(folder).refuse_if_held()
+            FolderLock(folder).raise_if_held()
         if end == "killed":
             holder.kill()
     assert (folder / "run.lock").exists() and (folder / "run.owner").exists()
-    FolderLock(folder).refuse_if_held()
+    FolderLock(folder).raise_if_held()
     lock = FolderLock(folder)
     lock.acquire()
     assert owner(folder)["pid"] == os.getpid()
@@ -107,7 +107,7 @@ def test_the_lock_of_a_dead_process_is_free(folder: Path, kind: str, end: str) -
 def test_a_damaged_owner_file_does_not_matter(folder: Path, text: str) -> None:
     (folder / "run.lock").write_text("")
     (folder / "run.owner").write_text(text)
-    FolderLock(folder).refuse_if_held()
+    FolderLock(folder).raise_if_held()
     lock = FolderLock(folder)
     lock.acquire()
     assert owner(folder) == {**HERE, "pid": os.getpid()}
@@ -120,7 +120,7 @@ def test_files_left_by_a_run_on_another_host_do_not_block(folder: Path, caplog: 
     """A restarted container has another host name, but the lock is free."""
     (folder / "run.lock").write_text("")
     (folder / "run.owner").write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
-    FolderLock(folder).refuse_if_held()
+    FolderLock(folder).raise_if_held()
     lock = FolderLock(folder)
     with caplog.at_level(logging.WARNING):
         lock.acquire()

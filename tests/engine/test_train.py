@@ -21,8 +21,8 @@ from detrs.criterion.set_criterion import SetCriterion
 from detrs.data import digits
 from detrs.engine import clock, trainer
 from detrs.engine import train as train_module
+from detrs.engine.compatibility import check_divisible, for_data
 from detrs.engine.evaluate import evaluate_checkpoint
-from detrs.engine.fitting import check_divisible, for_data
 from detrs.engine.interruption import Interrupted
 from detrs.engine.journal import StepReport
 from detrs.engine.saving import Saver
@@ -41,7 +41,7 @@ def consume(experiment: Experiment, output: Path, **options: Any) -> list[StepRe
 
 
 def splits() -> dict[str, Any]:
-    """Both splits of the tiny data set, as arguments of ``train``."""
+    """Both splits of the tiny dataset, as arguments of ``train``."""
     return {"train_set": Tiny("train"), "val_set": Tiny("val")}
 
 
@@ -431,7 +431,7 @@ def test_changed_data_are_refused_on_resume(tiny: ModuleType, tmp_path: Path, mo
     next(steps)
     steps.close()
     monkeypatch.setattr(Tiny, "fingerprint", lambda self: "0" * 64)
-    refused(tiny.EXPERIMENT, tmp_path / "run", "The data set has changed since the run", resume=True)
+    refused(tiny.EXPERIMENT, tmp_path / "run", "The dataset has changed since the run", resume=True)
     assert not (tmp_path / "run" / "run.lock").exists()
 
 

@@ -43,10 +43,10 @@ class Tiny(Model):
         tokens = self.linear(self.norm(self.grouped(self.stem(images))).flatten(2).transpose(1, 2))  # (B, S, 12)
         queries = self.queries[None].expand(len(images), -1, -1)  # (B, Q, 12)
         queries = queries + self.attention(queries, queries, queries)[0]
-        looked = F.scaled_dot_product_attention(queries, tokens, tokens)
+        attended = F.scaled_dot_product_attention(queries, tokens, tokens)
         mask = torch.ones(Q, tokens.shape[1], dtype=torch.bool, device=tokens.device)
         masked = F.scaled_dot_product_attention(queries, tokens, tokens, attn_mask=mask)
-        return torch.einsum("bqc,bsc->bqs", looked + masked, tokens)
+        return torch.einsum("bqc,bsc->bqs", attended + masked, tokens)
 
 
 def multiply_adds() -> int:
@@ -86,7 +86,7 @@ def test_sampling_is_not_counted_with_any_backend() -> None:
     shapes, queries = ((5, 7), (3, 2)), 11
     memory, query, point = torch.randn(1, 41, 64), torch.randn(1, queries, 64), torch.rand(1, queries, 2)
 
-    class Looking(nn.Module):
+    class Sampling(nn.Module):
         def forward(self, tokens: Tensor) -> Tensor:
             padding, ratio = torch.zeros(1, 41, dtype=torch.bool), torch.ones(1, 2, 2)
             pyramid = Pyramid(tokens, tokens, torch.rand(1, 41, 2), padding, shapes, ratio, torch.tensor([[40, 56]]))
@@ -95,7 +95,7 @@ def test_sampling_is_not_counted_with_any_backend() -> None:
     by_hand = 41 * 64 * 64 + queries * (64 * 64 + 64 * 2 * 2 * 4 * 3)
     for backend in ("reference", "gather", "numba"):
         with ops.use(backend):
-            assert count_flops(Looking(), memory) == by_hand
+            assert count_flops(Sampling(), memory) == by_hand
 
 
 def test_parameters() -> None:

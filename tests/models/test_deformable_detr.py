@@ -7,7 +7,7 @@ import torch
 
 from detrs.backbones.timm import BackboneConfig
 from detrs.criterion.set_criterion import CriterionConfig, SetCriterion
-from detrs.layers.repeat import checkpoint_activations
+from detrs.layers.activation_checkpointing import checkpoint_activations
 from detrs.models import build
 from detrs.models.deformable_detr import DeformableDETRConfig
 from detrs.models.detector import Detector

@@ -30,22 +30,22 @@ CASES = [
     ("backward", "point", torch.float32, "sm_90"),
     ("add", "point", torch.bfloat16, "sm_90"),
     ("bin", "box", torch.float32, "sm_90"),
-    ("own", "plain", torch.float32, "sm_90"),
+    ("accumulate_tile", "plain", torch.float32, "sm_90"),
     ("gather", "plain", torch.bfloat16, "sm_90"),
     ("forward", "plain", torch.float32, "sm_80"),
     ("forward", "box", torch.float32, "sm_80"),
-    ("own", "plain", torch.bfloat16, "sm_80"),
+    ("accumulate_tile", "plain", torch.bfloat16, "sm_80"),
     ("forward", "box", torch.bfloat16, "gfx942"),
     ("backward", "plain", torch.float32, "gfx942"),
-    ("own", "plain", torch.float32, "gfx942"),
+    ("accumulate_tile", "plain", torch.float32, "gfx942"),
 ]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's tools are for Linux")
 @pytest.mark.parametrize(("kernel", "form", "dtype", "target"), CASES, ids=lambda x: str(x).removeprefix("torch."))
 def test_nothing_spills_and_rows_are_read_sixteen_bytes_at_a_time(compiled, kernel, form, dtype, target) -> None:
-    owners = kernel in ("bin", "own", "gather")
-    launches = compiled.launches(form, dtype, target, owners)
+    binned = kernel in ("bin", "accumulate_tile", "gather")
+    launches = compiled.launches(form, dtype, target, binned)
     (launch,) = [launch for launch in launches if launch.kernel.__name__ == f"_{kernel}"]
     report = compiled.report(launch, target, form, dtype)
     assert report.spills == 0
@@ -55,7 +55,7 @@ def test_nothing_spills_and_rows_are_read_sixteen_bytes_at_a_time(compiled, kern
         assert report.float_atomics == 0
     if kernel != "bin":  # it reads scalars, not rows
         assert report.load_bytes == 16
-    if kernel in ("forward", "own", "gather"):
+    if kernel in ("forward", "accumulate_tile", "gather"):
         assert report.store_bytes == 16
     if kernel == "forward" and target != "gfx942":
         assert report.shared == 0 and not any(code.startswith(("BAR", "SHFL")) for code in report.memory)
@@ -68,9 +68,9 @@ def test_the_report_sees_narrow_accesses(compiled) -> None:
     assert compiled.report(launch, "sm_90", "plain", torch.float32).load_bytes == 4
 
 
-@pytest.mark.parametrize("owners", [False, True], ids=["atomics", "owners"])
-def test_other_numbers_and_sizes_compile_nothing_anew(compiled, owners) -> None:
-    expected = [compiled.specialization(launch) for launch in compiled.launches("box", owners=owners, padding=True)]
+@pytest.mark.parametrize("binned", [False, True], ids=["atomics", "binned"])
+def test_other_numbers_and_sizes_compile_nothing_anew(compiled, binned) -> None:
+    expected = [compiled.specialization(launch) for launch in compiled.launches("box", binned=binned, padding=True)]
     for queries, size in ((1, (5, 7)), (16, (1, 1)), (300, (16, 32)), (17, (8, 1))):
-        launches = compiled.launches("box", owners=owners, padding=True, queries=queries, size=size)
+        launches = compiled.launches("box", binned=binned, padding=True, queries=queries, size=size)
         assert [compiled.specialization(launch) for launch in launches] == expected

@@ -66,7 +66,7 @@ def test_everything_is_launched(experiments, monkeypatch, name) -> None:
     load = experiments.variant
 
     def variant(**names) -> ModuleType:
-        kernels = ("_forward", "_backward", "_add", "_bin", "_own", "_gather")
+        kernels = ("_forward", "_backward", "_add", "_bin", "_accumulate_tile", "_gather")
         module = load(**names)
         vars(module).update({kernel: Recorder(kernel) for kernel in kernels})
         return module
@@ -82,7 +82,7 @@ def test_everything_is_launched(experiments, monkeypatch, name) -> None:
     )  # without a compiler, because compiling takes a minute
     lines = list(itertools.islice(experiments.EXPERIMENTS[name](), 3 if name in ("E5", "E6") else None))
     assert all(line["microseconds"] == 7 and math.isfinite(line.get("efficiency", 0)) for line in lines)
-    expected = {"E1": {"_add", "_bin", "_own", "_gather"}, "E2": {"_forward"}, "E3": {"_forward"}}
+    expected = {"E1": {"_add", "_bin", "_accumulate_tile", "_gather"}, "E2": {"_forward"}, "E3": {"_forward"}}
     expected["E4"] = expected["E1"] - {"_add"}
     assert {kernel for kernel, _ in launched} == expected.get(name, set())
     settings = [{key: value for key, value in options.items() if key != "points"} for _, options in launched]

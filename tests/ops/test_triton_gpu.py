@@ -107,13 +107,13 @@ class Runner:
         self.module = module
         self.device = device
 
-    def __call__(self, case: Case, upstream: Tensor | None = None, needs: tuple = ALL, owners: bool = False) -> list:
-        """Output and gradients; ``owners`` chooses how the gradient of the value is computed."""
+    def __call__(self, case: Case, upstream: Tensor | None = None, needs: tuple = ALL, binned: bool = False) -> list:
+        """Output and gradients; ``binned`` selects how the gradient of the value is computed."""
         case, upstream = case.to(self.device), (upstream_of(case) if upstream is None else upstream).to(self.device)
         needs = (*needs[:3], needs[3] and case.reference_points is not None)
         out = self.module.forward(case)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(self.module, "owners_are_faster", lambda *sizes: owners)
+            patch.setattr(self.module, "use_binned_backward", lambda *sizes: binned)
             patch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)  # enabled to fill with NaN
             return [out, *self.module.backward(upstream, case, needs)]
 
@@ -170,26 +170,26 @@ def run(request) -> Runner:
 # What they compute
 
 
-@pytest.mark.parametrize("owners", [False, True], ids=["atomics", "owners"])
+@pytest.mark.parametrize("binned", [False, True], ids=["atomics", "binned"])
 @pytest.mark.parametrize("form", FORMS)
-def test_equals_float64_reference(run, form, owners) -> None:
+def test_equals_float64_reference(run, form, binned) -> None:
     """Points per level differ, one level has a single pixel, one a single row, tokens are padded."""
     case = draw(form, queries=13, channels=5, points=(3, 1, 2), shapes=((5, 9), (1, 1), (1, 3)), padded=form != "plain")
     upstream = upstream_of(case)
     expected = truth(case, upstream)
-    found = run(case, upstream, owners=owners)
+    found = run(case, upstream, binned=binned)
     assert error(found[0], expected[0]) < FORWARD[torch.float32]
     for name, ours, theirs in zip(NAMES, found[1:], expected[1:], strict=False):
         assert ours.dtype == torch.float32 and ours.shape == theirs.shape
         assert error(ours, theirs) < BACKWARD[torch.float32], name
 
 
-@pytest.mark.parametrize("owners", [False, True], ids=["atomics", "owners"])
+@pytest.mark.parametrize("binned", [False, True], ids=["atomics", "binned"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision_concerns_the_values_only(run, dtype, owners) -> None:
+def test_half_precision_concerns_the_values_only(run, dtype, binned) -> None:
     case = draw("box", dtype, queries=5, channels=32)
     upstream = upstream_of(case)
-    found, expected = run(case, upstream, owners=owners), truth(case, upstream)
+    found, expected = run(case, upstream, binned=binned), truth(case, upstream)
     assert found[0].dtype == found[1].dtype == dtype and found[2].dtype == torch.float32
     assert error(found[0], expected[0]) < FORWARD[dtype]
     for name, ours, theirs in zip(NAMES, found[1:], expected[1:], strict=True):
@@ -201,8 +201,8 @@ def test_any_number_of_channels(run, channels) -> None:
     case = draw(channels=channels, queries=3, batch=1)
     upstream = upstream_of(case)
     expected = truth(case, upstream)
-    for owners in (False, True):
-        found = run(case, upstream, owners=owners, needs=(True, True, not owners, False))
+    for binned in (False, True):
+        found = run(case, upstream, binned=binned, needs=(True, True, not binned, False))
         assert error(found[0], expected[0]) < FORWARD[torch.float32]
         assert error(found[1], expected[1]) < BACKWARD[torch.float32]
         assert error(found[2], expected[2]) < BACKWARD[torch.float32]
@@ -214,31 +214,31 @@ def test_long_bins_and_many_tiles(run, seed, monkeypatch) -> None:
     monkeypatch.setattr(run.module, "CHUNK", triton.language.constexpr(16))
     case = draw(batch=1, heads=1, queries=83, channels=4, points=(1, 2), shapes=((9, 16), (2, 2)), seed=seed)
     upstream = upstream_of(case)
-    found = run(case, upstream, needs=(True, False, False, False), owners=True)
+    found = run(case, upstream, needs=(True, False, False, False), binned=True)
     assert error(found[1], truth(case, upstream)[1]) < BACKWARD[torch.float32]
 
 
-def test_owners_give_the_same_bits_each_time(run) -> None:
+def test_bins_give_the_same_bits_each_time(run) -> None:
     case = draw("point", batch=1, queries=23, channels=4)
-    first, second = (run(case, owners=True) for _ in range(2))
+    first, second = (run(case, binned=True) for _ in range(2))
     assert all(torch.equal(ours, same) for ours, same in zip(first, second, strict=True))
 
 
 # Locations at pixel boundaries and out of bounds
 
 
-def sample(run, x: float, y: float, size: tuple[int, int], value: Tensor, owners: bool = False) -> list[Tensor]:
+def sample(run, x: float, y: float, size: tuple[int, int], value: Tensor, binned: bool = False) -> list[Tensor]:
     """One sample at a position in pixels, its value and its gradients."""
     h, w = size
     location = (torch.tensor([x, y]) + 0.5) / torch.tensor([w, h])
     case = Case(value, (size,), (1,), location.view(1, 1, 1, 1, 2), torch.ones(1, 1, 1, 1), None, None)
-    return [x.cpu() for x in run(case, torch.ones(1, 1, 4), owners=owners)]
+    return [x.cpu() for x in run(case, torch.ones(1, 1, 4), binned=binned)]
 
 
-@pytest.mark.parametrize("owners", [False, True], ids=["atomics", "owners"])
-def test_at_the_centre_of_a_pixel_lies_its_value_and_the_slope_to_the_next(run, owners) -> None:
+@pytest.mark.parametrize("binned", [False, True], ids=["atomics", "binned"])
+def test_at_the_centre_of_a_pixel_lies_its_value_and_the_slope_to_the_next(run, binned) -> None:
     value = torch.tensor([[0.0, 1, 4, 9], [16, 25, 36, 49]]).reshape(1, 8, 1, 1).expand(1, 8, 1, 4)
-    out, grad_value, grad_locations, grad_weights, _ = sample(run, 1, 0, (2, 4), value, owners)
+    out, grad_value, grad_locations, grad_weights, _ = sample(run, 1, 0, (2, 4), value, binned)
     assert out.flatten().tolist() == [1, 1, 1, 1]
     assert grad_value[0, :, 0, 0].tolist() == [0, 1, 0, 0, 0, 0, 0, 0]
     assert grad_locations.flatten().tolist() == [4 * 4 * (4 - 1), 4 * 2 * (25 - 1)]
@@ -264,8 +264,8 @@ def test_far_away_is_exactly_nothing(run, form) -> None:
     locations[:, :7, ..., 0] = far[:, None, None]
     locations[:, 7:14, ..., 1] = far[:, None, None]
     case = case._replace(value=value, locations=locations)
-    for owners in (False, True):
-        found = run(case, owners=owners)
+    for binned in (False, True):
+        found = run(case, binned=binned)
         assert all(x.isfinite().all() for x in found)
         assert not found[0][:, :14].any() and found[0][:, 14:].any()
         assert all(not x[:, :14].any() for x in found[2:] if x.numel())
@@ -293,7 +293,7 @@ def test_softmax_survives_any_logits(run, shift) -> None:
     weights[0, 0, 0, 1:] = -math.inf
     case = case._replace(weights=weights)
     upstream = upstream_of(case)
-    for ours, theirs in zip(run(case, upstream, owners=True), truth(case, upstream), strict=True):
+    for ours, theirs in zip(run(case, upstream, binned=True), truth(case, upstream), strict=True):
         assert error(ours, theirs) < BACKWARD[torch.float32]
 
 
@@ -310,10 +310,10 @@ def test_any_layout_gives_the_same_bits(run) -> None:
     upstream = upstream_of(case)
     head_major = case._replace(value=case.value.transpose(1, 2).contiguous().transpose(1, 2))
     anywhere = Case(*(shuffled(x) if isinstance(x, Tensor) else x for x in case))
-    expected = run(case, upstream, owners=True)
+    expected = run(case, upstream, binned=True)
     for layout in (head_major, anywhere):
         assert not layout.value.is_contiguous()
-        for ours, same in zip(run(layout, shuffled(upstream), owners=True), expected, strict=True):
+        for ours, same in zip(run(layout, shuffled(upstream), binned=True), expected, strict=True):
             assert torch.equal(ours, same)
 
 
@@ -328,15 +328,15 @@ def test_heads_may_lie_far_apart(run, tmp_path: Path) -> None:
     else:
         memory = torch.empty(before + 3 * apart, dtype=torch.float16, device=run.device)
     value = memory.as_strided(case.value.shape, (1, channels, apart, 1), before).copy_(case.value)
-    for ours, same in zip(run(case._replace(value=value), owners=True), run(case, owners=True), strict=True):
+    for ours, same in zip(run(case._replace(value=value), binned=True), run(case, binned=True), strict=True):
         assert torch.equal(ours, same)
 
 
 def test_only_the_gradients_that_are_needed(run) -> None:
     case = draw("point", batch=1, queries=3, heads=1, points=(1,), shapes=((2, 3),))
-    expected = run(case, owners=True)
+    expected = run(case, binned=True)
     for needs in itertools.product((False, True), repeat=4):
-        for ours, truth, needed in zip(run(case, needs=needs, owners=True)[1:], expected[1:], needs, strict=True):
+        for ours, truth, needed in zip(run(case, needs=needs, binned=True)[1:], expected[1:], needs, strict=True):
             assert torch.equal(ours, truth) if needed else not ours.numel()
 
 
@@ -352,22 +352,22 @@ def test_nothing_to_do(run, empty) -> None:
 def test_level_without_points(run) -> None:
     case = draw("box", points=(0, 2), queries=3)
     upstream = upstream_of(case)
-    for owners in (False, True):
-        for ours, theirs in zip(run(case, upstream, owners=owners), truth(case, upstream), strict=True):
+    for binned in (False, True):
+        for ours, theirs in zip(run(case, upstream, binned=binned), truth(case, upstream), strict=True):
             assert error(ours, theirs) < BACKWARD[torch.float32]
 
 
-def test_owners_of_pixels_are_chosen_by_samples_per_row_or_for_determinism(monkeypatch) -> None:
-    assert triton_gpu.owners_are_faster(tokens=22223, queries=22223, points=16)
-    assert not triton_gpu.owners_are_faster(tokens=22223, queries=300, points=16)
+def test_bins_are_chosen_by_samples_per_row_or_for_determinism(monkeypatch) -> None:
+    assert triton_gpu.use_binned_backward(tokens=22223, queries=22223, points=16)
+    assert not triton_gpu.use_binned_backward(tokens=22223, queries=300, points=16)
     chosen = []
-    for name in ("_by_owners", "_by_atomics"):
+    for name in ("_by_bins", "_by_atomics"):
         monkeypatch.setattr(triton_gpu, name, lambda *arguments, name=name: chosen.append(name) or arguments[1])
     case = draw(queries=5)
     for deterministic in (True, False):
         torch.use_deterministic_algorithms(deterministic)
         triton_gpu.backward(upstream_of(case), case, (True, False, False, False))
-    assert chosen == ["_by_owners", "_by_atomics"]
+    assert chosen == ["_by_bins", "_by_atomics"]
 
 
 @pytest.mark.parametrize("channels", [1, 3, 16, 24, 32, 64, 71, 256, 1025])
@@ -422,7 +422,7 @@ def test_mutants_are_killed(load, tmp_path: Path, mutant, monkeypatch) -> None:
         expected = truth(case, upstream)
         if error(run.module.forward(case), expected[0]) > 10 * BACKWARD[torch.float32]:
             return
-        found = run(case, upstream, owners=True)
+        found = run(case, upstream, binned=True)
         if any(
             error(x.nan_to_num(9e9), y) > 10 * BACKWARD[torch.float32] for x, y in zip(found, expected, strict=False)
         ):
@@ -443,41 +443,41 @@ def on_gpu() -> Runner:
 class TestOnGpu:
     """What the interpreter does not cover."""
 
-    @pytest.mark.parametrize("owners", [False, True], ids=["atomics", "owners"])
+    @pytest.mark.parametrize("binned", [False, True], ids=["atomics", "binned"])
     @pytest.mark.parametrize("dtype", BACKWARD, ids=str)
     @pytest.mark.parametrize("form", FORMS)
-    def test_size_of_an_encoder(self, on_gpu, form, dtype, owners) -> None:
+    def test_size_of_an_encoder(self, on_gpu, form, dtype, binned) -> None:
         case = draw(form, dtype, 2, 1747, 8, 32, (4, 4, 4, 4), ((25, 42), (13, 21), (7, 11), (4, 6)), form == "box")
         upstream = upstream_of(case)
-        found, expected = on_gpu(case, upstream, owners=owners), truth(case, upstream)
+        found, expected = on_gpu(case, upstream, binned=binned), truth(case, upstream)
         assert error(found[0], expected[0]) < max(
             FORWARD[dtype], 1e-5
         )  # positions up to 42 leave fewer bits for the fraction
         for name, ours, theirs in zip(NAMES, found[1:], expected[1:], strict=False):
             assert error(ours, theirs) < BACKWARD[dtype], name
 
-    def test_owners_give_the_same_bits_each_time(self, on_gpu) -> None:
+    def test_bins_give_the_same_bits_each_time(self, on_gpu) -> None:
         case = draw("box", torch.bfloat16, 2, 1747, 8, 32, (4, 4), ((25, 42), (13, 21)))
-        first = on_gpu(case, owners=True)
+        first = on_gpu(case, binned=True)
         for _ in range(5):
-            assert all(torch.equal(ours, same) for ours, same in zip(on_gpu(case, owners=True), first, strict=True))
+            assert all(torch.equal(ours, same) for ours, same in zip(on_gpu(case, binned=True), first, strict=True))
 
     @pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")  # it is a prototype
-    @pytest.mark.parametrize("owners", [False, True], ids=["atomics", "owners"])
-    def test_nothing_waits_and_graphs_can_be_captured(self, on_gpu, owners) -> None:
+    @pytest.mark.parametrize("binned", [False, True], ids=["atomics", "binned"])
+    def test_nothing_waits_and_graphs_can_be_captured(self, on_gpu, binned) -> None:
         torch.use_deterministic_algorithms(False)
         case = draw("box", queries=301, channels=32, padded=True).to("cuda")
         upstream = upstream_of(case).cuda()
-        expected = on_gpu(case, upstream, owners=owners)  # compiles
+        expected = on_gpu(case, upstream, binned=binned)  # compiles
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            on_gpu(case, upstream, owners=owners)
+            on_gpu(case, upstream, binned=binned)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            found = on_gpu(case, upstream, owners=owners)
+            found = on_gpu(case, upstream, binned=binned)
         graph.replay()
         torch.cuda.synchronize()
         for ours, theirs in zip(found, expected, strict=True):
@@ -485,16 +485,16 @@ class TestOnGpu:
 
     def test_number_of_queries_and_sizes_compile_nothing_anew(self, on_gpu) -> None:
         def compiled() -> int:
-            names = ("_forward", "_backward", "_add", "_bin", "_own", "_gather")
+            names = ("_forward", "_backward", "_add", "_bin", "_accumulate_tile", "_gather")
             return sum(len(cache[0]) for name in names for cache in getattr(triton_gpu, name).device_caches.values())
 
-        for owners in (False, True):
-            on_gpu(draw(queries=5), owners=owners)
+        for binned in (False, True):
+            on_gpu(draw(queries=5), binned=binned)
         before = compiled()
         small = ((5, 7), (3, 2))
         for queries, shapes in ((1, small), (16, small), (300, ((16, 32), (1, 1))), (17, ((1, 1), (8, 16)))):
-            for owners in (False, True):
-                on_gpu(draw(queries=queries, shapes=shapes, batch=queries % 3 + 1), owners=owners)
+            for binned in (False, True):
+                on_gpu(draw(queries=queries, shapes=shapes, batch=queries % 3 + 1), binned=binned)
         assert compiled() == before
 
     def test_addresses_beyond_32_bits(self, on_gpu) -> None:

@@ -49,7 +49,7 @@ def commands(page: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files that the documentation mentions; four training images per data set."""
+    """A folder with the files that the documentation mentions; four training images per dataset."""
     root = tmp_path_factory.mktemp("prose")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(digits, "NUM_IMAGES", {"train": 4, "val": 2})

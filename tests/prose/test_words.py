@@ -15,8 +15,16 @@ CHECKED = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md"),
 )
 
-WORDS = {
+CHECKED_IN_PART = ("tests/**/*.py", "benchmarks/*.py")
+"""Files in which only ``EVERYWHERE`` is checked."""
+
+EVERYWHERE = {
     r"\w*pictures?\w*": "image",
+    r"data sets?": "dataset",
+}
+
+WORDS = {
+    **EVERYWHERE,
     r"verbs?": "command",
     r"wish(es|ed|ing)?": "personified: requires, expects",
     r"says?|saying|said|tells?(?!\()|telling|told|hears?|heard": "personified: states, reports, prints, receives",
@@ -32,6 +40,11 @@ WORDS = {
     r"be it": "whether, even if",
     r"for want of|at need|if need be|by its like": "without, if needed",
     r"hands? (back|over|out)": "returns, passes",
+    r"take turns": "round-robin",
+    r"refuse[sd]?": "check that, raise, reject",
+    r"half boxes": "scaled by box size / (2P)",
+    r"lacks? \d+|lacks \{": "is missing",
+    r"the sentence": "pipeline",
 }
 """Pattern, matched as a whole word without regard to case -> what to write instead."""
 
@@ -41,23 +54,28 @@ ALLOWED = (
 )
 """File and phrase; every entry must occur."""
 
-FORBIDDEN = [(re.compile(rf"(?<!\w)(?:{pattern})(?!\w)", re.IGNORECASE), hint) for pattern, hint in WORDS.items()]
+
+def compiled(words: dict[str, str]) -> list[tuple[re.Pattern[str], str]]:
+    return [(re.compile(rf"(?<!\w)(?:{pattern})(?!\w)", re.IGNORECASE), hint) for pattern, hint in words.items()]
+
+
+FORBIDDEN, FORBIDDEN_EVERYWHERE = compiled(WORDS), compiled(EVERYWHERE)
 NOT_COLUMN = re.compile(r"^(\|[^|]*\|)[^|]*\|$", re.MULTILINE)
 """Rows of two columns; in CONTRIBUTING.md, the second one lists the words to avoid."""
 
 
-def files() -> list[str]:
+def files(globs: tuple[str, ...] = CHECKED) -> list[str]:
     """Paths of the files that are checked, relative to the repository."""
-    paths = (path.relative_to(REPOSITORY).as_posix() for glob in CHECKED for path in REPOSITORY.glob(glob))
+    paths = (path.relative_to(REPOSITORY).as_posix() for glob in globs for path in REPOSITORY.glob(glob))
     return sorted(path for path in paths if not path.startswith(NOT_YET_CONVERTED))
 
 
-def slips(text: str) -> list[str]:
+def slips(text: str, forbidden: list[tuple[re.Pattern[str], str]] = FORBIDDEN) -> list[str]:
     """``...CONTEXT... (HINT)`` for each forbidden expression in ``text``; expressions may span lines of a comment."""
     words = re.sub(r"\n[\s#\"]*", " ", text)
     return [
         f"...{words[max(match.start() - 30, 0) : match.end() + 20]}... ({hint})"
-        for pattern, hint in FORBIDDEN
+        for pattern, hint in forbidden
         for match in pattern.finditer(words)
     ]
 
@@ -76,6 +94,13 @@ def content(path: str) -> str:
 @pytest.mark.parametrize("path", files())
 def test_words(path: str) -> None:
     assert slips(content(path)) == []
+
+
+@pytest.mark.parametrize(
+    "path", sorted(set(files(CHECKED_IN_PART)) - {Path(__file__).relative_to(REPOSITORY).as_posix()})
+)
+def test_words_in_tests_and_benchmarks(path: str) -> None:
+    assert slips(content(path), FORBIDDEN_EVERYWHERE) == []
 
 
 def test_allowed_phrases_occur() -> None:
@@ -101,6 +126,8 @@ def test_exempt_paths_exist_and_need_their_exemption() -> None:
         "until it comes to its\nend",
         "what the model has been told",
         "equal to the\nbit",
+        "a data\n    set in COCO format",
+        '"""Refuse a folder',
     ],
 )
 def test_slips_are_found(text: str) -> None:
@@ -116,6 +143,7 @@ def test_slips_are_found(text: str) -> None:
         "you know the images",
         "bit-exact resume",
         "essays, retells, unwanted",
+        "train_data_set, the dataset",
     ],
 )
 def test_other_words_are_allowed(text: str) -> None:

@@ -20,7 +20,7 @@ logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # it warns of
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """The timm model, its initial weights, and which part of it trains."""
+    """The timm model, its initial weights, and which layers are trainable."""
 
     name: str = "resnet50.tv_in1k"
     """Name of a timm model that supports ``features_only``; ``.tv_in1k`` are torchvision's original weights."""
@@ -37,9 +37,9 @@ class BackboneConfig:
     freeze_stem: bool = True
     """Freeze everything before C3: the stem and the first stage."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Mean of each color channel in the training of the weights, on [0, 1]."""
+    """Per-channel mean used for pretraining, for pixel values in [0, 1]."""
     std: tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)], Annotated[float, Gt(0)]] = (0.229, 0.224, 0.225)
-    """Standard deviation of each color channel in the training of the weights, on [0, 1]."""
+    """Per-channel standard deviation used for pretraining, for pixel values in [0, 1]."""
     pad_type: str | None = None
     """Padding of convolutions, for timm models with this option (``same`` for TensorFlow's weights)."""
 
@@ -97,7 +97,7 @@ def create(config: BackboneConfig, pretrained: bool) -> Any:
     if config.dilated:
         options["output_stride"] = 16
     if pretrained and config.weights not in ("timm", "none"):
-        options["pretrained_cfg_overlay"] = {"file": str(existing(config.weights)), "hf_hub_id": None}
+        options["pretrained_cfg_overlay"] = {"file": str(require_file(config.weights)), "hf_hub_id": None}
     try:
         body: Any = timm.create_model(
             config.name,
@@ -125,7 +125,7 @@ def create(config: BackboneConfig, pretrained: bool) -> Any:
             ) from error
         raise
     if "pretrained_cfg_overlay" in options:
-        check_complete(body, config.weights)
+        check_complete(body, config.weights, config.name)
     expected = [16 if config.dilated and stage == 5 else 2**stage for stage in config.stages]
     if list(body.feature_info.reduction()) != expected:
         raise UserError(
@@ -135,8 +135,8 @@ def create(config: BackboneConfig, pretrained: bool) -> Any:
     trained_on = body.pretrained_cfg
     if trained_on.get("fixed_input_size"):
         raise UserError(
-            f"The timm model '{config.name}' takes images of {trained_on['input_size'][1:]} pixels only, and detectors "
-            f"see images of all sizes: choose another."
+            f"The timm model '{config.name}' requires a fixed input size of {trained_on['input_size'][1:]} pixels, but "
+            f"detectors need variable input sizes. Choose another model."
         )
     if pretrained and config.weights == "timm" and (expects := preprocessing(trained_on)) != (config.mean, config.std):
         logger.warning(
@@ -166,11 +166,11 @@ def with_weights(config: BackboneConfig, weights: str) -> BackboneConfig:
                 f"timm has no weights called '{weights}'.{did_you_mean(weights, timm.list_pretrained())}"
             ) from error
         if trained_on is None:
-            return replace(config, name=weights, weights="timm", pad_type=None)  # refused when it is built
+            return replace(config, name=weights, weights="timm", pad_type=None)  # rejected when it is built
         mean, std = preprocessing(trained_on.to_dict())
         return replace(config, name=weights, weights="timm", pad_type=None, mean=mean, std=std)
     try:
-        with safe_open(existing(weights), framework="pt") as file:
+        with safe_open(require_file(weights), framework="pt") as file:
             meta = file.metadata() or {}
     except SafetensorError as error:
         raise UserError(f"'{weights}' is not a valid .safetensors file: {error}.") from error
@@ -184,20 +184,20 @@ def numbers(text: str) -> tuple[float, ...]:
     return tuple(float(number) for number in text.strip("[]()").split(","))
 
 
-def check_complete(body: nn.Module, path: str) -> None:
-    """Refuse a file without every weight: timm loads what fits and leaves the rest random."""
+def check_complete(body: nn.Module, path: str, name: str) -> None:
+    """Raise ``UserError`` if a weight of the timm model ``name`` is missing in the file; timm would leave it random."""
     with safe_open(path, framework="pt") as file:
-        held = {name.replace("_", ".") for name in file.keys()}  # noqa: SIM118 (not a dictionary)
-    wanted = [name for name in body.state_dict() if not name.endswith("num_batches_tracked")]
-    missing = [name for name in wanted if name.replace("_", ".") not in held]  # timm replaces some dots by underscores
+        held = {key.replace("_", ".") for key in file.keys()}  # noqa: SIM118 (not a dictionary)
+    wanted = [key for key in body.state_dict() if not key.endswith("num_batches_tracked")]
+    missing = [key for key in wanted if key.replace("_", ".") not in held]  # timm replaces some dots by underscores
     if missing:
         raise UserError(
-            f"'{path}' lacks {len(missing)} of the {len(wanted)} weights of the backbone, {', '.join(missing[:3])} "
-            f"among them: pass the weights of the timm model that model.backbone.name names."
+            f"'{path}' is missing {len(missing)} of {len(wanted)} backbone weights ({', '.join(missing[:3])}"
+            f"{', …' if len(missing) > 3 else ''}). Pass a weight file for timm model '{name}' (model.backbone.name)."
         )
 
 
-def existing(path: str) -> Path:
+def require_file(path: str) -> Path:
     if not Path(path).is_file():
         raise UserError(f"There is no file '{path}': expected backbone weights, a .safetensors file.")
     return Path(path)

@@ -1,4 +1,4 @@
-"""``best.safetensors``: a trained detector in one file, with everything needed to predict and its promised scores."""
+"""``best.safetensors``: a trained detector in one file, with everything needed to predict and its validation scores."""
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
@@ -86,7 +86,7 @@ def load_detector(path: Path) -> TrainedDetector:
     meta = checkpoint.meta
     if "classes" not in meta:
         raise UserError(f"'{path}' is a training state, not a detector: use best.safetensors in the same folder.")
-    origin = f"written by detrs {meta.get('detrs', 'unknown')}, this is {importlib.metadata.version('detrs')}"
+    origin = f"written by detrs {meta.get('detrs', 'unknown')}, read with detrs {importlib.metadata.version('detrs')}"
     try:
         experiment: Experiment = from_dict(Experiment, meta["experiment"])
         config.validate(experiment)
@@ -103,10 +103,10 @@ def load_detector(path: Path) -> TrainedDetector:
         raise UserError(
             f"Cannot use the checkpoint '{path}' ({origin}): missing or malformed metadata: {error}."
         ) from (error)
-    if wrong := different(module.state_dict(), checkpoint.tensors):
+    if wrong := state_dict_differences(module.state_dict(), checkpoint.tensors):
         raise UserError(
             f"Cannot use the checkpoint '{path}' ({origin}): its weights do not fit the model that its settings "
-            f"describe: {format.some_of(wrong)}. Use the version of detrs that wrote it."
+            f"describe: {format.abbreviated(wrong)}. Use the version of detrs that wrote it."
         )
     module.load_state_dict(checkpoint.tensors)
     return TrainedDetector(
@@ -134,7 +134,7 @@ def read_classes(values: Any, num_classes: int) -> Classes:
     return Classes(tuple(names), tuple(ids))
 
 
-def different(built: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> list[str]:
+def state_dict_differences(built: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> list[str]:
     """Differences in name or shape between the weights of a model and those of a file."""
     missing = [f"{name} (missing)" for name in built if name not in saved]
     unknown = [f"{name} (unknown)" for name in saved if name not in built]

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from detrs.errors import UserError, did_you_mean
-from detrs.files import replaced
+from detrs.files import atomic_write
 from detrs.magic import kind_of
 
 FORMAT = 2
@@ -72,7 +72,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
     """
     header, data = _serialize(tensors, {**meta, "format": FORMAT})
     needed = len(header) + len(data)
-    with replaced(path, what="the checkpoint", needed=needed) as temporary, open(temporary, "xb") as file:
+    with atomic_write(path, what="the checkpoint", needed=needed) as temporary, open(temporary, "xb") as file:
         file.write(header)
         file.write(data)
 
@@ -94,7 +94,7 @@ def load(path: Path, *, allow_non_finite: bool = False) -> Checkpoint:
             file.seek(0)
             stored = safetensors.torch.load(file.read())
     except OSError as error:
-        _refuse_unreadable(path, error)
+        _raise_unreadable(path, error)
     except (SafetensorError, KeyError, RuntimeError) as error:  # a header with a valid hash and invalid content
         raise UserError(f"The checkpoint {path} is damaged ({error}). Use another copy.") from error
     names = [name for name in header.hashes if name not in header.aliases]
@@ -103,11 +103,11 @@ def load(path: Path, *, allow_non_finite: bool = False) -> Checkpoint:
 
     damaged = [name for name in names if _sha256(stored[name]) != header.hashes[name]]
     if damaged:
-        raise UserError(f"The checkpoint {path} is damaged: wrong SHA-256 of {some_of(damaged)}. Use another copy.")
+        raise UserError(f"The checkpoint {path} is damaged: wrong SHA-256 of {abbreviated(damaged)}. Use another copy.")
     non_finite = [name for name in names if not _is_finite(stored[name])]
     if non_finite and not allow_non_finite:
         raise UserError(
-            f"The checkpoint {path} contains NaN or infinity in {some_of(non_finite)}: the training diverged. "
+            f"The checkpoint {path} contains NaN or infinity in {abbreviated(non_finite)}: the training diverged. "
             "Use an earlier checkpoint."
         )
     return Checkpoint({name: stored[header.aliases.get(name, name)] for name in header.hashes}, header.meta)
@@ -123,7 +123,7 @@ def read_meta(path: Path) -> dict[str, Any]:
         with open(path, "rb") as file:
             return _read_header(path, file).meta
     except OSError as error:
-        _refuse_unreadable(path, error)
+        _raise_unreadable(path, error)
 
 
 def _serialize(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[bytes, memoryview]:
@@ -140,7 +140,7 @@ def _serialize(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[
             continue
         tensor = tensor.detach().cpu().contiguous()
         storage = tensor.untyped_storage().data_ptr()
-        stored[name] = tensor.clone() if storage in storages else tensor  # safetensors refuses overlapping memory
+        stored[name] = tensor.clone() if storage in storages else tensor  # safetensors rejects overlapping memory
         storages.add(storage)
         hashes[name] = _sha256(stored[name])
     envelope = {"meta": meta, "sha256": hashes, "aliases": aliases}
@@ -171,7 +171,7 @@ def _memory(tensor: Tensor) -> object:
 
 
 def _header_bytes(envelope: str, table: Mapping[str, Any]) -> bytes:
-    """The only header with this content: every other spelling of the same JSON is refused as damaged."""
+    """The only header with this content: every other spelling of the same JSON is rejected as damaged."""
 
     def encode(metadata: dict[str, str]) -> bytes:
         text = json.dumps({METADATA: metadata, **table}, separators=(",", ":")).encode()
@@ -188,14 +188,14 @@ def _read_header(path: Path, file: BinaryIO) -> _Header:
     length_field = file.read(LENGTH_BYTES)
     length = int.from_bytes(length_field, "little")
     if size < LENGTH_BYTES or length > MAX_HEADER_BYTES:
-        _refuse_other_file(path, length_field + file.read(512))
+        _raise_other_file(path, length_field + file.read(512))
     header = file.read(length)
     try:
         table = json.loads(header)
         metadata = table.pop(METADATA, {})
         data_bytes = max((int(entry["data_offsets"][1]) for entry in table.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError):
-        _refuse_other_file(path, length_field + header)
+        _raise_other_file(path, length_field + header)
     if not isinstance(metadata, dict) or "detrs" not in metadata:
         raise UserError(
             f"{path} is a safetensors file without detrs metadata. Expected a checkpoint that was saved by detrs."
@@ -223,7 +223,7 @@ def _read_header(path: Path, file: BinaryIO) -> _Header:
     return _Header(hashes, aliases, meta)
 
 
-def _refuse_other_file(path: Path, start: bytes) -> NoReturn:
+def _raise_other_file(path: Path, start: bytes) -> NoReturn:
     if start[LENGTH_BYTES:].startswith(b'{"' + METADATA.encode()):
         raise UserError(f"The checkpoint {path} is truncated or damaged. Use another copy.")
     kind = kind_of(start)
@@ -232,7 +232,7 @@ def _refuse_other_file(path: Path, start: bytes) -> NoReturn:
     raise UserError(f"{path} is not a checkpoint but {kind}. Expected a .safetensors file saved by detrs.")
 
 
-def _refuse_unreadable(path: Path, error: OSError) -> NoReturn:
+def _raise_unreadable(path: Path, error: OSError) -> NoReturn:
     if path.is_symlink() and not path.exists():
         raise UserError(f"{path} is a dangling link to {os.readlink(path)}. Expected a checkpoint.") from error
     if isinstance(error, FileNotFoundError):
@@ -251,6 +251,6 @@ def _is_finite(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex()) or bool(tensor.isfinite().all())
 
 
-def some_of(names: list[str]) -> str:
+def abbreviated(names: list[str]) -> str:
     """The first five names and the number of the others."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

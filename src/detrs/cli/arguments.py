@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from detrs.cli.help import REGISTRY, description
+from detrs.cli.help import REGISTRY, WITHOUT_FLAG, description
 from detrs.errors import UserError
 
 T = TypeVar("T")
@@ -72,6 +72,8 @@ def parse(kind: type[T], argv: list[str], prog: str, default: T | None = None) -
 
 def one_line(message: str, argv: list[str]) -> str:
     """The framed error message of tyro as one line, without the help text below its ruler."""
+    if missing := missing_argument(message):
+        return missing
     lines = [line.strip("│|╭╮╰╯+ ") for line in message.splitlines()]
     text = " ".join("\n".join(lines[1:]).split("\n\n")[0].split())  # below the title
     text = re.split(r" [─-]{3,}", text)[0].rstrip(".")
@@ -81,6 +83,22 @@ def one_line(message: str, argv: list[str]) -> str:
         return f"{text}."
     words = itertools.takewhile(lambda word: not word.startswith("--"), after(bad[1], argv))
     return f"{bad[1]} expects {wanted[1]}, got '{' '.join(words)}'."
+
+
+def missing_argument(message: str) -> str | None:
+    """``Missing argument NAME (help text).`` for the first required argument in tyro's message, if it lists any."""
+    lines = [line.strip("│|").rstrip() for line in message.splitlines()]
+    start = next((number for number, line in enumerate(lines) if line.strip().startswith("Missing from ")), None)
+    if start is None:
+        return None
+    name, *rest = lines[start + 1 :]
+
+    def indent(line: str) -> int:
+        return len(line) - len(line.lstrip())
+
+    texts = itertools.takewhile(lambda line: indent(line) > indent(name), rest)
+    text = " ".join(" ".join(texts).split()).removesuffix("(required)").rstrip(" .")
+    return f"Missing argument {name.strip()}" + (f" ({text[0].lower()}{text[1:]})." if text else ".")
 
 
 def after(flag: str, argv: list[str]) -> list[str]:
@@ -95,6 +113,8 @@ def after(flag: str, argv: list[str]) -> list[str]:
 def flags(values: Any, prefix: str = "--") -> Iterator[str]:
     """The flags of the dataclass instance ``values``; the field ``settings`` adds no prefix."""
     for field in dataclasses.fields(values):
+        if field.name in WITHOUT_FLAG.get(type(values).__name__, ()):
+            continue
         value, name = getattr(values, field.name), field.name.replace("_", "-")
         if dataclasses.is_dataclass(value):
             yield from flags(value, prefix if name == "settings" else f"{prefix}{name}.")
@@ -102,7 +122,7 @@ def flags(values: Any, prefix: str = "--") -> Iterator[str]:
             yield prefix + name
 
 
-def given(flag: str, argv: list[str]) -> bool:
+def is_given(flag: str, argv: list[str]) -> bool:
     """Whether ``argv`` contains ``--flag``, even with its default value."""
     name = f"--{flag}".replace("_", "-")
     return any(word.partition("=")[0].replace("_", "-") == name for word in argv)
@@ -116,12 +136,12 @@ def check_data(path: str | None) -> None:
     """
     if path == "digits" and Path(path).is_dir():
         raise UserError(
-            "'digits' is ambiguous: it names the built-in demo data set and a folder in the working directory. "
-            "Use ./digits for the folder. To use the demo data set, run the command in another directory."
+            "'digits' is ambiguous: it names the built-in demo dataset and a folder in the working directory. "
+            "Use ./digits for the folder. To use the demo dataset, run the command in another directory."
         )
 
 
-def both(size: tuple[int] | tuple[int, int]) -> tuple[int, int]:
+def as_pair(size: tuple[int] | tuple[int, int]) -> tuple[int, int]:
     """``(n,)`` as ``(n, n)``."""
     return (size[0], size[-1])
 

@@ -18,7 +18,7 @@ SUBJECTS = ("ops",)
 class BenchmarkArguments:
     """Time multi-scale deformable attention against grid_sample, torch.compile and, if installed, deformops.
 
-    All implementations take turns in one process. The table shows the median of each and its ratio to detrs.
+    All implementations run round-robin in one process. The table shows the median of each and its ratio to detrs.
     """
 
     subject: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ops")]
@@ -26,7 +26,7 @@ class BenchmarkArguments:
     device: str = "auto"
     """auto, cpu, cuda or cuda:1."""
     repeats: int = 7
-    """Timed turns of each implementation."""
+    """Number of timed rounds; each runs every implementation."""
     full: Flag = False
     """Run all 36 cases instead of 4: batch sizes 1, 2 and 4, 300 and 900 queries, star and uniform locations."""
     output: Path | None = None
@@ -56,6 +56,6 @@ def run(argv: list[str]) -> None:
                 with arguments.output.open("a") as file:
                     file.write(json.dumps(reports[-1].to_json()) + "\n")
     screen.print(benchmark.table(reports))
-    screen.print(f"{reports[0].device}, median of {arguments.repeats} turns; in parentheses the time relative to detrs")
+    screen.print(f"{reports[0].device}, median of {arguments.repeats} rounds; in parentheses: time relative to detrs")
     if arguments.json:
         print_json({"cases": [report.to_json() for report in reports]})

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from detrs.cli.arguments import Flag, Size, both, check_data, parse
+from detrs.cli.arguments import Flag, Size, as_pair, check_data, parse
 from detrs.cli.report import console, print_json
 from detrs.errors import UserError
 
@@ -23,7 +23,7 @@ class EvaluateArguments:
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
     """Path of a best.safetensors."""
     data: str | None = None
-    """Folder with COCO annotations, or digits. Default: the data set used in training."""
+    """Folder with COCO annotations, or digits. Default: the dataset used in training."""
     split: str | None = None
     """Split to evaluate. Default: the validation split used in training."""
     image_size: Size | None = None
@@ -55,7 +55,7 @@ def run(argv: list[str]) -> None:
         arguments.checkpoint,
         data=arguments.data,
         split=arguments.split,
-        resize_to=both(arguments.image_size) if arguments.image_size else None,
+        resize_to=as_pair(arguments.image_size) if arguments.image_size else None,
         batch_size=arguments.batch_size,
         max_detections=arguments.max_detections,
         device=arguments.device,

@@ -15,6 +15,8 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 
 REGISTRY = ConstructorRegistry()
 """Rules for tyro that turn docstrings into plain help texts; active inside ``with REGISTRY:``."""
+WITHOUT_FLAG = {"Experiment": ("name", "initial")}
+"""Name of a dataclass -> fields without a flag: the preset sets ``name``, and ``--weights`` sets ``initial``."""
 _PLAIN = object()
 """Marks the types to which the rule has been applied."""
 _METAVARS = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
@@ -48,7 +50,15 @@ def _plain_fields(info: StructTypeInfo) -> StructConstructorSpec | None:
     found = ConstructorRegistry.get_struct_spec(dataclasses.replace(info, markers=(*info.markers, _PLAIN)))
     if not isinstance(found, StructConstructorSpec):
         return None
-    return dataclasses.replace(found, fields=tuple(map(_plain_field, found.fields)))
+    hidden = WITHOUT_FLAG.get(info.type.__name__, ())
+    fields = (_without_flag(field) if field.name in hidden else _plain_field(field) for field in found.fields)
+    return dataclasses.replace(found, fields=tuple(fields))
+
+
+def _without_flag(field: StructFieldSpec) -> StructFieldSpec:
+    """The field keeps its default value, and has neither a flag nor a help text."""
+    kind: Any = Annotated[field.type, tyro.conf.Fixed, tyro.conf.Suppress]
+    return dataclasses.replace(field, type=kind)
 
 
 def _plain_field(field: StructFieldSpec) -> StructFieldSpec:

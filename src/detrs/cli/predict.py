@@ -63,7 +63,7 @@ def run(argv: list[str]) -> None:
 
     check_threshold(arguments.threshold)
     predictor = Predictor.load(arguments.checkpoint, arguments.device)
-    output = unused(arguments.output or new_folder("predict"))
+    output = create_output_folder(arguments.output or new_folder("predict"))
     errors: dict[str, UserError] = {}
     images: list[dict[str, Any]] = []
     table = Table("image", "detections", box=SIMPLE_HEAD)
@@ -93,7 +93,7 @@ def run(argv: list[str]) -> None:
                     path.unlink(missing_ok=True)
                     errors[source] = UserError(f"Cannot write '{path}': {error.strerror or error}.")
                     name = None
-                images.append({**found.to_json(), "drawing": name})
+                images.append({**found.to_json(), "annotated_image": name})
                 table.add_row(Text(printable(source)), Text(counts(found)))
                 status.update(f"{len(images)} images")
     finally:
@@ -128,7 +128,7 @@ def write(path: Path, values: dict[str, Any]) -> None:
         raise UserError(f"Cannot write '{path}': {error.strerror}.") from error
 
 
-def unused(path: Path) -> Path:
+def create_output_folder(path: Path) -> Path:
     """Create the folder ``path`` if it does not exist. Existing files are never overwritten.
 
     Raises:
@@ -146,7 +146,7 @@ def unused(path: Path) -> Path:
 
 
 def stem(source: str) -> str:
-    """File stem for the drawing of ``source``, a path or a URL, shortened to ``MAX_STEM_BYTES``."""
+    """File stem for the annotated image of ``source``, a path or a URL, shortened to ``MAX_STEM_BYTES``."""
     path = urlsplit(source).path if "://" in source else source
     name = os.fsencode(Path(path).stem)[:MAX_STEM_BYTES]
     return name.decode(errors="ignore") or "image"

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from detrs.cli.arguments import Flag, Size, both, parse
+from detrs.cli.arguments import Flag, Size, as_pair, parse
 from detrs.cli.report import console, print_json
 
 
@@ -39,7 +39,7 @@ def run(argv: list[str]) -> None:
     device = pick_device(arguments.device)
     report = profile(
         models.build(experiment.model),
-        both(arguments.image_size) if arguments.image_size else experiment.data.resize_to,
+        as_pair(arguments.image_size) if arguments.image_size else experiment.data.resize_to,
         batch_size=arguments.batch_size,
         repeats=arguments.repeats,
         device=device,

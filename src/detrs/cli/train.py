@@ -10,7 +10,7 @@ import tyro
 
 from detrs import config
 from detrs.backbones.timm import with_weights
-from detrs.cli.arguments import Flag, Size, both, check_data, given, new_folder, parse
+from detrs.cli.arguments import Flag, Size, as_pair, check_data, is_given, new_folder, parse
 from detrs.cli.report import console, print_json
 from detrs.config import Experiment
 from detrs.engine.run import RunFolder
@@ -42,7 +42,7 @@ class TrainArguments:
     """
 
     data: str | None
-    """Folder with COCO annotations, or digits for the built-in demo data set."""
+    """Folder with COCO annotations, or digits for the built-in demo dataset."""
     epochs: int
     """Number of passes over the training images."""
     batch_size: int
@@ -122,7 +122,7 @@ def read(argv: list[str]) -> tuple[Experiment, Path, TrainArguments]:
     if arguments.resume and arguments.output is None:
         raise UserError("--resume requires the folder of the run: detrs train --resume FOLDER")
     experiment = merged(arguments, rest)
-    if given("data", rest) or given("data.path", rest):
+    if is_given("data", rest) or is_given("data.path", rest):
         check_data(experiment.data.path)
     return experiment, arguments.output or new_folder(start.name or "train"), arguments
 
@@ -135,11 +135,11 @@ def merged(arguments: TrainArguments, words: list[str]) -> Experiment:
     """
     experiment = arguments.settings
     for flag, place in COMMON_FLAGS.items():
-        if not given(flag, words):
+        if not is_given(flag, words):
             continue
-        short: Any = both(arguments.image_size) if flag == "image_size" else getattr(arguments, flag)
+        short: Any = as_pair(arguments.image_size) if flag == "image_size" else getattr(arguments, flag)
         long = operator.attrgetter(place)(experiment)
-        if given(place, words) and long != short:
+        if is_given(place, words) and long != short:
             names = f"--{flag} and --{place}".replace("_", "-")
             raise UserError(
                 f"{names} are the same setting, but their values differ: {short} and {long}. Pass only one of them."

@@ -1,1 +1,1 @@
-"""How wrong a set of boxes is: matching and losses."""
+"""Matching and losses."""

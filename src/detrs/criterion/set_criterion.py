@@ -19,7 +19,10 @@ from detrs.structures import Losses, Prediction, Predictions, Target, Totals
 
 @dataclass(frozen=True, kw_only=True)
 class CriterionConfig:
-    """Weights of the box terms, in the matching and in the loss (DETR, A.4). The model's classification has its own."""
+    """Weights of the box terms, in the matching and in the loss (DETR, A.4).
+
+    The weight of the classification term is ``model.classification.weight``.
+    """
 
     box_weight: Annotated[float, Ge(0)] = 5.0
     """Weight of the L1 distance of normalized boxes."""
@@ -52,7 +55,7 @@ class SetCriterion:
         Args:
             predictions: of a batch of B images.
             targets: one per image; images without objects are negatives.
-            totals: counts of the whole batch that these images are part of; ``Totals.of(targets)`` if they are all.
+            totals: counts over the global batch; ``Totals.of(targets)`` if the batch is not split.
 
         Returns:
             The weighted total and its unweighted terms: ``class``, ``box``, ``giou`` of the last layer; ``class_0``,

@@ -1,4 +1,4 @@
-"""Data sets, and everything from image files to batches."""
+"""Datasets, and everything from image files to batches."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ __all__ = [
 
 
 def open_dataset(path: str | None, split: str, *, keep_empty: bool = True, cache_gib: float = 0.0) -> Dataset:
-    """One split of a data set, read and checked.
+    """One split of a dataset, read and checked.
 
     Args:
         path: a folder in one of the COCO layouts, or ``digits`` for the built-in demo set.
@@ -32,11 +32,11 @@ def open_dataset(path: str | None, split: str, *, keep_empty: bool = True, cache
         cache_gib: memory for decoded images in GiB; the demo set caches all of its 0.1 GiB.
 
     Raises:
-        UserError: there is no such data set, or its annotations have errors; all of them are listed.
+        UserError: there is no such dataset, or its annotations have errors; all of them are listed.
     """
     if not path:
         raise UserError(
-            "No data set was given: use --data FOLDER (with COCO annotations), or --data digits for the demo set."
+            "No dataset was given: use --data FOLDER (with COCO annotations), or --data digits for the demo set."
         )
     if path == "digits":
         return DigitsDataset(split)

@@ -107,7 +107,7 @@ def _read_json(path: Path, notes: Findings) -> tuple[dict[str, Any], "hashlib._H
     if text.lstrip().startswith("<"):
         raise UserError(f"{path} is XML, perhaps Pascal VOC. Expected COCO annotations in JSON. Convert it first.")
 
-    def refuse(literal: str) -> None:
+    def reject(literal: str) -> None:
         before = text[: re.search(rf"(?:^|(?<=[\s:,\[])){re.escape(literal)}", text).start()]  # type: ignore[union-attr]
         line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
         place = f"line {line}, column {column}"
@@ -122,7 +122,7 @@ def _read_json(path: Path, notes: Findings) -> tuple[dict[str, Any], "hashlib._H
         return content
 
     try:
-        data = json.loads(text, parse_constant=refuse, object_pairs_hook=collect)
+        data = json.loads(text, parse_constant=reject, object_pairs_hook=collect)
     except json.JSONDecodeError as error:
         byte = len(content) - len(text[error.pos :].encode())
         place = f"line {error.lineno}, column {error.colno} (byte {byte})"

@@ -1,4 +1,4 @@
-"""Data sets in COCO format."""
+"""Datasets in COCO format."""
 
 from itertools import accumulate
 from typing import Any
@@ -17,7 +17,7 @@ from detrs.structures import Classes
 
 
 class CocoDataset:
-    """One split of a data set: image files and the objects of an annotation file.
+    """One split of a dataset: image files and the objects of an annotation file.
 
     Samples contain no crowd regions, no boxes without area or outside their image, and no duplicates; boxes are clipped
     to their image. ``ground_truth`` returns all annotations as they are in the file, so that scores equal those of

@@ -32,5 +32,5 @@ def collate(samples: Sequence[Sample], size: tuple[int, int] | None = None) -> B
 def _target(sample: Sample, height: int, width: int) -> Target:
     boxes = sample.boxes.as_subclass(torch.Tensor)  # (N, 4)
     boxes = box_convert(boxes, "xyxy", "cxcywh") / torch.tensor([width, height, width, height], dtype=boxes.dtype)
-    labels = sample.labels.clone()  # pickling a view would send the labels of the whole data set
+    labels = sample.labels.clone()  # pickling a view would send the labels of the whole dataset
     return Target(boxes, labels, sample.image_id, sample.original_size)

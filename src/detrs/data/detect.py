@@ -28,7 +28,7 @@ def find_split(root: Path, split: str) -> Split:
     """Finds the files of a split.
 
     Args:
-        root: Folder of the data set.
+        root: Folder of the dataset.
         split: ``train``, ``val``, ``test``, a synonym of one of them, or the exact name in a file (``train2017``).
 
     Raises:
@@ -82,7 +82,7 @@ def _not_found(root: Path, split: str, found: list[str]) -> str:
     message = f"{root} has no COCO annotations for the split '{split}'. Supported layouts: "
     message += "; ".join(layout.format(split=split) for layout in LAYOUTS) + "."
     if (root / "data.yaml").is_file() or (root / "labels").is_dir():
-        message += " It looks like a YOLO data set. Convert it to COCO format first."
+        message += " It looks like a YOLO dataset. Convert it to COCO format first."
     elif (root / "Annotations").is_dir():
-        message += " It looks like a Pascal VOC data set. Convert it to COCO format first."
+        message += " It looks like a Pascal VOC dataset. Convert it to COCO format first."
     return message

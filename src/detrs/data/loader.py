@@ -21,7 +21,7 @@ from detrs.errors import UserError, printable
 from detrs.structures import Batch
 
 WORKER_TIMEOUT_S = 120
-"""Time for one batch after which a worker is taken to hang."""
+"""Timeout in seconds for one batch."""
 SHARED_MEMORY_SIGNS = ("Bus error", "shared memory", "/torch_", "ancdata", "Too many open files")
 """Parts of the errors raised when /dev/shm is full or too many files are open."""
 
@@ -65,7 +65,7 @@ def training_batches(
         UserError: while iterating: an image cannot be read.
     """
     assert config.keep_empty or not dataset.num_empty, "images without objects are dropped by open_dataset"
-    assert config.batch_size % (world_size * accumulate) == 0, "checked by engine.fitting.check_divisible"
+    assert config.batch_size % (world_size * accumulate) == 0, "checked by engine.compatibility.check_divisible"
     plans = _TrainingPlans(dataset, config, seed, epoch, first_step, rank, world_size, accumulate)
     batches = _load(plans, workers, pin_memory)
     return zip(*[batches] * accumulate, strict=True)
@@ -81,7 +81,7 @@ def evaluation_batches(
     world_size: int = 1,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
-    """Every image exactly once over all processes, in the order of the data set, resized to ``resize_to``.
+    """Every image exactly once over all processes, in the order of the dataset, resized to ``resize_to``.
 
     Process ``rank`` gets every ``world_size``-th batch, so that the batches do not depend on the number of processes.
 
@@ -93,7 +93,7 @@ def evaluation_batches(
 
 class _Item(NamedTuple):
     number: int
-    """Position in the data set."""
+    """Position in the dataset."""
     plan: transforms.Plan
 
 

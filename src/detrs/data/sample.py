@@ -1,4 +1,4 @@
-"""One image with its objects, and the protocol of data sets."""
+"""One image with its objects, and the protocol of datasets."""
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -20,7 +20,7 @@ class Sample(NamedTuple):
     labels: Int[Tensor, "N"]
     """Contiguous class index (int64)."""
     image_id: int
-    """The data set's own id of the image."""
+    """The dataset's own id of the image."""
     original_size: tuple[int, int]
     """(height, width) in pixels of the image as stored, after EXIF orientation."""
     path: str
@@ -29,7 +29,7 @@ class Sample(NamedTuple):
 
 @runtime_checkable
 class Dataset(Protocol):
-    """The interface of data sets for training and evaluation.
+    """The interface of datasets for training and evaluation.
 
     Any object with these members is accepted; ``SampleDataset`` makes one from a sequence of samples.
     """
@@ -64,7 +64,7 @@ class Dataset(Protocol):
         ...
 
     def ground_truth(self) -> dict[str, Any]:
-        """A COCO dictionary for the evaluation: the data set's own ids, with crowd regions, annotation ids from 1."""
+        """A COCO dictionary for the evaluation: the dataset's own ids, with crowd regions, annotation ids from 1."""
         ...
 
     def fingerprint(self) -> str:
@@ -79,7 +79,7 @@ MEMBERS = (
 
 
 def check_protocol(dataset: object, name: str) -> None:
-    """Refuse an object without the ``Dataset`` protocol.
+    """Check that an object has the ``Dataset`` protocol.
 
     Args:
         dataset: any object.
@@ -92,5 +92,5 @@ def check_protocol(dataset: object, name: str) -> None:
     if missing:
         raise UserError(
             f"{name} must have the detrs.data.Dataset protocol, but {type(dataset).__name__} has no "
-            f"{', '.join(missing)}. detrs.data.SampleDataset makes a data set from a sequence of samples."
+            f"{', '.join(missing)}. detrs.data.SampleDataset makes a dataset from a sequence of samples."
         )

@@ -1,4 +1,4 @@
-"""A data set from samples in Python."""
+"""A dataset from samples in Python."""
 
 import hashlib
 import json
@@ -78,7 +78,7 @@ def _array(values: ArrayLike | Sequence[Any], what: str) -> NDArray[Any]:
 
 
 class SampleDataset:
-    """A data set from a sequence of samples, with everything that training and evaluation need.
+    """A dataset from a sequence of samples, with everything that training and evaluation need.
 
     Every sample is loaded once at the start, for sizes, boxes and labels.
 
@@ -110,7 +110,7 @@ class SampleDataset:
             self._add(sample)
             pixels.update(np.ascontiguousarray(sample.image.numpy()).data)
         if not self.image_ids:
-            raise UserError("The data set has no samples: expected at least one.")
+            raise UserError("The dataset has no samples: expected at least one.")
         if len(set(self.image_ids)) < len(self.image_ids):
             raise UserError("An image_id occurs twice in the samples: expected a unique one for each image.")
         content = json.dumps([self.classes.names, self.ground_truth(), pixels.hexdigest()])

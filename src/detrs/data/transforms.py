@@ -40,10 +40,10 @@ CROP_MAX_ASPECT = 16
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The data set, and how its images are batched and augmented."""
+    """The dataset, and how its images are batched and augmented."""
 
     path: str | None = None
-    """Folder of a COCO data set, or ``digits`` for the built-in demo set."""
+    """Folder of a COCO dataset, or ``digits`` for the built-in demo set."""
     train_split: str = "train"
     """Name of the split to train on."""
     val_split: str = "val"
@@ -54,11 +54,11 @@ class DataConfig:
     """``flip``: horizontal flip and multi-scale. ``crop``: also a random crop in half of the images, scaled to
     ``resize_to``. ``official``: DETR's own recipe, at its own sizes only (480..800, 1333)."""
     mirror: bool = True
-    """Flip half of the training images horizontally; not with ``none``. False where left and right have a meaning
-    (text, digits, arrows); the built-in digits are never mirrored."""
+    """Flip half of the training images horizontally. Ignored if ``augment`` is ``none``. False where left and right
+    have a meaning (text, digits, arrows); the built-in digits are never mirrored."""
     min_scale: Annotated[float, Ge(0.1), Le(1)] = OFFICIAL_MIN_SCALE
-    """Multi-scale: the short side is drawn from 11 steps between ``min_scale`` and 1 times ``resize_to``; not with
-    ``none``."""
+    """Multi-scale: the short side is sampled from 11 sizes between ``min_scale * short`` and ``short``. Ignored if
+    ``augment`` is ``none``."""
     batch_size: Annotated[int, Ge(1)] = 16
     """Images per optimizer step, over all processes and accumulated micro-batches."""
     padded_together: Annotated[int, Gt(0)] | None = None
@@ -70,7 +70,7 @@ class DataConfig:
 
 
 def check_official(config: DataConfig) -> None:
-    """Refuse sizes that contradict the recipe or each other.
+    """Check that sizes do not contradict the recipe or each other.
 
     Raises:
         UserError: naming the setting.

@@ -50,7 +50,7 @@ class Clock:
 
     def update(self) -> None:
         """Set ``seconds`` (used) and ``reserve`` (kept for the last evaluation)."""
-        # Before the first evaluation: a batch takes half of a training step, plus the drawing.
+        # Before the first evaluation: a batch takes half of a training step, plus the drawings.
         evaluation = 1.25 * self.evaluation or 0.5 * self.fastest_step * self.steps_to_evaluate + DRAWING_SECONDS
         # The state is saved before and after that evaluation.
         times = self.used(), evaluation + 2 * self.saving + self.fastest_step
@@ -84,7 +84,7 @@ class Clock:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Measures the evaluation inside, with everything that follows from it."""
+        """Measure the evaluation inside, with everything that follows from it."""
         began = time.monotonic()
         yield
         self.step_began = time.monotonic()
@@ -93,7 +93,7 @@ class Clock:
 
     @contextmanager
     def saving_state(self) -> Iterator[None]:
-        """Measures the save inside."""
+        """Measure the save inside."""
         began = time.monotonic()
         yield
         self.saved_at = self.step_began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Evaluation on a data set: the same code in training, on the command line and in Python."""
+"""Evaluation on a dataset: the same code in training, on the command line and in Python."""
 
 import os
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class Scores(NamedTuple):
 
     report: CocoReport
     results: Results
-    """COCO results in the order of the images, best first within an image; ids are the data set's own."""
+    """COCO results in the order of the images, best first within an image; ids are the dataset's own."""
 
 
 def evaluate(detector: TrainedDetector, dataset: Dataset, runtime: Runtime, *, workers: int = 0) -> Scores:
@@ -87,7 +87,7 @@ def evaluate_checkpoint(
 
     Args:
         path: a ``best.safetensors``.
-        data: folder of a data set, or an object with the ``Dataset`` protocol; by default that of training.
+        data: folder of a dataset, or an object with the ``Dataset`` protocol; by default that of training.
         split: by default the validation split of training.
         resize_to: (short, long) in pixels; by default as in training.
         batch_size: images per forward pass; by default as in training.
@@ -96,7 +96,7 @@ def evaluate_checkpoint(
         workers: loader processes.
 
     Raises:
-        UserError: there is no such checkpoint or data set, their classes differ, or an argument is out of range.
+        UserError: there is no such checkpoint or dataset, their classes differ, or an argument is out of range.
     """
     runtime = Runtime(RuntimeConfig(device=device))
     detector = load_detector(Path(path))
@@ -120,9 +120,9 @@ def evaluate_checkpoint(
     )
     config.validate(experiment)
     if data is None or isinstance(data, str | Path):
-        dataset, name = open_validation(experiment, is_given=data is not None), f"the data set '{folder}'"
+        dataset, name = open_validation(experiment, is_given=data is not None), f"the dataset '{folder}'"
     else:
-        dataset, name = data, "the data set"
+        dataset, name = data, "the dataset"
         check_protocol(dataset, "data")
         if split is not None:
             raise UserError("split: expected None with data in Python, which is one split.")
@@ -146,7 +146,7 @@ def open_validation(experiment: Experiment, *, is_given: bool) -> Dataset:
             raise UserError("The detector was trained on data in Python: pass data=... (--data FOLDER).") from None
         if is_given or (folder is not None and os.path.isdir(os.path.expanduser(folder))):
             raise
-        raise UserError(f"{error} This is the data set of training: if it has moved, give --data.") from None
+        raise UserError(f"{error} This is the dataset of training: if it has moved, give --data.") from None
 
 
 def evaluation_batch_size(experiment: Experiment) -> int:
@@ -164,7 +164,7 @@ def classes_in_order(classes: Classes, names: Sequence[str]) -> Classes:
 
 
 def check_same_classes(names: Sequence[str], others: Sequence[str], owner: str, other_owner: str) -> None:
-    """Refuse two sets of classes that differ; order does not matter.
+    """Check that two sets of classes are equal; order does not matter.
 
     Raises:
         UserError: listing both.

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional
 
 from detrs.boxes import cxcywh_to_xyxy
 from detrs.data.sample import Dataset
-from detrs.files import replaced
+from detrs.files import atomic_write
 from detrs.structures import Batch
 from detrs.visualization.curves import results_figure
 from detrs.visualization.draw import draw_boxes, grid
@@ -63,7 +63,7 @@ def save_predictions(dataset: Dataset, results: list[dict[str, Any]], path: Path
 
 def save_curves(metrics: Path, path: Path) -> None:
     """Plots the curves in ``metrics.jsonl`` into a PNG file."""
-    with replaced(path) as temporary:
+    with atomic_write(path) as temporary:
         results_figure(metrics, temporary)
 
 
@@ -81,5 +81,5 @@ def scaled_down(image: Tensor, boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
 def save_grid(images: Sequence[Image.Image], path: Path) -> None:
     """Tiles the images and writes them as one JPEG file."""
     tiled = grid(images)
-    with replaced(path) as temporary:
+    with atomic_write(path) as temporary:
         tiled.save(temporary, format="JPEG", quality=90)

@@ -193,10 +193,10 @@ class Display:
 
     def _status(self, report: StepReport) -> str:
         remaining = report.seconds * (1 - report.progress) / max(report.progress, 1e-9)
-        left = timedelta(seconds=round(remaining)) if report.progress > 0.001 else "-"
+        eta = timedelta(seconds=round(remaining)) if report.progress > 0.001 else "-"
         return (
             f"loss {report.loss:.4g}  lr {report.lr:.2g}  {self.rate:.3g} images/s  "
-            f"{report.memory_bytes / 2**30:.2f} GiB  {left} left"
+            f"{report.memory_bytes / 2**30:.2f} GiB  ETA {eta}"
         )
 
 

@@ -60,7 +60,7 @@ class FolderLock:
             self.path.unlink()
         self._lock.release()
 
-    def refuse_if_held(self) -> None:
+    def raise_if_held(self) -> None:
         """Raises ``UserError`` if another run holds the lock."""
         if not self.path.exists():
             return

@@ -54,7 +54,7 @@ class RunFolder:
         self._lock = FolderLock(path)
 
     def check(self, *, resume: bool) -> None:
-        """Refuse a folder that cannot be used, before data are loaded.
+        """Check that the folder can be used, before data are loaded.
 
         Raises:
             UserError: the folder is not empty, or, with ``resume``, has no run.
@@ -67,8 +67,8 @@ class RunFolder:
         if resume and not any(state.exists() for state in self.states):
             raise UserError(f"The run in '{path}' stopped before its first checkpoint: repeat it without --resume.")
         if not resume and path.exists():
-            self._lock.refuse_if_held()
-            self._refuse_if_used()
+            self._lock.raise_if_held()
+            self._raise_if_used()
 
     @contextmanager
     def open(self, *, resume: bool) -> Iterator[None]:
@@ -89,7 +89,7 @@ class RunFolder:
         try:
             files.remove_partial(self.path)
             if not resume:
-                self._refuse_if_used()  # another run may have used it since the check
+                self._raise_if_used()  # another run may have used it since the check
                 for path in self.path.iterdir():
                     if path not in (self._lock.path, self._lock.owner):
                         path.unlink()
@@ -112,7 +112,7 @@ class RunFolder:
             config.save(experiment, self.experiment)
 
     def check_unchanged(self, experiment: Experiment) -> None:
-        """Refuse to resume with settings that would make it a different run.
+        """Check that the run is not resumed with settings that would make it a different run.
 
         Raises:
             UserError: naming the settings.
@@ -167,8 +167,8 @@ class RunFolder:
             return checkpoint
         raise UserError(f"The run in '{self.path}' cannot be resumed. " + " ".join(reasons))
 
-    def _refuse_if_used(self) -> None:
-        """Refuse a folder with anything but files of a run that failed before its first checkpoint."""
+    def _raise_if_used(self) -> None:
+        """Raise ``UserError`` unless all files are those of a run that failed before its first checkpoint."""
         if not all(path.is_file() and _is_of_a_failed_start(path) for path in self.path.iterdir()):
             raise UserError(
                 f"The output folder '{self.path}' is not empty: choose another, or resume the run in it with --resume."

@@ -71,25 +71,25 @@ class Saver:
         except (KeyError, RuntimeError) as error:
             version, reason = checkpoint.meta.get("detrs", "unknown"), str(error).partition("\n")[0]
             raise UserError(
-                f"The training state in '{self.folder.path}' was written by detrs {version}, and this is "
-                f"{importlib.metadata.version('detrs')}, which cannot continue it ({reason}): use that version."
+                f"The training state in '{self.folder.path}' was written by detrs {version} and cannot be resumed "
+                f"with detrs {importlib.metadata.version('detrs')} ({reason}). Install detrs {version}."
             ) from error
         self.saved = self.state.step, self.state.evaluated_step
         logger.info("resuming after step %d of %d", self.state.step, self.clock.total_steps)
 
     def check_data(self, meta: dict[str, Any]) -> None:
-        """Refuse data that changed since ``meta`` was saved; changed images can be allowed, other classes cannot.
+        """Check that the data have not changed since ``meta`` was saved; changed images can be allowed, classes cannot.
 
         Raises:
             UserError: with what changed and what to do.
         """
         data, output = self.experiment.data, self.folder.path
         before, now = meta.get("class_names", list(self.class_names)), list(self.class_names)
-        name = "the data set" if data.path is None else f"the data set '{data.path}'"
+        name = "the dataset" if data.path is None else f"the dataset '{data.path}'"
         if before != now:
             raise UserError(
                 f"The run in '{output}' was started with the classes {', '.join(before)}; {name} now "
-                f"has {', '.join(now)}. Restore the data set or start a new run."
+                f"has {', '.join(now)}. Restore the dataset or start a new run."
             )
         prints = self.fingerprints()
         changed = [getattr(data, f"{split}_split") for split in prints if prints[split] != meta["fingerprints"][split]]
@@ -143,16 +143,16 @@ class Saver:
         if self.runtime.is_main:
             logger.info("stopped after step %d, saved; resume with: %s", self.state.step, self.resume_command())
 
-    def rescue(self) -> None:
+    def save_after_error(self) -> None:
         """Save after an error that ends the run; a further error here must not hide it."""
-        if not self.runtime.is_main or not self.state.is_whole or self.state.step == 0 or self.is_saved():
+        if not self.runtime.is_main or not self.state.is_consistent or self.state.step == 0 or self.is_saved():
             return
         try:
             self.save()
         except Exception as error:
             logger.warning("step %d could not be saved: %s", self.state.step, error)
         else:
-            logger.warning("the run failed; step %d is saved: %s", self.state.step, self.resume_command())
+            logger.warning("the run failed; step %d is saved. Resume with: %s", self.state.step, self.resume_command())
 
     def resume_command(self) -> str:
         """The command that continues the run."""

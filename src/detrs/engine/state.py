@@ -37,7 +37,7 @@ class TrainingState:
     evaluations_without_gain: int = 0
     failures: int = 0
     """Consecutive steps with a loss or gradient that was not finite."""
-    is_whole: bool = True
+    is_consistent: bool = True
     """False during an optimizer step, which changes one part after the other."""
 
     @property

@@ -63,7 +63,7 @@ class Step:
         loss, grad_norm = terms.pop("total"), terms.pop("grad_norm")
 
         is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
-        state.is_whole = False
+        state.is_consistent = False
         if is_finite:
             self.optimizer.step()
             if state.average is not None:
@@ -73,9 +73,9 @@ class Step:
             state.failures += 1
         self.optimizer.zero_grad()
         if state.failures == MAX_FAILURES:
-            self.give_up(batches, loss, grad_norm, terms, lr)
+            self.raise_diverged(batches, loss, grad_norm, terms, lr)
         state.step += 1
-        state.is_whole = True
+        state.is_consistent = True
 
         step_seconds = clock.end_step()
         return StepReport(
@@ -121,7 +121,7 @@ class Step:
         numbers = torch.cat([values, grad_norm[None]]).tolist()
         return dict(zip([*sums, "grad_norm"], numbers, strict=True))
 
-    def give_up(
+    def raise_diverged(
         self, batches: tuple[Batch, ...], loss: float, grad_norm: float, terms: dict[str, float], lr: float
     ) -> NoReturn:
         """Report a run that diverged."""

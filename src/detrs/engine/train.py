@@ -14,7 +14,7 @@ from detrs.checkpoints import read_meta
 from detrs.config import Experiment
 from detrs.data import open_dataset
 from detrs.data.sample import Dataset, check_protocol
-from detrs.engine.fitting import check_divisible
+from detrs.engine.compatibility import check_divisible
 from detrs.engine.interruption import Interrupted, Interruption
 from detrs.engine.journal import StepReport, display, format_scores
 from detrs.engine.run import RunFolder
@@ -92,7 +92,7 @@ def training(
             folder.save_experiment(trainer.experiment)
         try:
             if clock.is_evaluation_due(state):  # the run was stopped during an evaluation
-                found = evaluated(trainer, interruption)
+                found = run_evaluation(trainer, interruption)
                 logger.info("step %d evaluated: %s", state.step, format_scores(**found))
                 saver.save()
             if resume and clock.is_finished(state):
@@ -106,7 +106,7 @@ def training(
                     if clock.is_evaluation_due(state):
                         if clock.is_save_before_evaluation_due(state):
                             saver.save()
-                        found = evaluated(trainer, interruption)
+                        found = run_evaluation(trainer, interruption)
                         report = dataclasses.replace(report, evaluation=found["report"], is_best=found["is_best"])
                     if clock.is_save_due(state):
                         saver.save()
@@ -119,10 +119,10 @@ def training(
             raise
         except Exception as error:
             # A signal to the process group also ends loader processes, which raises an error here.
-            if interruption.signum and state.is_whole:
+            if interruption.signum and state.is_consistent:
                 saver.stop()
                 raise Interrupted(interruption.signum) from error
-            saver.rescue()
+            saver.save_after_error()
             raise
     return TrainResult(
         output=folder.path,
@@ -138,7 +138,7 @@ def datasets(experiment: Experiment, train_set: Dataset | None, val_set: Dataset
     """Both splits: those given, or those of ``experiment.data``.
 
     Raises:
-        UserError: a data set cannot be read, or lacks a part of the protocol.
+        UserError: a dataset cannot be read, or lacks a part of the protocol.
     """
     data, cache_gib = experiment.data, experiment.runtime.cache_gib
     if train_set is None:
@@ -155,7 +155,7 @@ def datasets(experiment: Experiment, train_set: Dataset | None, val_set: Dataset
     return train_set, val_set
 
 
-def evaluated(trainer: Trainer, interruption: Interruption) -> dict[str, Any]:
+def run_evaluation(trainer: Trainer, interruption: Interruption) -> dict[str, Any]:
     """Evaluate and record the scores: the ``report``, and whether it ``is_best``."""
     with trainer.clock.evaluating():
         with interruption.immediately():

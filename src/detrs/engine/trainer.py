@@ -12,9 +12,9 @@ from detrs.data.overlap import overlap
 from detrs.data.sample import Dataset
 from detrs.engine.average import Average
 from detrs.engine.clock import Clock
+from detrs.engine.compatibility import for_data, load_initial
 from detrs.engine.evaluate import Scores, evaluate
 from detrs.engine.figures import save_curves, save_predictions, save_training_batch
-from detrs.engine.fitting import for_data, load_initial
 from detrs.engine.journal import Metrics, StepReport
 from detrs.engine.optimizer import build_optimizer
 from detrs.engine.run import RunFolder
@@ -23,7 +23,7 @@ from detrs.engine.saving import Saver
 from detrs.engine.state import TrainingState
 from detrs.engine.step import Step
 from detrs.errors import UserError
-from detrs.layers.repeat import checkpoint_activations
+from detrs.layers.activation_checkpointing import checkpoint_activations
 from detrs.structures import Batch
 
 logger = logging.getLogger("detrs")
@@ -87,7 +87,7 @@ class Trainer:
         objective = detector.objective(experiment.criterion)
         assert {*objective.parameters()} <= {*detector.parameters()}, "an objective has no parameters of its own"
         wrapped, prepared = runtime.prepare(objective, optimizer)
-        self.step_on = Step(experiment, wrapped, prepared, self.state, self.preprocessing, self.clock, runtime)
+        self.optimizer_step = Step(experiment, wrapped, prepared, self.state, self.preprocessing, self.clock, runtime)
         self.saver = Saver(experiment, folder, train_set, val_set, self.state, self.metrics, self.clock, runtime)
         if runtime.is_main:
             self.log_data(experiment, is_new=not resume)
@@ -138,17 +138,17 @@ class Trainer:
         if self.state.step < DRAWN_BATCHES and self.runtime.is_main:
             path = self.folder.path / f"train_batch_{self.state.step}.jpg"
             save_training_batch(batches[0], self.classes.names, path)
-        report = self.step_on(batches)
+        report = self.optimizer_step(batches)
         self.metrics.step(report)
         return report
 
     def evaluate(self) -> Scores:
         """Score the current weights, or their average, on the validation split."""
-        detector = self.trained()
+        detector = self.snapshot()
         self.runtime.copy_from_main(detector.module.buffers())  # BatchNorm statistics differ between processes
         return evaluate(detector, self.val_set, self.runtime, workers=self.experiment.runtime.workers)
 
-    def trained(self) -> TrainedDetector:
+    def snapshot(self) -> TrainedDetector:
         """The detector as it is now."""
         return TrainedDetector(
             module=self.state.evaluated,
@@ -176,7 +176,7 @@ class Trainer:
         is_best = is_best and not is_kept
         self.clock.update()
         if self.runtime.is_main and is_best:
-            save_detector(folder.best, dataclasses.replace(self.trained(), scores=report.scalars()))
+            save_detector(folder.best, dataclasses.replace(self.snapshot(), scores=report.scalars()))
         epoch = self.clock.epoch(state.step)
         self.metrics.evaluation(report, step=state.step, epoch=epoch, seconds=self.clock.seconds)
         state.evaluations_without_gain = 0 if is_gain else state.evaluations_without_gain + 1

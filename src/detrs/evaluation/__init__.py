@@ -1,1 +1,1 @@
-"""How good and how fast a detector is."""
+"""Accuracy and speed of detectors."""

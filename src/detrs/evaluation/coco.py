@@ -175,7 +175,7 @@ def _ground_truth(
     def name(index: int) -> str:
         return f"Annotation {annotations[index].get('id', index)!r}"
 
-    _refuse_unknown_ids(annotations, name, images, categories)
+    _check_ids(annotations, name, images, categories)
     boxes = _boxes(annotations, name)  # (N, 4)
     return hotcoco.COCO.from_arrays(
         [{"id": number} for number in images.values()],
@@ -194,7 +194,7 @@ def _rows(results: Sequence[dict[str, Any]], images: dict[Id, int], categories: 
     def name(index: int) -> str:
         return f"Detection {index} (image id {results[index]['image_id']!r})"
 
-    _refuse_unknown_ids(results, name, images, categories)
+    _check_ids(results, name, images, categories)
     boxes = _boxes(results, name)
     scores = np.array([result["score"] for result in results], dtype=np.float64)
     wrong = np.flatnonzero(~np.isfinite(scores))
@@ -221,7 +221,7 @@ def _boxes(entries: Sequence[dict[str, Any]], name: Callable[[int], str]) -> np.
     return boxes
 
 
-def _refuse_unknown_ids(
+def _check_ids(
     entries: Sequence[dict[str, Any]], name: Callable[[int], str], images: dict[Id, int], categories: dict[Id, int]
 ) -> None:
     for index, entry in enumerate(entries):

@@ -1,1 +1,1 @@
-"""The parts every detector is assembled from, in the order of the sentence."""
+"""Components of the detectors: neck, attention, encoder, queries, decoder and heads."""

@@ -15,11 +15,11 @@ class DeformableAttention(nn.Module):
     """Each query samples ``num_points`` points per head and level around its reference.
 
     There is no product of queries and keys: sampling offsets and attention weights are linear in the query. Around a
-    reference point, offsets are in pixels of the sampled level (4.1); around a reference box, in half boxes over P
-    (A.2).
+    reference point, offsets are in pixels of the sampled level (4.1); around a reference box, they are scaled by
+    box size / (2P) (A.2).
 
     Args:
-        dim: width of queries and tokens; ``dim / num_heads`` channels per head.
+        dim: embedding dimension of queries and tokens; ``dim / num_heads`` channels per head.
         num_heads: M; the initial offsets of each have a direction of their own.
         num_levels: L.
         num_points: P, per head and level.

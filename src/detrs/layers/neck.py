@@ -14,13 +14,13 @@ Projection = Callable[[int, int, int], nn.Module]
 
 
 class ChannelMapper(nn.Module):
-    """A 1x1 projection per backbone level; further levels by strided 3x3 ones (Deformable DETR, A.1).
+    """A 1x1 projection per backbone level; extra levels by strided 3x3 ones (Deformable DETR, A.1).
 
-    The input of the first further level is the backbone's last map, not its projection.
+    The input of the first extra level is the backbone's last map, not its projection.
 
     Args:
         in_channels: of each map of the backbone.
-        dim: width of all levels.
+        dim: embedding dimension of all levels.
         num_levels: of the pyramid.
         projection: ``plain_projection`` or ``normalized_projection``.
     """
@@ -28,8 +28,8 @@ class ChannelMapper(nn.Module):
     def __init__(self, in_channels: tuple[int, ...], dim: int, num_levels: int, projection: Projection) -> None:
         super().__init__()
         self.projections = nn.ModuleList(projection(channels, dim, 1) for channels in in_channels)
-        further = [in_channels[-1], *[dim] * num_levels][: num_levels - len(in_channels)]
-        self.downsamples = nn.ModuleList(projection(channels, dim, 3) for channels in further)
+        extra = [in_channels[-1], *[dim] * num_levels][: num_levels - len(in_channels)]
+        self.downsamples = nn.ModuleList(projection(channels, dim, 3) for channels in extra)
 
     def forward(self, features: list[Float[Tensor, "B _ _ _"]]) -> list[Float[Tensor, "B C _ _"]]:
         maps = [project(feature) for project, feature in zip(self.projections, features, strict=True)]

@@ -37,7 +37,7 @@ class ProposalQueries(nn.Module):
 
     Args:
         num_queries: number of proposals that become queries; all tokens where there are fewer.
-        dim: width of tokens and queries.
+        dim: embedding dimension of tokens and queries.
         head: predicts class and box of each token; separate from the heads of the decoder.
         labels: what proposals are trained with, and so which score ranks them.
     """

@@ -31,7 +31,7 @@ def mean_of_valid(keys: Float[Tensor, "B H W C"], padding: Bool[Tensor, "B H W"]
     return total / (~padding).sum(axis).clamp(min=1)[..., None].to(keys.dtype)
 
 
-class Along(NamedTuple):
+class AxisAttention(NamedTuple):
     """Queries and keys of the attention along one axis of the map."""
 
     query: Float[Tensor, "B M Q D"]
@@ -45,10 +45,10 @@ class RowColumnAttention(nn.Module):
     """Multi-head attention whose weight at a cell is the weight of its column times the weight of its row.
 
     Args:
-        dim: C, width of queries and cells; ``dim / num_heads`` channels per head.
+        dim: C, embedding dimension of queries and cells; ``dim / num_heads`` channels per head.
         num_heads: M.
         dropout: on the weights of columns and on those of rows, each by itself, in training.
-        initialization: of the five projections that come in and of the one that goes out.
+        initialization: of the five input projections and the output projection.
         key_mean: ``mean_of_all`` or ``mean_of_valid``.
     """
 
@@ -80,12 +80,12 @@ class RowColumnAttention(nn.Module):
         Padding is right and bottom only: padded columns are those of the first row, padded rows those of the first
         column.
         """
-        columns = Along(
+        columns = AxisAttention(
             split_heads(self.query_x_proj(query_x), self.num_heads),
             split_heads(self.key_mean(self.key_x_proj(key_x), padding, 1), self.num_heads),
             ~padding[:, None, None, 0, :],
         )
-        rows = Along(
+        rows = AxisAttention(
             split_heads(self.query_y_proj(query_y), self.num_heads),
             split_heads(self.key_mean(self.key_y_proj(key_y), padding, 2), self.num_heads),
             ~padding[:, None, None, :, 0],
@@ -95,7 +95,9 @@ class RowColumnAttention(nn.Module):
         return self.output_proj(join_heads(attend(columns, rows, values, dropout)))
 
 
-def attend(columns: Along, rows: Along, values: Float[Tensor, "B M H W D"], dropout: float) -> Float[Tensor, "B M Q D"]:
+def attend(
+    columns: AxisAttention, rows: AxisAttention, values: Float[Tensor, "B M H W D"], dropout: float
+) -> Float[Tensor, "B M Q D"]:
     """sum_y A_y sum_x A_x v, summed along the longer axis first: the intermediate result has Q * min(H, W) * C numbers.
 
     An exported program is for maps of any shape and sums along x first.

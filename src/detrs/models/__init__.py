@@ -1,7 +1,7 @@
 """The models: one literal table from configuration class to module.
 
-Every module has three functions: ``build(config, pretrained)`` returns a ``Model``; ``check(config)`` refuses settings
-that contradict each other; ``check_capacity(config, max_objects)`` refuses data whose images have more objects than the
+Every module has three functions: ``build(config, pretrained)`` returns a ``Model``; ``check(config)`` rejects settings
+that contradict each other; ``check_capacity(config, max_objects)`` rejects data whose images have more objects than the
 model can detect.
 """
 
@@ -42,7 +42,7 @@ MODELS: dict[type, ModuleType] = {
 
 
 def check(config: ModelSettings) -> None:
-    """Refuse settings that cannot be built.
+    """Check that a model can be built with these settings.
 
     Raises:
         UserError: naming them.
@@ -56,7 +56,7 @@ def check(config: ModelSettings) -> None:
 
 
 def check_capacity(config: ModelSettings, max_objects: int) -> None:
-    """Refuse more objects in one image than the model can detect.
+    """Check that no image has more objects than the model can detect.
 
     Raises:
         UserError: naming the setting to raise.

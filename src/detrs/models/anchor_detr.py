@@ -54,7 +54,7 @@ from detrs.layers.row_column_attention import (
 )
 from detrs.models.checks import check_queries
 from detrs.models.detector import Detector
-from detrs.models.one_map import check_one_map
+from detrs.models.single_scale import check_single_scale
 from detrs.structures import Pyramid, Queries
 
 
@@ -63,10 +63,10 @@ class AnchorDETRConfig:
     """Anchor DETR and its variants."""
 
     num_classes: Annotated[int, Ge(1)] = 91
-    """Number of classes (K); training sets it from the data set."""
+    """Number of classes (K); training sets it from the dataset."""
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(stages=(5,)))
     dim: Annotated[int, Ge(1)] = 256
-    """Width of tokens and queries (C); a multiple of 32 and of ``num_heads``."""
+    """Embedding dimension (C); a multiple of 32 and of ``num_heads``."""
     num_heads: Annotated[int, Ge(1)] = 8
     """M, attention heads."""
     encoder_layers: Annotated[int, Ge(0)] = 6
@@ -74,7 +74,7 @@ class AnchorDETRConfig:
     decoder_layers: Annotated[int, Ge(1)] = 6
     """Layers of the decoder; each makes a prediction."""
     ffn_dim: Annotated[int, Ge(1)] = 1024
-    """Hidden width of the feed-forward networks."""
+    """Hidden dimension of the feed-forward networks."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Dropout on attention, after it and inside feed-forward networks, in training."""
     num_queries: Annotated[int, Ge(1)] = 900
@@ -114,7 +114,7 @@ class PositionEmbedding(nn.Module):
     """Embedding of positions in [0, 1]: sine features, then an MLP, shared by tokens and queries (3.3).
 
     Args:
-        dim: C, width of the embedding.
+        dim: C, embedding dimension.
         coordinates: 2: points (x, y), whose features start with y; 1: x or y alone.
     """
 
@@ -202,7 +202,7 @@ class AnchorQueries(nn.Module):
     Args:
         embedding: its ``weight`` (A, 2) are the points (x, y); learned points are not limited to [0, 1].
         num_patterns: N_p.
-        dim: width of contents.
+        dim: embedding dimension of contents.
         position: points (A, 2) to their position embedding.
     """
 
@@ -293,8 +293,8 @@ def feedforward(config: AnchorDETRConfig) -> FeedForward:
 
 
 def check(config: AnchorDETRConfig) -> None:
-    """Refuse settings that contradict each other."""
-    check_one_map(config)
+    """Check that settings do not contradict each other."""
+    check_single_scale(config)
     if config.dim % 32:
         raise UserError(f"model.dim is {config.dim}, but must be a multiple of 32 (GroupNorm).")
     if config.num_queries % config.num_patterns:
@@ -305,7 +305,7 @@ def check(config: AnchorDETRConfig) -> None:
 
 
 def check_capacity(config: AnchorDETRConfig, max_objects: int) -> None:
-    """Refuse more objects in one image than queries; a grid can have fewer than ``num_queries``."""
+    """Check that no image has more objects than queries; a grid can have fewer than ``num_queries``."""
     points = -(-max_objects // config.num_patterns)
     if config.anchors == "grid":
         side = math.isqrt(points - 1) + 1 if points else 0

@@ -1,4 +1,4 @@
-"""Checks of settings that several detectors have."""
+"""Validation of settings that several detectors have."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from detrs.errors import UserError
 
 
 def check_heads(config: Any) -> None:
-    """Refuse a number of heads that does not divide the width.
+    """Check that the number of heads divides the embedding dimension.
 
     Raises:
         UserError: naming both settings.
@@ -16,7 +16,7 @@ def check_heads(config: Any) -> None:
 
 
 def check_queries(max_objects: int, num_queries: int, enough: int) -> None:
-    """Refuse more objects in one image than queries: each query detects one object at most.
+    """Check that no image has more objects than queries: each query detects one object at most.
 
     Args:
         max_objects: largest number of objects in one image of the data.
@@ -28,6 +28,6 @@ def check_queries(max_objects: int, num_queries: int, enough: int) -> None:
     """
     if max_objects > num_queries:
         raise UserError(
-            f"An image of the data set has {max_objects} objects, but the model has {num_queries} queries, one per "
+            f"An image of the dataset has {max_objects} objects, but the model has {num_queries} queries, one per "
             f"object: add --model.num-queries {enough} (or more)."
         )

@@ -52,12 +52,12 @@ class DeformableDETRConfig:
     """Deformable DETR and its variants."""
 
     num_classes: Annotated[int, Ge(1)] = 91
-    """Number of classes (K); training sets it from the data set."""
+    """Number of classes (K); training sets it from the dataset."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     num_levels: Annotated[int, Ge(1)] = 4
     """Levels of the pyramid (L); those beyond the backbone's are computed by strided convolutions."""
     dim: Annotated[int, Ge(1)] = 256
-    """Width of tokens and queries (C); a multiple of 32 and of ``num_heads``."""
+    """Embedding dimension (C); a multiple of 32 and of ``num_heads``."""
     num_heads: Annotated[int, Ge(1)] = 8
     """M, attention heads."""
     num_points: Annotated[int, Ge(1)] = 4
@@ -67,7 +67,7 @@ class DeformableDETRConfig:
     decoder_layers: Annotated[int, Ge(1)] = 6
     """Layers of the decoder; each makes a prediction."""
     ffn_dim: Annotated[int, Ge(1)] = 1024
-    """Hidden width of the feed-forward networks."""
+    """Hidden dimension of the feed-forward networks."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Dropout after attention and inside feed-forward networks, in training."""
     num_queries: Annotated[int, Ge(1)] = 300
@@ -139,7 +139,7 @@ def feedforward(config: DeformableDETRConfig) -> FeedForward:
 
 
 def check(config: DeformableDETRConfig) -> None:
-    """Refuse settings that contradict each other."""
+    """Check that settings do not contradict each other."""
     check_heads(config)
     if config.dim % 32:
         raise UserError(f"model.dim is {config.dim}, but must be a multiple of 32 (GroupNorm).")
@@ -153,5 +153,5 @@ def check(config: DeformableDETRConfig) -> None:
 
 
 def check_capacity(config: DeformableDETRConfig, max_objects: int) -> None:
-    """Refuse more objects in one image than queries."""
+    """Check that no image has more objects than queries."""
     check_queries(max_objects, config.num_queries, enough=max_objects)

@@ -1,4 +1,4 @@
-"""The family in one sentence: images -> backbone -> neck -> encoder -> queries -> decoder (+ heads) -> boxes."""
+"""The detector pipeline: images -> backbone -> neck -> encoder -> queries -> decoder (+ heads) -> boxes."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class Model(nn.Module, ABC):
 
 
 class Detector(Model):
-    """A detector assembled from the parts of the sentence. A convenience for those who share it, not a base class.
+    """Detector with the standard pipeline of the family; other models implement ``Model`` directly.
 
     Args:
         backbone: images to a list of feature maps.

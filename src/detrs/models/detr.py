@@ -37,7 +37,7 @@ from detrs.layers.heads import DetectionHead, box_mlp, class_layer
 from detrs.layers.initialization import XAVIER, ExactLinear
 from detrs.models.checks import check_queries
 from detrs.models.detector import Detector
-from detrs.models.one_map import check_one_map, feedforward, global_encoder, sine_neck
+from detrs.models.single_scale import check_single_scale, feedforward, global_encoder, sine_neck
 from detrs.structures import Pyramid, Queries
 
 
@@ -46,10 +46,10 @@ class DETRConfig:
     """DETR and its variants."""
 
     num_classes: Annotated[int, Ge(1)] = 91
-    """Number of classes (K); training sets it from the data set."""
+    """Number of classes (K); training sets it from the dataset."""
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(stages=(5,)))
     dim: Annotated[int, Ge(1)] = 256
-    """Width of tokens and queries (C); a multiple of 4 and of ``num_heads``."""
+    """Embedding dimension (C); a multiple of 4 and of ``num_heads``."""
     num_heads: Annotated[int, Ge(1)] = 8
     """M, attention heads."""
     encoder_layers: Annotated[int, Ge(0)] = 6
@@ -57,7 +57,7 @@ class DETRConfig:
     decoder_layers: Annotated[int, Ge(1)] = 6
     """Layers of the decoder; each makes a prediction."""
     ffn_dim: Annotated[int, Ge(1)] = 2048
-    """Hidden width of the feed-forward networks."""
+    """Hidden dimension of the feed-forward networks."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Dropout on attention, after it and inside feed-forward networks, in training."""
     num_queries: Annotated[int, Ge(1)] = 100
@@ -110,10 +110,10 @@ def decoder_layer(config: DETRConfig) -> DecoderLayer:
 
 
 def check(config: DETRConfig) -> None:
-    """Refuse settings that contradict each other."""
-    check_one_map(config)
+    """Check that settings do not contradict each other."""
+    check_single_scale(config)
 
 
 def check_capacity(config: DETRConfig, max_objects: int) -> None:
-    """Refuse more objects in one image than queries."""
+    """Check that no image has more objects than queries."""
     check_queries(max_objects, config.num_queries, enough=max_objects)

@@ -70,7 +70,7 @@ def ms_deform_attn_fused(
         value: As for ``ms_deform_attn``.
         shapes: As for ``ms_deform_attn``.
         offsets: Sampling offsets (x, y), (B, Q, M, L, P, 2). Around a point, in pixels of the level (4.1 of the paper);
-            around a box, in half boxes divided by P (A.2).
+            around a box, scaled by box size / (2P) (A.2).
         logits: (B, Q, M, L, P); their softmax over all L*P points of a head gives the attention weights.
         reference_points: Points (x, y) or boxes (cx, cy, w, h), relative to each level: (B, Q, L, 2 or 4).
         padding: True for tokens that count as zero: (B, S).

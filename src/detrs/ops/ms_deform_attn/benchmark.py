@@ -2,10 +2,11 @@
 
 The shapes are those of Deformable DETR on ResNet-50 at 800 x 1333: four levels, 8 heads of 32 channels, 4 points. In
 the encoder every pixel is a query. ``star`` locations are near their query, as in a trained encoder; ``uniform``
-locations are anywhere, the worst case for caches. Implementations take turns, so that other load on the machine affects
-all of them, and the median of the turns is reported. A turn is a warm-up run followed by timed runs for ``TURN_S``
-seconds, because a short run depends on what the previous run left in the caches: in a network, the values have just
-been computed. A turn of runs above half a second is a single run.
+locations are anywhere, the worst case for caches. Implementations run round-robin, so that other load on
+the machine affects all of them, and the median over the rounds is reported. In a round, each implementation has a
+warm-up run, followed by timed runs for ``ROUND_S`` seconds, because a short run depends on what the previous run left
+in the caches: in a network, the values have just been computed. A run above half a second is timed once per round,
+without warm-up.
 """
 
 import functools
@@ -33,7 +34,7 @@ from detrs.structures import Shapes
 
 LEVELS: Shapes = ((100, 167), (50, 84), (25, 42), (13, 21))
 HEADS, CHANNELS, POINTS = 8, 32, 4
-TURN_S = 0.05
+ROUND_S = 0.05
 ENCODER = 0
 """Number of queries that means one query per pixel."""
 
@@ -211,7 +212,7 @@ def compare(case: Case, device: torch.device | str = "cpu", repeats: int = 7, *,
     Args:
         case: The case.
         device: Device to run on.
-        repeats: Turns of each implementation.
+        repeats: Number of rounds; each runs every implementation.
         memory: Also measures peak memory; on a CPU, each implementation in a separate process.
 
     Raises:
@@ -233,7 +234,7 @@ def compare(case: Case, device: torch.device | str = "cpu", repeats: int = 7, *,
         seconds: dict[str, list[float]] = {name: [] for name in tasks}
         for _ in range(repeats):
             for name, work in tasks.items():
-                seconds[name].append(_turn(work))
+                seconds[name].append(_seconds_per_run(work))
         milliseconds = {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
     measured = ("detrs", "grid_sample", "detrs fused +", "grid_sample +") if memory else ()
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
@@ -242,15 +243,15 @@ def compare(case: Case, device: torch.device | str = "cpu", repeats: int = 7, *,
     return CaseReport(case, milliseconds, peaks, where, repeats, versions)
 
 
-def _turn(work: Callable[[], object]) -> float:
-    """Seconds per run, the mean of a turn; a long run is a turn by itself."""
+def _seconds_per_run(work: Callable[[], object]) -> float:
+    """Seconds per run: the mean over a round, or a single run if it is long."""
     began = time.perf_counter()
     work()
     alone = time.perf_counter() - began
-    if alone > 10 * TURN_S:
+    if alone > 10 * ROUND_S:
         return alone
     began, runs = time.perf_counter(), 0
-    while runs == 0 or time.perf_counter() - began < TURN_S:
+    while runs == 0 or time.perf_counter() - began < ROUND_S:
         work()
         runs += 1
     return (time.perf_counter() - began) / runs

@@ -69,7 +69,10 @@ def forward(problem, channels, width, storage, compute, real, bits):
                     zero += reduce_sum(load_row(weights, WEIGHT, k, compute) * 0.0)
                 for channel in range(0, channels, width):
                     head = image + m * head_stride + channel * channel_stride
-                    top, bottom = splat(zero, width), splat(zero, width)  # two sums do not wait for each other
+                    top, bottom = (
+                        splat(zero, width),
+                        splat(zero, width),
+                    )  # two accumulators shorten the dependency chain
                     for k in range(num_samples):
                         if weights[IN_BOUNDS, k] != 0:
                             pixel = load_vector(head + token[0, k] * token_stride, storage, width)

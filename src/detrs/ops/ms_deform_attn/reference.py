@@ -84,8 +84,8 @@ def locate(
     """Sampling locations from sampling offsets (Deformable DETR, Eq. 3 and A.2).
 
     Args:
-        offsets: (B, Q, M, K, 2). Around a point, in pixels of the level; around a box, in half boxes divided by the
-            number of points on the level, so that the outermost of the initial points lie on the edge of the box.
+        offsets: (B, Q, M, K, 2). Around a point, in pixels of the level; around a box, scaled by box size / (2P), where
+            P is the number of points on the level: the outermost of the initial points lie on the edge of the box.
         reference_points: (B, Q, L, 2) points (x, y) or (B, Q, L, 4) boxes (cx, cy, w, h), relative to each level.
         shapes: (height, width) of each level.
         points: Number of points on each level.

@@ -46,7 +46,7 @@ CHUNK = tl.constexpr(1024)
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 
-OWNERS_FROM = 4
+BINNED_FROM = 4
 """Samples per row of ``value`` from which sorting them is faster than atomic additions."""
 
 DOT_TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
@@ -120,7 +120,7 @@ def _size(sizes, level: tl.constexpr):
 
 @triton.constexpr_function
 def _half(P):
-    """Boxes per unit of offset."""
+    """Scale of offsets around a box, relative to its size: 1 / (2P)."""
     return 0.5 / P if P else 0.0
 
 
@@ -351,7 +351,7 @@ def _add(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Gradient of value by owners: samples are sorted into bins, and one program owns the pixels that a bin touches.
+# Gradient of value by bins: samples are sorted into bins; one program sums and writes the pixels that a bin touches.
 
 
 @triton.jit
@@ -410,7 +410,7 @@ def _bin(
 
 
 @triton.jit(do_not_specialize=["num_bins"])
-def _own(
+def _accumulate_tile(
     grad_out, order, positions, bin_bounds, chunk_ends, chunk_bins, tiles, num_bins,
     K: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, STEP: tl.constexpr,
     TYPE: tl.constexpr, PRECISION: tl.constexpr,
@@ -453,7 +453,7 @@ def _gather(
     tiles, chunk_ends, padding, grad_value, num_tokens, sizes,
     L: tl.constexpr, M: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Writes each pixel once. A program owns the pixels of one tile except its last row and column.
+    """Writes each pixel once. A program writes the pixels of one tile except its last row and column.
 
     Neighboring tiles overlap by one row or column: the first column also sums the tile on the left, the first row the
     one above.
@@ -523,13 +523,14 @@ def tiling(channels: int, element_size: int) -> dict[str, int]:
     return {"D": channels, "TILE": tile, "PARTS": padded // width, "WIDTH": width, "num_warps": 1}
 
 
-def owners_are_faster(tokens: int, queries: int, points: int) -> bool:
-    """Whether owners of pixels compute the gradient of ``value`` faster than atomic additions.
+def use_binned_backward(tokens: int, queries: int, points: int) -> bool:
+    """Whether bins compute the gradient of ``value`` faster than atomic additions.
 
-    Owners sort the samples and write every pixel; the time of atomic additions grows with the samples. So the number of
-    samples per row decides: 16 in an encoder in which each pixel samples 16 points, below 1 in a usual decoder.
+    The binned method sorts the samples and writes every pixel; the time of atomic additions grows with the samples.
+    So the number of samples per row decides: 16 in an encoder in which each pixel samples 16 points, below 1 in a usual
+    decoder.
     """
-    return queries * points >= OWNERS_FROM * tokens
+    return queries * points >= BINNED_FROM * tokens
 
 
 def _prepared(inputs: Inputs) -> Inputs:
@@ -598,9 +599,9 @@ def backward(grad_out: Tensor, inputs: Inputs, needs: Needs) -> Gradients:
         reference_points = inputs.reference_points
         with torch.cuda.device_of(value):
             if needs[0]:
-                by_owners = owners_are_faster(value.shape[1], weights.shape[1], weights.shape[3])
-                by_owners = by_owners or torch.are_deterministic_algorithms_enabled()
-                grads[0] = (_by_owners if by_owners else _by_atomics)(grad_out, inputs)
+                binned = use_binned_backward(value.shape[1], weights.shape[1], weights.shape[3])
+                binned = binned or torch.are_deterministic_algorithms_enabled()
+                grads[0] = (_by_bins if binned else _by_atomics)(grad_out, inputs)
             if needs[1]:
                 grads[1] = torch.empty_like(inputs.locations)
             if needs[2]:
@@ -626,7 +627,7 @@ def _by_atomics(grad_out: Tensor, inputs: Inputs) -> Tensor:
     return grad_value.to(value.dtype).contiguous()
 
 
-def _by_owners(grad_out: Tensor, inputs: Inputs) -> Tensor:
+def _by_bins(grad_out: Tensor, inputs: Inputs) -> Tensor:
     """Gradient of ``value`` in its dtype; deterministic."""
     value, sizes, weights = inputs.value, _sizes(inputs.shapes), inputs.weights
     batch, tokens, heads, channels = value.shape
@@ -659,7 +660,7 @@ def _by_owners(grad_out: Tensor, inputs: Inputs) -> Tensor:
     width = max(16, min(64, triton.next_power_of_2(channels)))  # tensor cores require at least 16
     parts = triton.cdiv(channels, width)
     launch = {"D": channels, "WIDTH": width, "num_warps": 4, **COMPILE}
-    _own[(chunks, parts)](
+    _accumulate_tile[(chunks, parts)](
         grad_out, order, positions, bin_bounds, chunk_ends, chunk_bins, tiles, bins,
         K=weights.shape[3], STEP=STEPS[value.dtype],
         TYPE=DOT_TYPES[value.dtype], PRECISION=DOT_PRECISION, **launch,

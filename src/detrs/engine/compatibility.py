@@ -6,7 +6,7 @@ from typing import Any
 
 from detrs import models
 from detrs.checkpoints import format
-from detrs.checkpoints.detector import different, load_detector
+from detrs.checkpoints.detector import load_detector, state_dict_differences
 from detrs.config import Experiment
 from detrs.data.sample import Dataset
 from detrs.engine.evaluate import check_same_classes
@@ -19,7 +19,7 @@ from detrs.structures import Classes
 
 
 def check_divisible(batch_size: int, world_size: int, accumulate: int) -> None:
-    """Refuse a batch that cannot be divided into equal micro-batches.
+    """Check that a batch can be divided into equal micro-batches.
 
     Raises:
         UserError: with the batch sizes that can.
@@ -70,14 +70,14 @@ def load_initial(path: str, model: Model, config: ModelSettings, classes: Classe
     start = load_detector(Path(path).expanduser())
     if start.classes.names != classes.names:
         raise UserError(
-            f"The initial weights '{path}' have the classes {', '.join(start.classes.names)}; the data set has "
+            f"The initial weights '{path}' have the classes {', '.join(start.classes.names)}; the dataset has "
             f"{', '.join(classes.names)}. Both must have the same class names in the same order."
         )
     wrong = changes(architecture(start.experiment.model), architecture(config), "model")
-    if wrong or different(model.state_dict(), start.module.state_dict()):
+    if wrong or state_dict_differences(model.state_dict(), start.module.state_dict()):
         trained = start.experiment.name or type(start.experiment.model).__name__
         raise UserError(
-            f"The initial weights '{path}' are of another model ({trained}): {format.some_of(wrong)}. Train the same "
-            "preset with the same --model settings, or start without --weights."
+            f"The initial weights '{path}' are of another model ({trained}): {format.abbreviated(wrong)}. Train the "
+            "same preset with the same --model settings, or start without --weights."
         )
     model.load_state_dict(start.module.state_dict())

@@ -1,4 +1,4 @@
-"""Activation checkpointing: memory for time."""
+"""Activation checkpointing: trade compute for memory."""
 
 from functools import partial
 

@@ -2,9 +2,9 @@ from functools import partial
 
 import torch
 
+from detrs.layers.activation_checkpointing import checkpoint_activations
 from detrs.layers.decoder import Decoder, keep
 from detrs.layers.encoder import Encoder
-from detrs.layers.repeat import checkpoint_activations
 
 
 class Double(torch.nn.Module):

@@ -32,8 +32,8 @@ def feedforward(config: Any) -> FeedForward:
     return FeedForward(config.dim, config.ffn_dim, config.dropout, XAVIER)
 
 
-def check_one_map(config: Any) -> None:
-    """Refuse widths and backbones that do not fit a transformer on one feature map.
+def check_single_scale(config: Any) -> None:
+    """Check that dimension and backbone fit a transformer on one feature map.
 
     Raises:
         UserError: with the setting's name.

@@ -13,7 +13,7 @@ from detrs import models
 from detrs.checkpoints import TrainedDetector, load_detector, save_detector
 from detrs.checkpoints.detector import preprocessing_of
 from detrs.classification import Focal
-from detrs.engine.fitting import check_divisible, load_initial
+from detrs.engine.compatibility import check_divisible, load_initial
 from detrs.errors import UserError
 from detrs.models.detector import Model
 from detrs.structures import Classes
