@@ -2,8 +2,10 @@
 
 ::
 
-    result = detrs.train(detrs.preset("deformable-detr-small"), Path("runs/first"))
-    scores = detrs.evaluate(result.checkpoint, data="my-data")
+    experiment = detrs.preset("deformable-detr-small")
+    experiment = replace(experiment, data=replace(experiment.data, path="my-data"))  # dataclasses.replace
+    result = detrs.train(experiment, "runs/first")
+    scores = detrs.evaluate(result.checkpoint)
     detections = detrs.load(result.checkpoint)("images/*.jpg", threshold=0.5)
 
 Public names are imported on first use: ``import detrs`` alone does not import torch.

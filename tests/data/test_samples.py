@@ -13,7 +13,7 @@ from PIL import Image
 
 from detrs.data import Dataset, DigitsDataset, Sample, SampleDataset, make_sample
 from detrs.data.loader import evaluation_batches, training_batches
-from detrs.data.sample import MEMBERS, check_protocol
+from detrs.data.protocol import MEMBERS, check_protocol, check_sample, checked_ground_truth
 from detrs.data.transforms import DataConfig
 from detrs.errors import UserError
 from detrs.evaluation.coco import coco_report
@@ -87,6 +87,7 @@ class TestMakeSample:
             ([[1, 2, 3, 4]], [0.7], "labels of image 7: expected 1 integers, got 1 of float64"),
             ([[1, 2, 3, 4]], ["cat"], "labels of image 7: expected numbers"),
             ([[1, 2, 3, 4]], [True], "labels of image 7: expected numbers, got bool"),
+            ([[0.1, 0.2, 0.5, 0.6]], [0], "boxes_xyxy of image 7: expected pixels, got boxes in [0, 1] only."),
             ([[1, 2, float("inf"), 4]], [0], "boxes_xyxy of image 7: expected finite"),
         ],
     )
@@ -245,11 +246,11 @@ def test_what_is_missing_in_a_data_set_is_named() -> None:
     with pytest.raises(UserError) as error:
         check_protocol(Incomplete(), "val_set")
     assert str(error.value).startswith(
-        "val_set must have the detrs.data.Dataset protocol, but Incomplete has no max_objects, num_empty, "
-        "can_be_mirrored, notes, __getitem__, size_of, path_of, ground_truth, fingerprint."
+        "val_set: expected a dataset, for example detrs.data.SampleDataset(samples, names), got Incomplete, which "
+        "lacks max_objects, num_empty, can_be_mirrored, notes, __getitem__, size_of, path_of, ground_truth, fingerprint"
     )
     assert "detrs.data.SampleDataset" in str(error.value)
-    with pytest.raises(UserError, match="but list has no classes, image_ids, "):
+    with pytest.raises(UserError, match="got list, which lacks classes, image_ids, "):
         check_protocol(samples(), "train_set")
     check_protocol(DigitsDataset("val", 2), "val_set")
 
@@ -261,8 +262,77 @@ def test_each_member_is_needed(member: str, monkeypatch: pytest.MonkeyPatch) -> 
         delattr(dataset, member)
     else:
         monkeypatch.delattr(SampleDataset, member)
-    with pytest.raises(UserError, match=rf"^train_set must .*, but SampleDataset has no {member}\."):
+    with pytest.raises(UserError, match=rf"^train_set: .* got SampleDataset, which lacks {member} of"):
         check_protocol(dataset, "train_set")
+
+
+@pytest.mark.parametrize(
+    ("member", "value", "message"),
+    [
+        ("classes", ["a"], r"train_set\.classes: expected a detrs.data.Classes"),
+        ("max_objects", None, "max_objects: expected an integer, got None"),
+        ("num_empty", "0", "num_empty: expected an integer"),
+        ("can_be_mirrored", None, "can_be_mirrored: expected a bool"),
+        ("notes", None, "notes: expected a list"),
+        ("image_ids", [1], "one of image_ids per image, got 3 images and 1 image_ids"),
+        ("image_ids", [], "got 0 images and 0 image_ids"),
+        ("fingerprint", lambda: None, r"fingerprint\(\): expected a string, got None"),
+    ],
+)
+def test_members_with_wrong_values(member: str, value: Any, message: str) -> None:
+    class Other(SampleDataset):
+        def __len__(self) -> int:
+            return 3 if self.image_ids else 0
+
+    dataset = Other(samples(), NAMES)
+    setattr(dataset, member, value)
+    with pytest.raises(UserError, match=message):
+        check_protocol(dataset, "train_set")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (lambda sample: sample._replace(labels=torch.tensor([3])), r"labels: expected 0 to 2, got \[3\]"),
+        (lambda sample: sample._replace(labels=torch.tensor([1, 1])), "BoundingBoxes row per label"),
+        (lambda sample: sample._replace(boxes=sample.boxes.as_subclass(torch.Tensor)), "got Tensor"),
+        (lambda sample: sample._replace(image=sample.image.float()), "expected a uint8 tensor"),
+        (lambda sample: sample._replace(original_size=(47, 83)), r"one \(height, width\), got \(83, 47\)"),
+    ],
+)
+def test_samples_with_wrong_values(changed: Callable[[Sample], Any], message: str) -> None:
+    """Found when they are loaded."""
+    dataset = SampleDataset(samples(), NAMES)
+    good = dataset.samples
+    dataset.samples = [good[0], changed(good[1]), good[2]]
+    with pytest.raises(UserError, match=message):
+        list(evaluation_batches(dataset, (32, 48), 2))
+
+
+@pytest.mark.parametrize("truth", [{}, None, {"images": []}])
+def test_ground_truth_of_another_kind(truth: Any) -> None:
+    dataset = SampleDataset(samples(), NAMES)
+    dataset.ground_truth = lambda: truth
+    with pytest.raises(UserError, match=r"ground_truth\(\) of the dataset: expected a COCO dictionary"):
+        checked_ground_truth(dataset)
+
+
+def test_a_tuple_is_not_a_sample() -> None:
+    with pytest.raises(UserError, match=r"sample 1 .*expected a detrs.data.Sample \(see make_sample\), got tuple"):
+        check_sample(tuple(samples()[1]), SampleDataset(samples(), NAMES), 1)
+
+
+def test_more_objects_than_declared() -> None:
+    dataset = SampleDataset(samples(), NAMES)
+    dataset.max_objects = 1
+    with pytest.raises(UserError, match="2 objects, but max_objects is 1"):
+        check_sample(dataset[0], dataset, 0)
+
+
+@pytest.mark.parametrize("wrong", [[("a",)], [{}], None, 3, (number for number in range(2))])
+def test_samples_that_are_not_samples(wrong: Any) -> None:
+    with pytest.raises(UserError, match="samples: expected"):
+        SampleDataset(wrong, NAMES)
 
 
 def test_data_needs_no_models(tmp_path: Path) -> None:
@@ -276,7 +346,7 @@ def test_data_needs_no_models(tmp_path: Path) -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("names", ["cat", [], ["cat", "cat", "dog"]])
+@pytest.mark.parametrize("names", ["cat", [], ["cat", "cat", "dog"], None, [1, 2], [""], {0: "cat"}, [["a"], ["b"]]])
 def test_names_that_are_not_unique_classes(names: Any) -> None:
     with pytest.raises(UserError, match="names: expected a sequence of unique class names, got"):
         SampleDataset(samples(), names)
@@ -285,3 +355,16 @@ def test_names_that_are_not_unique_classes(names: Any) -> None:
 def test_a_sample_of_another_size_than_its_image() -> None:
     with pytest.raises(UserError, match=r"Image 11 has original_size \(5, 7\): expected \(83, 47\)"):
         SampleDataset(samples(original_size=(5, 7)), NAMES)
+
+
+@pytest.mark.parametrize("image_id", [1.7, True, "a", None])
+def test_image_ids_that_are_not_integers(image_id: Any) -> None:
+    with pytest.raises(UserError, match="image_id: expected an integer"):
+        make_sample(pixels(0), [], [], image_id)
+
+
+def test_names_as_an_array_and_boxes_with_a_gradient() -> None:
+    box = torch.tensor([[1.0, 2, 3, 4]], requires_grad=True)
+    sample = make_sample(pixels(0), box, [0], 7)
+    assert sample.boxes.tolist() == [[1, 2, 3, 4]] and not sample.boxes.requires_grad
+    assert SampleDataset([sample], np.array(["a", "b"])).classes.names == ("a", "b")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from run_tiny import Tiny, training
 
+from detrs import config
 from detrs.checkpoints import format
 from detrs.classification import Softmax
 from detrs.config import Experiment
@@ -674,6 +675,27 @@ def test_resume_advice_fits_data_in_python(tiny: ModuleType, tmp_path: Path, cap
     assert "resume=True) with the same train_set and val_set" in caplog.text
     saved = json.loads((tmp_path / "run" / "experiment.json").read_text())
     assert saved["data"]["path"] is None  # "tiny" was not used
+
+
+def test_data_in_python_are_needed_again_to_resume(tiny: ModuleType, tmp_path: Path) -> None:
+    stopped_after(1, training(tiny.EXPERIMENT, tmp_path / "run"))
+    experiment = config.load(tmp_path / "run" / "experiment.json")
+    with pytest.raises(UserError, match="data in Python: resume it with .* the same train_set and val_set"):
+        next(train_module.training(experiment, tmp_path / "run", resume=True))
+    with pytest.raises(UserError, match="No val_set was given"):
+        next(train_module.training(experiment, tmp_path / "other", train_set=Tiny("train")))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("deformable-detr-tiny", "runs/x"), "expected an Experiment"),
+        ((Experiment(), None), "output: expected the path"),
+    ],
+)
+def test_arguments_of_another_type(arguments: tuple[Any, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        next(train_module.training(*arguments))
 
 
 def test_invalid_settings_are_refused_first(tiny: ModuleType, tmp_path: Path) -> None:

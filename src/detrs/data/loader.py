@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from detrs.data import transforms
 from detrs.data.collate import collate
 from detrs.data.preprocessing import resized_size
+from detrs.data.protocol import check_sample
 from detrs.data.sample import Dataset, Sample
 from detrs.data.transforms import DataConfig
 from detrs.errors import UserError, printable
@@ -189,7 +190,9 @@ class _Loading(torch.utils.data.Dataset[Any]):
         samples: list[Sample] = []
         for item in plan.items:
             try:
-                samples.append(transforms.apply(item.plan, dataset[item.number]))
+                sample = dataset[item.number]
+                check_sample(sample, dataset, item.number)
+                samples.append(transforms.apply(item.plan, sample))
             except UserError as error:
                 return error  # raised in _load: torch would wrap a worker's exception into its traceback
             except Exception as error:

@@ -6,7 +6,6 @@ from jaxtyping import Int
 from torch import Tensor
 from torchvision import tv_tensors
 
-from detrs.errors import UserError
 from detrs.structures import Classes
 
 
@@ -70,27 +69,3 @@ class Dataset(Protocol):
     def fingerprint(self) -> str:
         """Hex SHA-256 of annotations and file list: equal fingerprints mean the same data in the same order."""
         ...
-
-
-MEMBERS = (
-    *("classes", "image_ids", "max_objects", "num_empty", "can_be_mirrored", "notes"),
-    *("__len__", "__getitem__", "size_of", "path_of", "ground_truth", "fingerprint"),
-)
-
-
-def check_protocol(dataset: object, name: str) -> None:
-    """Check that an object has the ``Dataset`` protocol.
-
-    Args:
-        dataset: any object.
-        name: what messages call it.
-
-    Raises:
-        UserError: naming the members it lacks.
-    """
-    missing = [member for member in MEMBERS if not hasattr(dataset, member)]
-    if missing:
-        raise UserError(
-            f"{name} must have the detrs.data.Dataset protocol, but {type(dataset).__name__} has no "
-            f"{', '.join(missing)}. detrs.data.SampleDataset makes a dataset from a sequence of samples."
-        )

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torchvision import tv_tensors
 
 from detrs.data.images import decode_image
@@ -19,24 +19,26 @@ from detrs.structures import Classes
 
 def make_sample(
     image: Any,
-    boxes_xyxy: ArrayLike | Sequence[Any],
-    labels: ArrayLike | Sequence[Any],
-    image_id: int | np.integer,
+    boxes_xyxy: Any,
+    labels: Any,
+    image_id: Any,
     path: str = "",
 ) -> Sample:
     """A sample from an image and its objects. Boxes are clipped to the image.
 
     Args:
         image: a file, a Pillow image, an array (H, W, 3) or a tensor (3, H, W).
-        boxes_xyxy: (N, 4), (x1, y1, x2, y2) in pixels of the upright image; an empty sequence without objects.
-        labels: (N), class indices from 0.
-        image_id: integer, unique within the dataset.
+        boxes_xyxy: array or sequence (N, 4), (x1, y1, x2, y2) in pixels of the upright image; empty without objects.
+        labels: array or sequence (N), class indices from 0.
+        image_id: an integer, unique within the dataset.
         path: file of the image, for messages; by default ``image`` if that is a file.
 
     Raises:
         UserError: the image cannot be read; boxes or labels have another shape or type, or a box has no area inside
             the image.
     """
+    if isinstance(image_id, bool) or not isinstance(image_id, int | np.integer):
+        raise UserError(f"image_id: expected an integer, got {image_id!r:.80}.")
     pixels = decode_image(image)  # (3, H, W)
     height, width = pixels.shape[-2], pixels.shape[-1]
     name = f"image {image_id}"
@@ -51,10 +53,12 @@ def make_sample(
         .clamp(min=0)
         .minimum(torch.tensor([width, height, width, height], dtype=torch.float32))
     )
+    if len(boxes) and (boxes >= 0).all() and (boxes <= 1).all() and min(height, width) > 1:
+        raise UserError(f"boxes_xyxy of {name}: expected pixels, got boxes in [0, 1] only.")
     if not (np.isfinite(boxes).all() and (clipped[:, 2:] > clipped[:, :2]).all()):
         raise UserError(
             f"boxes_xyxy of {name}: expected finite x1 < x2 and y1 < y2 inside the image ({width} x {height} pixels), "
-            "got a box without area there."
+            "got a box without area there (x, y, width, height must be converted)."
         )
     return Sample(
         image=tv_tensors.Image(pixels),
@@ -66,10 +70,10 @@ def make_sample(
     )
 
 
-def _array(values: ArrayLike | Sequence[Any], what: str) -> NDArray[Any]:
+def _array(values: Any, what: str) -> NDArray[Any]:
     """``values`` as an array of numbers."""
     try:
-        array = np.asarray(values)
+        array = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values)
     except ValueError:
         raise UserError(f"{what}: expected an array of numbers, got rows of different lengths.") from None
     if array.size and not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
@@ -92,9 +96,13 @@ class SampleDataset:
             the size of its image.
     """
 
-    def __init__(self, samples: Sequence[Sample], names: Sequence[str], *, can_be_mirrored: bool = True) -> None:
-        if isinstance(names, str) or len(set(names)) < len(names) or not names:
+    def __init__(self, samples: Any, names: Any, *, can_be_mirrored: bool = True) -> None:
+        given = [] if isinstance(names, str | dict) or not isinstance(names, Iterable) else list(names)
+        if not given or not all(isinstance(name, str) and name for name in given) or len({*given}) < len(given):
             raise UserError(f"names: expected a sequence of unique class names, got {names!r:.80}.")
+        names = [str(name) for name in given]
+        if not (hasattr(samples, "__len__") and hasattr(samples, "__getitem__")) or isinstance(samples, Sample):
+            raise UserError(f"samples: expected a sequence of samples (see make_sample), got {type(samples).__name__}.")
         self.samples = samples
         self.classes = Classes(tuple(names), tuple(range(len(names))))
         self.can_be_mirrored = can_be_mirrored
@@ -116,7 +124,9 @@ class SampleDataset:
         content = json.dumps([self.classes.names, self.ground_truth(), pixels.hexdigest()])
         self._fingerprint = hashlib.sha256(content.encode()).hexdigest()
 
-    def _add(self, sample: Sample) -> None:
+    def _add(self, sample: Any) -> None:
+        if not isinstance(sample, Sample):
+            raise UserError(f"samples: expected detrs.data.Sample (see make_sample), got {type(sample).__name__}.")
         labels = sample.labels.tolist()
         if labels and not 0 <= min(labels) <= max(labels) < len(self.classes.names):
             raise UserError(

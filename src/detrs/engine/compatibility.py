@@ -1,6 +1,7 @@
 """Whether an experiment fits its data, its processes and its initial weights; checked before anything is written."""
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from detrs.models import ModelSettings
 from detrs.models.detector import Model
 from detrs.schema import to_dict
 from detrs.structures import Classes
+
+logger = logging.getLogger("detrs")
 
 
 def check_divisible(batch_size: int, world_size: int, accumulate: int) -> None:
@@ -73,6 +76,12 @@ def load_initial(path: str, model: Model, config: ModelSettings, classes: Classe
             f"The initial weights '{path}' have the classes {', '.join(start.classes.names)}; the dataset has "
             f"{', '.join(classes.names)}. Both must have the same class names in the same order."
         )
+    kinds = type(start.experiment.model).__name__, type(config).__name__
+    if kinds[0] != kinds[1]:
+        raise UserError(
+            f"The initial weights '{path}' are of another model: {kinds[0]}, and this experiment trains {kinds[1]}. "
+            "Train the same preset, or start without --weights."
+        )
     wrong = changes(architecture(start.experiment.model), architecture(config), "model")
     if wrong or state_dict_differences(model.state_dict(), start.module.state_dict()):
         trained = start.experiment.name or type(start.experiment.model).__name__
@@ -81,3 +90,5 @@ def load_initial(path: str, model: Model, config: ModelSettings, classes: Classe
             "same preset with the same --model settings, or start without --weights."
         )
     model.load_state_dict(start.module.state_dict())
+    ap = start.scores.get("ap")
+    logger.info("initialized from %s (AP %s)", path, "-" if ap is None else f"{ap:.4f}")

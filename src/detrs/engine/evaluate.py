@@ -11,7 +11,8 @@ from detrs.checkpoints.detector import TrainedDetector, load_detector
 from detrs.config import Experiment, RuntimeConfig
 from detrs.data import open_dataset
 from detrs.data.loader import evaluation_batches
-from detrs.data.sample import Dataset, check_protocol
+from detrs.data.protocol import check_protocol, checked_ground_truth
+from detrs.data.sample import Dataset
 from detrs.engine.runtime import Runtime
 from detrs.errors import UserError
 from detrs.evaluation.coco import CocoReport, coco_report
@@ -66,7 +67,7 @@ def evaluate(detector: TrainedDetector, dataset: Dataset, runtime: Runtime, *, w
     position = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
     results = sorted(runtime.gather(own), key=lambda result: position[result["image_id"]])
     limit = experiment.evaluation.max_detections
-    report = coco_report(dataset.ground_truth(), results, max_detections=limit) if runtime.is_main else None
+    report = coco_report(checked_ground_truth(dataset), results, max_detections=limit) if runtime.is_main else None
     shared = runtime.from_main(report)
     assert shared is not None
     return Scores(shared, results)

@@ -93,10 +93,11 @@ class Saver:
             )
         prints = self.fingerprints()
         changed = [getattr(data, f"{split}_split") for split in prints if prints[split] != meta["fingerprints"][split]]
+        ending = "differs" if len(changed) == 1 else "differ"
         splits = " and ".join(f"'{split}'" for split in changed)
         if changed and not self.experiment.runtime.allow_changed_data:
             raise UserError(
-                f"{name[0].upper()}{name[1:]} has changed since the run in '{output}' was started: {splits} differ. "
+                f"{name[0].upper()}{name[1:]} has changed since the run in '{output}' was started: {splits} {ending}. "
                 "Restore it, start a new run, or continue with the changed data: --runtime.allow-changed-data True"
             )
         if changed:

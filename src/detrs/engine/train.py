@@ -13,7 +13,8 @@ from detrs import config
 from detrs.checkpoints import read_meta
 from detrs.config import Experiment
 from detrs.data import open_dataset
-from detrs.data.sample import Dataset, check_protocol
+from detrs.data.protocol import check_protocol
+from detrs.data.sample import Dataset
 from detrs.engine.compatibility import check_divisible
 from detrs.engine.interruption import Interrupted, Interruption
 from detrs.engine.journal import StepReport, display, format_scores
@@ -69,6 +70,12 @@ def training(
         UserError: invalid settings, data or folder, or training diverged.
     """
     began = time.monotonic()
+    if not isinstance(experiment, Experiment):
+        raise UserError(
+            f"experiment: expected an Experiment, such as detrs.preset('detr-tiny'), got {experiment!r:.80}."
+        )
+    if not isinstance(output, str | Path):
+        raise UserError(f"output: expected the path of a folder, got {output!r:.80}.")
     if train_set is not None and val_set is not None:  # a folder would not be used
         experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, path=None))
     config.validate(experiment)
@@ -79,6 +86,11 @@ def training(
     folder = RunFolder(Path(output))
     if runtime.is_main:
         folder.check(resume=resume)
+    if resume and experiment.data.path is None and (train_set is None or val_set is None):
+        raise UserError(
+            f"The run in '{folder.path}' was started with data in Python: resume it with "
+            "detrs.training(..., resume=True) and the same train_set and val_set, or add --data FOLDER."
+        )
     trainer = Trainer(
         experiment, *datasets(experiment, train_set, val_set), folder, runtime, began=began, resume=resume
     )
@@ -141,12 +153,17 @@ def datasets(experiment: Experiment, train_set: Dataset | None, val_set: Dataset
         UserError: a dataset cannot be read, or lacks a part of the protocol.
     """
     data, cache_gib = experiment.data, experiment.runtime.cache_gib
+    given = {"train_set": train_set, "val_set": val_set}
+    missing = [name for name, dataset in given.items() if dataset is None]
+    if len(missing) == 1 and data.path is None:
+        raise UserError(f"No {missing[0]} was given: expected both train_set and val_set, or data.path for the other.")
+    for name, dataset in given.items():
+        if dataset is not None:
+            check_protocol(dataset, name)
     if train_set is None:
         train_set = open_dataset(data.path, data.train_split, keep_empty=data.keep_empty, cache_gib=cache_gib)
     if val_set is None:
         val_set = open_dataset(data.path, data.val_split, cache_gib=cache_gib)
-    check_protocol(train_set, "train_set")
-    check_protocol(val_set, "val_set")
     if train_set.num_empty and not data.keep_empty:
         raise UserError(
             f"data.keep_empty is False, but train_set has {train_set.num_empty} images without objects: leave them out "
