@@ -211,7 +211,10 @@ def deformable_detr_r101_two_stage() -> Experiment:
 
 
 def deformable_detr_small() -> Experiment:
-    """For a few hundred images and for CPUs: two-stage on MobileNetV2, 3.0 M parameters; our own design."""
+    """For a few hundred images and for CPUs: two-stage on MobileNetV2, 3.0 M parameters; our own design.
+
+    Padding is excluded from queries and normalization, since images are not padded in evaluation and prediction.
+    """
     return Experiment(
         model=DeformableDETRConfig(
             backbone=BackboneConfig(name="mobilenetv2_100.ra_in1k"),
@@ -225,8 +228,10 @@ def deformable_detr_small() -> Experiment:
             num_queries=100,
             queries="proposals",
             reference="refine",
+            proposals="usable",
+            neck_norm="group-masked",
         ),
-        data=DataConfig(resize_to=(288, 384), augment="flip", min_scale=0.75, batch_size=4),
+        data=DataConfig(resize_to=(288, 384), augment="flip", min_scale=0.75, batch_size=4, padded_together=1),
         optimizer=OptimizerConfig(lr=1e-3, backbone_lr_factor=0.3, sampling_lr_factor=0.3, ema_decay=0.998),
         schedule=ScheduleConfig(epochs=60, kind="cosine", warmup_steps=50),
         evaluation=EvaluationConfig(every_epochs=5),
@@ -243,7 +248,7 @@ def deformable_detr_tiny() -> Experiment:
             backbone=BackboneConfig(name="test_resnet", weights="none", norm="batch", freeze_stem=False),
             num_queries=50,
         ),
-        data=DataConfig(resize_to=(128, 192), augment="flip", min_scale=0.8, batch_size=8),
+        data=DataConfig(resize_to=(128, 192), augment="flip", min_scale=0.8, batch_size=8, padded_together=1),
         optimizer=OptimizerConfig(lr=1e-3, backbone_lr_factor=1.0, sampling_lr_factor=1.0, ema_decay=0.998),
     )
 
@@ -283,7 +288,7 @@ def conditional_detr_tiny() -> Experiment:
 
 def anchor_detr_tiny() -> Experiment:
     """From scratch on small images: Anchor DETR, otherwise as detr-tiny, 2 patterns at 25 points; our own design."""
-    return tiny_on_c5(AnchorDETRConfig(num_patterns=2))
+    return tiny_on_c5(AnchorDETRConfig(num_patterns=2, attention="decoupled-masked", neck_norm="group-masked"))
 
 
 PRESETS: dict[str, Callable[[], Experiment]] = {
