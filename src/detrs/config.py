@@ -74,7 +74,12 @@ class EvaluationConfig:
     max_detections: Annotated[int, Ge(1)] = 100
     """Detections per image: the best ones are evaluated and predicted."""
     batch_size: Annotated[int, Ge(1)] | None = None
-    """Images per forward pass; None: the batch size of training. Use 1 for DC5 models and Anchor DETR."""
+    """Images per forward pass; None: the batch size of training. It does not change scores, unless ``pad`` is set."""
+    pad: bool = False
+    """Pad consecutive images of different size to one batch, as the authors did: scores depend on the batch size. By
+    default only images of equal size are batched, without padding, as in prediction."""
+    clip: bool = True
+    """Clip boxes to the image, in evaluation and in prediction. False: keep them as predicted, as the authors did."""
     patience: Annotated[int, Ge(1)] | None = None
     """Stop after this many evaluations without a better AP; None: never."""
 

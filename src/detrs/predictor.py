@@ -147,8 +147,7 @@ class Predictor:
                 [items[index][0] for index in group],
             )
             found |= {
-                i: ImageDetections(items[i][1], each.clipped().filter(threshold))
-                for i, each in zip(group, detected, strict=True)
+                i: ImageDetections(items[i][1], each.filter(threshold)) for i, each in zip(group, detected, strict=True)
             }
         return [found[index] for index in range(len(items))]
 

@@ -38,7 +38,7 @@ def official_data(backbone: BackboneConfig, batch_size: int) -> DataConfig:
 
 
 def official_evaluation(backbone: BackboneConfig) -> EvaluationConfig:
-    """With as much padding as in training."""
+    """As many images per forward pass as on one device in training: with ``evaluation.pad``, the authors' padding."""
     return EvaluationConfig(batch_size=together(backbone))
 
 
@@ -77,7 +77,7 @@ def detr_r50() -> Experiment:
 
 
 def detr_r50_dc5() -> Experiment:
-    """AP 43.3 (paper: 43.3, 187 GFLOPs, 41 M parameters, 7000 V100 hours): dilated C5. Evaluate with batch 1."""
+    """AP 43.3 (paper: 43.3, 187 GFLOPs, 41 M parameters, 7000 V100 hours): dilated C5."""
     return official_on_c5(DETRConfig(backbone=c5(R50, dilated=True)), epochs=500, batch_size=64)
 
 
@@ -87,12 +87,12 @@ def detr_r101() -> Experiment:
 
 
 def detr_r101_dc5() -> Experiment:
-    """AP 44.9 (paper: 44.9, 253 GFLOPs, 60 M parameters): dilated C5. Evaluate with batch 1."""
+    """AP 44.9 (paper: 44.9, 253 GFLOPs, 60 M parameters): dilated C5."""
     return official_on_c5(DETRConfig(backbone=c5(R101, dilated=True)), epochs=500, batch_size=64)
 
 
 def detr_r50_dc5_plus() -> Experiment:
-    """AP 36.2 (Deformable DETR: 36.2, 187 GFLOPs, 41 M parameters): focal loss, 300 queries. Evaluate with batch 1.
+    """AP 36.2 (Deformable DETR: 36.2, 187 GFLOPs, 41 M parameters): focal loss, 300 queries.
 
     Its recipe is published as 50 epochs; learning rate and batch size are those of DETR here.
     """
@@ -106,7 +106,7 @@ def conditional_detr_r50() -> Experiment:
 
 
 def conditional_detr_r50_dc5() -> Experiment:
-    """AP 43.7 (paper: 43.8, 195 GFLOPs, 44 M parameters): dilated C5. Evaluate with batch 1."""
+    """AP 43.7 (paper: 43.8, 195 GFLOPs, 44 M parameters): dilated C5."""
     return official_on_c5(ConditionalDETRConfig(backbone=c5(R50, dilated=True)), epochs=50, batch_size=8)
 
 
@@ -116,12 +116,12 @@ def conditional_detr_r101() -> Experiment:
 
 
 def conditional_detr_r101_dc5() -> Experiment:
-    """AP 45.0 (paper: 45.0, 262 GFLOPs, 63 M parameters): dilated C5. Evaluate with batch 1."""
+    """AP 45.0 (paper: 45.0, 262 GFLOPs, 63 M parameters): dilated C5."""
     return official_on_c5(ConditionalDETRConfig(backbone=c5(R101, dilated=True)), epochs=50, batch_size=8)
 
 
 def official_anchor(backbone: BackboneConfig, dilated: bool = False) -> Experiment:
-    """Predictions depend on padding: images are padded and evaluated one by one."""
+    """Predictions depend on padding: images are padded one by one."""
     experiment = official_on_c5(AnchorDETRConfig(backbone=c5(backbone, dilated)), epochs=50, batch_size=8)
     return replace(
         experiment, data=replace(experiment.data, padded_together=1), evaluation=EvaluationConfig(batch_size=1)
@@ -129,22 +129,22 @@ def official_anchor(backbone: BackboneConfig, dilated: bool = False) -> Experime
 
 
 def anchor_detr_r50() -> Experiment:
-    """AP 42.1 (paper: 42.1; authors' code: 89 GFLOPs, 37 M parameters). Evaluate with batch 1."""
+    """AP 42.1 (paper: 42.1; authors' code: 89 GFLOPs, 37 M parameters)."""
     return official_anchor(R50)
 
 
 def anchor_detr_r50_dc5() -> Experiment:
-    """AP 44.3 (paper: 44.2; authors' code: 164 GFLOPs, 37 M parameters, 4 days, 8 2080 Ti). Evaluate with batch 1."""
+    """AP 44.3 (paper: 44.2; authors' code: 164 GFLOPs, 37 M parameters, 4 days, 8 2080 Ti)."""
     return official_anchor(R50, dilated=True)
 
 
 def anchor_detr_r101() -> Experiment:
-    """AP 43.5 (paper: 43.5; authors' code: 56 M parameters; here 151 GFLOPs). Evaluate with batch 1."""
+    """AP 43.5 (paper: 43.5; authors' code: 56 M parameters; here 151 GFLOPs)."""
     return official_anchor(R101)
 
 
 def anchor_detr_r101_dc5() -> Experiment:
-    """AP 45.1 (paper: 45.1; authors' code: 56 M parameters; here 225 GFLOPs): dilated C5. Evaluate with batch 1."""
+    """AP 45.1 (paper: 45.1; authors' code: 56 M parameters; here 225 GFLOPs): dilated C5."""
     return official_anchor(R101, dilated=True)
 
 
@@ -166,7 +166,7 @@ def deformable_detr_r50_single_scale() -> Experiment:
 
 
 def deformable_detr_r50_single_scale_dc5() -> Experiment:
-    """AP 41.5 (paper: 41.5, 128 GFLOPs, 215 V100 hours): dilated C5 alone. Evaluate with batch 1."""
+    """AP 41.5 (paper: 41.5, 128 GFLOPs, 215 V100 hours): dilated C5 alone."""
     return single_scale(R50, dilated=True)
 
 
@@ -191,7 +191,7 @@ def deformable_detr_r101_single_scale() -> Experiment:
 
 
 def deformable_detr_r101_single_scale_dc5() -> Experiment:
-    """No published AP: dilated C5 of ResNet-101 alone. Evaluate with batch 1."""
+    """No published AP: dilated C5 of ResNet-101 alone."""
     return single_scale(R101, dilated=True)
 
 
@@ -211,7 +211,10 @@ def deformable_detr_r101_two_stage() -> Experiment:
 
 
 def deformable_detr_small() -> Experiment:
-    """For a few hundred images and for CPUs: two-stage on MobileNetV2, 3.0 M parameters; our own design."""
+    """For a few hundred images and for CPUs: two-stage on MobileNetV2, 3.0 M parameters; our own design.
+
+    Padding is excluded from queries and normalization, since images are not padded in evaluation and prediction.
+    """
     return Experiment(
         model=DeformableDETRConfig(
             backbone=BackboneConfig(name="mobilenetv2_100.ra_in1k"),
@@ -225,8 +228,10 @@ def deformable_detr_small() -> Experiment:
             num_queries=100,
             queries="proposals",
             reference="refine",
+            proposals="usable",
+            neck_norm="group-masked",
         ),
-        data=DataConfig(resize_to=(288, 384), augment="flip", min_scale=0.75, batch_size=4),
+        data=DataConfig(resize_to=(288, 384), augment="flip", min_scale=0.75, batch_size=4, padded_together=1),
         optimizer=OptimizerConfig(lr=1e-3, backbone_lr_factor=0.3, sampling_lr_factor=0.3, ema_decay=0.998),
         schedule=ScheduleConfig(epochs=60, kind="cosine", warmup_steps=50),
         evaluation=EvaluationConfig(every_epochs=5),
@@ -243,7 +248,7 @@ def deformable_detr_tiny() -> Experiment:
             backbone=BackboneConfig(name="test_resnet", weights="none", norm="batch", freeze_stem=False),
             num_queries=50,
         ),
-        data=DataConfig(resize_to=(128, 192), augment="flip", min_scale=0.8, batch_size=8),
+        data=DataConfig(resize_to=(128, 192), augment="flip", min_scale=0.8, batch_size=8, padded_together=1),
         optimizer=OptimizerConfig(lr=1e-3, backbone_lr_factor=1.0, sampling_lr_factor=1.0, ema_decay=0.998),
     )
 
@@ -283,7 +288,7 @@ def conditional_detr_tiny() -> Experiment:
 
 def anchor_detr_tiny() -> Experiment:
     """From scratch on small images: Anchor DETR, otherwise as detr-tiny, 2 patterns at 25 points; our own design."""
-    return tiny_on_c5(AnchorDETRConfig(num_patterns=2))
+    return tiny_on_c5(AnchorDETRConfig(num_patterns=2, attention="decoupled-masked", neck_norm="group-masked"))
 
 
 PRESETS: dict[str, Callable[[], Experiment]] = {

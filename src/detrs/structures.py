@@ -186,7 +186,8 @@ class Detections:
     """The detections of one image, best first, in pixels of the original image."""
 
     boxes_xyxy: Float[Tensor, "N 4"]
-    """(x1, y1, x2, y2) in pixels of the original image (after EXIF orientation); clipped to it by ``Predictor``."""
+    """(x1, y1, x2, y2) in pixels of the original image (after EXIF orientation); clipped to it by
+    ``TrainedDetector.detect``."""
     scores: Float[Tensor, "N"]
     labels: Int[Tensor, "N"]
     """Contiguous class index: ``classes.names[label]`` is its name, ``classes.category_ids[label]`` its own id."""

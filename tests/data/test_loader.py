@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torchvision import tv_tensors
 
 from detrs.data import CocoDataset, DigitsDataset, Sample, loader
 from detrs.data.loader import evaluation_batches, steps_per_epoch, training_batches
@@ -187,6 +188,54 @@ def test_evaluation_only_resizes(dataset: DigitsDataset) -> None:
         centre = (sample.boxes[:, :2] + sample.boxes[:, 2:]) / 2 / torch.tensor([160, 128])
         torch.testing.assert_close(target.boxes[:, :2], centre.as_subclass(torch.Tensor))
         assert target.original_size == (128, 160)
+
+
+class Shapes(DigitsDataset):
+    """Every second image is narrower, every fifth is lower."""
+
+    def size_of(self, index: int) -> tuple[int, int]:
+        height, width = super().size_of(index)
+        return height - 16 * (index % 5 == 4), width - 56 * (index % 2)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample, (height, width) = super().__getitem__(index), self.size_of(index)
+        image = tv_tensors.Image(sample.image[:, :height, :width])
+        return sample._replace(image=image, original_size=(height, width))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5, 40])
+def test_evaluation_batches_have_one_size_and_no_padding(batch_size: int) -> None:
+    batches = list(evaluation_batches(Shapes("val", N), (67, 97), batch_size))
+    assert not any(batch.padding.any() for batch in batches)
+    assert sorted(image_ids(batches)) == list(range(1, N + 1))
+    sizes = [tuple(batch.images.shape[2:]) for batch in batches]
+    assert len(set(sizes)) == 4
+    for size in set(sizes):  # in the order of the dataset, and only the last one is incomplete
+        group = [batch for batch, other in zip(batches, sizes, strict=True) if other == size]
+        assert image_ids(group) == sorted(image_ids(group))
+        assert all(len(batch.targets) == batch_size for batch in group[:-1])
+    firsts = [batch.targets[0].image_id for batch in batches]
+    assert firsts == sorted(firsts)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 10])
+def test_evaluation_batches_do_not_depend_on_the_number_of_processes(world_size: int) -> None:
+    dataset = Shapes("val", N)
+    single = list(evaluation_batches(dataset, (67, 97), 5))
+    for rank in range(world_size):
+        own = list(evaluation_batches(dataset, (67, 97), 5, rank=rank, world_size=world_size))
+        assert all_equal([(b,) for b in own], [(b,) for b in single[rank::world_size]])
+
+
+def test_evaluation_batches_with_the_padding_of_the_authors() -> None:
+    """Consecutive images, padded to the largest."""
+    batches = list(evaluation_batches(Shapes("val", N), (67, 97), 5, pad=True))
+    assert image_ids(batches) == list(range(1, N + 1))
+    assert [len(batch.targets) for batch in batches] == [5] * 7 + [2]
+    assert all(batch.padding.any() for batch in batches)
+    whole, first = batches[0], size_of(batches[0], 0)
+    assert tuple(whole.images.shape[2:]) == tuple(map(max, zip(*(size_of(whole, i) for i in range(5)), strict=True)))
+    assert first == (67, 83)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

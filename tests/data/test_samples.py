@@ -157,9 +157,9 @@ def test_it_is_trained_and_evaluated_on() -> None:
     config = DataConfig(resize_to=(64, 96), augment="crop", batch_size=3)
     ((batch,),) = training_batches(dataset, config, seed=0, epoch=0)
     assert sorted(target.image_id for target in batch.targets) == [10, 11, 12]
-    (batch,) = evaluation_batches(dataset, (64, 96), 3)
-    assert [target.labels.tolist() for target in batch.targets] == list(LABELS)
-    assert [target.original_size for target in batch.targets] == list(SIZES)
+    targets = [target for batch in evaluation_batches(dataset, (64, 96), 3) for target in batch.targets]
+    assert [target.labels.tolist() for target in targets] == list(LABELS)
+    assert [target.original_size for target in targets] == list(SIZES)
 
 
 class Lazy(Sequence[Sample]):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 from detrs.layers.neck import (
     ChannelMapper,
@@ -9,16 +10,27 @@ from detrs.layers.neck import (
     normalized_projection,
     padding_at,
     plain_projection,
+    valid_cells,
+    valid_group_norm,
     valid_size,
+    whole_map,
 )
 from detrs.layers.position import SinePosition
 from detrs.layers.queries import proposal_anchors
+
+NO_PADDING = torch.zeros(2, 320, 352, dtype=torch.bool)
 
 
 def test_sizes_of_levels_and_inputs_of_further_levels() -> None:
     features = [torch.randn(2, 3, 40, 44), torch.randn(2, 5, 20, 22), torch.randn(2, 7, 10, 11)]
     mapper = ChannelMapper((3, 5, 7), 32, 5, normalized_projection)
-    assert [level.shape[-2:] for level in mapper(features)] == [(40, 44), (20, 22), (10, 11), (5, 6), (3, 3)]
+    assert [level.shape[-2:] for level in mapper(features, NO_PADDING)] == [
+        (40, 44),
+        (20, 22),
+        (10, 11),
+        (5, 6),
+        (3, 3),
+    ]
     assert mapper.downsamples[0][0].in_channels == 7  # the backbone's last map
     assert mapper.downsamples[1][0].in_channels == 32  # then the level before
 
@@ -31,9 +43,43 @@ def test_tokens_are_row_major_and_maps_is_the_inverse() -> None:
     padding = torch.zeros(2, 96, 112, dtype=torch.bool)
     pyramid = neck(features, padding)
     assert pyramid.shapes == ((12, 14), (6, 7), (3, 4))
-    for level, expected in zip(pyramid.maps(), neck.mapper(features), strict=True):
+    for level, expected in zip(pyramid.maps(), neck.mapper(features, padding), strict=True):
         torch.testing.assert_close(level, expected)
     assert pyramid.position.shape == pyramid.tokens.shape == (2, 12 * 14 + 6 * 7 + 3 * 4, 32)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_group_norm_of_valid_cells_is_that_of_the_image_without_padding(dtype: torch.dtype, atol: float) -> None:
+    norm = nn.GroupNorm(32, 64).to(dtype)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x, padding = torch.randn(2, 64, 11, 13, dtype=dtype) * 3 + 7, torch.zeros(2, 11, 13, dtype=torch.bool)
+    torch.testing.assert_close(valid_group_norm(norm, x, padding), norm(x), atol=atol, rtol=0)
+    padding[1, 7:], padding[1, :, 5:] = True, True
+    found = valid_group_norm(norm, x, padding)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found[:1], norm(x[:1]), atol=atol, rtol=0)
+    torch.testing.assert_close(found[1:, :, :7, :5], norm(x[1:, :, :7, :5]), atol=atol, rtol=0)
+
+
+def test_with_masked_group_norm_tokens_do_not_depend_on_padding() -> None:
+    """Given the backbone's maps; further levels have a 3x3 convolution, which reaches into the padding."""
+    results = {}
+    for apply in (valid_cells, whole_map):
+        torch.manual_seed(0)
+        mapper = ChannelMapper((3, 5), 32, 4, normalized_projection, apply)
+        neck = PyramidNeck(mapper, SinePosition(32, -0.5), LevelEmbedding(4, 32))
+        maps = [torch.randn(1, 3, 24, 20), torch.randn(1, 5, 12, 10)]
+        padding = torch.ones(1, 192, 160, dtype=torch.bool)
+        padding[:, :128, :96] = False
+        cropped = [maps[0][..., :16, :12], maps[1][..., :8, :6]]
+        alone = neck(cropped, padding[:, :128, :96])
+        padded = neck(maps, padding)
+        kept = ~padded.padding[0]
+        assert kept.sum() == alone.tokens.shape[1] == 16 * 12 + 8 * 6 + 4 * 3 + 2 * 2
+        torch.testing.assert_close(padded.position[:, kept], alone.position)
+        results[apply] = (padded.tokens[:, kept] - alone.tokens).abs()
+    assert results[valid_cells].max() < 1e-5 and results[whole_map].mean() > 1e-2
 
 
 def test_plain_projection_without_level_embedding_is_a_convolution_and_sine_positions() -> None:

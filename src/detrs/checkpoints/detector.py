@@ -42,14 +42,18 @@ class TrainedDetector:
     ) -> list[Detections]:
         """The detections of a batch: the one path of evaluation, prediction and serving.
 
+        Boxes are clipped to the image, unless ``evaluation.clip`` is False.
+
         Args:
             batch: uint8, resized and padded, on the device of ``module``.
             image_sizes: (height, width) in pixels of each original image.
             sources: path or URL of each image.
         """
         batch = self.preprocessing.normalize(batch)
-        boxes = self.module.detect(batch.images, batch.padding, self.experiment.evaluation.max_detections)
-        return detections(boxes, image_sizes, self.classes, sources)
+        evaluation = self.experiment.evaluation
+        boxes = self.module.detect(batch.images, batch.padding, evaluation.max_detections)
+        found = detections(boxes, image_sizes, self.classes, sources)
+        return [each.clipped() for each in found] if evaluation.clip else found
 
 
 def preprocessing_of(experiment: Experiment) -> Preprocessing:

@@ -32,6 +32,10 @@ class EvaluateArguments:
     """Images per forward pass. Default: as in training."""
     max_detections: int | None = None
     """Detections per image. Default: as in training."""
+    pad: bool | None = None
+    """Pad images of different size to one batch, as the authors did. Default: as in training."""
+    clip: bool | None = None
+    """Clip boxes to the image. Default: as in training."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     workers: int = 0
@@ -58,6 +62,8 @@ def run(argv: list[str]) -> None:
         resize_to=as_pair(arguments.image_size) if arguments.image_size else None,
         batch_size=arguments.batch_size,
         max_detections=arguments.max_detections,
+        pad=arguments.pad,
+        clip=arguments.clip,
         device=arguments.device,
         workers=arguments.workers,
     )

@@ -2,7 +2,8 @@
 
 The order of an epoch is a function of (seed, epoch), the augmentation of an image one of (seed, epoch, position in that
 order), and the padded size one of the whole global batch. So the pixels do not depend on workers, processes,
-micro-batches or resuming, and no global random state is used.
+micro-batches or resuming, and no global random state is used. Evaluation batches contain images of one size, without
+padding, as in prediction.
 """
 
 from collections.abc import Iterator
@@ -77,19 +78,33 @@ def evaluation_batches(
     resize_to: tuple[int, int],
     batch_size: int,
     *,
+    pad: bool = False,
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
-    """Every image exactly once over all processes, in the order of the dataset, resized to ``resize_to``.
+    """Every image exactly once over all processes, resized to ``resize_to``, in batches of equal size without padding.
 
     Process ``rank`` gets every ``world_size``-th batch, so that the batches do not depend on the number of processes.
+
+    Args:
+        dataset: images and their sizes.
+        resize_to: (short, long) in pixels.
+        batch_size: largest number of images in a batch.
+        pad: ignore sizes: batches are consecutive images, padded to the largest, as in the authors' evaluation.
+        workers: loader processes; 0: load in this process.
+        rank: this process among ``world_size``.
+        world_size: number of processes.
+        pin_memory: use page-locked memory, for copies to a GPU.
+
+    Yields:
+        Batches in the order of their first images; within a batch, images are in the order of the dataset.
 
     Raises:
         UserError: while iterating: an image cannot be read.
     """
-    return _load(_EvaluationPlans(dataset, resize_to, batch_size, rank, world_size), workers, pin_memory)
+    return _load(_EvaluationPlans(dataset, resize_to, batch_size, pad, rank, world_size), workers, pin_memory)
 
 
 class _Item(NamedTuple):
@@ -155,24 +170,26 @@ class _TrainingPlans:
 
 
 class _EvaluationPlans:
-    """The evaluation batches of one process."""
+    """The evaluation batches of one process: images of one resized size, or consecutive images with ``pad``."""
 
     def __init__(
-        self, dataset: Dataset, resize_to: tuple[int, int], batch_size: int, rank: int, world_size: int
+        self, dataset: Dataset, resize_to: tuple[int, int], batch_size: int, pad: bool, rank: int, world_size: int
     ) -> None:
-        self.dataset, self.resize_to, self.batch_size = dataset, resize_to, batch_size
-        self.starts = range(rank * batch_size, len(dataset), world_size * batch_size)
+        self.dataset = dataset
+        groups: dict[tuple[int, int] | None, list[_Item]] = {}
+        for index in range(len(dataset)):
+            size = resized_size(dataset.size_of(index), resize_to)
+            groups.setdefault(None if pad else size, []).append(_Item(index, transforms.Plan(False, None, size)))
+        batches = [
+            group[start : start + batch_size] for group in groups.values() for start in range(0, len(group), batch_size)
+        ]
+        self.batches = sorted(batches, key=lambda items: items[0].number)[rank::world_size]
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return len(self.batches)
 
     def __getitem__(self, number: int) -> _Plan:
-        start = self.starts[number]
-        items = []
-        for index in range(start, min(start + self.batch_size, len(self.dataset))):
-            size = resized_size(self.dataset.size_of(index), self.resize_to)
-            items.append(_Item(index, transforms.Plan(False, None, size)))
-        return _Plan(items, _common_size(items))
+        return _Plan(self.batches[number], _common_size(self.batches[number]))
 
 
 def _common_size(items: list[_Item]) -> tuple[int, int]:

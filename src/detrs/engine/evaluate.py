@@ -32,8 +32,8 @@ class Scores(NamedTuple):
 def evaluate(detector: TrainedDetector, dataset: Dataset, runtime: Runtime, *, workers: int = 0) -> Scores:
     """Score ``detector``, in float32; every process calls this and gets the same scores.
 
-    Batches do not depend on the number of processes; they do depend on ``evaluation.batch_size``, since images are
-    padded to the largest of their batch.
+    It scores what ``predict`` returns: images of equal size are batched without padding, so that scores do not depend
+    on the batch size, the number of processes or other images; ``evaluation.pad`` reproduces the authors' padding.
 
     Args:
         detector: its module is on ``runtime.device``; in evaluation mode meanwhile.
@@ -54,6 +54,7 @@ def evaluate(detector: TrainedDetector, dataset: Dataset, runtime: Runtime, *, w
             dataset,
             detector.preprocessing.resize_to,
             evaluation_batch_size(experiment),
+            pad=experiment.evaluation.pad,
             workers=workers,
             rank=runtime.rank,
             world_size=runtime.world_size,
@@ -81,6 +82,8 @@ def evaluate_checkpoint(
     resize_to: tuple[int, int] | None = None,
     batch_size: int | None = None,
     max_detections: int | None = None,
+    pad: bool | None = None,
+    clip: bool | None = None,
     device: str = "auto",
     workers: int = 0,
 ) -> Scores:
@@ -93,6 +96,8 @@ def evaluate_checkpoint(
         resize_to: (short, long) in pixels; by default as in training.
         batch_size: images per forward pass; by default as in training.
         max_detections: per image; by default as in training.
+        pad: pad images of different size to one batch, as the authors did; by default as in training.
+        clip: clip boxes to the image; by default as in training.
         device: ``auto``, ``cpu``, ``cuda``, ...
         workers: loader processes.
 
@@ -116,6 +121,8 @@ def evaluate_checkpoint(
             trained.evaluation,
             batch_size=trained.evaluation.batch_size if batch_size is None else batch_size,
             max_detections=trained.evaluation.max_detections if max_detections is None else max_detections,
+            pad=trained.evaluation.pad if pad is None else pad,
+            clip=trained.evaluation.clip if clip is None else clip,
         ),
         runtime=RuntimeConfig(device=device, workers=workers),
     )

@@ -1,6 +1,7 @@
 """The neck: feature maps of any widths become one pyramid of tokens of one width."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,44 @@ from detrs.structures import Pyramid, Shapes
 
 Projection = Callable[[int, int, int], nn.Module]
 """(in_channels, dim, kernel) to a projection; of stride 2 if the kernel is 3."""
+Application = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""Projection, its input (B, C, H, W) and the images' padding to its output: ``whole_map`` or ``valid_cells``."""
+
+
+def whole_map(
+    projection: nn.Module, x: Float[Tensor, "B _ _ _"], padding: Bool[Tensor, "B H W"]
+) -> Float[Tensor, "B C _ _"]:
+    """The projection of the whole map, padding included, as in the authors' code."""
+    return projection(x)
+
+
+def valid_cells(
+    projection: nn.Module, x: Float[Tensor, "B _ _ _"], padding: Bool[Tensor, "B H W"]
+) -> Float[Tensor, "B C _ _"]:
+    """The same of the cells that are not padding, which is zero for the convolution and not part of the statistics.
+
+    Args:
+        projection: of ``normalized_projection``.
+        x: feature map.
+        padding: of the images.
+    """
+    convolution, norm = projection.children()
+    y: Tensor = convolution(x.masked_fill(padding_at(padding, (x.shape[-2], x.shape[-1]))[:, None], 0.0))
+    return valid_group_norm(norm, y, padding_at(padding, (y.shape[-2], y.shape[-1])))
+
+
+def valid_group_norm(
+    norm: nn.Module, x: Float[Tensor, "B C h w"], padding: Bool[Tensor, "B h w"]
+) -> Float[Tensor, "B C h w"]:
+    """``norm``, a ``GroupNorm``, with statistics of the cells that are not padding; in float32 or higher precision."""
+    assert isinstance(norm, nn.GroupNorm)
+    groups = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(1, (norm.num_groups, -1))  # (B, G, C/G, h, w)
+    mask = padding[:, None, None]
+    count = (~mask).sum((3, 4), keepdim=True) * groups.shape[2]  # (B, 1, 1, 1, 1)
+    centered = groups - groups.masked_fill(mask, 0.0).sum((2, 3, 4), keepdim=True) / count
+    variance = centered.masked_fill(mask, 0.0).square().sum((2, 3, 4), keepdim=True) / count
+    normalized = (centered * (variance + norm.eps).rsqrt()).flatten(1, 2)
+    return torch.addcmul(norm.bias[:, None, None], normalized, norm.weight[:, None, None]).to(norm.weight.dtype)
 
 
 class ChannelMapper(nn.Module):
@@ -23,19 +62,33 @@ class ChannelMapper(nn.Module):
         dim: embedding dimension of all levels.
         num_levels: of the pyramid.
         projection: ``plain_projection`` or ``normalized_projection``.
+        apply: ``whole_map`` or, with ``normalized_projection``, ``valid_cells``.
     """
 
-    def __init__(self, in_channels: tuple[int, ...], dim: int, num_levels: int, projection: Projection) -> None:
+    def __init__(
+        self,
+        in_channels: tuple[int, ...],
+        dim: int,
+        num_levels: int,
+        projection: Projection,
+        apply: Application = whole_map,
+    ) -> None:
         super().__init__()
+        self.apply_projection = apply
         self.projections = nn.ModuleList(projection(channels, dim, 1) for channels in in_channels)
         extra = [in_channels[-1], *[dim] * num_levels][: num_levels - len(in_channels)]
         self.downsamples = nn.ModuleList(projection(channels, dim, 3) for channels in extra)
 
-    def forward(self, features: list[Float[Tensor, "B _ _ _"]]) -> list[Float[Tensor, "B C _ _"]]:
-        maps = [project(feature) for project, feature in zip(self.projections, features, strict=True)]
+    def forward(
+        self, features: list[Float[Tensor, "B _ _ _"]], padding: Bool[Tensor, "B H W"]
+    ) -> list[Float[Tensor, "B C _ _"]]:
+        maps = [
+            self.apply_projection(projection, feature, padding)
+            for projection, feature in zip(self.projections, features, strict=True)
+        ]
         coarsest = features[-1]
         for downsample in self.downsamples:
-            coarsest = downsample(coarsest)
+            coarsest = self.apply_projection(downsample, coarsest, padding)
             maps.append(coarsest)
         return maps
 
@@ -51,6 +104,11 @@ def normalized_projection(in_channels: int, dim: int, kernel: int) -> nn.Sequent
     nn.init.xavier_uniform_(convolution.weight)
     nn.init.zeros_(convolution.get_parameter("bias"))
     return nn.Sequential(convolution, nn.GroupNorm(32, dim))
+
+
+NeckNorm = Literal["group", "group-masked"]
+"""Settings of detectors with ``normalized_projection``; see ``APPLICATIONS``."""
+APPLICATIONS: dict[NeckNorm, Application] = {"group": whole_map, "group-masked": valid_cells}
 
 
 class LevelEmbedding(nn.Module):
@@ -80,7 +138,7 @@ class PyramidNeck(nn.Module):
         self.level_embedding = level_embedding or nn.Identity()
 
     def forward(self, features: list[Float[Tensor, "B _ _ _"]], padding: Bool[Tensor, "B H W"]) -> Pyramid:
-        maps = self.mapper(features)
+        maps = self.mapper(features, padding)
         paddings = [padding_at(padding, level.shape[-2:]) for level in maps]
         dtype = next(self.mapper.parameters()).dtype  # of the weights, not of the maps: autocast leaves positions alone
         positions = self.level_embedding([self.position(mask).to(dtype) for mask in paddings])

@@ -1,9 +1,11 @@
 """Object queries: learned, or from the encoder's proposals."""
 
 import math
+from collections.abc import Callable
+from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detrs.classification import ProposalLabels
@@ -29,6 +31,23 @@ class LearnedQueries(nn.Module):
         return Queries(content, position, self.reference_points(position).sigmoid()), None
 
 
+Candidates = Callable[[Tensor, Tensor], Tensor]
+"""Scores of all tokens (B, S) and which of them are usable (B, S) to the scores that decide which become queries."""
+
+
+def all_tokens(scores: Float[Tensor, "B S"], usable: Bool[Tensor, "B S"]) -> Float[Tensor, "B S"]:
+    """Every token can become a query, zeroed ones too, as in the authors' code."""
+    return scores
+
+
+def usable_first(scores: Float[Tensor, "B S"], usable: Bool[Tensor, "B S"]) -> Float[Tensor, "B S"]:
+    """Zeroed tokens become queries only if there are fewer usable ones than queries."""
+    return scores.masked_fill(~usable, -torch.inf)
+
+
+CANDIDATES: dict[Literal["all", "usable"], Candidates] = {"all": all_tokens, "usable": usable_first}
+
+
 class ProposalQueries(nn.Module):
     """Two-stage: every token proposes a box; the best proposals become references and queries (4.2, A.4).
 
@@ -40,13 +59,22 @@ class ProposalQueries(nn.Module):
         dim: embedding dimension of tokens and queries.
         head: predicts class and box of each token; separate from the heads of the decoder.
         labels: what proposals are trained with, and so which score ranks them.
+        candidates: ``all_tokens`` or ``usable_first``.
     """
 
-    def __init__(self, num_queries: int, dim: int, head: DetectionHead, labels: ProposalLabels) -> None:
+    def __init__(
+        self,
+        num_queries: int,
+        dim: int,
+        head: DetectionHead,
+        labels: ProposalLabels,
+        candidates: Candidates = all_tokens,
+    ) -> None:
         super().__init__()
         self.num_queries = num_queries
         self.dim = dim
         self.score = PROPOSAL_SCORES[labels]
+        self.candidates = candidates
         self.token_proj = xavier_linear(dim, dim)
         self.token_norm = nn.LayerNorm(dim)
         self.head = head
@@ -57,7 +85,8 @@ class ProposalQueries(nn.Module):
         anchors, usable = proposal_anchors(memory)
         tokens = self.token_norm(self.token_proj(memory.tokens.masked_fill(~usable, 0.0)))
         proposals = self.head(Queries(tokens, memory.position, anchors), memory)
-        best = self.score(proposals.logits).topk(min(self.num_queries, tokens.shape[1]), dim=1).indices  # (B, Q)
+        scores = self.candidates(self.score(proposals.logits), usable[..., 0])
+        best = scores.topk(min(self.num_queries, tokens.shape[1]), dim=1).indices  # (B, Q)
         reference = proposals.boxes.gather(1, best[..., None].expand(-1, -1, 4)).detach()
         features = sine_features(reference * 2 * math.pi, self.dim // 2).flatten(2).to(tokens.dtype)  # (B, Q, 2C)
         position, content = self.box_norm(self.box_proj(features)).chunk(2, dim=-1)

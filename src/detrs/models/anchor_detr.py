@@ -20,8 +20,8 @@ box as an offset from the anchor       ``offset_from_point``
 
 Deviations: with ``attention="global"`` the authors' code builds an MLP for single coordinates that is never used; here
 it is not built. Several feature levels (no published model has them) are not supported. As in the authors' code, a
-column's key is the mean of its cells including padding, so predictions depend on the padding of an image;
-``attention="decoupled-masked"`` excludes padding.
+column's key is the mean of its cells including padding, and so is GroupNorm of the neck: predictions depend on the
+padding of an image. ``attention="decoupled-masked"`` and ``neck_norm="group-masked"`` exclude padding.
 """
 
 import math
@@ -44,7 +44,7 @@ from detrs.layers.encoder import Encoder, EncoderLayer
 from detrs.layers.feedforward import FeedForward
 from detrs.layers.heads import DetectionHead, box_mlp, class_layer, zero_box_layer
 from detrs.layers.initialization import Initialization, xavier_linear
-from detrs.layers.neck import ChannelMapper, PyramidNeck, normalized_projection
+from detrs.layers.neck import APPLICATIONS, ChannelMapper, NeckNorm, PyramidNeck, normalized_projection
 from detrs.layers.position import sine_features
 from detrs.layers.row_column_attention import (
     RowColumnCrossAttention,
@@ -88,6 +88,9 @@ class AnchorDETRConfig:
     attention: Literal["decoupled", "decoupled-masked", "global"] = "decoupled"
     """``decoupled``: along rows and columns. ``decoupled-masked``: the same, with keys that exclude padding.
     ``global``: all cells."""
+    neck_norm: NeckNorm = "group"
+    """GroupNorm of the neck. ``group``: over the whole map, padding included, as in the authors' code.
+    ``group-masked``: without padding."""
     classification: Focal = field(default_factory=Focal)
     """One sigmoid per class."""
 
@@ -225,9 +228,10 @@ def build(config: AnchorDETRConfig, pretrained: bool = False) -> Detector:
     """The variant that ``config`` describes."""
     backbone = TimmBackbone(config.backbone, pretrained)
     of_tokens, of_queries = positions(config)
+    apply = APPLICATIONS[config.neck_norm]
     return Detector(
         backbone=backbone,
-        neck=PyramidNeck(ChannelMapper(backbone.channels, config.dim, 1, normalized_projection), of_tokens),
+        neck=PyramidNeck(ChannelMapper(backbone.channels, config.dim, 1, normalized_projection, apply), of_tokens),
         encoder=Encoder(encoder_layer(config) for _ in range(config.encoder_layers)),
         queries=AnchorQueries(anchors(config), config.num_patterns, config.dim, of_queries),
         decoder=decoder(config),

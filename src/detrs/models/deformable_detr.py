@@ -18,6 +18,10 @@ two-stage                         ``queries="proposals"``
 
 Deviation from the paper, as in the authors' code: refinement starts from points, not from boxes of 0.1. Deviation from
 the code: with fewer tokens than queries, every token becomes a query instead of raising an error.
+
+Options that are not in the paper: in the authors' code, tokens that are padding (or whose anchor is not inside the
+image) are blanked, but can still become queries, and GroupNorm of the neck includes padding.
+``proposals="usable"`` and ``neck_norm="group-masked"`` exclude both; the presets of our own design use them.
 """
 
 from dataclasses import dataclass, field
@@ -38,9 +42,16 @@ from detrs.layers.encoder import Encoder, EncoderLayer
 from detrs.layers.feedforward import FeedForward
 from detrs.layers.heads import BoxCoder, DetectionHead, box_mlp, class_layer, zero_box_layer
 from detrs.layers.initialization import XAVIER
-from detrs.layers.neck import ChannelMapper, LevelEmbedding, PyramidNeck, normalized_projection
+from detrs.layers.neck import (
+    APPLICATIONS,
+    ChannelMapper,
+    LevelEmbedding,
+    NeckNorm,
+    PyramidNeck,
+    normalized_projection,
+)
 from detrs.layers.position import SinePosition
-from detrs.layers.queries import LearnedQueries, ProposalQueries, offset_from_logits
+from detrs.layers.queries import CANDIDATES, LearnedQueries, ProposalQueries, offset_from_logits
 from detrs.models.checks import check_heads, check_queries
 from detrs.models.detector import Detector
 
@@ -74,6 +85,12 @@ class DeformableDETRConfig:
     """Object queries (Q); each is matched with one object at most, so no image may have more objects."""
     queries: Literal["learned", "proposals"] = "learned"
     """``learned``: one-stage. ``proposals``: two-stage, the encoder's best proposals; needs ``refine``."""
+    proposals: Literal["all", "usable"] = "all"
+    """Tokens that can become queries (two-stage only). ``all``: also those without a valid proposal, padding for
+    example, as in the authors' code. ``usable``: these only if there are fewer others than queries."""
+    neck_norm: NeckNorm = "group"
+    """GroupNorm of the neck. ``group``: over the whole map, padding included, as in the authors' code.
+    ``group-masked``: without padding, so that the neck does not depend on it."""
     reference: Literal["keep", "refine"] = "keep"
     """``refine``: iterative box refinement between decoder layers, each with a separate head."""
     classification: Focal = field(default_factory=Focal)
@@ -86,7 +103,13 @@ def build(config: DeformableDETRConfig, pretrained: bool = False) -> Detector:
     return Detector(
         backbone=backbone,
         neck=PyramidNeck(
-            ChannelMapper(backbone.channels, config.dim, config.num_levels, normalized_projection),
+            ChannelMapper(
+                backbone.channels,
+                config.dim,
+                config.num_levels,
+                normalized_projection,
+                APPLICATIONS[config.neck_norm],
+            ),
             SinePosition(config.dim, shift=-0.5),
             LevelEmbedding(config.num_levels, config.dim),
         ),
@@ -103,7 +126,7 @@ def queries(config: DeformableDETRConfig) -> LearnedQueries | ProposalQueries:
     if config.queries == "learned":
         return LearnedQueries(config.num_queries, config.dim)
     proposal_head = head(config, offset_from_logits, size_bias=0.0)
-    return ProposalQueries(config.num_queries, config.dim, proposal_head, PROPOSALS)
+    return ProposalQueries(config.num_queries, config.dim, proposal_head, PROPOSALS, CANDIDATES[config.proposals])
 
 
 def decoder(config: DeformableDETRConfig) -> Decoder:
