@@ -87,6 +87,9 @@ class RuntimeConfig:
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
     workers: Annotated[int, Ge(0)] = 0
     """Loader processes; 0: load in the training process."""
+    threads: Annotated[int, Ge(1)] | None = None
+    """CPU threads of each training process; None: the default of PyTorch, one per core. Fewer are faster beside other
+    programs."""
     cache_gib: Annotated[float, Ge(0)] = 1.0
     """Memory for decoded images of each split in the training process, in GiB; loader processes cache none."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

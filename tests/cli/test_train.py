@@ -35,6 +35,7 @@ def test_short_flags_set_their_settings() -> None:
     assert (values.optimizer.lr, values.runtime.device, values.runtime.workers) == (1e-2, "cpu", 2)
     assert (values.schedule.epochs, values.schedule.max_minutes, values.seed) == (3, 1.5, 7)
     assert values.name == "deformable-detr-tiny"
+    assert experiment("--threads 3").runtime.threads == 3 and values.runtime.threads is None
     long = experiment(
         "--data.path D --schedule.epochs 3 --data.batch-size 6 --optimizer.lr 1e-2 --runtime.device cpu "
         "--runtime.workers 2 --schedule.max-minutes 1.5 --seed 7 --data.resize-to 96 128"

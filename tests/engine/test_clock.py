@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from detrs.config import EvaluationConfig, Experiment, RuntimeConfig, ScheduleConfig
 from detrs.engine import clock
@@ -195,8 +196,9 @@ def test_progress_of_a_resumed_run_continues(fake: Time) -> None:
 def test_all_processes_use_the_clock_of_the_main_process(fake: Time, monkeypatch: pytest.MonkeyPatch) -> None:
     main, other = (make_clock(100_000, 480, steps_to_evaluate=1) for _ in range(2))
     sent: list[Any] = []
-    monkeypatch.setattr(main, "runtime", SimpleNamespace(from_main=lambda value: sent.append(value) or value))
-    monkeypatch.setattr(other, "runtime", SimpleNamespace(from_main=lambda value: sent[-1]))
+    for measured, from_main in ((main, lambda value: sent.append(value) or value), (other, lambda value: sent[-1])):
+        runtime = SimpleNamespace(from_main=from_main, device=torch.device("cpu"), is_main=measured is main)
+        monkeypatch.setattr(measured, "runtime", runtime)
     other.began -= 3  # started before
     for step in range(1, 1000):
         fake.now += 0.5
@@ -282,3 +284,14 @@ def test_every_steps_and_patience(fake: Time) -> None:
     assert {step for step in range(41) if measured.is_evaluation_due(state(step=step))} == {15, 30, 40}
     assert not measured.is_finished(state(step=15, evaluations_without_gain=1))
     assert measured.is_finished(state(step=15, evaluations_without_gain=2))
+
+
+@pytest.mark.parametrize(("seconds", "warnings"), [(0.3, 0), (0.5, 1)])
+def test_one_warning_when_steps_become_several_times_slower(
+    fake: Time, caplog: pytest.LogCaptureFixture, seconds: float, warnings: int
+) -> None:
+    measured = make_clock(100_000, None, steps_to_evaluate=1)
+    run_steps(measured, fake, [5.0, *[0.1] * 50, 60.0, *[0.1] * 20, *[seconds] * 100])
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == warnings
+    assert all("0.5 s each; the fastest took 0.1 s" in text and "--threads" in text for text in messages)

@@ -343,6 +343,18 @@ def test_resumed_run_still_counts_failures(tiny: ModuleType, tmp_path: Path, poi
         consume(tiny.EXPERIMENT, tmp_path / "run", resume=True)
 
 
+def test_number_of_threads_is_that_of_the_run_and_restored(tiny: ModuleType, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    experiment = tiny.experiment()
+    runtime = dataclasses.replace(experiment.runtime, threads=before + 1)
+    experiment = dataclasses.replace(experiment, runtime=runtime)
+    steps = training(experiment, tmp_path / "run", **splits())
+    next(steps)
+    assert torch.get_num_threads() == before + 1
+    steps.close()
+    assert torch.get_num_threads() == before
+
+
 def test_run_that_stops_improving_stops(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     aps = iter([0.1, 0.3, 0.2, 0.3, 0.25, 0.9])
     evaluate = Trainer.evaluate

@@ -27,6 +27,7 @@ COMMON_FLAGS = {
     "lr": "optimizer.lr",
     "device": "runtime.device",
     "workers": "runtime.workers",
+    "threads": "runtime.threads",
     "max_minutes": "schedule.max_minutes",
     "weights": "initial",
 }
@@ -55,6 +56,8 @@ class TrainArguments:
     """auto, cpu, cuda, cuda:1 or mps."""
     workers: int
     """Number of data loading processes; 0 loads in the main process."""
+    threads: int | None
+    """CPU threads. Default: one per core. Fewer are faster beside other programs."""
     max_minutes: float | None
     """Time budget in minutes; the learning rate schedule adapts to it."""
     weights: str | None

@@ -1,5 +1,6 @@
 """The wall clock of a run: time used, progress, and what is due."""
 
+import logging
 import math
 import statistics
 import time
@@ -8,10 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from detrs.config import Experiment
 from detrs.engine.runtime import Runtime
 from detrs.engine.schedule import Pace, advance
 from detrs.engine.state import TrainingState
+
+logger = logging.getLogger("detrs")
 
 DRAWING_SECONDS = 2.0
 """Time to draw the images of an evaluation, before the first one is measured."""
@@ -19,6 +24,8 @@ MAX_SAVING = 0.05
 """Largest fraction of the time for saves after epochs and before evaluations."""
 RECENT_STEPS = 31
 """Steps whose median duration is the pace of the run: one that stalls does not change it."""
+SLOW = 4.0
+"""Pace, relative to the fastest step, that causes a warning. Images of different sizes cause smaller factors."""
 ENOUGH_STEPS = 3
 """Steps to measure before there is a pace."""
 
@@ -55,6 +62,7 @@ class Clock:
         """Durations in seconds."""
         self.done = 0.0
         """Progress with a time budget."""
+        self.has_warned = False
         self.update()
 
     def used(self) -> float:
@@ -78,6 +86,20 @@ class Clock:
     def step_seconds(self) -> float | None:
         """Recent duration of a step, without evaluations and saves; ``None`` if too few were measured."""
         return statistics.median(self.recent) if len(self.recent) >= ENOUGH_STEPS else None
+
+    def warn_if_slow(self) -> None:
+        """Log a warning, once per run, if recent steps on a CPU are several times slower than the fastest."""
+        recent = self.step_seconds()
+        if recent is None or len(self.recent) < RECENT_STEPS or recent < SLOW * self.fastest_step or self.has_warned:
+            return
+        self.has_warned = True
+        if self.runtime.device.type != "cpu" or not self.runtime.is_main:
+            return
+        logger.warning(
+            "Training steps now take %.2g s each; the fastest took %.2g s. If other programs use the CPU, stop them or "
+            "train with fewer threads: --threads %d (runtime.threads), or set OMP_NUM_THREADS.",
+            *(recent, self.fastest_step, max(torch.get_num_threads() // 2, 1)),
+        )
 
     def state(self) -> dict[str, Any]:
         """The measurements, for ``resume``: a run that has used up its time budget stays finished."""
@@ -113,6 +135,7 @@ class Clock:
             self.recent.append(seconds)
         self.update()
         self.done = advance(self.done, self.remaining)
+        self.warn_if_slow()
         return seconds
 
     @contextmanager

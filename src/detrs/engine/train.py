@@ -21,6 +21,7 @@ from detrs.engine.run import RunFolder
 from detrs.engine.runtime import Runtime, is_main_process
 from detrs.engine.trainer import Trainer
 from detrs.errors import UserError
+from detrs.ops.threads import num_threads
 
 logger = logging.getLogger("detrs")
 
@@ -84,7 +85,11 @@ def training(
     )
     state, clock, saver = trainer.state, trainer.clock, trainer.saver
 
-    with folder.open(resume=resume) if runtime.is_main else nullcontext(), Interruption() as interruption:
+    with (
+        num_threads(experiment.runtime.threads),
+        folder.open(resume=resume) if runtime.is_main else nullcontext(),
+        Interruption() as interruption,
+    ):
         if resume:
             saver.restore()
         runtime.wait_for_all()  # all processes have read what the main process may change now
