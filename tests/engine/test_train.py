@@ -100,7 +100,12 @@ def test_train_returns_the_best_scores(tiny: ModuleType, tmp_path: Path, capsys:
     assert result.scores == meta["scores"] and result.best_step == meta["step"] and result.steps == 6
     assert 0 < result.seconds < 600
     out, err = capsys.readouterr()
-    assert out == "" and "AP50" in err and "training on 14 images, validating on 5, 10 classes" in err
+    assert (
+        out == ""
+        and "AP50" in err
+        and "14 training images, 5 validation images, 10 classes" in err
+        and "evaluating " in err
+    )
 
 
 def test_evaluations_count_steps_where_asked_to(tiny: ModuleType, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
+from detrs.cli.flags import with_flags
 from detrs.errors import UserError, did_you_mean, printable
 
 COMMANDS = {
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
         return CLOSED_PIPE
     except UserError as error:
-        print_error(str(error))
+        print_error(with_flags(str(error), words[0] if words else ""))
         return 2
     except RuntimeError as error:
         # PyTorch raises this at an arbitrary place when a loader process dies

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,7 @@ def training(
     resume: bool = False,
     train_set: Dataset | None = None,
     val_set: Dataset | None = None,
+    on_evaluation: Callable[[int, int], None] | None = None,
 ) -> Generator[StepReport, None, TrainResult]:
     """Train, one optimizer step per iteration. ``engine.run`` lists the files in ``output``.
 
@@ -62,6 +63,7 @@ def training(
         resume: continue the run in ``output``; bit-exact on a CPU.
         train_set: any object with the ``Dataset`` protocol, instead of ``experiment.data.path``.
         val_set: likewise, for validation.
+        on_evaluation: called during an evaluation with the number of images done, and of all images.
 
     Yields:
         A ``StepReport`` after each step, with the scores if an evaluation followed it.
@@ -83,6 +85,7 @@ def training(
     trainer = Trainer(
         experiment, *datasets(experiment, train_set, val_set), folder, runtime, began=began, resume=resume
     )
+    trainer.on_images = on_evaluation
     state, clock, saver = trainer.state, trainer.clock, trainer.saver
 
     with (
@@ -192,7 +195,8 @@ def train(
         UserError: invalid settings, data or folder, or training diverged.
     """
     with display(quiet=quiet or not is_main_process()) as shown:
-        steps = training(experiment, output, resume=resume, train_set=train_set, val_set=val_set)
+        options: dict[str, Any] = {"resume": resume, "train_set": train_set, "val_set": val_set}
+        steps = training(experiment, output, **options, on_evaluation=shown.show_evaluation)
         while True:
             try:
                 shown.show(next(steps))
