@@ -30,8 +30,8 @@ COMMANDS = {
 INTERRUPTED = 130
 CLOSED_PIPE = 141
 """Exit code of a process killed by SIGPIPE in a shell, as in ``detrs presets | head``."""
-SPIN_COUNT = 10_000
-"""Iterations for which a thread of GNU OpenMP waits actively; its default of 300,000 is about a millisecond."""
+SPIN_COUNT = 30_000
+"""Iterations for which a thread of GNU OpenMP waits actively; its default of 300,000 takes milliseconds."""
 
 
 def usage() -> str:
