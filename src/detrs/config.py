@@ -59,8 +59,8 @@ class ScheduleConfig:
     """Steps of linear warm-up at batch size 16. Scaled by 16 / batch size, so that warm-up spans the same number of
     images, and limited to a tenth of the training."""
     max_minutes: Annotated[float, Gt(0)] | None = None
-    """Wall-clock budget of the whole run, evaluations included; None: no limit. The schedule follows whichever of
-    epochs and minutes is nearer to its end, so a run limited by its budget also ends at a low learning rate."""
+    """Wall-clock budget of the whole run, evaluations included; None: no limit. The schedule ends with the epochs
+    or with the budget, whichever is first, so a run limited by its budget also ends at a low learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +92,9 @@ class RuntimeConfig:
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
     workers: Annotated[int, Ge(0)] = 0
     """Loader processes; 0: load in the training process."""
+    threads: Annotated[int, Ge(1)] | None = None
+    """CPU threads of each training process; None: the default of PyTorch, one per core. Fewer are faster beside other
+    programs."""
     cache_gib: Annotated[float, Ge(0)] = 1.0
     """Memory for decoded images of each split in the training process, in GiB; loader processes cache none."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

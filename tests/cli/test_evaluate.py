@@ -31,10 +31,10 @@ def test_table_without_json(detrs: Callable, checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--batch-size -1", "evaluation.batch_size is -1, but must be at least 1"),
-        ("--max-detections -1", "evaluation.max_detections is -1, but must be at least 1"),
-        ("--image-size 0", "data.resize_to is (0, 0)"),
-        ("--workers -1", "runtime.workers is -1"),
+        ("--batch-size -1", "--batch-size is -1, but must be at least 1"),
+        ("--max-detections -1", "--max-detections is -1, but must be at least 1"),
+        ("--image-size 0", "--image-size is (0, 0)"),
+        ("--workers -1", "--workers is -1"),
     ],
 )
 def test_numbers_out_of_range(detrs: Callable, checkpoint: Path, words: str, message: str) -> None:

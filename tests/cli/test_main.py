@@ -1,5 +1,6 @@
 """Dispatch: fast help, nearest names, exit codes."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -138,3 +139,39 @@ def test_a_killed_loader_process_gets_a_message(detrs: Callable, monkeypatch: py
     monkeypatch.setattr(cli, "dispatch", fail)
     done = detrs("anything")
     assert done.code == 2 and "A loader process died" in done.message and "--workers 0" in done.message
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"GOMP_SPINCOUNT": str(cli.SPIN_COUNT)}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
+    ],
+)
+def test_waiting_threads_release_their_core_before_torch_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: dict[str, str]
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    script = (
+        "import os, sys, detrs.cli\n"
+        "variables = lambda: {n: v for n, v in os.environ.items() if n in ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY')}\n"
+        "import detrs; before = variables()\n"
+        "detrs.cli.main(['--version'])\n"
+        "print([before, variables(), 'torch' in sys.modules])"
+    )
+    assert in_new_process(script).splitlines()[-1] == str([given, expected, False])
+
+
+def test_environment_of_a_program_that_has_loaded_torch_is_not_changed(
+    detrs: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch  # noqa: F401
+
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    detrs("--version")
+    assert "GOMP_SPINCOUNT" not in os.environ

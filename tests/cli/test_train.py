@@ -35,6 +35,7 @@ def test_short_flags_set_their_settings() -> None:
     assert (values.optimizer.lr, values.runtime.device, values.runtime.workers) == (1e-2, "cpu", 2)
     assert (values.schedule.epochs, values.schedule.max_minutes, values.seed) == (3, 1.5, 7)
     assert values.name == "deformable-detr-tiny"
+    assert experiment("--threads 3").runtime.threads == 3 and values.runtime.threads is None
     long = experiment(
         "--data.path D --schedule.epochs 3 --data.batch-size 6 --optimizer.lr 1e-2 --runtime.device cpu "
         "--runtime.workers 2 --schedule.max-minutes 1.5 --seed 7 --data.resize-to 96 128"
@@ -209,11 +210,11 @@ def test_train_then_resume_by_folder_and_by_command(
         ("--resume nowhere", "There is no run to resume in 'nowhere'"),
         ("deformable-detr-tiny", "No dataset was given"),
         ("deformable-detr-tiny --data nowhere", "nowhere does not exist"),
-        ("deformable-detr-tiny --data digits --epochs 0", "schedule.epochs is 0, but must be at least 1"),
-        ("deformable-detr-tiny --data digits --image-size 8", "data.resize_to is (8, 8)"),
+        ("deformable-detr-tiny --data digits --epochs 0", "--epochs is 0, but must be at least 1"),
+        ("deformable-detr-tiny --data digits --image-size 8", "--image-size is (8, 8)"),
         ("deformable-detr-r50 --data digits --image-size 640", "add --data.augment crop"),
-        ("deformable-detr-tiny --data digits --model.num-heads 0", "model.num_heads is 0"),
-        ("deformable-detr-tiny --data digits --lr inf", "optimizer.lr is inf"),
+        ("deformable-detr-tiny --data digits --model.num-heads 0", "--model.num-heads is 0"),
+        ("deformable-detr-tiny --data digits --lr inf", "--lr is inf"),
         ("deformable-detr-tiny --data digits --device cupa", "'cupa' is not a device"),
     ],
 )  # fmt: skip

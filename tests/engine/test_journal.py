@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
-from detrs.engine.journal import Display, Metrics, StepReport, display
+from detrs.config import Experiment, RuntimeConfig
+from detrs.engine.journal import Display, Metrics, StepReport, display, summary
 from detrs.evaluation.coco import CocoReport, coco_report
 
 
@@ -141,6 +143,42 @@ def test_a_run_that_its_minutes_end_does_not_promise_steps() -> None:
     stream = io.StringIO()
     Display(Console(file=stream, width=300)).show(report(3, progress=0.5))
     assert "epoch 1  step 3  loss" in stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_bar_and_evaluation_stay_on_one_line(width: int) -> None:
+    shown = Display(Console(file=io.StringIO(), width=width, force_terminal=True))
+    values = {"epoch": 123, "epochs": 500, "total_steps": 100_000, "seconds": 40_000.0, "images_per_s": 12.345}
+    shown.show(report(12_345, loss=123.456, **{**values, "progress": 0.3, "total_steps": 30_000}))
+    rendered = shown.console.render_lines(shown.bar.get_renderable(), pad=False)
+    text = "".join(segment.text for segment in rendered[0]).rstrip()
+    assert len(rendered) == 1 and "epoch 123/500" in text and text.endswith("ETA 1 day, 1:55:33")
+    shown.show_evaluation(40, 200)
+    rendered = shown.console.render_lines(shown.bar.get_renderable(), pad=False)
+    assert "".join(segment.text for segment in rendered[0]).rstrip().endswith("30%  epoch 123/500  evaluating 40/200")
+
+
+def test_evaluation_in_plain_lines() -> None:
+    stream = io.StringIO()
+    shown = Display(Console(file=stream, width=80))
+    shown.show(report(7))
+    for done in range(8, 201, 8):
+        shown.show_evaluation(done, 200)
+    assert stream.getvalue().splitlines()[1:] == ["epoch 2/4  evaluating 8/200"]  # not one line per batch
+
+
+def test_summary_of_a_run() -> None:
+    model = torch.nn.Linear(1000, 10)
+    model.bias.requires_grad_(False)
+    experiment = Experiment(name="deformable-detr-tiny", runtime=RuntimeConfig(threads=3))
+    text = summary(experiment, model, (14, 5, 2), torch.device("cpu"), Path("runs/first"))
+    assert text.splitlines() == [
+        "device      cpu, 3 CPU threads, fp32",
+        "preset      deformable-detr-tiny",
+        "parameters  0.01 M, 0.01 M of them trained",
+        "data        Python objects: 14 training images, 5 validation images, 2 classes",
+        "output      runs/first",
+    ]
 
 
 def test_terminal_gets_a_bar() -> None:

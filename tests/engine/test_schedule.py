@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from detrs.config import ScheduleConfig
-from detrs.engine.schedule import Pace, lr_factor
+from detrs.engine.schedule import Pace, advance, lr_factor
 
 
 def factors(config: ScheduleConfig, steps_per_epoch: int, batch_size: int = 16) -> list[float]:
@@ -52,13 +52,38 @@ def test_warmup_is_over_after_a_tenth_of_a_short_run() -> None:
     assert ours[0] > 0 and ours == sorted(ours)
 
 
-def test_progress_follows_what_is_nearer_to_its_end() -> None:
+def test_remaining_steps_are_those_of_the_epochs_or_those_that_fit() -> None:
     pace = Pace(total_steps=1000, budget_seconds=110)
-    assert pace.progress(step=100, seconds=90, reserve=10) == pytest.approx(0.9)  # by time, the reserve taken off
-    assert pace.progress(step=950, seconds=50, reserve=10) == pytest.approx(0.95)  # by steps
-    assert pace.progress(step=0, seconds=100, reserve=10) == 1
-    assert pace.progress(step=0, seconds=0, reserve=200) == 1
-    assert Pace(1000, None).progress(step=250, seconds=1e9, reserve=1e9) == 0.25
+    assert pace.remaining(step=100, seconds=60, reserve=10, step_seconds=0.5) == 80  # the reserve taken off
+    assert pace.remaining(step=950, seconds=60, reserve=10, step_seconds=0.5) == 50
+    assert pace.remaining(step=100, seconds=60, reserve=10, step_seconds=None) == 900
+    assert pace.remaining(step=100, seconds=100, reserve=10, step_seconds=None) == 0
+    assert pace.remaining(step=0, seconds=0, reserve=200, step_seconds=0.5) == 0
+    assert Pace(1000, None).remaining(step=250, seconds=1e9, reserve=1e9, step_seconds=9) == 750
+
+
+def test_fraction_of_steps_or_time() -> None:
+    pace = Pace(total_steps=1000, budget_seconds=110)
+    assert pace.fraction(step=100, seconds=90, reserve=10) == pytest.approx(0.9)
+    assert pace.fraction(step=950, seconds=50, reserve=10) == pytest.approx(0.95)
+    assert pace.fraction(step=0, seconds=0, reserve=200) == 1
+    assert Pace(1000, None).fraction(step=250, seconds=1e9, reserve=1e9) == 0.25
+
+
+def test_progress_at_a_constant_pace_is_the_fraction_of_the_steps() -> None:
+    progress = 0.0
+    for step in range(1, 1001):
+        progress = advance(progress, remaining=1000 - step)
+        assert progress == pytest.approx(step / 1000, rel=1e-10)
+    assert progress == 1
+
+
+def test_progress_does_not_jump_when_fewer_steps_fit() -> None:
+    """Half of a run is done, and then only 10 more steps fit: each advances by a tenth of the rest."""
+    seen = [0.5]
+    for remaining in range(9, -1, -1):
+        seen.append(advance(seen[-1], remaining))
+    assert seen == pytest.approx([0.5 + 0.05 * step for step in range(11)])
 
 
 def test_evaluation_must_leave_time_for_the_last_one() -> None:

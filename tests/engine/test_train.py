@@ -101,7 +101,12 @@ def test_train_returns_the_best_scores(tiny: ModuleType, tmp_path: Path, capsys:
     assert result.scores == meta["scores"] and result.best_step == meta["step"] and result.steps == 6
     assert 0 < result.seconds < 600
     out, err = capsys.readouterr()
-    assert out == "" and "AP50" in err and "training on 14 images, validating on 5, 10 classes" in err
+    assert (
+        out == ""
+        and "AP50" in err
+        and "14 training images, 5 validation images, 10 classes" in err
+        and "evaluating " in err
+    )
 
 
 def test_evaluations_count_steps_where_asked_to(tiny: ModuleType, tmp_path: Path) -> None:
@@ -342,6 +347,18 @@ def test_resumed_run_still_counts_failures(tiny: ModuleType, tmp_path: Path, poi
     steps.close()
     with pytest.raises(UserError, match="the last one step 5"):
         consume(tiny.EXPERIMENT, tmp_path / "run", resume=True)
+
+
+def test_number_of_threads_is_that_of_the_run_and_restored(tiny: ModuleType, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    experiment = tiny.experiment()
+    runtime = dataclasses.replace(experiment.runtime, threads=before + 1)
+    experiment = dataclasses.replace(experiment, runtime=runtime)
+    steps = training(experiment, tmp_path / "run", **splits())
+    next(steps)
+    assert torch.get_num_threads() == before + 1
+    steps.close()
+    assert torch.get_num_threads() == before
 
 
 def test_run_that_stops_improving_stops(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,8 @@ class DemoArguments:
     """Training time in minutes."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
+    threads: int | None = None
+    """CPU threads. Default: one per core. Fewer are faster beside other programs."""
     seed: int = 42
     """Random seed."""
     quiet: Flag = False
@@ -43,8 +45,10 @@ def run(argv: list[str]) -> None:
     """Train, evaluate, predict."""
     began = time.monotonic()
     arguments = parse(DemoArguments, argv, "detrs demo")
+    from detrs import config
     from detrs.engine.evaluate import evaluate_checkpoint
     from detrs.engine.train import train
+    from detrs.ops.threads import num_threads
     from detrs.presets import preset
 
     experiment = preset(PRESET)
@@ -52,14 +56,15 @@ def run(argv: list[str]) -> None:
         experiment,
         data=dataclasses.replace(experiment.data, path=DATA, augment="none"),  # no mirrored digits
         schedule=dataclasses.replace(experiment.schedule, max_minutes=arguments.minutes),
-        runtime=dataclasses.replace(experiment.runtime, device=arguments.device),
+        runtime=dataclasses.replace(experiment.runtime, device=arguments.device, threads=arguments.threads),
         seed=arguments.seed,
     )
-    result = train(experiment, arguments.output or new_folder("demo"), quiet=arguments.quiet)
-    report = evaluate_checkpoint(
-        result.checkpoint, device=arguments.device
-    ).report  # from the file, to check the file itself
-    images = draw(result.checkpoint, result.output / "images", arguments.device)
+    config.validate(experiment)
+    with num_threads(arguments.threads):
+        result = train(experiment, arguments.output or new_folder("demo"), quiet=arguments.quiet)
+        # from the file, to check the file itself
+        report = evaluate_checkpoint(result.checkpoint, device=arguments.device).report
+        images = draw(result.checkpoint, result.output / "images", arguments.device)
 
     screen = console(as_json=arguments.json)
     screen.print(report.table())

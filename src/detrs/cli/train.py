@@ -10,6 +10,7 @@ import tyro
 
 from detrs import config
 from detrs.backbones.timm import with_weights
+from detrs.cli import flags
 from detrs.cli.arguments import Flag, Size, as_pair, check_data, is_given, new_folder, parse
 from detrs.cli.report import console, print_json
 from detrs.config import Experiment
@@ -19,17 +20,7 @@ from detrs.engine.train import TrainResult, train
 from detrs.errors import UserError
 from detrs.presets import preset
 
-COMMON_FLAGS = {
-    "data": "data.path",
-    "epochs": "schedule.epochs",
-    "batch_size": "data.batch_size",
-    "image_size": "data.resize_to",
-    "lr": "optimizer.lr",
-    "device": "runtime.device",
-    "workers": "runtime.workers",
-    "max_minutes": "schedule.max_minutes",
-    "weights": "initial",
-}
+COMMON_FLAGS = {name.replace("-", "_"): setting for setting, name in flags.TRAIN.items()}
 """Common flag -> setting."""
 
 
@@ -55,6 +46,8 @@ class TrainArguments:
     """auto, cpu, cuda, cuda:1 or mps."""
     workers: int
     """Number of data loading processes; 0 loads in the main process."""
+    threads: int | None
+    """CPU threads. Default: one per core. Fewer are faster beside other programs."""
     max_minutes: float | None
     """Time budget in minutes; the learning rate schedule adapts to it."""
     weights: str | None

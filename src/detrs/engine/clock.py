@@ -1,19 +1,33 @@
 """The wall clock of a run: time used, progress, and what is due."""
 
+import logging
 import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+import torch
 
 from detrs.config import Experiment
 from detrs.engine.runtime import Runtime
-from detrs.engine.schedule import Pace
+from detrs.engine.schedule import Pace, advance
 from detrs.engine.state import TrainingState
+
+logger = logging.getLogger("detrs")
 
 DRAWING_SECONDS = 2.0
 """Time to draw the images of an evaluation, before the first one is measured."""
 MAX_SAVING = 0.05
 """Largest fraction of the time for saves after epochs and before evaluations."""
+RECENT_STEPS = 31
+"""Steps whose median duration is the pace of the run: one that stalls does not change it."""
+SLOW = 4.0
+"""Pace, relative to the fastest step, that causes a warning. Images of different sizes cause smaller factors."""
+ENOUGH_STEPS = 3
+"""Steps to measure before there is a pace."""
 
 
 class Clock:
@@ -40,8 +54,15 @@ class Clock:
         """Used before the run was resumed."""
         self.step_began = self.saved_at = began
         self.steps = 0
+        """Steps of this process, which may have resumed the run."""
+        self.steps_before = 0
+        self.recent: deque[float] = deque(maxlen=RECENT_STEPS)
+        """Durations of the last steps, in seconds."""
         self.fastest_step = self.evaluation = self.saving = 0.0
         """Durations in seconds."""
+        self.done = 0.0
+        """Progress with a time budget."""
+        self.has_warned = False
         self.update()
 
     def used(self) -> float:
@@ -49,24 +70,56 @@ class Clock:
         return self.seconds_before + time.monotonic() - self.began
 
     def update(self) -> None:
-        """Set ``seconds`` (used) and ``reserve`` (kept for the last evaluation)."""
+        """Set ``seconds`` (used), ``reserve`` (kept for the last evaluation) and ``remaining`` (steps that fit)."""
         # Before the first evaluation: a batch takes half of a training step, plus the drawings.
         evaluation = 1.25 * self.evaluation or 0.5 * self.fastest_step * self.steps_to_evaluate + DRAWING_SECONDS
         # The state is saved before and after that evaluation.
-        times = self.used(), evaluation + 2 * self.saving + self.fastest_step
-        self.seconds, self.reserve = times if self.pace.budget_seconds is None else self.runtime.from_main(times)
+        times = self.used(), evaluation + 2 * self.saving + self.fastest_step, self.evaluation, self.step_seconds()
+        has_budget = self.pace.budget_seconds is not None
+        self.seconds, self.reserve, evaluation, step_seconds = self.runtime.from_main(times) if has_budget else times
+        if step_seconds is not None and self.allows_evaluation():
+            step_seconds += evaluation / self.steps_between_evaluations
+        self.remaining = self.pace.remaining(self.steps_before + self.steps, self.seconds, self.reserve, step_seconds)
+        if has_budget and self.remaining <= 0:
+            self.done = 1.0
 
-    def state(self) -> dict[str, float]:
+    def step_seconds(self) -> float | None:
+        """Recent duration of a step, without evaluations and saves; ``None`` if too few were measured."""
+        return statistics.median(self.recent) if len(self.recent) >= ENOUGH_STEPS else None
+
+    def warn_if_slow(self) -> None:
+        """Log a warning, once per run, if recent steps on a CPU are several times slower than the fastest."""
+        recent = self.step_seconds()
+        if recent is None or len(self.recent) < RECENT_STEPS or recent < SLOW * self.fastest_step or self.has_warned:
+            return
+        self.has_warned = True
+        if self.runtime.device.type != "cpu" or not self.runtime.is_main:
+            return
+        logger.warning(
+            "Training steps now take %.2g s each; the fastest took %.2g s. If other programs use the CPU, stop them or "
+            "train with fewer threads: --threads %d (runtime.threads), or set OMP_NUM_THREADS.",
+            *(recent, self.fastest_step, max(torch.get_num_threads() // 2, 1)),
+        )
+
+    def state(self) -> dict[str, Any]:
         """The measurements, for ``resume``: a run that has used up its time budget stays finished."""
         durations = {"fastest_step": self.fastest_step, "evaluation": self.evaluation, "saving": self.saving}
-        return {"seconds": self.used(), **durations}
+        length = [self.pace.total_steps, self.pace.budget_seconds]
+        steps = self.steps_before + self.steps
+        return {"seconds": self.used(), **durations, "steps": steps, "progress": self.done, "length": length}
 
-    def resume(self, state: dict[str, float]) -> None:
-        """The inverse of ``state``."""
+    def resume(self, state: dict[str, Any]) -> None:
+        """The inverse of ``state``. If the length of the run has changed, its progress is determined anew."""
         self.seconds_before = state["seconds"]
         self.fastest_step, self.evaluation = state["fastest_step"], state["evaluation"]
         self.saving = state["saving"]
+        self.steps_before = state.get("steps", 0)
+        self.done = 0.0
         self.update()
+        if state.get("length") == [self.pace.total_steps, self.pace.budget_seconds]:
+            self.done = max(self.done, state["progress"])
+        else:
+            self.done = self.pace.fraction(self.steps_before, self.seconds, self.reserve)
 
     def begin_steps(self) -> None:
         """Start measuring the first step, after the model was built and weights were loaded."""
@@ -79,7 +132,10 @@ class Clock:
         self.steps += 1
         if self.steps > 1:  # the first one includes warm-up
             self.fastest_step = min(seconds, self.fastest_step or math.inf)
+            self.recent.append(seconds)
         self.update()
+        self.done = advance(self.done, self.remaining)
+        self.warn_if_slow()
         return seconds
 
     @contextmanager
@@ -104,8 +160,8 @@ class Clock:
         return (step - 1) // self.steps_per_epoch + 1
 
     def progress(self, step: int) -> float:
-        """Fraction of the run that is done after ``step`` steps, in [0, 1]."""
-        return self.pace.progress(step, self.seconds, self.reserve)
+        """Fraction of the run that is done, in [0, 1]: of its steps, or with a time budget that of the last step."""
+        return self.pace.fraction(step, 0, 0) if self.pace.budget_seconds is None else self.done
 
     def is_finished(self, state: TrainingState) -> bool:
         """Whether the run is over: by epochs, by the time budget, or by patience."""
@@ -115,9 +171,12 @@ class Clock:
 
     def is_evaluation_due(self, state: TrainingState) -> bool:
         """Whether the weights after the last step are to be evaluated, and have not been."""
-        every = self.evaluations.every_steps or self.evaluations.every_epochs * self.steps_per_epoch
-        is_due = state.step % every == 0 and self.allows_evaluation()
+        is_due = state.step % self.steps_between_evaluations == 0 and self.allows_evaluation()
         return (is_due or self.is_finished(state)) and 0 < state.step != state.evaluated_step
+
+    @property
+    def steps_between_evaluations(self) -> int:
+        return self.evaluations.every_steps or self.evaluations.every_epochs * self.steps_per_epoch
 
     def allows_evaluation(self) -> bool:
         """Whether there is time for an evaluation before the last one."""

@@ -1,7 +1,7 @@
 """Evaluation on a dataset: the same code in training, on the command line and in Python."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,14 @@ class Scores(NamedTuple):
     """COCO results in the order of the images, best first within an image; ids are the dataset's own."""
 
 
-def evaluate(detector: TrainedDetector, dataset: Dataset, runtime: Runtime, *, workers: int = 0) -> Scores:
+def evaluate(
+    detector: TrainedDetector,
+    dataset: Dataset,
+    runtime: Runtime,
+    *,
+    workers: int = 0,
+    on_images: Callable[[int, int], None] | None = None,
+) -> Scores:
     """Score ``detector``, in float32; every process calls this and gets the same scores.
 
     It scores what ``predict`` returns: images of equal size are batched without padding, so that scores do not depend
@@ -40,6 +47,7 @@ def evaluate(detector: TrainedDetector, dataset: Dataset, runtime: Runtime, *, w
         dataset: images and ground truth, with the same class names in any order.
         runtime: device and processes.
         workers: loader processes.
+        on_images: called after each batch with the number of images done, and of all images.
 
     Raises:
         UserError: boxes or scores are not finite, or an image cannot be read.
@@ -47,7 +55,7 @@ def evaluate(detector: TrainedDetector, dataset: Dataset, runtime: Runtime, *, w
     experiment, module = detector.experiment, detector.module
     detector = replace(detector, classes=classes_in_order(dataset.classes, detector.classes.names))
     own: Results = []
-    was_training = module.training
+    was_training, done = module.training, 0
     module.eval()
     try:
         for batch in evaluation_batches(
@@ -63,6 +71,9 @@ def evaluate(detector: TrainedDetector, dataset: Dataset, runtime: Runtime, *, w
             found = detector.detect(batch.to(runtime.device), sizes)
             for target, of_image in zip(batch.targets, found, strict=True):
                 own.extend(of_image.to_coco(target.image_id))
+            if on_images is not None:
+                done = min(done + len(sizes) * runtime.world_size, len(dataset))
+                on_images(done, len(dataset))
     finally:
         module.train(was_training)
     position = {image_id: index for index, image_id in enumerate(dataset.image_ids)}

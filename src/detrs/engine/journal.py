@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Column
+from torch import nn
 
 from detrs import files
+from detrs.config import Experiment
 from detrs.errors import UserError
 from detrs.evaluation.coco import CocoReport
 
@@ -21,6 +26,8 @@ logger = logging.getLogger("detrs")
 
 PLAIN_LINE_SECONDS = 10.0
 """Seconds between two progress lines if the output is not a terminal."""
+WIDE = 110
+"""Columns from which the bar is long, with learning rate and memory; it stays on one line of 80."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,16 +170,18 @@ class Display:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.rate = 0.0
-        self.last_line = -PLAIN_LINE_SECONDS
+        self.last_line = self.last_evaluating = -PLAIN_LINE_SECONDS
+        one_line = Column(no_wrap=True)
         self.bar = Progress(
             SpinnerColumn(),
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f}%  {task.fields[status]}"),
+            BarColumn(bar_width=24 if console.width >= WIDE else 8),
+            TextColumn("{task.percentage:>3.0f}%  {task.fields[status]}", table_column=one_line),
             console=console,
             disable=not console.is_terminal,
         )
-        self.task = self.bar.add_task("", total=1.0, epoch="1", status="")
+        self.task = self.bar.add_task("", total=1.0, status="")
+        self.position = ""
+        """Epoch and step of the last report."""
 
     def show(self, report: StepReport) -> None:
         """Shows the progress after a step."""
@@ -180,24 +189,63 @@ class Display:
         epoch, step = f"{report.epoch}", f"{report.step}"
         if report.step / report.total_steps >= report.progress:  # otherwise --max-minutes ends the run before
             epoch, step = f"{epoch}/{report.epochs}", f"{step}/{report.total_steps}"
-        status = self._status(report)
-        self.bar.update(self.task, completed=report.progress, epoch=epoch, status=status)
+        self.position = f"epoch {epoch}"
+        status = self._status(report, is_wide=self.console.width >= WIDE)
+        self.bar.update(self.task, completed=report.progress, status=f"{self.position}  {status}")
         if not self.console.is_terminal and report.seconds - self.last_line >= PLAIN_LINE_SECONDS:
             self.last_line = report.seconds
-            print_line(self.console, f"epoch {epoch}  step {step}  {status}")
+            print_line(self.console, f"{self.position}  step {step}  {self._status(report, is_wide=True)}")
         if report.skipped:
             print_line(self.console, f"step {report.step} skipped: the loss or its gradient is not finite")
         if report.evaluation is not None:
             scores = format_scores(report.evaluation, is_best=report.is_best)
-            print_line(self.console, f"epoch {epoch}  step {report.step}  {scores}")
+            print_line(self.console, f"{self.position}  step {report.step}  {scores}")
 
-    def _status(self, report: StepReport) -> str:
+    def show_evaluation(self, done: int, total: int) -> None:
+        """Shows that ``done`` of ``total`` images are evaluated."""
+        status = f"evaluating {done}/{total}"
+        self.bar.update(self.task, status=f"{self.position}  {status}")
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self.last_evaluating >= PLAIN_LINE_SECONDS:
+            self.last_evaluating = now
+            print_line(self.console, f"{self.position}  {status}")
+
+    def _status(self, report: StepReport, *, is_wide: bool) -> str:
         remaining = report.seconds * (1 - report.progress) / max(report.progress, 1e-9)
         eta = timedelta(seconds=round(remaining)) if report.progress > 0.001 else "-"
-        return (
-            f"loss {report.loss:.4g}  lr {report.lr:.2g}  {self.rate:.3g} images/s  "
-            f"{report.memory_bytes / 2**30:.2f} GiB  ETA {eta}"
-        )
+        parts = [f"loss {report.loss:.4g}", f"{self.rate:.3g} images/s", f"ETA {eta}"]
+        if is_wide:
+            parts[1:1] = [f"lr {report.lr:.2g}"]
+            parts[3:3] = [f"{report.memory_bytes / 2**30:.2f} GiB"]
+        return "  ".join(parts)
+
+
+def summary(
+    experiment: Experiment, model: nn.Module, sizes: tuple[int, int, int], device: torch.device, output: Path
+) -> str:
+    """What a run consists of, as a block of text.
+
+    Args:
+        experiment: its name, data and precision.
+        model: the detector.
+        sizes: training images, validation images, classes.
+        device: where the model is trained.
+        output: folder of the run.
+    """
+    threads = experiment.runtime.threads or torch.get_num_threads()
+    parameters = list(model.parameters())
+    total, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+    frozen = "" if total == trained else f", {trained / 1e6:.2f} M of them trained"
+    images, val_images, classes = sizes
+    counts = f"{images} training images, {val_images} validation images, {classes} classes"
+    rows = {
+        "device": f"{device}, {threads} CPU thread{'s' * (threads > 1)}, {experiment.runtime.precision}",
+        "preset": experiment.name or type(experiment.model).__name__,
+        "parameters": f"{total / 1e6:.2f} M{frozen}",
+        "data": f"{experiment.data.path or 'Python objects'}: {counts}",
+        "output": str(output),
+    }
+    return "\n".join(f"{name:<12}{text}" for name, text in rows.items())
 
 
 def format_scores(report: CocoReport, *, is_best: bool) -> str:

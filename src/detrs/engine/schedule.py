@@ -32,20 +32,32 @@ def lr_factor(config: ScheduleConfig, step: int, progress: float, batch_size: in
 
 @dataclass(frozen=True)
 class Pace:
-    """Progress of a run: by steps, or by time where its time budget is nearer to its end."""
+    """Length of a run: a number of steps, or a time budget if it ends the run before."""
 
     total_steps: int
     budget_seconds: float | None
     """Wall-clock budget of the whole run, evaluations included; ``None``: no limit."""
 
-    def progress(self, step: int, seconds: float, reserve: float) -> float:
-        """Fraction of the run that is done, in [0, 1].
+    def remaining(self, step: int, seconds: float, reserve: float, step_seconds: float | None) -> float:
+        """Optimizer steps that still fit; 0 at the end of the run.
 
         Args:
             step: optimizer steps done.
             seconds: wall-clock time used.
             reserve: seconds kept for the final evaluation; training ends before it.
+            step_seconds: recent duration of a step, with its part of the evaluations; ``None``: unknown, so the time
+                budget is assumed to suffice until it is used up.
         """
+        steps = self.total_steps - step
+        if self.budget_seconds is None:
+            return steps
+        left = self.budget_seconds - reserve - seconds
+        if left <= 0:
+            return 0.0
+        return float(steps) if step_seconds is None else min(float(steps), left / step_seconds)
+
+    def fraction(self, step: int, seconds: float, reserve: float) -> float:
+        """Fraction of the run that is done, by steps or by time, whichever is larger; where no progress is known."""
         by_steps = step / self.total_steps
         if self.budget_seconds is None:
             return min(1.0, by_steps)
@@ -56,3 +68,17 @@ class Pace:
     def allows(self, seconds: float, reserve: float) -> bool:
         """Whether an evaluation of ``reserve`` seconds fits before the final one."""
         return self.budget_seconds is None or seconds + 2 * reserve <= self.budget_seconds
+
+
+def advance(progress: float, remaining: float) -> float:
+    """Progress after one more step, of which ``remaining`` still fit after it.
+
+    At a constant pace this is steps / (steps + remaining). If the pace changes or the machine stalls, progress does not
+    jump: what is left of it is divided equally among the steps that still fit. It never falls, and is 1 at the end.
+
+    >>> advance(0.25, remaining=2)
+    0.5
+    >>> advance(0.5, remaining=0)
+    1.0
+    """
+    return 1.0 if remaining <= 0 else progress + (1 - progress) / (remaining + 1)

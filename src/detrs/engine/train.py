@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from detrs.engine.run import RunFolder
 from detrs.engine.runtime import Runtime, is_main_process
 from detrs.engine.trainer import Trainer
 from detrs.errors import UserError
+from detrs.ops.threads import num_threads
 
 logger = logging.getLogger("detrs")
 
@@ -50,6 +51,7 @@ def training(
     resume: bool = False,
     train_set: Dataset | None = None,
     val_set: Dataset | None = None,
+    on_evaluation: Callable[[int, int], None] | None = None,
 ) -> Generator[StepReport, None, TrainResult]:
     """Train, one optimizer step per iteration. ``engine.run`` lists the files in ``output``.
 
@@ -62,6 +64,7 @@ def training(
         resume: continue the run in ``output``; bit-exact on a CPU.
         train_set: any object with the ``Dataset`` protocol, instead of ``experiment.data.path``.
         val_set: likewise, for validation.
+        on_evaluation: called during an evaluation with the number of images done, and of all images.
 
     Yields:
         A ``StepReport`` after each step, with the scores if an evaluation followed it.
@@ -94,9 +97,14 @@ def training(
     trainer = Trainer(
         experiment, *datasets(experiment, train_set, val_set), folder, runtime, began=began, resume=resume
     )
+    trainer.on_images = on_evaluation
     state, clock, saver = trainer.state, trainer.clock, trainer.saver
 
-    with folder.open(resume=resume) if runtime.is_main else nullcontext(), Interruption() as interruption:
+    with (
+        num_threads(experiment.runtime.threads),
+        folder.open(resume=resume) if runtime.is_main else nullcontext(),
+        Interruption() as interruption,
+    ):
         if resume:
             saver.restore()
         runtime.wait_for_all()  # all processes have read what the main process may change now
@@ -204,7 +212,8 @@ def train(
         UserError: invalid settings, data or folder, or training diverged.
     """
     with display(quiet=quiet or not is_main_process()) as shown:
-        steps = training(experiment, output, resume=resume, train_set=train_set, val_set=val_set)
+        options: dict[str, Any] = {"resume": resume, "train_set": train_set, "val_set": val_set}
+        steps = training(experiment, output, **options, on_evaluation=shown.show_evaluation)
         while True:
             try:
                 shown.show(next(steps))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from detrs import models
 from detrs.checkpoints.detector import TrainedDetector, preprocessing_of, save_detector
@@ -15,7 +15,7 @@ from detrs.engine.clock import Clock
 from detrs.engine.compatibility import for_data, load_initial
 from detrs.engine.evaluate import Scores, evaluate
 from detrs.engine.figures import save_curves, save_predictions, save_training_batch
-from detrs.engine.journal import Metrics, StepReport
+from detrs.engine.journal import Metrics, StepReport, summary
 from detrs.engine.optimizer import build_optimizer
 from detrs.engine.run import RunFolder
 from detrs.engine.runtime import Runtime, seed_everything
@@ -61,6 +61,8 @@ class Trainer:
     ) -> None:
         self.train_set, self.val_set, self.folder, self.runtime = train_set, val_set, folder, runtime
         self.classes = train_set.classes
+        self.on_images: Callable[[int, int], None] | None = None
+        """Called during an evaluation with the number of images done, and of all images."""
         experiment = for_data(experiment, train_set, val_set)
         self.preprocessing = preprocessing_of(experiment)
         self.clock = Clock(
@@ -98,8 +100,9 @@ class Trainer:
 
     def log_data(self, experiment: Experiment, *, is_new: bool) -> None:
         """Log the size of the data, notes about them, and settings that do not suit them."""
-        data, sizes = experiment.data, (len(self.train_set), len(self.val_set), len(self.classes.names))
-        logger.info("training on %d images, validating on %d, %d classes", *sizes)
+        data = experiment.data
+        sizes = len(self.train_set), len(self.val_set), len(self.classes.names)
+        logger.info("%s", summary(experiment, self.state.detector, sizes, self.runtime.device, self.folder.path))
         for split, dataset in ((data.train_split, self.train_set), (data.val_split, self.val_set)):
             for note in dataset.notes:
                 logger.info("%s: %s", split, note)
@@ -146,7 +149,8 @@ class Trainer:
         """Score the current weights, or their average, on the validation split."""
         detector = self.snapshot()
         self.runtime.copy_from_main(detector.module.buffers())  # BatchNorm statistics differ between processes
-        return evaluate(detector, self.val_set, self.runtime, workers=self.experiment.runtime.workers)
+        workers = self.experiment.runtime.workers
+        return evaluate(detector, self.val_set, self.runtime, workers=workers, on_images=self.on_images)
 
     def snapshot(self) -> TrainedDetector:
         """The detector as it is now."""
