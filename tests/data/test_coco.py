@@ -1,7 +1,7 @@
 """Samples and ground truth of a COCO file: boxes, ids, and the same scores as with pycocotools."""
 
-import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,13 @@ def test_crowd_is_for_evaluation_only(folder: Any) -> None:
     assert dataset[0].labels.tolist() == [1, 1] and dataset.max_objects == 3
     truth = dataset.ground_truth()["annotations"]
     assert [annotation["iscrowd"] for annotation in truth] == [0, 1, 0, 0, 0, 0]
+
+
+def test_ignored_objects_are_crowd_regions_in_the_evaluation(folder: Any) -> None:
+    folder.data["annotations"][1]["ignore"] = 1
+    dataset = folder.open()
+    assert dataset[0].labels.tolist() == [1, 1]
+    assert [entry["iscrowd"] for entry in dataset.ground_truth()["annotations"]] == [0, 1, 0, 0, 0, 0]
 
 
 def test_an_image_with_crowd_regions_only(folder: Any) -> None:
@@ -134,7 +141,7 @@ def test_a_box_follows_exif_orientation(folder: Any, orientation: int) -> None:
 
 def test_a_size_that_is_not_the_declared_one(folder: Any) -> None:
     dataset = folder.open()
-    for size, hint in (((61, 97), ", probably without EXIF rotation"), ((98, 61), r"\.")):
+    for size, hint in (((61, 97), ", width and height are swapped in the annotation file"), ((98, 61), r"\.")):
         Image.new("RGB", size).save(folder.images / "photo 0.png")  # after the check
         sizes = f"is {size[0]} x {size[1]} pixels, but annotated as 97 x 61"
         with pytest.raises(UserError, match=f"photo 0.png {sizes}{hint}"):
@@ -173,13 +180,30 @@ def test_the_cache_is_a_setting_in_gib(folder: Any) -> None:
 
 
 def test_fingerprint(make_folder: Callable[[str], Any]) -> None:
-    content = (make_folder("z").write().read_bytes(), b"photo 0.png\0photo 1.png\0photo 2.png")
-    assert make_folder("y").open().fingerprint() == hashlib.sha256(b"".join(content)).hexdigest()
     first, same, other = make_folder("a"), make_folder("b"), make_folder("c")
     other.data["annotations"][0]["bbox"][0] += 0.25
+    for path in same.images.iterdir():
+        os.utime(path, (1, 1))  # a copy of the dataset
     prints = [each.open().fingerprint() for each in (first, same, other)]
     assert prints[0] == prints[1] != prints[2] and all(len(p) == 64 for p in prints)
     assert first.open(keep_empty=False).fingerprint() != prints[0]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tif"])
+def test_the_fingerprint_depends_on_pixels(folder: Any, suffix: str) -> None:
+    """A few changed pixels in the middle, in files of more than 32 KB; the size of the file is kept where possible."""
+    path = folder.images / f"large.{suffix}"
+    pixels = np.random.default_rng(8).integers(0, 256, (211, 307, 3), dtype=np.uint8)
+    folder.data["images"][0] |= {"file_name": path.name, "height": 211, "width": 307}
+
+    def fingerprint(pixels: np.ndarray, **options: Any) -> str:
+        Image.fromarray(pixels).save(path, **({"lossless": True} if suffix == "webp" else {}))
+        return str(folder.open().fingerprint())
+
+    before = fingerprint(pixels)
+    assert path.stat().st_size > 33_000 and fingerprint(pixels) == before
+    pixels[104:107, 150:153] = 255 - pixels[104:107, 150:153]
+    assert fingerprint(pixels) != before
 
 
 def test_nothing_given() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
 from detrs.data import images
 from detrs.data.images import decode_image, read_sizes
@@ -141,39 +141,15 @@ def test_cmyk() -> None:
     np.testing.assert_array_equal(ours, PHOTO)
 
 
-@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
-def test_more_than_8_bits_are_scaled_by_the_bits_in_use(bits: int) -> None:
-    values = RANDOM.integers(0, 2**bits, (29, 41)).astype(np.uint16)
-    values[0, 0] = 2**bits - 1
-    expected = np.rint(values / (2**bits - 1) * 255).astype(np.uint8)
-    sources = [values] + [encoded(Image.fromarray(values), format) for format in ("PNG", "TIFF")]
-    for source in sources:
-        ours = pixels(decode_image(source))
-        np.testing.assert_array_equal(ours, np.repeat(expected[..., None], 3, axis=2))
-
-
-def test_8_bits_stored_in_16_come_back() -> None:
-    grey = PHOTO[..., 2].copy()
-    grey[0, 0] = 255
-    np.testing.assert_array_equal(pixels(decode_image(grey.astype(np.uint16) * 257))[..., 0], grey)
-
-
-def test_float_files(tmp_path: Path) -> None:
-    unit = RANDOM.random((19, 43)).astype(np.float32)
-    ours = pixels(decode_image(encoded(Image.fromarray(unit), "TIFF")))[..., 0]
-    np.testing.assert_array_equal(ours, np.rint(unit.astype(float) * 255))
-    for low, high in ((-40.0, 1000.0), (0.0, 3e-3 * 1e6)):
-        values = (low + unit * (high - low)).astype(np.float32)
-        ours = pixels(decode_image(encoded(Image.fromarray(values), "TIFF")))[..., 0]
-        assert ours.min() == 0 and ours.max() == 255
-        assert np.corrcoef(ours.ravel(), values.ravel())[0, 1] > 0.999
-    assert (pixels(decode_image(encoded(Image.new("F", (7, 5), 12.0), "TIFF"))) == 0).all()  # constant, not NaN
-    with pytest.raises(UserError, match="NaN or infinite"):
-        decode_image(encoded(Image.new("F", (7, 5), float("nan")), "TIFF"))
-    path = tmp_path / "depth.tif"
-    Image.new("F", (7, 5), float("nan")).save(path)
-    with pytest.raises(UserError, match=r"depth\.tif has pixels that are NaN or infinite"):
-        decode_image(path)
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_an_invalid_exif_orientation_is_ignored(orientation: int, format: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "photo"
+    path.write_bytes(encoded(Image.fromarray(PHOTO), format, exif=exif))
+    assert read_sizes([path]) == [(37, 53)] and decode_image(path).shape == (3, 37, 53)
+    assert not images.is_transposed(path)
 
 
 def test_out_of_memory_is_not_reported_as_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,6 +297,55 @@ def test_the_same_portrait_in_seven_orientations(shared: Path) -> None:
     assert (portraits[0].flip(2) - portraits[0]).abs().mean() > 20  # the portrait is not symmetrical
 
 
-def test_16_bit_files_are_not_clipped(shared: Path) -> None:
-    image = decode_image(shared / "data" / "bad_images" / "16bit.cropped.tif")
-    assert 60 < image.float().mean() < 180 and image.max() < 255
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
+def test_truncated_files_are_found_without_decoding_complete_ones(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = encoded(Image.fromarray(np.tile(PHOTO, (3, 3, 1))), format)
+    path = tmp_path / "photo"
+    for length in (len(data) // 3, len(data) // 2, len(data) - 300):
+        path.write_bytes(data[:length])
+        assert isinstance(read_sizes([path])[0], UserError), length
+    path.write_bytes(data)
+    assert read_sizes([path]) == [(111, 159)]
+
+    def fail(image: Image.Image) -> None:
+        raise AssertionError("decoded")
+
+    if format != "BMP":  # whose header may have any length of the file
+        monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+        assert read_sizes([path]) == [(111, 159)]
+
+
+@pytest.mark.parametrize("kind", ["png data", "jpeg thumbnail", "webp data", "tiff data", "nan"])
+def test_damage_inside_a_file_is_found_by_decoding(kind: str, tmp_path: Path) -> None:
+    """Five kinds of damage that neither the header nor the end of a file shows."""
+    path = tmp_path / "photo"
+    image = Image.fromarray(np.tile(PHOTO, (3, 3, 1)))
+    if kind == "nan":
+        Image.new("F", (7, 5), float("nan")).save(path, "TIFF")
+        assert read_sizes([path]) == [(5, 7)]
+    else:
+        format = kind.split()[0].upper()
+        options = {"compression": "tiff_lzw"} if format == "TIFF" else {"lossless": True} if format == "WEBP" else {}
+        data = bytearray(encoded(image, format, **options))
+        if format == "JPEG":  # truncated after a thumbnail with its own end marker
+            data = bytearray(encoded(image, format, comment=b"\xff\xd9"))[:2000]
+        else:
+            start = {"TIFF": 20, "PNG": 43}.get(format, len(data) // 2)
+            data[start : start + 400] = (b"\xff" if format == "PNG" else b"\0") * 400
+        path.write_bytes(data)
+        assert read_sizes([path]) == [(111, 159)]
+    (found,) = read_sizes([path], decode=True)
+    assert isinstance(found, UserError) and str(path) in str(found)
+
+
+def test_exif_after_the_pixels_of_a_png(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.fromarray(PHOTO), "PNG", exif=exif)
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    path = tmp_path / "photo.png"
+    path.write_bytes(data[:start] + data[end:-12] + data[start:end] + data[-12:])
+    assert read_sizes([path]) == [(53, 37)] and decode_image(path).shape == (3, 53, 37)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detrs.data import DigitsDataset
+from detrs.data import DigitsDataset, fingerprint
 from detrs.data import overlap as module
 from detrs.data.overlap import overlap
 
@@ -73,6 +73,6 @@ def test_unreadable_files_are_skipped(make_folder: Callable[[str], Any], monkeyp
             raise PermissionError
         return open(path, mode)
 
-    monkeypatch.setattr(module, "open", fail, raising=False)
+    monkeypatch.setattr(fingerprint, "open", fail, raising=False)
     (line,) = overlap(train, val)
     assert line.startswith("2 x ") and "photo 1" not in line

@@ -1,15 +1,16 @@
 """Datasets in COCO format."""
 
-from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 from torchvision import tv_tensors
 
-from detrs.data.check import ImageEntry, read_annotations
+from detrs.data.check import ImageEntry, read_annotations, swapped
 from detrs.data.detect import Split
+from detrs.data.fingerprint import fingerprint
 from detrs.data.images import decode_image
 from detrs.data.sample import Sample
 from detrs.errors import UserError
@@ -38,29 +39,28 @@ class CocoDataset:
         annotations = read_annotations(split)
         self.classes: Classes = annotations.classes
         self.notes: list[str] = annotations.notes
-        labels = {id_: label for label, id_ in enumerate(self.classes.category_ids)}
-        objects: dict[int, list[tuple[float, ...]]] = {image.id: [] for image in annotations.images}
-        for entry in annotations.objects:
-            if entry.trainable:
-                x, y, width, height = entry.bbox
-                objects[entry.image_id].append((x, y, x + width, y + height, labels[entry.category_id]))
-        self._images: list[ImageEntry] = [image for image in annotations.images if keep_empty or objects[image.id]]
-        counts = [len(objects[image.id]) for image in self._images]
-        self._starts = list(accumulate(counts, initial=0))
-        rows = torch.tensor([row for image in self._images for row in objects[image.id]], dtype=torch.float64)  # (T, 5)
-        sizes = torch.tensor([image.size for image in self._images], dtype=torch.float64)
-        limits = sizes.flip(1).repeat(1, 2).repeat_interleave(torch.tensor(counts), dim=0)  # (T, 4)
-        self._boxes = rows[:, :4].clamp(min=0).minimum(limits).float()  # (T, 4) xyxy in pixels, of all images
-        self._labels = rows[:, 4].long()  # (T,)
-        kept = {image.id for image in self._images}
-        self._objects = [entry for entry in annotations.objects if entry.image_id in kept]
+        self.num_skipped: int = annotations.num_skipped
+        every, trainable = annotations.objects, annotations.objects.trainable
+        num_images = len(annotations.images)
+        counts = np.bincount(every.image[trainable], minlength=num_images)
+        kept = np.full(num_images, True) if keep_empty else counts > 0
+        self._images: list[ImageEntry] = [image for image, keep in zip(annotations.images, kept, strict=True) if keep]
+        self._objects = every.select(np.flatnonzero(kept[every.image]))
+        counts = counts[kept]
+        self._starts = np.concatenate(([0], counts.cumsum())).tolist()
+        rows = np.flatnonzero(trainable)
+        rows = rows[np.argsort(every.image[rows], kind="stable")]  # (T,), by image, in the order of the file
+        sizes = torch.tensor([image.size for image in annotations.images], dtype=torch.float64)
+        limits = sizes.flip(1).repeat(1, 2)[torch.from_numpy(every.image[rows]).long()]  # (T, 4)
+        boxes = torch.from_numpy(every.boxes[rows])  # (T, 4) xywh
+        boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
+        self._boxes = boxes.clamp(min=0).minimum(limits).float()  # (T, 4) xyxy in pixels, of all images
+        self._labels = torch.from_numpy(every.label[rows]).long()  # (T,)
         self.image_ids = [image.id for image in self._images]
-        self.max_objects = max(counts)
-        self.num_empty = counts.count(0)
+        self.max_objects = int(counts.max())
+        self.num_empty = int((counts == 0).sum())
         self.can_be_mirrored = True
-        digest = annotations.content.copy()
-        digest.update("\0".join(image.path.name for image in self._images).encode(errors="surrogateescape"))
-        self._fingerprint = digest.hexdigest()
+        self._fingerprint = fingerprint(annotations.digest, [image.path for image in self._images])
         self._cache: dict[int, Tensor] = {}
         self._cache_bytes_left = cache_bytes
 
@@ -123,8 +123,7 @@ class CocoDataset:
         size = (image.shape[1], image.shape[2])
         if size != entry.size:
             sizes = f"{size[1]} x {size[0]} pixels, but annotated as {entry.size[1]} x {entry.size[0]}"
-            rotation = ", probably without EXIF rotation" if size == entry.size[::-1] else ""
-            raise UserError(f"{entry.path} is {sizes}{rotation}.")
+            raise UserError(f"{entry.path} is {sizes}{swapped(entry.path, size, entry.size)}.")
         if get_worker_info() is None and image.nbytes <= self._cache_bytes_left:
             self._cache[index] = image
             self._cache_bytes_left -= image.nbytes

@@ -3,7 +3,7 @@
 - EXIF orientation is applied: height and width are those of the image as displayed.
 - Transparent pixels are composited on white, since the color stored in them is undefined.
 - Grayscale, palette and CMYK images are converted to RGB. Of files with several frames, the first is used.
-- Pixels of more than 8 bits are scaled, not clipped (see ``_scaled``).
+- Pixels of more than 8 bits are scaled by the range of their type, not by their values (see ``depth``).
 - Only common formats with at most ``MAX_PIXELS`` pixels are accepted, which is checked before decoding: rarely used
   decoders and decompression bombs are the usual attacks on image libraries.
 """
@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +26,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from detrs.data import depth
+from detrs.data.complete import has_late_metadata, is_complete
 from detrs.errors import UserError, printable
 from detrs.magic import kind_of
 
@@ -33,10 +36,8 @@ MAX_PIXELS = 100_000_000
 WHITE = 255
 NUM_READERS = 8
 """Threads that check files before training; they mostly wait for the disk."""
-TAIL = 4096
-"""Bytes at the end of a file that are searched for the end marker."""
-END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
-"""End of a complete file. The other formats store the length of the file in its header."""
+TRANSPOSED = (5, 6, 7, 8)
+"""EXIF orientations that exchange width and height. Values above 8 are invalid and are ignored."""
 
 _ORIENTATION = 0x0112
 """EXIF tag of the orientation."""
@@ -78,37 +79,36 @@ def decode_image(source: str | Path | bytes | Image.Image | NDArray[Any] | Tenso
             return _pixels(image, "The image" if isinstance(source, bytes) else printable(source))
 
 
-def read_sizes(paths: Sequence[str | Path]) -> list[tuple[int, int] | UserError]:
+def read_sizes(paths: Sequence[str | Path], *, decode: bool = False) -> list[tuple[int, int] | UserError]:
     """(height, width) of each image after EXIF orientation, or the error for a file that cannot be read.
 
-    Only the header and the end of a file are read. A file without an end marker is decoded to check that it is usable.
+    Only the header and the end of a file are read, unless ``decode`` is True. A file that may be truncated is decoded.
     """
     with _without_warnings(), ThreadPoolExecutor(NUM_READERS) as readers:
-        return list(readers.map(_size, paths, chunksize=1))
+        return list(readers.map(partial(_size, decode=decode), paths, chunksize=1))
 
 
-def _size(path: str | Path) -> tuple[int, int] | UserError:
+def _size(path: str | Path, decode: bool) -> tuple[int, int] | UserError:
     try:
         with _open(path) as image:
             width, height = image.size
-            transposed = image.format != "TIFF" and _orientation(image) >= 5  # Pillow rotates TIFF itself
-            if not _has_end_marker(image):
+            if decode:
+                _pixels(image, printable(path))
+            elif not is_complete(image) or has_late_metadata(image):
                 image.load()
+            transposed = image.format != "TIFF" and _orientation(image) in TRANSPOSED  # Pillow rotates TIFF itself
             return (width, height) if transposed else (height, width)
     except UserError as error:
         return error
 
 
-def _has_end_marker(image: Image.Image) -> bool:
-    """Whether the file ends with the marker of its format; if not, it may be truncated."""
-    marker, stream = END_MARKERS.get(image.format or ""), getattr(image, "fp", None)
-    if marker is None or stream is None:
-        return True
-    position = stream.tell()
-    stream.seek(-min(TAIL, stream.seek(0, os.SEEK_END)), os.SEEK_END)
-    found = marker in stream.read()
-    stream.seek(position)
-    return found
+def is_transposed(path: str | Path) -> bool:
+    """Whether the EXIF orientation of an image file exchanges its width and height."""
+    try:
+        with _without_warnings(), _open(path) as image:
+            return _orientation(image) in TRANSPOSED
+    except UserError:
+        return False
 
 
 @contextmanager
@@ -185,47 +185,27 @@ def _check_size(image: Image.Image, name: str) -> None:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(_ORIENTATION, 1))
+        # that of PngImageFile decodes the image, and its errors would be ignored here
+        return int(Image.Image.getexif(image).get(_ORIENTATION, 1))
     except Exception:  # damaged metadata, but decodable pixels: keep the stored orientation
         return 1
 
 
 def _pixels(image: Image.Image, name: str) -> Tensor:
+    is_deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
+    maximum = depth.maximum(image, name) if is_deep else WHITE
     image.load()
     transpose = _TO_UPRIGHT.get(_orientation(image))
     if transpose is not None:
         image = image.transpose(transpose)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        gray = np.asarray(image)
-        key = image.info.get("transparency")
-        scaled = _scaled(gray, name)
-        if isinstance(key, int):
-            scaled = np.where(gray == key, WHITE, scaled).astype(np.uint8)
-        image = Image.fromarray(scaled)
-    elif image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+    if is_deep:
+        return _rgb(depth.gray(image, maximum, WHITE, name)[..., None])
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         if image.mode in ("La", "RGBa"):  # Pillow converts La only to LA, and RGBa only to RGBA
             image = image.convert(image.mode.upper())
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (WHITE, WHITE, WHITE, WHITE)), image)
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)  # (3, H, W)
-
-
-def _scaled(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
-    """Scales values of more than 8 bits to 8 bits.
-
-    Integers are divided by the maximum of 8, 10, 12, 14 or 16 bits, the smallest of these that holds all values:
-    12-bit cameras store their values in 16 bits, and with the full range their images would be almost black. Floats in
-    [0, 1] are multiplied by 255. All other values are stretched from their minimum to their maximum.
-    """
-    if not np.isfinite(array).all():
-        raise UserError(f"{name} has pixels that are NaN or infinite.")
-    values = array.astype(np.float64)
-    low, high = float(values.min()), float(values.max())
-    if not np.issubdtype(array.dtype, np.floating) and low >= 0 and high < 2**16:
-        low, high = 0.0, next(float(2**bits - 1) for bits in (8, 10, 12, 14, 16) if high < 2**bits)
-    elif np.issubdtype(array.dtype, np.floating) and low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
-    return np.rint((values - low) * (255 / max(high - low, np.finfo(np.float64).tiny))).astype(np.uint8)
 
 
 def _to_numpy(tensor: Tensor) -> NDArray[Any]:
@@ -252,14 +232,18 @@ def _from_array(array: NDArray[Any], kind: str, shape: tuple[int, ...]) -> Tenso
         if not (array.min() >= 0 and array.max() <= 1):
             values = f"{array.min():g} to {array.max():g}"
             raise UserError(f"Expected an image {kind} with floats in [0, 1], got values from {values}.")
-        array = _scaled(array, f"The {kind}")
+        array = depth.scaled(array, 1)
     elif array.dtype == np.uint16:
-        array = _scaled(array, f"The {kind}")
+        array = depth.scaled(array, 2**16 - 1)
     elif array.dtype != np.uint8:
         raise UserError(_wrong_type(kind, array.dtype))
     array = array.reshape(*array.shape[:2], channels)
     if channels == 4:
         alpha = array[..., 3:].astype(np.float64) / 255
         array = np.rint(array[..., :3] * alpha + WHITE * (1 - alpha)).astype(np.uint8)
-    image = torch.from_numpy(np.array(np.broadcast_to(array, (*array.shape[:2], 3))))
-    return image.permute(2, 0, 1)  # (3, H, W)
+    return _rgb(array)
+
+
+def _rgb(array: NDArray[np.uint8]) -> Tensor:
+    """An array (H, W, 1 | 3) as a tensor (3, H, W)."""
+    return torch.from_numpy(np.array(np.broadcast_to(array, (*array.shape[:2], 3)))).permute(2, 0, 1)

@@ -5,11 +5,8 @@ import re
 import unicodedata
 from pathlib import Path, PurePosixPath
 
-from detrs.data.findings import Findings
+from detrs.data.findings import Findings, add_items
 from detrs.errors import UserError
-
-MAX_MISSING = 0.01
-"""Fraction of missing images that are skipped with a note; more are an error."""
 
 
 def locate(names: dict[int, str], folders: tuple[Path, ...], errors: Findings, notes: Findings) -> dict[int, Path]:
@@ -46,11 +43,7 @@ def locate(names: dict[int, str], folders: tuple[Path, ...], errors: Findings, n
             errors.add("file_name with different upper and lower case", f"image {id_}: {name} is {folded} in {folder}")
         else:
             missing.append(f"{root / relative}")
-    for place in missing:
-        if len(missing) <= MAX_MISSING * len(names):
-            notes.add("missing image, skipped", place)
-        else:
-            errors.add(f"missing image (of {len(names)})", place)
+    add_items("missing image, skipped", f"missing image (of {len(names)})", missing, len(names), errors, notes)
     return paths
 
 

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from detrs.data.findings import Findings
+from detrs.data.fingerprint import ends
 from detrs.data.sample import Dataset
 
 END_BYTES = 65536
@@ -26,12 +27,12 @@ def overlap(train: Dataset, val: Dataset) -> list[str]:
     lengths = set(train_files.values()) & set(val_files.values())
     candidates: dict[bytes, list[str]] = defaultdict(list)
     for path, length in train_files.items():
-        if length in lengths and (ends := _ends(path, length)):
-            candidates[ends].append(path)
+        if length in lengths and (content := ends(path, END_BYTES)):
+            candidates[content].append(path)
     found = Findings()
     for path, length in val_files.items():
-        ends = _ends(path, length) if length in lengths else None
-        for candidate in candidates.get(ends, ()) if ends else ():
+        content = ends(path, END_BYTES) if length in lengths else None
+        for candidate in candidates.get(content, ()) if content else ():
             if candidate == path or (_digest(path) and _digest(path) == _digest(candidate)):
                 found.add("validation image that is also a training image", f"{path} is {candidate}")
                 break
@@ -43,18 +44,6 @@ def _files(dataset: Dataset) -> dict[str, int]:
     """Length in bytes of each file; the images of the demo set have no files."""
     paths = (dataset.path_of(index) for index in range(len(dataset)))
     return {path: os.path.getsize(path) for path in paths if os.path.isfile(path)}
-
-
-def _ends(path: str, length: int) -> bytes | None:
-    """Hash of the length and both ends of a file; ``None`` if it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            digest = hashlib.sha256(b"%d " % length + file.read(END_BYTES))
-            file.seek(max(0, length - END_BYTES))
-            digest.update(file.read(END_BYTES))
-    except OSError:
-        return None
-    return digest.digest()
 
 
 @cache

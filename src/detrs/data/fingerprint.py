@@ -1,0 +1,59 @@
+"""Fingerprints of files, so that changed data are noticed when a run is resumed."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from detrs.data.images import NUM_READERS
+
+END_BYTES = 16384
+"""Bytes at both ends of a file that are hashed. In JPEG and PNG, other pixels give another length or another end: the
+code of each block depends on the block before, and the last chunk of PNG has a checksum of all pixels."""
+HASHED_BY_ENDS = (b"\xff\xd8", b"\x89PNG")
+"""First bytes of these formats. All other files are hashed completely."""
+
+
+def fingerprint(annotations: bytes, paths: Sequence[Path]) -> str:
+    """Hex SHA-256 of the hash of an annotation file, and of name, length and ends of image files.
+
+    It depends on neither the folder nor the modification time, so that a dataset may be moved.
+    """
+    digest = hashlib.sha256(annotations)
+    with ThreadPoolExecutor(NUM_READERS) as readers:
+        for path, content in zip(paths, readers.map(_content, paths), strict=True):
+            digest.update(path.name.encode(errors="surrogateescape") + b"\0" + content)
+    return digest.hexdigest()
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            has_ends = file.read(4).startswith(HASHED_BY_ENDS)
+    except OSError:
+        return b""
+    return ends(path, END_BYTES if has_ends else None) or b""
+
+
+def ends(path: str | Path, num_bytes: int | None) -> bytes | None:
+    """SHA-256 of the length and of both ends of a file; ``None`` if it cannot be read.
+
+    Args:
+        path: A regular file.
+        num_bytes: Bytes at each end; ``None`` for the whole file.
+    """
+    try:
+        with open(path, "rb") as file:
+            length = os.fstat(file.fileno()).st_size
+            digest = hashlib.sha256(b"%d " % length)
+            if num_bytes is None or length <= 2 * num_bytes:
+                while block := file.read(2**20):
+                    digest.update(block)
+            else:
+                digest.update(file.read(num_bytes))
+                file.seek(length - num_bytes)
+                digest.update(file.read(num_bytes))
+    except OSError:
+        return None
+    return digest.digest()

@@ -1,0 +1,175 @@
+"""Checks of objects with their images: sizes, duplicates, conventions of the file."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detrs.data.findings import Findings, add_items
+from detrs.data.objects import CROWD, IGNORED, NO_ID, Columns, Objects
+
+ROUNDING_TOLERANCE = 2.0
+"""Pixels by which a box may exceed its image without a note."""
+MIN_SIDE = 0.01
+"""Minimum width and height in pixels of the part of a box inside its image; less may have no area in float32."""
+MIN_BOXES = 5
+"""Minimum number of boxes to detect corners instead of sizes."""
+MAX_CROWDS = 0.1
+"""Fraction of crowd regions without a note; COCO has 1 %."""
+
+UNKNOWN_IMAGE, SKIPPED_IMAGE = -2, -1
+
+
+def check_objects(
+    columns: Columns,
+    sizes: dict[int, tuple[int, int]],
+    listed: Iterable[int | None],
+    category_ids: tuple[int, ...],
+    errors: Findings,
+    notes: Findings,
+) -> Objects:
+    """Checks the objects of a file; those of unknown and of skipped images are dropped.
+
+    Args:
+        columns: All well-formed annotations.
+        sizes: (height, width) of each usable image by id.
+        listed: Ids of all images in the file, including those that are skipped.
+        category_ids: Ids of the classes.
+        errors: Receives faults that would make results wrong.
+        notes: Receives faults of single objects that are skipped or repaired.
+    """
+    positions: dict[int | None, int] = dict.fromkeys(listed, SKIPPED_IMAGE)
+    positions |= {id_: position for position, id_ in enumerate(sizes)}
+    labels = {id_: label for label, id_ in enumerate(category_ids)}
+    count = len(columns)
+    image = np.fromiter((positions.get(id_, UNKNOWN_IMAGE) for id_ in columns.image_id), np.int32, count)
+    label = np.fromiter((labels.get(id_, -1) for id_ in columns.category_id), np.int32, count)
+    boxes = np.array(columns.boxes, dtype=np.float64).reshape(-1, 4)  # (N, 4)
+    kind = np.array(columns.kind, dtype=np.int8)
+
+    unknown = [f"{columns.place(row)}: {columns.image_id[row]}" for row in np.flatnonzero(image == UNKNOWN_IMAGE)]
+    what = "annotation with unknown image_id, skipped"
+    add_items(
+        what, f"annotation (of {columns.num_items}) with unknown image_id", unknown, columns.num_items, errors, notes
+    )
+    rows = np.flatnonzero((label < 0) & (image != UNKNOWN_IMAGE))
+    places = (f"{columns.place(row)}: {columns.category_id[row]}" for row in rows)
+    errors.add_many("unknown category_id", len(rows), places)
+    _check_ids(columns, boxes, errors)
+
+    rows = np.flatnonzero((image >= 0) & (label >= 0))
+    image, label, boxes, kind = image[rows], label[rows], boxes[rows], kind[rows]
+    extents = np.array([*sizes.values()], dtype=np.float64).reshape(-1, 2)[image]  # (N, 2) height, width
+    check = _Check(columns, rows, errors, notes)
+    trainable = check.usable(boxes, extents, kind == 0)
+    trainable = check.unique(image, label, boxes, trainable)
+    check.conventions(boxes, extents, kind)
+    area = np.array(columns.area, dtype=np.float64)[rows]
+    return Objects([*sizes], category_ids, image, label, boxes, area, kind != 0, trainable)
+
+
+def _check_ids(columns: Columns, boxes: NDArray[Any], errors: Findings) -> None:
+    """Reports ids that several objects share. An annotation that occurs twice is a duplicate box."""
+    ids = np.array(columns.id, dtype=np.int64)
+    order = np.argsort(ids, kind="stable")
+    first, second = order[:-1], order[1:]
+    same = (ids[first] == ids[second]) & (ids[first] != NO_ID)
+    first, second = first[same], second[same]
+    other_image = np.array([columns.image_id[a] != columns.image_id[b] for a, b in zip(first, second, strict=True)])
+    other_image = other_image.astype(bool)
+    other_box = (boxes[first] != boxes[second]).any(1) & ~other_image
+    for kind, rows in (("in several images", second[other_image]), ("with different boxes", second[other_box])):
+        errors.add_many(f"duplicate annotation id {kind}", len(rows), map(columns.place, sorted(rows)))
+
+
+class _Check:
+    """Reports objects by their rows.
+
+    Args:
+        columns: All well-formed annotations.
+        rows: The rows that are checked; masks are relative to these.
+        errors: Receives errors.
+        notes: Receives notes.
+    """
+
+    def __init__(self, columns: Columns, rows: NDArray[Any], errors: Findings, notes: Findings) -> None:
+        self.columns, self.rows, self.errors, self.notes = columns, rows, errors, notes
+
+    def note(self, kind: str, mask: NDArray[Any]) -> None:
+        found = self.rows[mask]
+        self.notes.add_many(kind, len(found), map(self.columns.place, found))
+
+    def skip(self, kind: str, mask: NDArray[Any]) -> None:
+        """Reports boxes that are ignored in training: a note if they are few, else an error."""
+        places = [self.columns.place(row) for row in self.rows[mask]]
+        kinds = f"box {kind}, ignored in training", f"box (of {len(self.rows)}) {kind}"
+        add_items(*kinds, places, len(self.rows), self.errors, self.notes)
+
+    def usable(self, boxes: NDArray[Any], extents: NDArray[Any], regular: NDArray[Any]) -> NDArray[Any]:
+        """(N,) bool: whether a box can be trained on."""
+        corners = boxes[:, :2] + boxes[:, 2:]
+        limits = extents[:, ::-1]
+        inside = (np.minimum(corners, limits) - np.maximum(boxes[:, :2], 0)).min(1, initial=np.inf)
+        empty = regular & (boxes[:, 2:] == 0).any(1)
+        outside = regular & ~empty & (inside < MIN_SIDE)
+        usable = regular & ~empty & ~outside
+        self.skip("without area", empty)
+        self.skip("outside its image", outside)
+        self.note(
+            "box that exceeds its image, clipped in training", usable & (_excess(boxes, extents) > ROUNDING_TOLERANCE)
+        )
+        self.note("box less than one pixel wide or high", usable & (boxes[:, 2:] < 1).any(1))
+        return usable
+
+    def unique(
+        self, image: NDArray[Any], label: NDArray[Any], boxes: NDArray[Any], trainable: NDArray[Any]
+    ) -> NDArray[Any]:
+        """``trainable`` without boxes that occur before in the file with the same class."""
+        rows = np.flatnonzero(trainable)
+        keys = image[rows], *boxes[rows].T, label[rows]
+        repeated = np.zeros(len(image), dtype=bool)
+        repeated[rows[_repeated(keys)]] = True
+        self.note("duplicate box, ignored in training", repeated)
+        rows = np.flatnonzero(trainable & ~repeated)
+        several = np.zeros(len(image), dtype=bool)
+        several[rows[_repeated((image[rows], *boxes[rows].T))]] = True
+        self.note("box with several classes", several)
+        return trainable & ~repeated
+
+    def conventions(self, boxes: NDArray[Any], extents: NDArray[Any], kind: NDArray[Any]) -> None:
+        """Detects normalized boxes, corners instead of sizes, and masks exported as crowd regions."""
+        regular = kind == 0
+        large = regular & (boxes[:, 2:] > 0).all(1) & (extents > 2).all(1)
+        if large.any() and (boxes[large] <= 1).all():
+            place = f"the first is {boxes[large][0].tolist()}"
+            self.errors.add("file with all boxes in [0, 1] (expected pixels)", place)
+        exceeding = int((_excess(boxes[regular], extents[regular]) > ROUNDING_TOLERANCE).sum())
+        if exceeding >= MIN_BOXES and exceeding > regular.sum() / 2:
+            hint = "they may be [x1, y1, x2, y2] instead of [x, y, width, height]"
+            place = f"{exceeding} of {regular.sum()} boxes"
+            self.errors.add(f"file with most boxes outside their images ({hint})", place)
+        if (kind == CROWD).sum() > MAX_CROWDS * len(kind):
+            self.note(
+                f"crowd region (of {len(kind)} annotations), not a training target (some tools export masks with "
+                'iscrowd 1: if these are single objects, export them with "iscrowd": 0)',
+                kind == CROWD,
+            )
+        self.note('annotation with "ignore": 1, not a target, handled as a crowd region', kind == IGNORED)
+
+
+def _excess(boxes: NDArray[Any], extents: NDArray[Any]) -> NDArray[Any]:
+    """(N,) pixels by which [x, y, width, height] boxes exceed their images of (height, width)."""
+    corners = boxes[:, :2] + boxes[:, 2:]
+    return np.maximum(-boxes[:, :2], corners - extents[:, ::-1]).max(1, initial=-np.inf)
+
+
+def _repeated(keys: tuple[NDArray[Any], ...]) -> NDArray[Any]:
+    """(N,) bool: whether the same keys occur earlier."""
+    order = np.lexsort(keys)  # stable: equal keys stay in the order of the file
+    same = np.ones(max(len(order) - 1, 0), dtype=bool)
+    for key in keys:
+        same &= key[order[1:]] == key[order[:-1]]
+    repeated = np.zeros(len(order), dtype=bool)
+    repeated[order[1:][same]] = True
+    return repeated
