@@ -123,7 +123,10 @@ def create(config: BackboneConfig, pretrained: bool) -> Any:
                 f"'{path}' does not fit the timm model '{config.name}' ({type(error).__name__}: {error!s:.300}). "
                 "Pass weights of this model, or set --model.backbone.name."
             ) from error
-        raise
+        raise UserError(
+            f"The timm model '{config.name}' cannot be built as a backbone ({type(error).__name__}: {error!s:.300}). "
+            "Choose another model."
+        ) from error
     for module in body.modules():  # timm keeps the loaded tensors in its description of the weights
         for description in (getattr(module, "pretrained_cfg", None), getattr(module, "default_cfg", None)):
             if isinstance(description, dict):
