@@ -5,10 +5,12 @@ import errno
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from detrs.errors import UserError
 
@@ -67,6 +69,25 @@ def rename(path: Path, target: Path) -> None:
         _sync_folder(target.parent)
     except OSError as error:
         raise UserError(f"Cannot rename {path} to {target.name}: {error.strerror}.") from error
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a file for reading in binary mode. Unlike ``open``, does not block on a named pipe.
+
+    Raises:
+        OSError: As ``open``; a folder raises ``IsADirectoryError``.
+        UserError: The path is a named pipe, a socket or a device.
+    """
+    mode = os.stat(path).st_mode
+    kinds = {
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    if kind := kinds.get(stat.S_IFMT(mode)):
+        raise UserError(f"'{path}' is {kind}. Expected a regular file.")
+    return open(path, "rb")
 
 
 def remove_partial(folder: Path) -> int:

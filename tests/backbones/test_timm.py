@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from detrs.backbones import weight_file
 from detrs.backbones.timm import BackboneConfig, FrozenBatchNorm, TimmBackbone, with_weights
 from detrs.errors import UserError
 
@@ -123,10 +124,10 @@ def test_the_name_of_a_model_sets_the_preprocessing_of_its_weights() -> None:
 
 
 def test_preprocessing_other_than_that_of_the_weights_is_reported(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    create_model = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda *names, pretrained, **rest: create_model(*names, **rest))
+    save_file(timm.create_model("tf_efficientnet_lite0").state_dict(), tmp_path / "model.safetensors")
+    monkeypatch.setattr(weight_file, "download", lambda model: tmp_path / "model.safetensors")
     config = replace(TINY, name="tf_efficientnet_lite0.in1k")
     TimmBackbone(config)
     TimmBackbone(with_weights(TINY, config.name), pretrained=True)
@@ -193,5 +194,5 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     ):
         TimmBackbone(with_weights(TINY, str(file)), pretrained=True)
     file.write_text("<html>")
-    with pytest.raises(UserError, match="is not a valid"):
+    with pytest.raises(UserError, match="is a web page"):
         with_weights(TINY, str(file))

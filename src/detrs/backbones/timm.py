@@ -2,16 +2,16 @@
 
 import logging
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import timm
 import torch
 from annotated_types import Gt
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from detrs.backbones import weight_file
+from detrs.backbones.weight_file import pretrained_config
 from detrs.errors import UserError, did_you_mean
 
 logger = logging.getLogger("detrs")
@@ -93,39 +93,46 @@ def create(config: BackboneConfig, pretrained: bool) -> Any:
         raise UserError(f"model.backbone.stages is {config.stages}, but must be stages between 2 and 5.")
     if list(config.stages) != sorted(set(config.stages)):
         raise UserError(f"model.backbone.stages is {config.stages}, but must be in ascending order, each stage once.")
+    pretrained_config(config.name)  # rejects an unknown tag, which timm would report as an internal error
     options: dict[str, Any] = {"pad_type": config.pad_type} if config.pad_type else {}
     if config.dilated:
         options["output_stride"] = 16
-    if pretrained and config.weights not in ("timm", "none"):
-        options["pretrained_cfg_overlay"] = {"file": str(require_file(config.weights)), "hf_hub_id": None}
+    path, weights = "", {}
+    if pretrained and config.weights != "none":
+        path = str(weight_file.download(config.name)) if config.weights == "timm" else config.weights
+        weights = dict(weight_file.read(path).tensors)
+        # tensors, not a path: timm would also unpickle files of PyTorch's formats
+        options["pretrained_cfg_overlay"] = {"state_dict": weights}
     try:
         body: Any = timm.create_model(
             config.name,
-            pretrained=pretrained and config.weights != "none",
+            pretrained=bool(weights),
             features_only=True,
             out_indices=[stage - 6 for stage in config.stages],  # C5 is the last feature map of every timm model
             **options,
         )
-    except OSError as error:
-        raise UserError(
-            f"The pretrained weights of '{config.name}' could not be downloaded ({type(error).__name__}): connect "
-            f"once, pass --backbone with a .safetensors file, or train from scratch with "
-            f"--model.backbone.weights none --model.backbone.norm batch --model.backbone.freeze-stem False."
-        ) from error
-    except RuntimeError as error:
-        if pretrained:
-            raise UserError(f"'{config.weights}' does not fit the timm model '{config.name}': {error}") from error
-        raise
-    except (AssertionError, NotImplementedError, TypeError) as error:
-        if options.keys() & {"pad_type", "output_stride"}:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, KeyError, IndexError) as error:
+        if options.keys() & {"pad_type", "output_stride"} and not isinstance(error, RuntimeError | KeyError):
             raise UserError(
                 f"The timm model '{config.name}' cannot be built with model.backbone.pad_type '{config.pad_type}' and "
                 f"model.backbone.dilated {config.dilated} ({type(error).__name__}: {error}): use the defaults "
                 f"(None and False) or another model."
             ) from error
-        raise
-    if "pretrained_cfg_overlay" in options:
-        check_complete(body, config.weights, config.name)
+        if weights:
+            raise UserError(
+                f"'{path}' does not fit the timm model '{config.name}' ({type(error).__name__}: {error!s:.300}). "
+                "Pass weights of this model, or set --model.backbone.name."
+            ) from error
+        raise UserError(
+            f"The timm model '{config.name}' cannot be built as a backbone ({type(error).__name__}: {error!s:.300}). "
+            "Choose another model."
+        ) from error
+    for module in body.modules():  # timm keeps the loaded tensors in its description of the weights
+        for description in (getattr(module, "pretrained_cfg", None), getattr(module, "default_cfg", None)):
+            if isinstance(description, dict):
+                description.pop("state_dict", None)
+    if weights and config.weights != "timm":
+        check_complete(body, set(weights), config)
     expected = [16 if config.dilated and stage == 5 else 2**stage for stage in config.stages]
     if list(body.feature_info.reduction()) != expected:
         raise UserError(
@@ -158,49 +165,42 @@ def with_weights(config: BackboneConfig, weights: str) -> BackboneConfig:
     The name of a model also sets mean and std of its weights, and its own padding. The metadata of a file may do the
     same: ``timm_model``, ``pad_type``, ``mean`` and ``std``; otherwise it must be of the model that ``config`` names.
     """
-    if not weights.endswith(".safetensors"):
-        try:
-            trained_on = timm.models.get_pretrained_cfg(weights)
-        except RuntimeError as error:  # the tag of the name (after the dot) is unknown
-            raise UserError(
-                f"timm has no weights called '{weights}'.{did_you_mean(weights, timm.list_pretrained())}"
-            ) from error
+    if not weight_file.is_file_name(weights):
+        trained_on = pretrained_config(weights)
         if trained_on is None:
             return replace(config, name=weights, weights="timm", pad_type=None)  # rejected when it is built
         mean, std = preprocessing(trained_on.to_dict())
         return replace(config, name=weights, weights="timm", pad_type=None, mean=mean, std=std)
-    try:
-        with safe_open(require_file(weights), framework="pt") as file:
-            meta = file.metadata() or {}
-    except SafetensorError as error:
-        raise UserError(f"'{weights}' is not a valid .safetensors file: {error}.") from error
-    known: dict[str, Any] = {"name": meta.get("timm_model"), "pad_type": meta.get("pad_type")}
-    known |= {key: numbers(meta[key]) for key in ("mean", "std") if key in meta}
+    metadata = weight_file.read_metadata(weights)
+    known: dict[str, Any] = {"name": metadata.get("timm_model"), "pad_type": metadata.get("pad_type")}
+    known |= {key: channels(weights, key, metadata[key]) for key in ("mean", "std") if key in metadata}
     return replace(config, weights=weights, **{key: value for key, value in known.items() if value})
 
 
-def numbers(text: str) -> tuple[float, ...]:
-    """The numbers in ``"0.5,0.5,0.5"``, brackets or not."""
-    return tuple(float(number) for number in text.strip("[]()").split(","))
+def channels(path: str, key: str, text: str) -> tuple[float, ...]:
+    """The three numbers in ``"0.5,0.5,0.5"``, brackets or not.
+
+    Raises:
+        UserError: it has other content.
+    """
+    try:
+        red, green, blue = (float(number) for number in text.strip("[]()").split(","))
+    except ValueError:
+        raise UserError(f"'{path}': expected three numbers as '{key}' in the metadata, got '{text:.80}'.") from None
+    return red, green, blue
 
 
-def check_complete(body: nn.Module, path: str, name: str) -> None:
-    """Raise ``UserError`` if a weight of the timm model ``name`` is missing in the file; timm would leave it random."""
-    with safe_open(path, framework="pt") as file:
-        held = {key.replace("_", ".") for key in file.keys()}  # noqa: SIM118 (not a dictionary)
+def check_complete(body: nn.Module, names: set[str], config: BackboneConfig) -> None:
+    """Raise ``UserError`` if a weight of the timm model is not among the ``names``; timm would leave it random."""
+    held = {name.replace("_", ".") for name in names}
     wanted = [key for key in body.state_dict() if not key.endswith("num_batches_tracked")]
     missing = [key for key in wanted if key.replace("_", ".") not in held]  # timm replaces some dots by underscores
     if missing:
         raise UserError(
-            f"'{path}' is missing {len(missing)} of {len(wanted)} backbone weights ({', '.join(missing[:3])}"
-            f"{', …' if len(missing) > 3 else ''}). Pass a weight file for timm model '{name}' (model.backbone.name)."
+            f"'{config.weights}' is missing {len(missing)} of {len(wanted)} backbone weights ({', '.join(missing[:3])}"
+            f"{', …' if len(missing) > 3 else ''}). Pass a weight file for timm model '{config.name}' "
+            "(model.backbone.name)."
         )
-
-
-def require_file(path: str) -> Path:
-    if not Path(path).is_file():
-        raise UserError(f"There is no file '{path}': expected backbone weights, a .safetensors file.")
-    return Path(path)
 
 
 class FrozenBatchNorm(nn.Module):

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from detrs import config, models, schema
 from detrs.checkpoints import format
+from detrs.checkpoints.skeleton import Skeleton
 from detrs.config import Experiment
 from detrs.data.preprocessing import Preprocessing
 from detrs.errors import UserError
@@ -86,8 +87,8 @@ def load_detector(path: Path) -> TrainedDetector:
     Raises:
         UserError: the file is not such a checkpoint, or this version builds another model from its settings.
     """
-    checkpoint = format.load(path)
-    meta = checkpoint.meta
+    header = format.read_header(path)
+    meta = header.meta
     if "classes" not in meta:
         raise UserError(f"'{path}' is a training state, not a detector: use best.safetensors in the same folder.")
     origin = f"written by detrs {meta.get('detrs', 'unknown')}, read with detrs {importlib.metadata.version('detrs')}"
@@ -100,18 +101,24 @@ def load_detector(path: Path) -> TrainedDetector:
         scores, step, epoch = meta["scores"], meta["step"], meta["epoch"]
         if not (isinstance(scores, dict) and type(step) is type(epoch) is int):
             raise ValueError("expected scores as an object, step and epoch as integers")
-        module = models.build(experiment.model)
+        with Skeleton():  # a forged file must not make this process allocate more than the file contains
+            module = models.build(experiment.model)
     except UserError as error:
         raise UserError(f"Cannot use the checkpoint '{path}' ({origin}): {error}") from error
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
             f"Cannot use the checkpoint '{path}' ({origin}): missing or malformed metadata: {error}."
-        ) from (error)
-    if wrong := state_dict_differences(module.state_dict(), checkpoint.tensors):
+        ) from error
+    if wrong := state_dict_differences(shapes(module), header.shapes):
         raise UserError(
             f"Cannot use the checkpoint '{path}' ({origin}): its weights do not fit the model that its settings "
             f"describe: {format.abbreviated(wrong)}. Use the version of detrs that wrote it."
         )
+    checkpoint = format.load(path)
+    if checkpoint.meta != meta:
+        raise UserError(f"The checkpoint '{path}' was replaced while it was read. Repeat the command.")
+    with Skeleton("cpu"):
+        module = models.build(experiment.model)
     module.load_state_dict(checkpoint.tensors)
     return TrainedDetector(
         module=module.eval(),
@@ -138,13 +145,21 @@ def read_classes(values: Any, num_classes: int) -> Classes:
     return Classes(tuple(names), tuple(ids))
 
 
-def state_dict_differences(built: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> list[str]:
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def shapes(module: nn.Module) -> Shapes:
+    """Name and shape of every tensor in the state of ``module``."""
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def state_dict_differences(built: Shapes, saved: Shapes) -> list[str]:
     """Differences in name or shape between the weights of a model and those of a file."""
     missing = [f"{name} (missing)" for name in built if name not in saved]
     unknown = [f"{name} (unknown)" for name in saved if name not in built]
-    shapes = [
-        f"{name} ({tuple(tensor.shape)} instead of {tuple(built[name].shape)})"
-        for name, tensor in saved.items()
-        if name in built and tensor.shape != built[name].shape
+    other = [
+        f"{name} ({shape} instead of {built[name]})"
+        for name, shape in saved.items()
+        if name in built and shape != built[name]
     ]
-    return missing + unknown + shapes
+    return missing + unknown + other

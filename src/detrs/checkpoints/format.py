@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from detrs.errors import UserError, did_you_mean
-from detrs.files import atomic_write
+from detrs.files import atomic_write, open_regular
 from detrs.magic import kind_of
 
 FORMAT = 2
@@ -48,13 +48,15 @@ class Checkpoint(NamedTuple):
     """As saved, after a round trip through JSON (tuples become lists), and ``format``."""
 
 
-class _Header(NamedTuple):
+class Header(NamedTuple):
     """The verified header of a file."""
 
     hashes: dict[str, str]
     """SHA-256 of each tensor, aliases included, in the order in which they were saved."""
     aliases: dict[str, str]
     """Name of each alias -> name of the stored tensor."""
+    shapes: dict[str, tuple[int, ...]]
+    """Shape of each tensor, aliases included."""
     meta: dict[str, Any]
 
 
@@ -89,7 +91,7 @@ def load(path: Path, *, allow_non_finite: bool = False) -> Checkpoint:
             holds NaN or infinity.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             header = _read_header(path, file)
             file.seek(0)
             stored = safetensors.torch.load(file.read())
@@ -113,17 +115,22 @@ def load(path: Path, *, allow_non_finite: bool = False) -> Checkpoint:
     return Checkpoint({name: stored[header.aliases.get(name, name)] for name in header.hashes}, header.meta)
 
 
-def read_meta(path: Path) -> dict[str, Any]:
+def read_header(path: Path) -> Header:
     """Reads and verifies the header only. The tensors are neither read nor verified.
 
     Raises:
         UserError: As in :func:`load`, as far as the header and the size of the file show it.
     """
     try:
-        with open(path, "rb") as file:
-            return _read_header(path, file).meta
+        with open_regular(path) as file:
+            return _read_header(path, file)
     except OSError as error:
         _raise_unreadable(path, error)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The metadata of :func:`read_header`."""
+    return read_header(path).meta
 
 
 def _serialize(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[bytes, memoryview]:
@@ -181,7 +188,7 @@ def _header_bytes(envelope: str, table: Mapping[str, Any]) -> bytes:
     return encode({"detrs": envelope, "detrs_sha256": digest})
 
 
-def _read_header(path: Path, file: BinaryIO) -> _Header:
+def _read_header(path: Path, file: BinaryIO) -> Header:
     """Reads the header and verifies it and the size of the file."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -220,7 +227,11 @@ def _read_header(path: Path, file: BinaryIO) -> _Header:
             f"The checkpoint {path} has {size:,} bytes, but should have {LENGTH_BYTES + length + data_bytes:,}: it is "
             "truncated or damaged. Use another copy."
         )
-    return _Header(hashes, aliases, meta)
+    try:
+        shapes = {name: tuple(map(int, table[aliases.get(name, name)]["shape"])) for name in hashes}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"The checkpoint {path} is damaged (its list of tensors is wrong). Use another copy.") from error
+    return Header(hashes, aliases, shapes, meta)
 
 
 def _raise_other_file(path: Path, start: bytes) -> NoReturn:

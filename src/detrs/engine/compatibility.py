@@ -7,7 +7,7 @@ from typing import Any
 
 from detrs import models
 from detrs.checkpoints import format
-from detrs.checkpoints.detector import load_detector, state_dict_differences
+from detrs.checkpoints.detector import load_detector, shapes, state_dict_differences
 from detrs.config import Experiment
 from detrs.data.sample import Dataset
 from detrs.engine.evaluate import check_same_classes
@@ -83,7 +83,7 @@ def load_initial(path: str, model: Model, config: ModelSettings, classes: Classe
             "Train the same preset, or start without --weights."
         )
     wrong = changes(architecture(start.experiment.model), architecture(config), "model")
-    if wrong or state_dict_differences(model.state_dict(), start.module.state_dict()):
+    if wrong or state_dict_differences(shapes(model), shapes(start.module)):
         trained = start.experiment.name or type(start.experiment.model).__name__
         raise UserError(
             f"The initial weights '{path}' are of another model ({trained}): {format.abbreviated(wrong)}. Train the "

@@ -153,15 +153,35 @@ class Metrics:
         self.window = Window(**{**state, "sums": Counter(state["sums"])})
         if not self.writes or not self.path.exists():
             return
-        kept = []
-        for text in self.path.read_text().splitlines(keepends=True):
-            if not text.endswith("\n"):
-                break  # incomplete: the process was killed while writing
-            line = json.loads(text)
+        kept, damaged = [], 0
+        try:
+            content = self.path.read_bytes()
+        except OSError as error:
+            raise UserError(f"Cannot read {self.path}: {error.strerror}.") from error
+        for text in content.splitlines(keepends=True):
+            line = _parsed(text)
+            if line is None:
+                damaged += 1
+                continue
             done = evaluated if line["kind"] == "evaluation" else not self.window.images
             if line["step"] < step or (line["step"] == step and done):
-                kept.append(text)
+                kept.append(text.decode())
+        if damaged:
+            logger.warning(
+                "%s: removed %d damaged line%s, for example after a power failure. Training is not affected.",
+                *(self.path, damaged, "s" * (damaged != 1)),
+            )
         files.write_text(self.path, "".join(kept))
+
+
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    """A line of ``metrics.jsonl``, or ``None`` if it is incomplete or damaged."""
+    try:
+        line = json.loads(text.decode())
+    except (ValueError, RecursionError):  # torn, filled with zeros, not UTF-8
+        return None
+    is_complete = text.endswith(b"\n") and isinstance(line, dict) and isinstance(line.get("kind"), str)
+    return line if is_complete and type(line.get("step")) is int else None
 
 
 class Display:

@@ -52,13 +52,18 @@ class FolderLock:
             raise
 
     def release(self) -> None:
-        """Releases the lock and removes its files."""
+        """Releases the lock and removes its files, as far as the folder is still writable.
+
+        Does not raise: it would hide the error that ended the run. Windows cannot remove an open file. Files that
+        remain are harmless without the lock.
+        """
         if not self._lock.is_locked:
             return
-        self.owner.unlink(missing_ok=True)
-        with suppress(OSError):  # Windows cannot remove an open file; an unlocked one is harmless
-            self.path.unlink()
-        self._lock.release()
+        for path in (self.owner, self.path):
+            with suppress(OSError):
+                path.unlink()
+        with suppress(OSError):
+            self._lock.release()
 
     def raise_if_held(self) -> None:
         """Raises ``UserError`` if another run holds the lock."""

@@ -151,7 +151,8 @@ class RunFolder:
             if path.exists():
                 try:
                     meta = format.read_meta(path)
-                    found.append((meta["step"], meta.get("evaluated_step", 0), path))
+                    check_training_state(path, meta)
+                    found.append((meta["step"], meta["evaluated_step"], path))
                 except UserError as error:
                     reasons.append(str(error))
         for *_, path in sorted(found, key=lambda state: state[:2], reverse=True):
@@ -175,9 +176,20 @@ class RunFolder:
             )
 
 
+def check_training_state(path: Path, meta: Mapping[str, Any]) -> None:
+    """Check that a checkpoint is the state of a run, not a detector such as ``best``, which has no optimizer state.
+
+    Raises:
+        UserError: it is not.
+    """
+    if "fingerprints" not in meta or not all(type(meta.get(name)) is int for name in ("step", "evaluated_step")):
+        kind = "a detector (a copy of best.safetensors?)" if "classes" in meta else "not a training state"
+        raise UserError(f"'{path}' is {kind}. Training is resumed from a training state.")
+
+
 def _is_of_a_failed_start(path: Path) -> bool:
     if path.name == "metrics.jsonl":
-        return '"evaluation"' not in path.read_text()  # otherwise the run had checkpoints, and its scores are kept
+        return b'"evaluation"' not in path.read_bytes()  # otherwise the run had checkpoints, and its scores are kept
     known = path.name in ("experiment.json", "run.lock", "run.owner") or PARTIAL.fullmatch(path.name)
     return bool(known or re.fullmatch(r"train_batch_\d+\.jpg", path.name))
 

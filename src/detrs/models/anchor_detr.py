@@ -30,7 +30,7 @@ from functools import partial
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Le, Lt
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -62,25 +62,25 @@ from detrs.structures import Pyramid, Queries
 class AnchorDETRConfig:
     """Anchor DETR and its variants."""
 
-    num_classes: Annotated[int, Ge(1)] = 91
+    num_classes: Annotated[int, Ge(1), Le(100_000)] = 91
     """Number of classes (K); training sets it from the dataset."""
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(stages=(5,)))
-    dim: Annotated[int, Ge(1)] = 256
+    dim: Annotated[int, Ge(1), Le(8_192)] = 256
     """Embedding dimension (C); a multiple of 32 and of ``num_heads``."""
-    num_heads: Annotated[int, Ge(1)] = 8
+    num_heads: Annotated[int, Ge(1), Le(1_024)] = 8
     """M, attention heads."""
-    encoder_layers: Annotated[int, Ge(0)] = 6
+    encoder_layers: Annotated[int, Ge(0), Le(100)] = 6
     """Layers of the encoder; 0: no encoder."""
-    decoder_layers: Annotated[int, Ge(1)] = 6
+    decoder_layers: Annotated[int, Ge(1), Le(100)] = 6
     """Layers of the decoder; each makes a prediction."""
-    ffn_dim: Annotated[int, Ge(1)] = 1024
+    ffn_dim: Annotated[int, Ge(1), Le(65_536)] = 1024
     """Hidden dimension of the feed-forward networks."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Dropout on attention, after it and inside feed-forward networks, in training."""
-    num_queries: Annotated[int, Ge(1)] = 900
+    num_queries: Annotated[int, Ge(1), Le(100_000)] = 900
     """Object queries (Q), one per pattern and anchor point; a multiple of ``num_patterns``. Each is matched with one
     object at most, so no image may have more objects."""
-    num_patterns: Annotated[int, Ge(1)] = 3
+    num_patterns: Annotated[int, Ge(1), Le(1_000)] = 3
     """N_p, queries at each anchor point, each with its own initial content."""
     anchors: Literal["learned", "grid"] = "learned"
     """``learned``: points are parameters. ``grid``: a fixed square grid, with the number of points nearest to

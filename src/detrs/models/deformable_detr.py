@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Le, Lt
 
 from detrs.backbones.timm import BackboneConfig, TimmBackbone
 from detrs.boxes import offset_from_box, offset_from_point
@@ -62,26 +62,26 @@ PROPOSALS: ProposalLabels = "objectness"
 class DeformableDETRConfig:
     """Deformable DETR and its variants."""
 
-    num_classes: Annotated[int, Ge(1)] = 91
+    num_classes: Annotated[int, Ge(1), Le(100_000)] = 91
     """Number of classes (K); training sets it from the dataset."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    num_levels: Annotated[int, Ge(1)] = 4
+    num_levels: Annotated[int, Ge(1), Le(16)] = 4
     """Levels of the pyramid (L); those beyond the backbone's are computed by strided convolutions."""
-    dim: Annotated[int, Ge(1)] = 256
+    dim: Annotated[int, Ge(1), Le(8_192)] = 256
     """Embedding dimension (C); a multiple of 32 and of ``num_heads``."""
-    num_heads: Annotated[int, Ge(1)] = 8
+    num_heads: Annotated[int, Ge(1), Le(1_024)] = 8
     """M, attention heads."""
-    num_points: Annotated[int, Ge(1)] = 4
+    num_points: Annotated[int, Ge(1), Le(1_024)] = 4
     """P, sampling points per head and level."""
-    encoder_layers: Annotated[int, Ge(0)] = 6
+    encoder_layers: Annotated[int, Ge(0), Le(100)] = 6
     """Layers of the encoder; 0: no encoder."""
-    decoder_layers: Annotated[int, Ge(1)] = 6
+    decoder_layers: Annotated[int, Ge(1), Le(100)] = 6
     """Layers of the decoder; each makes a prediction."""
-    ffn_dim: Annotated[int, Ge(1)] = 1024
+    ffn_dim: Annotated[int, Ge(1), Le(65_536)] = 1024
     """Hidden dimension of the feed-forward networks."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Dropout after attention and inside feed-forward networks, in training."""
-    num_queries: Annotated[int, Ge(1)] = 300
+    num_queries: Annotated[int, Ge(1), Le(100_000)] = 300
     """Object queries (Q); each is matched with one object at most, so no image may have more objects."""
     queries: Literal["learned", "proposals"] = "learned"
     """``learned``: one-stage. ``proposals``: two-stage, the encoder's best proposals; needs ``refine``."""
