@@ -230,7 +230,7 @@ def _read_header(path: Path, file: BinaryIO) -> Header:
     try:
         shapes = {name: tuple(map(int, table[aliases.get(name, name)]["shape"])) for name in hashes}
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"The checkpoint {path} is damaged (its list of tensors is wrong). Use another copy.") from error
+        raise UserError(f"The checkpoint {path} is damaged (wrong list of tensors). Use another copy.") from error
     return Header(hashes, aliases, shapes, meta)
 
 

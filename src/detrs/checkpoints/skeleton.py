@@ -1,4 +1,4 @@
-"""Models without initial values: to compare names and shapes with a file first, and to load it without random numbers."""
+"""Models without initial values, to compare names and shapes with a file first and to load it without random draws."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
