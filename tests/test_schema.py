@@ -198,6 +198,7 @@ def test_none_is_accepted_where_it_has_a_meaning() -> None:
         "evaluation.every_steps",
         "evaluation.batch_size",
         "evaluation.patience",
+        "runtime.threads",
     }
 
 

@@ -246,11 +246,11 @@ def test_what_is_missing_in_a_data_set_is_named() -> None:
     with pytest.raises(UserError) as error:
         check_protocol(Incomplete(), "val_set")
     assert str(error.value).startswith(
-        "val_set: expected a dataset, for example detrs.data.SampleDataset(samples, names), got Incomplete, which "
-        "lacks max_objects, num_empty, can_be_mirrored, notes, __getitem__, size_of, path_of, ground_truth, fingerprint"
+        "val_set: expected a dataset, for example detrs.data.SampleDataset(samples, names), got Incomplete "
+        "without max_objects, num_empty, can_be_mirrored, notes, __getitem__, size_of, path_of, ground_truth, "
     )
     assert "detrs.data.SampleDataset" in str(error.value)
-    with pytest.raises(UserError, match="got list, which lacks classes, image_ids, "):
+    with pytest.raises(UserError, match="got list without classes, image_ids, "):
         check_protocol(samples(), "train_set")
     check_protocol(DigitsDataset("val", 2), "val_set")
 
@@ -262,7 +262,7 @@ def test_each_member_is_needed(member: str, monkeypatch: pytest.MonkeyPatch) -> 
         delattr(dataset, member)
     else:
         monkeypatch.delattr(SampleDataset, member)
-    with pytest.raises(UserError, match=rf"^train_set: .* got SampleDataset, which lacks {member} of"):
+    with pytest.raises(UserError, match=rf"^train_set: .* got SampleDataset without {member} of"):
         check_protocol(dataset, "train_set")
 
 

@@ -121,7 +121,7 @@ def test_data_set_of_training_that_is_gone_gives_the_flag(run: tuple[Path, Score
 
 
 def test_object_without_the_protocol_is_refused(run: tuple[Path, Scores]) -> None:
-    with pytest.raises(UserError, match="data: expected a dataset, .* got list, which lacks classes"):
+    with pytest.raises(UserError, match="data: expected a dataset, .* got list without classes"):
         evaluate_checkpoint(run[0], data=[], device="cpu")  # type: ignore[arg-type]
 
 

@@ -3,6 +3,7 @@ import os
 import stat
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,11 @@ from detrs.errors import UserError
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "runs" / "first")
+
+
+def state(step: int, evaluated_step: int = 0) -> dict[str, Any]:
+    """The metadata by which a training state is recognized."""
+    return {"step": step, "evaluated_step": evaluated_step, "fingerprints": {}}
 
 
 def tensors(value: float) -> dict[str, torch.Tensor]:
@@ -68,7 +74,7 @@ def test_what_a_killed_save_left_is_removed(folder: RunFolder) -> None:
 def test_newest_whole_state_is_loaded(folder: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
     with folder.open(resume=False):
         for step in (1, 2, 3):
-            folder.save_last(tensors(step), {"step": step})
+            folder.save_last(tensors(step), state(step))
         assert folder.load_last().meta["step"] == 3
         damage(folder.last)
         with caplog.at_level(logging.WARNING):
@@ -83,7 +89,7 @@ def test_newest_whole_state_is_loaded(folder: RunFolder, caplog: pytest.LogCaptu
 def test_a_state_evaluated_is_newer_than_the_same_one_before(folder: RunFolder) -> None:
     with folder.open(resume=False):
         for evaluated_step in (2, 4):
-            folder.save_last(tensors(evaluated_step), {"step": 4, "evaluated_step": evaluated_step})
+            folder.save_last(tensors(evaluated_step), state(4, evaluated_step))
         assert folder.load_last().meta["evaluated_step"] == 4
         damage(folder.last)
         assert folder.load_last().meta["evaluated_step"] == 2
@@ -98,10 +104,10 @@ def test_a_rename_that_fails_is_one_sentence(folder: RunFolder, monkeypatch: pyt
         rename(source, target)
 
     with folder.open(resume=False):
-        folder.save_last(tensors(1), {"step": 1})
+        folder.save_last(tensors(1), state(1))
         monkeypatch.setattr(os, "replace", refuse)
         with pytest.raises(UserError, match=r"Cannot rename .*last.safetensors to previous.safetensors: Permission"):
-            folder.save_last(tensors(2), {"step": 2})
+            folder.save_last(tensors(2), state(2))
 
 
 def test_start_that_failed_before_its_first_checkpoint_can_be_repeated(folder: RunFolder, tiny: ModuleType) -> None:
@@ -164,15 +170,15 @@ def test_the_newest_state_is_loaded_whenever_a_save_was_killed(
         rename(source, target)
 
     with folder.open(resume=False):
-        folder.save_last(tensors(1), {"step": 1})
+        folder.save_last(tensors(1), state(1))
         monkeypatch.setattr(os, "replace", killed_rename)
         with pytest.raises(Killed):
-            folder.save_last(tensors(2), {"step": 2})
+            folder.save_last(tensors(2), state(2))
         monkeypatch.undo()
         with caplog.at_level(logging.WARNING):
             assert folder.load_last().meta["step"] == 2
         assert "next.safetensors" in caplog.text
-        folder.save_last(tensors(3), {"step": 3})  # and the run goes on
+        folder.save_last(tensors(3), state(3))  # and the run goes on
         assert folder.load_last().meta["step"] == 3
         assert {path.name for path in folder.path.glob("*.safetensors")} == {"last.safetensors", "previous.safetensors"}
 

@@ -23,13 +23,13 @@ def check_protocol(dataset: Any, name: str) -> None:
         name: what messages call it.
 
     Raises:
-        UserError: naming what it lacks, or the member with a wrong value.
+        UserError: naming what is missing, or the member with a wrong value.
     """
     missing = [member for member in MEMBERS if not hasattr(dataset, member)]
     if missing:
         raise UserError(
             f"{name}: expected a dataset, for example detrs.data.SampleDataset(samples, names), got "
-            f"{type(dataset).__name__}, which lacks {', '.join(missing)} of the detrs.data.Dataset protocol."
+            f"{type(dataset).__name__} without {', '.join(missing)} of the detrs.data.Dataset protocol."
         )
     for ok, member, expected in (
         (isinstance(dataset.classes, Classes), "classes", "a detrs.data.Classes"),
