@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, BinaryIO, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -23,8 +23,10 @@ from detrs.devices import pick_device
 from detrs.errors import UserError
 from detrs.structures import Batch, Detections
 
-Source = str | Path | bytes | Image.Image | NDArray[Any] | Tensor
-"""A file, folder, glob pattern or URL; the bytes of a file; a Pillow image; an array (H, W, 3); a tensor (3, H, W)."""
+Source = str | Path | bytes | BinaryIO | Image.Image | NDArray[Any] | Tensor
+"""A file, folder, glob pattern or URL; the bytes of a file; a file opened in binary mode (also ``BytesIO``), of which
+the rest is read; a Pillow image; an array (H, W, 3); a tensor (3, H, W)."""
+EXPECTED = "a path, URL, bytes, binary file, Pillow image, array (H, W, 3) or tensor (3, H, W)"
 OnError = Literal["raise", "skip"] | Callable[[str, UserError], object]
 """``raise``; ``skip``: log a warning and continue; or a function of (source, error)."""
 
@@ -189,8 +191,10 @@ def _decoded(
     sources: Source | Iterable[Source], allow_urls: bool, handle: Callable[[str, UserError], object]
 ) -> Iterator[tuple[str | None, Tensor]]:
     """(name, image) of every source that can be read; ``handle`` is called for the others."""
-    if isinstance(sources, str | Path | bytes | Image.Image | np.ndarray | Tensor):
-        sources = [sources]
+    if _is_source(sources):
+        sources = [sources]  # type: ignore[list-item]
+    elif not isinstance(sources, Iterable) or isinstance(sources, dict):
+        raise UserError(f"Expected {EXPECTED}, or an iterable of them, got {_described(sources)}.")
     for source in sources:
         try:
             images = _images_of(source)
@@ -205,7 +209,17 @@ def _decoded(
                 handle(name or type(image).__name__, error)
 
 
-def _images_of(source: Source) -> list[Source]:
+def _is_source(value: object) -> bool:
+    known = (str, Path, bytes, bytearray, memoryview, Image.Image, np.ndarray, Tensor)
+    return isinstance(value, known) or callable(getattr(value, "read", None))
+
+
+def _described(value: object) -> str:
+    """A value that is not a source, in messages."""
+    return "None" if value is None else f"an object of type '{type(value).__name__}'"
+
+
+def _images_of(source: Any) -> list[Any]:
     """``_expanded``, with errors of the file system as ``UserError``."""
     try:
         return _expanded(source)
@@ -218,14 +232,22 @@ def _images_of(source: Source) -> list[Source]:
         raise UserError(f"'{source!s}' is not a valid path or pattern: {str(error).rstrip('.')}{hint}.") from error
 
 
-def _expanded(source: Source) -> list[Source]:
+def _expanded(source: Any) -> list[Any]:
     """The images of a folder or glob; any other source is itself.
 
     Raises:
         UserError: the folder or glob has no image.
     """
+    if not _is_source(source):
+        raise UserError(f"Expected {EXPECTED}, got {_described(source)}.")
+    if isinstance(source, bytearray | memoryview):
+        return [bytes(source)]
+    if not isinstance(source, str | Path | bytes | Image.Image | np.ndarray | Tensor):
+        return [_content(source)]
     if not isinstance(source, str | Path) or _is_url(source):
         return [source]
+    if source == "":
+        raise UserError("The source is an empty string. Expected a path; '.' is the working directory.")
     path = Path(source).expanduser()
     if path.is_dir():
         found: list[Source] = [*_images(path.iterdir(), path)]
@@ -240,6 +262,21 @@ def _expanded(source: Source) -> list[Source]:
     if not found:
         raise UserError(f"No images ({', '.join(IMAGE_SUFFIXES)}) match '{path}'.")
     return found
+
+
+def _content(file: BinaryIO) -> bytes:
+    """The rest of an open file.
+
+    Raises:
+        UserError: it was opened in text mode, or is closed.
+    """
+    try:
+        content = file.read()
+    except (OSError, ValueError) as error:  # closed, not readable, or text that is not UTF-8
+        raise UserError(f"Cannot read the open file: {error}. Open it in binary mode ('rb').") from error
+    if not isinstance(content, bytes):
+        raise UserError("The open file returns text. Open it in binary mode ('rb').")
+    return content
 
 
 def _images(paths: Iterable[Path], given: Path) -> list[Path]:

@@ -150,6 +150,11 @@ def test_unreachable_weights_name_the_remedies(monkeypatch: pytest.MonkeyPatch) 
         TimmBackbone(replace(TINY, name="resnet18.a1_in1k"), pretrained=True)
 
 
+def test_a_stem_that_cannot_be_frozen_is_reported() -> None:
+    with pytest.raises(UserError, match="--model.backbone.freeze-stem False"):
+        TimmBackbone(replace(TINY, name="sam2_hiera_tiny", freeze_stem=True))
+
+
 def test_an_unknown_tag_is_rejected() -> None:
     with pytest.raises(UserError, match=r"timm has no weights called 'resnet18.a1_in1kk'.*Did you mean"):
         TimmBackbone(replace(TINY, name="resnet18.a1_in1kk"))

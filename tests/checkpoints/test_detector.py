@@ -1,5 +1,6 @@
 """Metadata of a checkpoint that are missing, of another type or out of range."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,19 @@ def test_missing_metadata(checkpoint: Path, tmp_path: Path, key: str) -> None:
     format.save(path, saved.tensors, saved.meta)
     with pytest.raises(UserError, match=rf"missing.safetensors.*{key}"):
         load_detector(path)
+
+
+def test_the_folder_of_a_run_is_its_best_detector(checkpoint: Path, tmp_path: Path) -> None:
+    assert load_detector(checkpoint.parent).step == 3
+    with pytest.raises(UserError, match="has no best.safetensors: pass the .safetensors file"):
+        load_detector(tmp_path)
+    format.save(tmp_path / "last.safetensors", {}, {})
+    for path in (tmp_path, tmp_path / "last.safetensors"):
+        with pytest.raises(UserError, match=r"written by the first evaluation.*--resume"):
+            load_detector(path)
+
+
+def test_a_named_pipe_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="is a named pipe. Expected a regular file"):
+        load_detector(tmp_path / "pipe")

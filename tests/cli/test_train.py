@@ -142,7 +142,7 @@ def test_a_folder_with_the_name_of_the_demo_set(detrs: Callable, checkpoint: Pat
     Path("digits").mkdir()
     with pytest.raises(UserError, match=r"Use \./digits for the folder"):
         experiment("--data digits")
-    assert experiment("--data ./digits").data.path == "./digits"
+    assert experiment("--data ./digits").data.path == str(Path("digits").absolute())
     assert "Use ./digits" in detrs("evaluate", checkpoint, "--data", "digits").message
 
 
@@ -297,4 +297,27 @@ def test_state_of_a_run_is_no_detector(detrs: Callable) -> None:
 
     format.save(Path("last.safetensors"), {"x": torch.zeros(3)}, {})
     done = detrs("predict", "last.safetensors", "a.jpg")
-    assert done.code == 2 and "use best.safetensors in the same folder" in done.message
+    assert done.code == 2 and "best.safetensors is written by the first evaluation" in done.message
+
+
+def test_resume_by_the_path_of_the_state_or_without_a_folder(detrs: Callable, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    assert "has no experiment.json" in detrs("train", "--resume", run / "last.safetensors").message
+    assert f"in '{run}'" in detrs("train", "--resume", run / "last.safetensors").message
+    for words in (["--resume"], ["--resume", "--epochs", 3]):
+        assert "Usage: detrs train --resume FOLDER" in detrs("train", *words).message
+
+
+def test_resume_without_the_dataset_names_the_flag(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'gone', does not exist. If it has moved, add --data FOLDER"):
+        train.check_data_exists("gone")
+    train.check_data_exists("digits")
+    train.check_data_exists(str(tmp_path))
+
+
+def test_relative_paths_of_data_are_stored_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert train.read(["detr-r50", "--data", "data"])[0].data.path == str(tmp_path / "data")
+    assert train.read(["detr-r50", "--data", "digits"])[0].data.path == "digits"

@@ -13,9 +13,10 @@ from detrs import models
 from detrs.checkpoints import TrainedDetector, load_detector, save_detector
 from detrs.checkpoints.detector import preprocessing_of
 from detrs.classification import Focal
-from detrs.engine.compatibility import check_divisible, load_initial
+from detrs.engine.compatibility import check_batch_norm, check_divisible, load_initial
 from detrs.errors import UserError
 from detrs.models.detector import Model
+from detrs.presets import preset
 from detrs.structures import Classes
 
 CLASSES = Classes(tuple("0123456789"), tuple(range(10)))
@@ -98,3 +99,34 @@ def test_a_shared_head_is_not_loaded_from_separate_ones(best: Path, tmp_path: Pa
 def test_initial_weights_for_other_classes(best: Path) -> None:
     with pytest.raises(UserError, match="have the classes 0, 1.*has zero, 1.*same order"):
         initialized(best, CLASSES._replace(names=("zero", *CLASSES.names[1:])))
+
+
+@pytest.mark.parametrize(
+    ("images", "size", "norm", "dilated", "is_rejected"),
+    [
+        (1, (32, 32), "batch", False, True),
+        (1, (32, 64), "batch", False, True),
+        (2, (32, 32), "batch", False, False),
+        (1, (33, 64), "batch", False, False),
+        (1, (32, 32), "batch", True, False),
+        (1, (32, 32), "frozen", False, False),
+    ],
+)
+def test_one_value_per_channel_is_not_enough_for_batch_norm(
+    images: int, size: tuple[int, int], norm: Any, dilated: bool, is_rejected: bool
+) -> None:
+    experiment = preset("deformable-detr-r50")
+    backbone = replace(experiment.model.backbone, norm=norm, dilated=dilated)
+    model: Any = experiment.model
+    experiment = replace(
+        experiment,
+        model=replace(model, backbone=replace(backbone, stages=(5,) if dilated else (3, 4, 5))),
+        data=replace(experiment.data, resize_to=size),
+    )
+    check_batch_norm(experiment, 2)
+    if is_rejected:
+        with pytest.raises(UserError, match="--batch-size 2 or more per process, --image-size 64"):
+            check_batch_norm(experiment, images)
+        check_batch_norm(experiment, images, is_synchronized=True)
+    else:
+        check_batch_norm(experiment, images)

@@ -25,7 +25,7 @@ def send(signum: int) -> None:
     time.sleep(0.01)  # the handler runs between two bytecodes of the main thread
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_signal_is_noted_and_maps_to_the_shells_exit_code(signum: int, code: int) -> None:
     before = signal.getsignal(signum)
     with Interruption() as noted:

@@ -110,6 +110,36 @@ def test_resume_takes_back_what_came_after(tmp_path: Path, scores: CocoReport, s
     assert lines(resumed.path) == lines(expected.path)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        bytes(4096),
+        b"\xff\xfe\x00",
+        b'{"kind": "st\n',
+        b"[" * 10**5 + b"\n",
+        b"7\n",
+        b'{"kind": "step"}\n',
+        b'{"step": 1}\n',
+    ],
+    ids=["zeros", "not UTF-8", "torn", "nested", "number", "no step", "no kind"],
+)
+@pytest.mark.parametrize("where", ["start", "end"])
+def test_damaged_lines_are_removed_with_a_warning(
+    damage: bytes, where: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = Metrics(tmp_path / "metrics.jsonl", log_every=1)
+    for step in (1, 2, 3):
+        metrics.step(report(step))
+    expected = lines(metrics.path)[:2]
+    whole = metrics.path.read_bytes()
+    start = damage if damage.endswith(b"\n") else damage + b"\n"
+    metrics.path.write_bytes(whole + damage if where == "end" else start + whole)
+    resumed = Metrics(metrics.path, log_every=1)
+    resumed.resume(json.loads(json.dumps(metrics.state())), 2, evaluated=True)
+    assert lines(metrics.path) == expected
+    assert "removed 1 damaged line," in caplog.text
+
+
 def test_unfinished_evaluation_is_taken_back(tmp_path: Path, scores: CocoReport) -> None:
     metrics = Metrics(tmp_path / "metrics.jsonl", log_every=3)
     metrics.step(report(1))

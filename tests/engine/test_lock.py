@@ -1,3 +1,4 @@
+import errno
 import gc
 import json
 import logging
@@ -202,3 +203,18 @@ def test_a_full_disk_leaves_the_folder_unlocked(folder: Path, monkeypatch: pytes
     other = FolderLock(folder)
     other.acquire()
     other.release()
+
+
+def test_a_folder_that_becomes_read_only_does_not_hide_the_error_of_the_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = FolderLock(folder)
+    lock.acquire()
+
+    def read_only(self: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    lock.release()
+    monkeypatch.undo()
+    FolderLock(folder).acquire()  # it is unlocked, although its files remain

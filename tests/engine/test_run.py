@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from detrs import config
+from detrs.checkpoints import format
 from detrs.engine.run import RunFolder
 from detrs.errors import UserError
 
@@ -196,3 +197,28 @@ def test_resume_refuses_other_settings_and_names_them(
         with caplog.at_level(logging.WARNING):
             folder.check_unchanged(tiny.experiment(schedule={"epochs": 9}, runtime={"workers": 1}))
         assert "schedule.epochs: 2 -> 9" in caplog.text and "workers" not in caplog.text
+
+
+def test_a_detector_in_place_of_the_training_state_is_skipped(
+    folder: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    with folder.open(resume=False):
+        folder.save_last(tensors(1), {"step": 1})
+        folder.save_last(tensors(2), {"step": 2})
+        format.save(folder.last, tensors(3), {"step": 9, "classes": {}, "scores": {}})  # cp best last
+        assert folder.load_last().meta["step"] == 1
+        assert "last.safetensors' is a detector, not a training state" in caplog.text
+        assert "resuming from previous.safetensors" in caplog.text
+        folder.previous.unlink()
+        with pytest.raises(UserError, match="cannot be resumed. .*is a detector, not a training state"):
+            folder.load_last()
+        format.save(folder.best, tensors(3), {"step": 9})  # cp last best
+        with pytest.raises(UserError, match="is not a detector"):
+            folder.read_best()
+        assert format.load(folder.best).meta["step"] == 9
+
+
+def test_a_damaged_metrics_file_of_a_failed_start_can_be_replaced(folder: RunFolder) -> None:
+    folder.path.mkdir(parents=True)
+    folder.metrics.write_bytes(b"\xff\x00")
+    folder.check(resume=False)

@@ -246,7 +246,12 @@ def freeze_below_c3(body: Any) -> tuple[str, ...]:
     c2 = [info["module"] for info in body.feature_info.info if info["reduction"] == 4][-1]
     inside = tuple(f"{name}." for name in (c2, c2.replace(".", "_")))  # timm flattens the names of some models
     names = [name for name, _ in body.named_parameters()]
-    last = max(i for i, name in enumerate(names) if name.startswith(inside))
+    last = max((i for i, name in enumerate(names) if name.startswith(inside)), default=None)
+    if last is None:
+        raise UserError(
+            "The stem of this timm model cannot be frozen, since its stages share one module: "
+            "add --model.backbone.freeze-stem False."
+        )
     for parameter in list(body.parameters())[: last + 1]:
         parameter.requires_grad_(False)
     norms = [(name, module) for name, module in body.named_modules() if isinstance(module, nn.BatchNorm2d)]

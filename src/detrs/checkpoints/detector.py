@@ -84,13 +84,18 @@ def save_detector(path: Path, detector: TrainedDetector) -> None:
 def load_detector(path: Path) -> TrainedDetector:
     """Read a file written by ``save_detector``; the model is on the CPU, in evaluation mode.
 
+    Args:
+        path: The file, or the folder of a run, which means its ``best.safetensors``.
+
     Raises:
         UserError: the file is not such a checkpoint, or this version builds another model from its settings.
     """
+    if path.is_dir():
+        path = best_of(path)
     header = format.read_header(path)
     meta = header.meta
     if "classes" not in meta:
-        raise UserError(f"'{path}' is a training state, not a detector: use best.safetensors in the same folder.")
+        raise UserError(f"'{path}' is a training state, not a detector: {advice(path.parent)}.")
     origin = f"written by detrs {meta.get('detrs', 'unknown')}, read with detrs {importlib.metadata.version('detrs')}"
     try:
         experiment: Experiment = from_dict(Experiment, meta["experiment"])
@@ -129,6 +134,30 @@ def load_detector(path: Path) -> TrainedDetector:
         step=step,
         epoch=epoch,
     )
+
+
+def best_of(folder: Path) -> Path:
+    """The ``best.safetensors`` in the folder of a run.
+
+    Raises:
+        UserError: it does not exist.
+    """
+    path = folder / "best.safetensors"
+    if not path.exists():
+        raise UserError(f"The folder '{folder}' has no best.safetensors: {advice(folder)}.")
+    return path
+
+
+def advice(folder: Path) -> str:
+    """How to get a detector from the folder of a run."""
+    if (folder / "best.safetensors").exists():
+        return f"use '{folder / 'best.safetensors'}'"
+    if (folder / "last.safetensors").exists():
+        return (
+            "best.safetensors is written by the first evaluation. Continue the run with "
+            f"detrs train --resume {folder}, with --evaluation.every-steps for an earlier evaluation"
+        )
+    return "pass the .safetensors file of a detector"
 
 
 def read_classes(values: Any, num_classes: int) -> Classes:

@@ -10,7 +10,7 @@ import io
 import os
 import select
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
 
 from detrs.cli.flags import with_flags
@@ -28,6 +28,8 @@ COMMANDS = {
 """Command -> summary. ``detrs.cli.COMMAND.run(argv)`` runs it."""
 
 INTERRUPTED = 130
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Environment variables that torchrun and accelerate launch set in every process."""
 CLOSED_PIPE = 141
 """Exit code of a process killed by SIGPIPE in a shell, as in ``detrs presets | head``."""
 SPIN_COUNT = 30_000
@@ -59,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if "torch" not in sys.modules:  # OpenMP reads the environment when PyTorch is loaded
         os.environ.update(waiting_policy(os.environ))
+    open_missing_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that the stream cannot encode
     try:
@@ -66,10 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        if not is_closed(sys.stdout):
+        if not discard_broken(is_closed):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
         return CLOSED_PIPE
+    except OSError as error:  # a full disk, or a terminal that was closed
+        if not discard_broken(is_failing):
+            raise
+        print_error(f"Cannot write the output: {error.strerror}.")
+        return 2
     except UserError as error:
         print_error(with_flags(str(error), words[0] if words else ""))
         return 2
@@ -102,6 +109,10 @@ def waiting_policy(environment: Mapping[str, str]) -> dict[str, str]:
 
 def dispatch(words: list[str]) -> int:
     """Import the command's module and run it."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("The working directory was deleted. Change to another directory.") from None
     if not words:
         print(usage(), file=sys.stderr)
         return 2
@@ -111,6 +122,7 @@ def dispatch(words: list[str]) -> int:
     elif command == "--version":
         print(importlib.metadata.version("detrs"))
     elif command in COMMANDS:
+        check_launcher(os.environ)
         importlib.import_module(f"detrs.cli.{command}").run(rest)
     else:
         raise UserError(f"Unknown command '{command}'.{did_you_mean(command, COMMANDS)} See: detrs --help")
@@ -130,10 +142,75 @@ def is_closed(stream: TextIO) -> bool:
         return False
 
 
+def is_failing(stream: TextIO) -> bool:
+    """Whether ``stream`` cannot be written: a line break fails. An error does not contain the stream it came from."""
+    try:
+        stream.write("\n")
+        stream.flush()
+    except OSError:
+        return True
+    return False
+
+
+def discard_broken(is_broken: Callable[[TextIO], bool]) -> bool:
+    """Discard further output of the first broken one of stdout and stderr.
+
+    Returns:
+        Whether one of them is broken.
+    """
+    stream = next((stream for stream in (sys.stdout, sys.stderr) if is_broken(stream)), None)
+    if stream is not None:
+        discard(stream)
+    return stream is not None
+
+
+def discard(stream: TextIO) -> None:
+    """Discard further output of ``stream``, so that the flush at exit does not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def open_missing_streams() -> None:
+    """Open the null device for standard streams that are closed; otherwise the next file would take their place."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor, which is this one
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open until the process ends)
+
+
+def check_launcher(environment: Mapping[str, str]) -> None:
+    """Check that variables of a launcher of several processes are complete, not left by an earlier command.
+
+    Raises:
+        UserError: with the variables to unset.
+    """
+    present = [name for name in LAUNCHER if name in environment]
+    if not {"RANK", "LOCAL_RANK"} & set(present):
+        return
+    missing = [name for name in LAUNCHER if name not in environment]
+    values = [environment.get(name, "") for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")]
+    if not missing and all(value.isdecimal() for value in values):
+        rank, local_rank, world_size = map(int, values)
+        if max(rank, local_rank) < world_size:
+            return
+    reason = f"but not {', '.join(missing)}" if missing else "with values that contradict each other"
+    raise UserError(
+        f"The environment has {', '.join(present)}, {reason}. Unset them (unset {' '.join(present)}), or start several "
+        "processes with torchrun or accelerate launch."
+    )
+
+
 def print_error(message: str) -> None:
-    """Print ``error: message`` to stderr, ``error:`` in red on a terminal."""
+    """Print ``error: message`` to stderr, ``error:`` in red on a terminal. Ignored if stderr cannot be written."""
     from rich.console import Console
     from rich.text import Text
 
     text = Text.assemble(("error: ", "bold red"), printable(message))
-    Console(stderr=True, highlight=False).print(text, soft_wrap=True)
+    try:
+        Console(stderr=True, highlight=False).print(text, soft_wrap=True)
+        sys.stderr.flush()
+    except (OSError, SystemExit):  # rich exits if the pipe is closed
+        discard(sys.stderr)

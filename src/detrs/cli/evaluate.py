@@ -21,7 +21,7 @@ class EvaluateArguments:
     """
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """Path of a best.safetensors."""
+    """Path of a best.safetensors, or the folder of a run."""
     data: str | None = None
     """Folder with COCO annotations, or digits. Default: the dataset used in training."""
     split: str | None = None

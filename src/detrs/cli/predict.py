@@ -30,7 +30,7 @@ class PredictArguments:
     """
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """Path of a best.safetensors."""
+    """Path of a best.safetensors, or the folder of a run."""
     sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SOURCE...")] = ()
     """Files, folders or quoted glob patterns (** includes subfolders)."""
     output: Path | None = None
@@ -63,7 +63,6 @@ def run(argv: list[str]) -> None:
 
     check_threshold(arguments.threshold)
     predictor = Predictor.load(arguments.checkpoint, arguments.device)
-    output = create_output_folder(arguments.output or new_folder("predict"))
     errors: dict[str, UserError] = {}
     images: list[dict[str, Any]] = []
     table = Table("image", "detections", box=SIMPLE_HEAD)
@@ -75,6 +74,7 @@ def run(argv: list[str]) -> None:
         allow_urls=arguments.allow_urls,
         on_error=errors.__setitem__,
     )
+    output = create_output_folder(arguments.output or new_folder("predict"))  # arguments are checked by now
     predictions = output / "predictions.json"
     values = {"checkpoint": str(arguments.checkpoint), "threshold": arguments.threshold}
     best = 0.0

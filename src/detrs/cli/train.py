@@ -20,6 +20,7 @@ from detrs.engine.train import TrainResult, train
 from detrs.errors import UserError
 from detrs.presets import preset
 
+RESUME_USAGE = "--resume requires the folder of the run. Usage: detrs train --resume FOLDER"
 COMMON_FLAGS = {name.replace("-", "_"): setting for setting, name in flags.TRAIN.items()}
 """Common flag -> setting."""
 
@@ -99,8 +100,12 @@ def read(argv: list[str]) -> tuple[Experiment, Path, TrainArguments]:
     """The experiment, the output folder and the parsed arguments."""
     start, rest, folder = Experiment(), argv, None
     name = "PRESET"
-    if argv[:1] == ["--resume"] and len(argv) > 1 and not argv[1].startswith("-"):
+    if argv[:1] == ["--resume"] and not {"--help", "-h"} & set(argv):
+        if len(argv) == 1 or argv[1].startswith("-"):
+            raise UserError(RESUME_USAGE)
         folder, rest = Path(argv[1]), ["--resume", *argv[2:]]
+        if folder.suffix == ".safetensors" and not folder.is_dir():
+            folder = folder.parent  # of last.safetensors
         RunFolder(folder).check(resume=True)
         start, name = config.load(RunFolder(folder).experiment), f"--resume {folder}"
     elif argv and not argv[0].startswith("-"):
@@ -113,11 +118,32 @@ def read(argv: list[str]) -> tuple[Experiment, Path, TrainArguments]:
         TrainArguments, rest, f"detrs train {name}", TrainArguments(**short, output=folder, settings=start)
     )
     if arguments.resume and arguments.output is None:
-        raise UserError("--resume requires the folder of the run: detrs train --resume FOLDER")
+        raise UserError(RESUME_USAGE)
     experiment = merged(arguments, rest)
     if is_given("data", rest) or is_given("data.path", rest):
         check_data(experiment.data.path)
-    return experiment, arguments.output or new_folder(start.name or "train"), arguments
+    elif folder is not None:
+        check_data_exists(experiment.data.path)
+    return with_absolute_data(experiment), arguments.output or new_folder(start.name or "train"), arguments
+
+
+def check_data_exists(path: str | None) -> None:
+    """Check that the dataset of a resumed run still exists.
+
+    Raises:
+        UserError: it does not; relative paths of older runs depend on the working directory.
+    """
+    if path is not None and path != "digits" and not Path(path).expanduser().exists():
+        raise UserError(f"The dataset of this run, '{path}', does not exist. If it has moved, add --data FOLDER.")
+
+
+def with_absolute_data(experiment: Experiment) -> Experiment:
+    """``experiment`` with an absolute path of its dataset, so that the run can be resumed from another directory."""
+    path = experiment.data.path
+    if path is None or path == "digits" or not Path(path).expanduser().exists():
+        return experiment
+    absolute = str(Path(path).expanduser().absolute())
+    return dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, path=absolute))
 
 
 def merged(arguments: TrainArguments, words: list[str]) -> Experiment:

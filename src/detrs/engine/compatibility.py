@@ -36,6 +36,27 @@ def check_divisible(batch_size: int, world_size: int, accumulate: int) -> None:
         )
 
 
+def check_batch_norm(experiment: Experiment, images: int, *, is_synchronized: bool = False) -> None:
+    """Check that BatchNorm in the backbone has more than one value per channel.
+
+    Args:
+        experiment: settings.
+        images: images of one forward pass in one process.
+        is_synchronized: statistics are those of all processes.
+
+    Raises:
+        UserError: with the settings to change.
+    """
+    backbone, data = experiment.model.backbone, experiment.data
+    stride = max(16 if backbone.dilated and stage == 5 else 2**stage for stage in backbone.stages)
+    if backbone.norm == "batch" and images == 1 and not is_synchronized and min(data.resize_to) <= stride:
+        raise UserError(
+            f"BatchNorm needs more than one value per channel, but one image of {min(data.resize_to)} pixels per "
+            f"forward pass has a last feature map of 1 x 1. Use --batch-size 2 or more per process, "
+            f"--image-size {2 * stride} or more, or --model.backbone.norm frozen."
+        )
+
+
 def for_data(experiment: Experiment, train_set: Dataset, val_set: Dataset) -> Experiment:
     """The experiment with the number of classes of its data, and without mirroring where that changes objects.
 

@@ -12,8 +12,12 @@ ONE_KEY_PRESS_SECONDS = 0.5
 """Launchers forward a signal that the terminal has already sent to every process: this is one request, not two."""
 
 
+STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
+"""SIGHUP: the terminal was closed (not on Windows); ``nohup`` ignores it."""
+
+
 class Interrupted(SystemExit):
-    """A signal stopped the run; the exit code is 128 plus its number (SIGTERM 143, SIGINT 130).
+    """A signal stopped the run; the exit code is 128 plus its number (SIGTERM 143, SIGINT 130, SIGHUP 129).
 
     Args:
         signum: number of the signal.
@@ -27,7 +31,7 @@ class Interrupted(SystemExit):
 
 
 class Interruption:
-    """While entered, SIGTERM and SIGINT are recorded; a SIGINT after either stops at once.
+    """While entered, SIGTERM, SIGHUP and SIGINT are recorded; a SIGINT after either stops at once.
 
     Previous handlers are restored at the exit, and called once after the run was stopped. A signal that was ignored
     stays ignored. Outside of the main thread nothing is changed; after an exit in another thread (a generator closed
@@ -47,7 +51,7 @@ class Interruption:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGTERM, signal.SIGINT):
+            for signum in STOPPING:
                 previous = signal.getsignal(signum)
                 if previous not in (signal.SIG_IGN, None):
                     self._previous[signum] = previous

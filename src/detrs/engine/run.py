@@ -152,7 +152,7 @@ class RunFolder:
                 try:
                     meta = format.read_meta(path)
                     check_training_state(path, meta)
-                    found.append((meta["step"], meta["evaluated_step"], path))
+                    found.append((meta["step"], meta.get("evaluated_step", 0), path))
                 except UserError as error:
                     reasons.append(str(error))
         for *_, path in sorted(found, key=lambda state: state[:2], reverse=True):
@@ -168,6 +168,17 @@ class RunFolder:
             return checkpoint
         raise UserError(f"The run in '{self.path}' cannot be resumed. " + " ".join(reasons))
 
+    def read_best(self) -> dict[str, Any]:
+        """The metadata of ``best``.
+
+        Raises:
+            UserError: it is missing, damaged, or not a detector.
+        """
+        meta = format.read_meta(self.best)
+        if "classes" not in meta or "scores" not in meta:
+            raise UserError(f"'{self.best}' is not a detector (a copy of last.safetensors?).")
+        return meta
+
     def _raise_if_used(self) -> None:
         """Raise ``UserError`` unless all files are those of a run that failed before its first checkpoint."""
         if not all(path.is_file() and _is_of_a_failed_start(path) for path in self.path.iterdir()):
@@ -182,9 +193,10 @@ def check_training_state(path: Path, meta: Mapping[str, Any]) -> None:
     Raises:
         UserError: it is not.
     """
-    if "fingerprints" not in meta or not all(type(meta.get(name)) is int for name in ("step", "evaluated_step")):
-        kind = "a detector (a copy of best.safetensors?)" if "classes" in meta else "not a training state"
-        raise UserError(f"'{path}' is {kind}. Training is resumed from a training state.")
+    if "classes" in meta:
+        raise UserError(f"'{path}' is a detector, not a training state (a copy of best.safetensors?).")
+    if not all(type(meta.get(name, 0)) is int for name in ("step", "evaluated_step")) or "step" not in meta:
+        raise UserError(f"'{path}' is not a training state: its metadata have no step.")
 
 
 def _is_of_a_failed_start(path: Path) -> bool:

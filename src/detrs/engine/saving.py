@@ -6,7 +6,6 @@ import logging
 import shlex
 from typing import Any
 
-from detrs.checkpoints import format
 from detrs.config import Experiment
 from detrs.data.sample import Dataset
 from detrs.engine.clock import Clock
@@ -108,7 +107,7 @@ class Saver:
     def compare_best(self) -> None:
         """Compare ``best`` with the state: it may be newer than the state, or lost."""
         try:
-            self.stored_best = format.read_meta(self.folder.best)
+            self.stored_best = self.folder.read_best()
         except UserError as error:
             if self.state.best_scores is not None:
                 logger.warning("%s The next evaluation writes a new one.", error)

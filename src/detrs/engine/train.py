@@ -15,7 +15,7 @@ from detrs.config import Experiment
 from detrs.data import open_dataset
 from detrs.data.protocol import check_protocol
 from detrs.data.sample import Dataset
-from detrs.engine.compatibility import check_divisible
+from detrs.engine.compatibility import check_batch_norm, check_divisible
 from detrs.engine.interruption import Interrupted, Interruption
 from detrs.engine.journal import StepReport, display, format_scores
 from detrs.engine.run import RunFolder
@@ -84,6 +84,9 @@ def training(
     config.validate(experiment)
     runtime = Runtime(experiment.runtime)
     check_divisible(experiment.data.batch_size, runtime.world_size, experiment.runtime.accumulate)
+    images = experiment.data.batch_size // (runtime.world_size * experiment.runtime.accumulate)
+    synchronized = runtime.world_size > 1 and runtime.device.type == "cuda"
+    check_batch_norm(experiment, images, is_synchronized=synchronized)
     if experiment.initial is not None and not resume:
         read_meta(Path(experiment.initial).expanduser())  # a missing file is reported before data are loaded
     folder = RunFolder(Path(output))
