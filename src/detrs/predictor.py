@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from detrs.checkpoints.detector import TrainedDetector, load_detector
+from detrs.data.folders import IMAGE_SUFFIXES, find_images
 from detrs.data.images import decode_image
 from detrs.devices import pick_device
 from detrs.errors import UserError
@@ -30,8 +31,6 @@ EXPECTED = "a path, URL, bytes, binary file, Pillow image, array (H, W, 3) or te
 OnError = Literal["raise", "skip"] | Callable[[str, UserError], object]
 """``raise``; ``skip``: log a warning and continue; or a function of (source, error)."""
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-"""Image files in folders and globs; a single file may have any name."""
 MAX_DOWNLOAD_BYTES = 100_000_000
 DOWNLOAD_TIMEOUT_SECONDS = 30
 
@@ -250,18 +249,24 @@ def _expanded(source: Any) -> list[Any]:
         raise UserError("The source is an empty string. Expected a path; '.' is the working directory.")
     path = Path(source).expanduser()
     if path.is_dir():
-        found: list[Source] = [*_images(path.iterdir(), path)]
-        if not found:
-            within = f"; for images in sub-folders use '{path}/**/*'" if _images(path.rglob("*"), path) else ""
-            raise UserError(f"The folder '{path}' has no images ({', '.join(IMAGE_SUFFIXES)}){within}.")
-        return found
+        found = find_images(path.iterdir(), path)
+        if not found.images:
+            nested = find_images(path.rglob("*"), path).images
+            within = f"; for images in sub-folders use '{path}/**/*'" if nested else ""
+            also = f"; it contains {found.skipped()}: convert them to JPEG or PNG" if found.unsupported else ""
+            raise UserError(f"The folder '{path}' has no images ({', '.join(IMAGE_SUFFIXES)}){also}{within}.")
+        if found.unsupported:
+            logger.warning("skipped in the folder '%s': %s", path, found.skipped())
+        return [*found.images]
     if path.exists() or not any(sign in str(path) for sign in "*?["):
         return [path]
     root = Path(path.anchor)
-    found = [*_images(root.glob(str(path.relative_to(path.anchor))), path)]
-    if not found:
+    found = find_images(root.glob(str(path.relative_to(path.anchor))), path)
+    if found.unsupported:
+        logger.warning("skipped of those that match '%s': %s", path, found.skipped())
+    if not found.images:
         raise UserError(f"No images ({', '.join(IMAGE_SUFFIXES)}) match '{path}'.")
-    return found
+    return [*found.images]
 
 
 def _content(file: BinaryIO) -> bytes:
@@ -277,17 +282,6 @@ def _content(file: BinaryIO) -> bytes:
     if not isinstance(content, bytes):
         raise UserError("The open file returns text. Open it in binary mode ('rb').")
     return content
-
-
-def _images(paths: Iterable[Path], given: Path) -> list[Path]:
-    """The image files among ``paths``, sorted; hidden ones only if ``given`` names them."""
-    return sorted(
-        path
-        for path in paths
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") and part not in given.parts for part in path.parts)
-        and path.is_file()
-    )
 
 
 def _is_url(source: Source) -> bool:

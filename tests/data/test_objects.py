@@ -203,3 +203,11 @@ def test_reading_takes_less_than_three_times_the_size_of_the_file(folder: Any) -
         tracemalloc.stop()
     assert len(annotations.objects) == 60_000
     assert peak < 3 * size and kept < size
+
+
+def test_skipped_images_are_counted(folder: Any) -> None:
+    (folder.images / "page.jpg").write_text("<!DOCTYPE html>")
+    folder.data["images"].append({"id": 500, "file_name": "page.jpg", "height": 9, "width": 9})
+    for number in range(196):
+        folder.data["images"].append({"id": 900 + number, "file_name": "photo 0.png", "height": 61, "width": 97})
+    assert folder.open().num_skipped == 1

@@ -178,6 +178,12 @@ def test_perfect_detector_scores_one_at_any_batch_size(tiny: ModuleType, batch_s
     assert module.training  # as before
 
 
+def test_skipped_images_are_reported(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tiny, "num_skipped", 2, raising=False)
+    scores = evaluate(trained(tiny, Perfect(), 2), Tiny("val"), Runtime(RuntimeConfig(device="cpu")))
+    assert scores.report.num_skipped == scores.report.to_json()["num_skipped"] == 2
+
+
 def test_detector_is_in_its_mode_again_after_an_error(tiny: ModuleType) -> None:
     def unreadable(index: int) -> None:
         raise UserError("no image")

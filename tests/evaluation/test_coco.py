@@ -6,7 +6,7 @@ import io
 import json
 import random
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -338,6 +338,12 @@ def test_table(reference: Data) -> None:
     assert "0.505" in text and "0.697" in text
     assert next(line for line in text.splitlines() if "fire hydrant" in line).split()[-4:] == ["0", "–", "–", "–"]
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_skipped_images_are_in_the_table(reference: Data) -> None:
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(replace(coco_report(*reference), num_skipped=3).table())
+    assert "100 images (3 skipped: missing or unreadable), 830 objects" in console.export_text()
 
 
 def test_names_with_brackets_are_shown_as_they_are() -> None:

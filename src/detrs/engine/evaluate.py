@@ -82,7 +82,8 @@ def evaluate(
     report = coco_report(checked_ground_truth(dataset), results, max_detections=limit) if runtime.is_main else None
     shared = runtime.from_main(report)
     assert shared is not None
-    return Scores(shared, results)
+    num_skipped = getattr(dataset, "num_skipped", 0)  # not a member of the protocol: datasets in Python skip nothing
+    return Scores(replace(shared, num_skipped=num_skipped), results)
 
 
 def evaluate_checkpoint(

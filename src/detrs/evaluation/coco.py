@@ -57,6 +57,8 @@ class CocoReport:
     num_crowd: int
     """Crowd regions; detections in them are ignored."""
     num_detections: int
+    num_skipped: int = 0
+    """Images of the dataset that are missing or unreadable; they are not part of the scores."""
 
     def scalars(self) -> dict[str, float | None]:
         """All metrics except those per class, as a flat dictionary."""
@@ -68,9 +70,10 @@ class CocoReport:
 
     def table(self) -> RenderableType:
         """The report as rich tables: the twelve metrics and the metrics per class."""
+        skipped = f" ({self.num_skipped:,} skipped: missing or unreadable)" if self.num_skipped else ""
         summary = Table(
-            title=f"{self.num_images:,} images, {self.num_objects:,} objects, {self.num_crowd:,} crowd regions, "
-            f"{self.num_detections:,} detections",
+            title=f"{self.num_images:,} images{skipped}, {self.num_objects:,} objects, "
+            f"{self.num_crowd:,} crowd regions, {self.num_detections:,} detections",
             title_justify="left",
             box=SIMPLE_HEAD,
         )
