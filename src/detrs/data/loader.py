@@ -6,6 +6,7 @@ micro-batches or resuming, and no global random state is used. Evaluation batche
 padding, as in prediction.
 """
 
+import logging
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from detrs.data import transforms
 from detrs.data.collate import collate
+from detrs.data.findings import MAX_DEFECTS
 from detrs.data.preprocessing import resized_size
 from detrs.data.protocol import check_sample
 from detrs.data.sample import Dataset, Sample
@@ -22,8 +24,12 @@ from detrs.data.transforms import DataConfig
 from detrs.errors import UserError, printable
 from detrs.structures import Batch
 
+logger = logging.getLogger("detrs")
+
 WORKER_TIMEOUT_S = 120
 """Timeout in seconds for one batch."""
+MAX_REPLACEMENTS = 8
+"""Images that are tried in place of one that cannot be read."""
 SHARED_MEMORY_SIGNS = ("Bus error", "shared memory", "/torch_", "ancdata", "Too many open files")
 """Parts of the errors raised when /dev/shm is full or too many files are open."""
 
@@ -64,7 +70,8 @@ def training_batches(
         pin_memory: use page-locked memory, for copies to a GPU.
 
     Raises:
-        UserError: while iterating: an image cannot be read.
+        UserError: while iterating: more than 1 % of the images cannot be read. Up to 1 % are replaced by other images,
+            with a warning.
     """
     assert config.keep_empty or not dataset.num_empty, "images without objects are dropped by open_dataset"
     assert config.batch_size % (world_size * accumulate) == 0, "checked by engine.compatibility.check_divisible"
@@ -202,20 +209,45 @@ class _Loading(torch.utils.data.Dataset[Any]):
     def __init__(self, plans: _Plans) -> None:
         self.plans = plans
 
-    def __getitem__(self, number: int) -> Batch | UserError:
+    def __getitem__(self, number: int) -> tuple[Batch | UserError, dict[int, str]]:
+        """A batch or the error to raise, and the errors of the images that were replaced, by position in the dataset.
+
+        Errors are raised in ``_load``: torch would wrap a worker's exception into its traceback.
+        """
         dataset, plan = self.plans.dataset, self.plans[number]
         samples: list[Sample] = []
+        failed: dict[int, str] = {}
         for item in plan.items:
             try:
-                sample = dataset[item.number]
-                check_sample(sample, dataset, item.number)
-                samples.append(transforms.apply(item.plan, sample))
+                samples.append(self._sample(item))
             except UserError as error:
-                return error  # raised in _load: torch would wrap a worker's exception into its traceback
+                failed[item.number] = str(error)
+                replaced = self._replacement(item) if isinstance(self.plans, _TrainingPlans) else None
+                if replaced is None:
+                    return error, {}
+                samples.append(replaced)
             except Exception as error:
                 error.add_note(f"while loading {dataset.path_of(item.number)}")
                 raise
-        return collate(samples, plan.size)
+        return collate(samples, plan.size), failed
+
+    def _sample(self, item: _Item) -> Sample:
+        sample = self.plans.dataset[item.number]
+        check_sample(sample, self.plans.dataset, item.number)
+        return transforms.apply(item.plan, sample)
+
+    def _replacement(self, item: _Item) -> Sample | None:
+        """The next readable image of the dataset, resized to the planned size; ``None`` if several in a row fail.
+
+        The batch keeps its size and its shape, and the choice does not depend on workers, processes or micro-batches.
+        """
+        for offset in range(1, MAX_REPLACEMENTS + 1):
+            number = (item.number + offset) % len(self.plans.dataset)
+            try:
+                return self._sample(_Item(number, item.plan._replace(crop=None)))
+            except UserError:
+                continue
+        return None
 
 
 def worker_failure(error: Exception) -> str:
@@ -259,10 +291,11 @@ def _load(plans: _Plans, workers: int, pin_memory: bool) -> Iterator[Batch]:
         generator=torch.Generator(),  # else torch draws a seed from the global generator, and a resumed run differs
     )
     batches = iter(loader)
+    skipped: set[int] = set()
     try:
         for number in range(len(plans)):
             try:
-                batch = next(batches)
+                batch, failed = next(batches)
             except (RuntimeError, OSError) as error:  # a worker that died, hangs or raised
                 paths = ", ".join(plans.dataset.path_of(item.number) for item in plans[number].items)
                 reason = worker_failure(error)
@@ -272,6 +305,12 @@ def _load(plans: _Plans, workers: int, pin_memory: bool) -> Iterator[Batch]:
                 raise
             if isinstance(batch, UserError):
                 raise UserError(str(batch))  # a new one: raising a local variable makes a cycle with this frame ...
+            for index, problem in failed.items():
+                skipped.add(index)
+                logger.warning("skipped in training (%d images of this epoch): %s", len(skipped), problem)
+                if len(skipped) > MAX_DEFECTS * len(plans.dataset):
+                    limit = f"more than {MAX_DEFECTS:.0%} of the {len(plans.dataset)} images cannot be read"
+                    raise UserError(f"{problem} With it, {limit}.")
             yield batch
     finally:
         del batches  # ... and workers whose iterator is left to the garbage collector take 5 s each to end
