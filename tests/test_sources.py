@@ -24,7 +24,7 @@ from detrs.predictor import _decoded, _raise
         ([""], "empty string"),
         (io.StringIO("text"), "binary mode"),
     ],
-    ids=str,
+    ids=["None", "int", "dict", "list of None", "list of int", "nested list", "empty", "list of empty", "text stream"],
 )
 def test_other_objects_are_not_sources(sources: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
