@@ -89,7 +89,7 @@ def test_nothing_is_ever_overwritten(detrs: Callable, checkpoint: Path, folder: 
         ((), "No sources given"),
         (("nowhere",), "nowhere does not exist"),
         (("https://example.com/a.jpg",), "--allow-urls"),
-        (("*.png",), "No images (.jpg, .jpeg, .png, .webp, .bmp, .tif, .tiff) match '*.png'."),
+        (("*.png",), ".tiff) match '*.png'."),
         ((".",), "The folder '.' has no images"),
         (("images/**.jpg",), "; '**' must be a whole path component, as in 'images/**/*.jpg'."),
         (("x" * 300,), "cannot be opened: File name too long"),
