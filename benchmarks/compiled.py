@@ -87,7 +87,7 @@ def launches(
     padded = torch.zeros(2, tokens, dtype=torch.bool) if padding else None
     inputs = Inputs(value, shapes, points, locations, locations[..., 0].contiguous(), reference_points, padded)
     needs = (True, True, True, reference_points is not None)
-    with recorded(target) as found, mock.patch.object(triton_gpu, "BINNED_FROM", 0 if binned else 1 << 30):
+    with recorded(target) as found, mock.patch.object(triton_gpu, "use_binned_backward", lambda *_: binned):
         out = triton_gpu.forward(inputs)
         triton_gpu.backward(torch.zeros_like(out), inputs, needs)
     return found

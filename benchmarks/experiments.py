@@ -1,9 +1,9 @@
 """Six experiments on the design choices of the GPU kernels: python benchmarks/experiments.py [E1 E4 ...]
 
     E1  gradient of the value: atomics or binned, by the number of samples per row (``BINNED_FROM``)
-    E2  forward: lanes per query, warps, queries in rows or in blocks of 8 x 8 pixels
+    E2  lanes per query and warps of each kernel by queries, fused or not, queries in rows or in blocks of 8 x 8 pixels
     E3  token-major or head-major values
-    E4  binned: side of a tile, samples per step, length of a chunk, precision; time of each kernel
+    E4  binned: side of a tile, samples per step, length of a chunk, queries per program, precision; time of each kernel
     E5  fused or not, and the overhead of the host if launches are not recorded
     E6  other implementations, if installed
 
@@ -32,6 +32,7 @@ from detrs.ops.ms_deform_attn import benchmark
 from detrs.ops.ms_deform_attn.benchmark import CHANNELS, ENCODER, HEADS, POINTS, Case
 from detrs.ops.ms_deform_attn.inputs import Inputs
 
+WARP_SIZE = 64 if torch.version.hip else 32
 BANDWIDTH = 4.3e12
 """Memory bandwidth of an H200 in bytes per second."""
 
@@ -114,12 +115,16 @@ def variant(**names: Any) -> ModuleType:
     return module
 
 
-def arguments(case: Case, order: Tensor | None = None) -> Inputs:
-    """Arguments of ``forward``; ``order`` permutes the queries."""
+def arguments(case: Case, order: Tensor | None = None, form: str = "point") -> Inputs:
+    """Arguments of ``forward``: locations and weights ("plain"), or offsets and logits around points ("point");
+    ``order`` permutes the queries."""
     given = benchmark.inputs(case, DEVICE)
-    queries = [given.offsets.flatten(3, 4), given.logits.flatten(3), given.reference_points]
+    if form == "plain":
+        queries: list[Tensor | None] = [given.locations.flatten(3, 4), given.weights.flatten(3), None]
+    else:
+        queries = [given.offsets.flatten(3, 4), given.logits.flatten(3), given.reference_points]
     if order is not None:
-        queries = [x[:, order].contiguous() for x in queries]
+        queries = [x if x is None else x[:, order].contiguous() for x in queries]
     return Inputs(given.value, benchmark.LEVELS, (POINTS,) * len(benchmark.LEVELS), *queries, None)
 
 
@@ -150,15 +155,27 @@ def e1() -> Iterator[Line]:
 
 
 def e2() -> Iterator[Line]:
-    for locations, dtype in itertools.product(LOCATIONS, DTYPES):
-        case = Case(ENCODER, 1, locations, dtype)
+    for form, dtype, parts, warps in itertools.product(("plain", "point"), DTYPES, (1, 2, 4), (1, 2, 4)):
+        case = Case(ENCODER, 1, "star", dtype)
         size = getattr(torch, dtype).itemsize
-        given = {"rows": arguments(case), "blocks": arguments(case, in_blocks())}
-        for order, parts, warps in itertools.product(("rows", "blocks"), (1, 2, 4), (1, 2, 4)):
-            lanes = max(1, CHANNELS // parts * size // 16)
-            tile = {"TILE": 32 // lanes * warps, "PARTS": parts, "WIDTH": CHANNELS // parts, "num_warps": warps}
-            kernels = variant(tiling=lambda channels, size, tile=tile: {"D": channels, **tile})
-            yield line(case, microseconds(partial(kernels.forward, given[order])), FORWARD, order=order, **tile)
+        orders = {"rows": None, "blocks": in_blocks()} if form == "point" else {"rows": None}
+
+        def tiling(channels: int, size: int, parts: int = parts, warps: int = warps) -> dict[str, int]:
+            width = channels // parts
+            tile = WARP_SIZE // max(1, width * size // 16) * warps
+            return {"D": channels, "TILE": tile, "PARTS": parts, "WIDTH": width, "num_warps": warps}
+
+        kernels = variant(tiling=tiling)
+        for order, permutation in orders.items():
+            inputs, grad = kernels._prepared(arguments(case, permutation, form)), upstream(case)
+            works = {
+                "forward": (partial(kernels.forward, inputs), FORWARD),
+                "backward": (partial(kernels.backward, grad, inputs, (False, True, True, False)), FORWARD),
+                "add": (partial(kernels._by_atomics, grad, inputs), SCATTER),
+            }
+            for name, (work, bytes_of) in works.items():
+                others = {"form": form, "kernel": name, "order": order, **tiling(CHANNELS, size)}
+                yield line(case, microseconds(work), bytes_of, **others)
 
 
 def e3() -> Iterator[Line]:
@@ -177,8 +194,10 @@ def e4() -> Iterator[Line]:
     for locations, dtype in itertools.product(LOCATIONS, DTYPES):
         case = Case(ENCODER, 1, locations, dtype)
         key = getattr(torch, dtype)
-        usual = {"side": 8, "step": 64 if dtype == "float32" else 128, "chunk": 1024, "precision": "tf32x3"}
+        usual = {"side": 8, "step": 64 if dtype == "float32" else 128, "chunk": 1024, "queries": 64}
+        usual["precision"] = "tf32x3"
         others = [{"side": 4}, {"side": 16}, {"step": 192 - usual["step"]}, {"chunk": 256}, {"chunk": 4096}]
+        others += [{"queries": queries} for queries in (32, 128, 256)]
         others += [{"precision": "tf32"}] if dtype == "float32" else []
         for chosen in [{}, *others]:
             setting = {**usual, **chosen}
@@ -188,6 +207,7 @@ def e4() -> Iterator[Line]:
                 CHUNK=tl.constexpr(setting["chunk"]),
                 STEPS={key: setting["step"]},
                 DOT_PRECISION=setting["precision"],
+                QUERIES_TO_BIN=setting["queries"],
             )
             inputs, grad = kernels._prepared(arguments(case)), upstream(case)
             with too_large() as failed:

@@ -60,7 +60,7 @@ def test_nothing_spills_and_rows_are_read_sixteen_bytes_at_a_time(compiled, kern
     if kernel == "forward" and target != "gfx942":
         assert report.shared == 0 and not any(code.startswith(("BAR", "SHFL")) for code in report.memory)
     if (kernel, dtype, target) == ("forward", torch.float32, "sm_90"):
-        assert report.per_point <= 12
+        assert report.per_point <= 24
 
 
 def test_the_report_sees_narrow_accesses(compiled) -> None:
