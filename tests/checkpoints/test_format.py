@@ -377,16 +377,24 @@ class TestNonFinite:
     def test_is_refused_by_name(self, path: Path, value: float, dtype: torch.dtype) -> None:
         poisoned = torch.ones(3, 5, dtype=dtype)
         poisoned[1, 2] = value
-        save(path, {"good": torch.ones(3), "decoder.bad": poisoned}, {})
+        save(path, {"good": torch.ones(3), "decoder.bad": poisoned}, {}, allow_non_finite=True)
         with pytest.raises(UserError, match=r"NaN or infinity in decoder\.bad:"):
             load(path)
         loaded = load(path, allow_non_finite=True).tensors
         assert torch.equal(loaded["decoder.bad"].isfinite(), poisoned.isfinite())
 
     def test_five_names_are_enough(self, path: Path) -> None:
-        save(path, {f"layer.{i}": torch.tensor(float("nan")) for i in range(8)}, {})
+        save(path, {f"layer.{i}": torch.tensor(float("nan")) for i in range(8)}, {}, allow_non_finite=True)
         with pytest.raises(UserError, match=r"in layer\.0, layer\.1, layer\.2, layer\.3, layer\.4 and 3 more:"):
             load(path)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_is_not_written_over_a_good_file(self, path: Path, value: float) -> None:
+        save(path, tensors(), META)
+        before = path.read_bytes()
+        with pytest.raises(format.NonFiniteError, match=r"Cannot save .*best\.safetensors: NaN or infinity in bad\."):
+            save(path, {**tensors(), "bad": torch.tensor([1.0, value])}, META)
+        assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
 
 
 class TestInterruption:

@@ -46,3 +46,17 @@ def start() -> Callable[..., subprocess.Popen[str]]:
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
     return start
+
+
+@pytest.fixture
+def trainers(monkeypatch: pytest.MonkeyPatch) -> list[trainer.Trainer]:
+    """The trainers of all runs of a test, each added when it is built."""
+    built: list[trainer.Trainer] = []
+    build = trainer.Trainer.__init__
+
+    def remember(self: trainer.Trainer, *arguments: Any, **options: Any) -> None:
+        build(self, *arguments, **options)
+        built.append(self)
+
+    monkeypatch.setattr(trainer.Trainer, "__init__", remember)
+    return built

@@ -60,7 +60,11 @@ class Header(NamedTuple):
     meta: dict[str, Any]
 
 
-def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+class NonFiniteError(UserError):
+    """Weights or optimizer state with NaN or infinity, which must not replace a file that can be loaded."""
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], *, allow_non_finite: bool = False) -> None:
     """Writes a checkpoint. ``path`` holds either the old file or the complete new one at any time.
 
     Args:
@@ -68,10 +72,14 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
         tensors: On any device, with any strides. Tensors with the same memory, shape and strides are stored once; other
             tensors that share memory are stored as independent copies.
         meta: JSON-serializable, finite numbers only. ``format`` is added.
+        allow_non_finite: Write NaN and infinity. ``load`` rejects such a file by default.
 
     Raises:
+        NonFiniteError: A tensor contains NaN or infinity. The old file is unchanged.
         UserError: The file cannot be written (disk full, no permission). The old file is unchanged.
     """
+    if not allow_non_finite and (non_finite := [name for name, tensor in tensors.items() if not _is_finite(tensor)]):
+        raise NonFiniteError(f"Cannot save {path}: NaN or infinity in {abbreviated(non_finite)}.")
     header, data = _serialize(tensors, {**meta, "format": FORMAT})
     needed = len(header) + len(data)
     with atomic_write(path, what="the checkpoint", needed=needed) as temporary, open(temporary, "xb") as file:

@@ -114,23 +114,33 @@ class Saver:
             self.state.best_scores, self.state.evaluated_step = None, 0
 
     def save(self) -> None:
-        """Write ``last``, from which the run can be resumed bit-exactly."""
+        """Write ``last``, from which the run can be resumed bit-exactly.
+
+        A state with NaN or infinity, which could not be resumed, is not written: existing states are kept, and a
+        warning is logged.
+        """
         if self.runtime.is_main:
             with self.clock.saving_state():
-                self.folder.save_last(
-                    self.state.tensors(),
-                    {
-                        "detrs": importlib.metadata.version("detrs"),
-                        "experiment": to_dict(self.experiment),
-                        "class_names": list(self.class_names),
-                        "fingerprints": self.fingerprints(),
-                        "metrics": self.metrics.state(),
-                        "scaler": self.runtime.scaler_state(),
-                        "clock": self.clock.state(),
-                        **self.state.meta(),
-                    },
-                )
+                try:
+                    self.folder.save_last(self.state.tensors(), self.meta())
+                except format.NonFiniteError as error:
+                    kept = "there is no earlier state" if self.saved is None else f"step {self.saved[0]} is kept"
+                    logger.warning("step %d is not saved (%s): %s", self.state.step, kept, error)
+                    return
         self.saved = self.state.step, self.state.evaluated_step
+
+    def meta(self) -> dict[str, Any]:
+        """Everything that ``last`` contains beside tensors."""
+        return {
+            "detrs": importlib.metadata.version("detrs"),
+            "experiment": to_dict(self.experiment),
+            "class_names": list(self.class_names),
+            "fingerprints": self.fingerprints(),
+            "metrics": self.metrics.state(),
+            "scaler": self.runtime.scaler_state(),
+            "clock": self.clock.state(),
+            **self.state.meta(),
+        }
 
     def is_saved(self) -> bool:
         """Whether ``last`` contains the current state."""
@@ -140,7 +150,7 @@ class Saver:
         """Save what is not saved yet, and log how to resume."""
         if not self.is_saved():
             self.save()
-        if self.runtime.is_main:
+        if self.runtime.is_main and self.is_saved():
             logger.info("stopped after step %d, saved; resume with: %s", self.state.step, self.resume_command())
 
     def save_after_error(self) -> None:
@@ -151,7 +161,7 @@ class Saver:
             self.save()
         except Exception as error:
             logger.warning("step %d could not be saved: %s", self.state.step, error)
-        else:
+        if self.is_saved():
             logger.warning("the run failed; step %d is saved. Resume with: %s", self.state.step, self.resume_command())
 
     def resume_command(self) -> str:

@@ -8,6 +8,7 @@ from torch import nn
 
 from detrs.config import Experiment
 from detrs.data.preprocessing import Preprocessing
+from detrs.engine.buffers import Buffers
 from detrs.engine.clock import Clock
 from detrs.engine.journal import StepReport
 from detrs.engine.optimizer import set_lr
@@ -46,9 +47,12 @@ class Step:
     ) -> None:
         self.experiment, self.objective, self.optimizer, self.state = experiment, objective, optimizer, state
         self.preprocessing, self.clock, self.runtime = preprocessing, clock, runtime
+        self.buffers = Buffers(state.detector)
 
     def __call__(self, batches: tuple[Batch, ...]) -> StepReport:
-        """Train on the micro-batches of this process; a step whose loss or gradient is not finite is skipped.
+        """Train on the micro-batches of this process; a step whose loss or gradient is not finite changes nothing.
+
+        Running statistics (BatchNorm) that are not finite count as a loss that is not finite.
 
         Raises:
             UserError: it is the third in a row to be skipped.
@@ -59,7 +63,12 @@ class Step:
         set_lr(state.optimizer, lr)
         # Dropout is a function of seed, step and process, like the data, so resuming needs no generator state.
         seed_everything(experiment.seed, state.step + 1, self.runtime.rank)
-        terms = self.backward(batches)
+        self.buffers.remember()
+        try:
+            terms = self.backward(batches)
+        except BaseException:  # the state before the step may be saved
+            self.buffers.restore()
+            raise
         loss, grad_norm = terms.pop("total"), terms.pop("grad_norm")
 
         is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
@@ -69,8 +78,10 @@ class Step:
             if state.average is not None:
                 state.average.update()
             state.failures = 0
-        elif not self.runtime.back_off() or not math.isfinite(loss):
-            state.failures += 1
+        else:
+            self.buffers.restore()
+            if not self.runtime.back_off() or not math.isfinite(loss):
+                state.failures += 1
         self.optimizer.zero_grad()
         if state.failures == MAX_FAILURES:
             self.raise_diverged(batches, loss, grad_norm, terms, lr)
@@ -115,6 +126,7 @@ class Step:
             assert not {"total", "grad_norm"} & losses.terms.keys(), "reserved names"
             for name, value in {"total": losses.total.detach(), **losses.terms}.items():
                 sums[name] = sums.get(name, 0.0) + value
+        sums["total"] = sums["total"] + self.buffers.zero_or_nan()  # all processes skip the step if one has to
         values = self.runtime.mean(torch.stack(list(sums.values())))
         grad_norm = self.runtime.clip(self.state.detector.parameters(), self.experiment.optimizer.clip_norm)
         # The only synchronization with the device in a step of a single process; several also reduce their totals.
