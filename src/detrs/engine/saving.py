@@ -6,6 +6,7 @@ import logging
 import shlex
 from typing import Any
 
+from detrs.checkpoints import format
 from detrs.config import Experiment
 from detrs.data.sample import Dataset
 from detrs.engine.clock import Clock

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+from torch.autograd import forward_ad
 
 from detrs.ops import backend
 from detrs.ops.ms_deform_attn import operator, reference
@@ -39,8 +42,11 @@ def ms_deform_attn(
             by level: ``locations`` are (B, Q, M, K, 2) and ``weights`` (B, Q, M, K).
 
     Returns:
-        One row per query in the dtype of ``value``. Computed in float32, or in float64 if any input is float64. For
-        half precision pass ``value`` in half and ``locations`` in float32: half coordinates are off by whole pixels.
+        One row per query in the dtype of ``value``. Compiled kernels compute the output and its gradient.
+        Second derivatives, forward-mode derivatives and those of ``torch.func`` (``grad``, ``jvp``, ``hessian``) are
+        computed in plain PyTorch on all backends, which needs more time and memory. Computed in float32, or in float64
+        if any input is float64. For half precision pass ``value`` in half and ``locations`` in float32: half
+        coordinates are off by whole pixels.
 
     Raises:
         TypeError: An input is not a floating-point tensor.
@@ -109,18 +115,23 @@ def _dispatch(inputs: Inputs) -> Tensor:
     reference_points = None if reference_points is None else reference_points.to(compute)
     if compute == torch.float64:
         value = value.double()
+    inputs = Inputs(value, shapes, points, locations, weights, reference_points, padding)
     chosen = backend.current(value.device.type, value.dtype)
+    if _is_transformed():  # custom operators have no forward-mode derivatives, and none within torch.func.grad
+        chosen = "gather"
     if chosen in backend.KERNELS:
         out = operator.ms_deform_attn(value, inputs.sizes, list(points), locations, weights, reference_points, padding)
         return out.to(dtypes[0])
-    value = value.to(compute)
-    if padding is not None:
-        value = value.masked_fill(padding[..., None, None], 0)
-    if reference_points is not None:
-        locations = reference.locate(locations, reference_points, shapes, points)
-        weights = weights.softmax(-1)
     sample = reference.by_gather if chosen == "gather" else reference.by_grid_sample
-    return reference.ms_deform_attn(value, shapes, points, locations, weights, sample).to(dtypes[0])
+    return reference.compute(inputs, sample).to(dtypes[0])
+
+
+def _is_transformed() -> bool:
+    """Whether derivatives are computed by ``torch.func`` (``grad``, ``jvp``, ...) or in forward mode."""
+    if torch.compiler.is_compiling():
+        return False
+    transforms = retrieve_all_functorch_interpreters() if torch._C._functorch.peek_interpreter_stack() else []
+    return forward_ad._current_level >= 0 or any(each.key() != TransformType.Vmap for each in transforms)
 
 
 def _as_tuples(shapes: Shapes | Tensor) -> Shapes:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from detrs.ops.ms_deform_attn import reference
 from detrs.ops.ms_deform_attn.inputs import Gradients, Inputs
 
 NUM_CORNERS = 4
@@ -121,19 +122,68 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
 ms_deform_attn.register_autograd(_backward, setup_context=_setup_context)
 
 
+def _setup_context_of_backward(ctx: Any, inputs: tuple[Any, ...], output: Gradients) -> None:
+    grad_out, value, ctx.sizes, ctx.points, *tensors, ctx.needs = inputs
+    ctx.save_for_backward(grad_out, value, *tensors)
+
+
+def _second_backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Second derivatives: those of the reference, in plain PyTorch, which can be differentiated further."""
+    grad_out, value, locations, weights, reference_points, padding = ctx.saved_tensors
+    differentiable = [tensor for tensor in (value, locations, weights, reference_points) if tensor is not None]
+    wanted = [index for index in range(len(differentiable)) if ctx.needs[index]]
+
+    def gradients(grad_out: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        def output(*some: Tensor) -> Tensor:
+            every: list[Any] = [*tensors, *([None] * (4 - len(tensors)))]
+            for index, tensor in zip(wanted, some, strict=True):
+                every[index] = tensor
+            value, *others = every
+            inputs = _inputs(value, ctx.sizes, ctx.points, *others, padding)
+            return reference.compute(inputs, reference.by_gather).to(value.dtype)
+
+        pull_back: Any = torch.func.vjp(output, *(tensors[index] for index in wanted))[1]
+        found: tuple[Tensor, ...] = pull_back(grad_out)
+        return found
+
+    pull_back: Any = torch.func.vjp(gradients, grad_out, *differentiable)[1]
+    given = [cotangents[index] for index in wanted]
+    filled = [
+        torch.zeros_like(differentiable[index]) if cotangent is None else cotangent
+        for index, cotangent in zip(wanted, given, strict=True)
+    ]
+    of_grad_out, *of_tensors = pull_back(tuple(filled))
+    of_tensors += [None] * (4 - len(of_tensors))
+    return of_grad_out, of_tensors[0], None, None, *of_tensors[1:], None, None
+
+
+ms_deform_attn_backward.register_autograd(_second_backward, setup_context=_setup_context_of_backward)
+
+
+def _merged(size: int, tensor: Any, dim: int | None) -> Any:
+    """A tensor (or another argument) with the mapped axis merged into the batch."""
+    if not isinstance(tensor, Tensor):
+        return tensor
+    tensor = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return tensor.flatten(0, 1)
+
+
 @ms_deform_attn.register_vmap
 def _(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
     """Merges the mapped axis with the batch."""
     size = info.batch_size
-
-    def merged(tensor: Any, dim: int | None) -> Any:
-        if not isinstance(tensor, Tensor):
-            return tensor
-        tensor = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-        return tensor.flatten(0, 1)
-
-    out = ms_deform_attn(*map(merged, inputs, in_dims))
+    out = ms_deform_attn(*(_merged(size, tensor, dim) for tensor, dim in zip(inputs, in_dims, strict=True)))
     return out.unflatten(0, (size, -1)), 0
+
+
+@ms_deform_attn_backward.register_vmap
+def _(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """Merges the mapped axis with the batch."""
+    size = info.batch_size
+    grads = ms_deform_attn_backward(*(_merged(size, tensor, dim) for tensor, dim in zip(inputs, in_dims, strict=True)))
+    # A gradient that is not needed has no elements and no batch.
+    of_each = tuple(g.unflatten(0, (size, -1)) if g.ndim > 1 else g.expand(size, 0) for g in grads)
+    return of_each, (0, 0, 0, 0)
 
 
 @register_flop_formula(torch.ops.detrs.ms_deform_attn)

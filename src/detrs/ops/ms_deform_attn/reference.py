@@ -1,10 +1,13 @@
 """Multi-scale deformable attention in plain PyTorch: the definition, which tests compare with and exports contain."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from detrs.ops.ms_deform_attn.inputs import Inputs
 
 Sample = Callable[[Tensor, Tensor], Tensor]
 """Samples maps (N, D, h, w) at locations (N, Q, P, 2), and returns (N, D, Q, P)."""
@@ -31,9 +34,11 @@ def by_gather(image: Tensor, locations: Tensor) -> Tensor:
     x, y = (locations * extents([(height, width)], locations) - 0.5).unbind(-1)  # (N, Q, P)
     left, top = x.floor(), y.floor()
     out = image.new_zeros(number, channels, queries, points)
-    for column, row in ((left, top), (left + 1, top), (left, top + 1), (left + 1, top + 1)):
+    # Distances without abs(), whose derivative is 0 on pixel centers; there, the derivative is that to the right.
+    columns, rows = ((left, x - left), (left + 1, left + 1 - x)), ((top, y - top), (top + 1, top + 1 - y))
+    for (row, dy), (column, dx) in itertools.product(rows, columns):
         in_bounds = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        weight = (1 - (x - column).abs()) * (1 - (y - row).abs()) * in_bounds
+        weight = (1 - dx) * (1 - dy) * in_bounds
         index = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()  # (N, Q, P)
         pixel = pixels.gather(2, index.reshape(number, 1, queries * points).expand(-1, channels, -1))
         out = out + pixel.unflatten(2, (queries, points)) * weight[:, None]
@@ -76,6 +81,18 @@ def ms_deform_attn(
         sampled.append(sample(image, on_level))
     out = (torch.cat(sampled, dim=-1) * weights).sum(-1)  # (B*M, D, Q)
     return out.reshape(batch, heads * channels, queries).transpose(1, 2)
+
+
+def compute(inputs: Inputs, sample: Sample = by_grid_sample) -> Tensor:
+    """Multi-scale deformable attention in its plain or its fused form, in the dtype of the locations."""
+    value, shapes, points, locations, weights, reference_points, padding = inputs
+    value = value.to(locations.dtype)
+    if padding is not None:
+        value = value.masked_fill(padding[..., None, None], 0)
+    if reference_points is not None:
+        locations = locate(locations, reference_points, shapes, points)
+        weights = weights.softmax(-1)
+    return ms_deform_attn(value, shapes, points, locations, weights, sample)
 
 
 def locate(
