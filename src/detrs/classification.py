@@ -98,7 +98,9 @@ class Softmax:
 
     def loss(self, logits: Float[Tensor, "Y B Q K"], matched: Matched, labels: Int[Tensor, "N"]) -> Float[Tensor, "Y"]:
         """Weighted cross entropy, summed over each layer; the class of unmatched queries is "no object" (Eq. 2)."""
-        target = torch.full(logits.shape[:-1], logits.shape[-1] - 1, device=logits.device)  # (Y, B, Q)
+        target = torch.full(
+            logits.shape[:-1], logits.shape[-1] - 1, dtype=torch.long, device=logits.device
+        )  # (Y, B, Q)
         target[matched] = labels
         weight = torch.full_like(logits[..., 0], self.no_object_weight)
         weight[matched] = 1.0

@@ -1,14 +1,12 @@
-import random
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from detrs.backbones.timm import BackboneConfig, TimmBackbone
 from detrs.config import RuntimeConfig
 from detrs.criterion.objective import Objective
-from detrs.engine.runtime import Runtime, seed_everything
+from detrs.engine.runtime import Runtime
 from detrs.errors import UserError
 
 
@@ -63,16 +61,6 @@ def test_clip_measures_before_and_limits_after() -> None:
         assert float(runtime.clip(parameters, limit)) == pytest.approx(2 * 8**0.5)
         gradients = torch.cat([p.grad for p in parameters if p.grad is not None])
         assert float(gradients.norm()) == pytest.approx(expected, rel=1e-4)
-
-
-def test_streams_are_functions_of_the_path() -> None:
-    def draw(*path: int) -> tuple[float, float, float]:
-        seed_everything(*path)
-        return random.random(), float(np.random.rand()), float(torch.rand(()))
-
-    draws = {path: draw(*path) for path in [(42,), (42, 1, 0), (42, 1, 1), (42, 2, 0), (43, 1, 0), (2**63 - 1, 0, 0)]}
-    assert len(set(draws.values())) == len(draws)
-    assert all(draw(*path) == values for path, values in draws.items())
 
 
 def test_loss_scale_that_was_lowered_waits_before_it_grows_again() -> None:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from detrs.backbones import weight_file
 from detrs.backbones.weight_file import pretrained_config
 from detrs.errors import UserError, did_you_mean
+from detrs.isolation import only_errors_logged
 
 logger = logging.getLogger("detrs")
-logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # it warns of unused heads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,13 +104,14 @@ def create(config: BackboneConfig, pretrained: bool) -> Any:
         # tensors, not a path: timm would also unpickle files of PyTorch's formats
         options["pretrained_cfg_overlay"] = {"state_dict": weights}
     try:
-        body: Any = timm.create_model(
-            config.name,
-            pretrained=bool(weights),
-            features_only=True,
-            out_indices=[stage - 6 for stage in config.stages],  # C5 is the last feature map of every timm model
-            **options,
-        )
+        with only_errors_logged("timm.models._builder"):  # it warns of unused heads
+            body: Any = timm.create_model(
+                config.name,
+                pretrained=bool(weights),
+                features_only=True,
+                out_indices=[stage - 6 for stage in config.stages],  # C5 is the last feature map of every timm model
+                **options,
+            )
     except (RuntimeError, AssertionError, NotImplementedError, TypeError, KeyError, IndexError) as error:
         if options.keys() & {"pad_type", "output_stride"} and not isinstance(error, RuntimeError | KeyError):
             raise UserError(

@@ -123,7 +123,7 @@ def padded(targets: tuple[Target, ...]) -> tuple[Int[Tensor, "B N"], Float[Tenso
     size = max(len(target.labels) for target in targets)
     device = targets[0].boxes.device
     labels = torch.zeros(len(targets), size, dtype=torch.long, device=device)
-    boxes = torch.full((len(targets), size, 4), 0.5, device=device)
+    boxes = torch.full((len(targets), size, 4), 0.5, dtype=torch.float32, device=device)
     for i, target in enumerate(targets):
         labels[i, : len(target.labels)] = target.labels
         boxes[i, : len(target.boxes)] = target.boxes

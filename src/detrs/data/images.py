@@ -11,7 +11,6 @@
 import io
 import os
 import stat
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from torch import Tensor
 from detrs.data import depth
 from detrs.data.complete import has_late_metadata, is_complete
 from detrs.errors import UserError, printable
+from detrs.isolation import warnings_ignored
 from detrs.magic import kind_of
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
@@ -55,7 +55,11 @@ _TO_UPRIGHT = {
 _TENSOR_DTYPES = (torch.uint8, torch.uint16, torch.bool, torch.float16, torch.float32, torch.float64)
 
 
-def decode_image(source: str | Path | bytes | Image.Image | NDArray[Any] | Tensor) -> UInt8[Tensor, "3 H W"]:
+Bytes = bytes | bytearray | memoryview
+"""The content of a file."""
+
+
+def decode_image(source: str | Path | Bytes | Image.Image | NDArray[Any] | Tensor) -> UInt8[Tensor, "3 H W"]:
     """Decodes an image. The result is in channels-last memory order if ``source`` is a file.
 
     Args:
@@ -70,13 +74,12 @@ def decode_image(source: str | Path | bytes | Image.Image | NDArray[Any] | Tenso
         return _from_array(_to_numpy(source), "tensor", tuple(source.shape))
     if isinstance(source, np.ndarray):
         return _from_array(source, "array", source.shape)
-    with _without_warnings():
-        if isinstance(source, Image.Image):
-            with _user_errors("The Pillow image"):
-                _check_size(source, "The Pillow image")
-                return _pixels(source, "The Pillow image")
-        with _open(source) as image:
-            return _pixels(image, "The image" if isinstance(source, bytes) else printable(source))
+    if isinstance(source, Image.Image):
+        with _user_errors("The Pillow image"):
+            _check_size(source, "The Pillow image")
+            return _pixels(source, "The Pillow image")
+    with _open(source) as image:
+        return _pixels(image, _name(source))
 
 
 def read_sizes(paths: Sequence[str | Path], *, decode: bool = False) -> list[tuple[int, int] | UserError]:
@@ -84,7 +87,7 @@ def read_sizes(paths: Sequence[str | Path], *, decode: bool = False) -> list[tup
 
     Only the header and the end of a file are read, unless ``decode`` is True. A file that may be truncated is decoded.
     """
-    with _without_warnings(), ThreadPoolExecutor(NUM_READERS) as readers:
+    with ThreadPoolExecutor(NUM_READERS) as readers:
         return list(readers.map(partial(_size, decode=decode), paths, chunksize=1))
 
 
@@ -105,16 +108,16 @@ def _size(path: str | Path, decode: bool) -> tuple[int, int] | UserError:
 def is_transposed(path: str | Path) -> bool:
     """Whether the EXIF orientation of an image file exchanges its width and height."""
     try:
-        with _without_warnings(), _open(path) as image:
+        with _open(path) as image:
             return _orientation(image) in TRANSPOSED
     except UserError:
         return False
 
 
 @contextmanager
-def _open(source: str | Path | bytes) -> Iterator[Image.Image]:
+def _open(source: str | Path | Bytes) -> Iterator[Image.Image]:
     """Opens an image and reads its header. Exceptions in the body become a ``UserError`` that names the file."""
-    name = "The image" if isinstance(source, bytes) else printable(source)
+    name = _name(source)
     with _user_errors(name), _stream(source) as stream:
         try:
             image = Image.open(stream, formats=FORMATS)
@@ -130,18 +133,11 @@ def _open(source: str | Path | bytes) -> Iterator[Image.Image]:
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Ignores warnings about metadata. To be entered outside of threads, since warning filters are global."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextmanager
 def _user_errors(name: str) -> Iterator[None]:
-    """Converts the exceptions of the decoders to ``UserError``."""
+    """Converts the exceptions of the decoders to ``UserError``, and ignores warnings about metadata."""
     try:
-        yield
+        with warnings_ignored():
+            yield
     except UserError:
         raise
     except MemoryError:
@@ -152,10 +148,15 @@ def _user_errors(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _stream(source: str | Path | bytes) -> Iterator[IO[bytes]]:
-    if isinstance(source, bytes):
+def _stream(source: str | Path | Bytes) -> Iterator[IO[bytes]]:
+    if isinstance(source, Bytes):
         yield io.BytesIO(source)
         return
+    if not isinstance(source, str | os.PathLike):  # a number is the descriptor of an open file, which would be closed
+        raise UserError(
+            "Expected an image as a path, bytes, Pillow image, NumPy array or tensor, "
+            f"got an object of type {type(source).__name__}."
+        )
     name = printable(source)
     if "://" in name:
         raise UserError(f"{name} is a URL, and files are not downloaded here. Pass a local file.")
@@ -171,6 +172,11 @@ def _stream(source: str | Path | bytes) -> Iterator[IO[bytes]]:
         raise UserError(f"{name} cannot be opened: {error.strerror}.") from None
     with stream:
         yield stream
+
+
+def _name(source: object) -> str:
+    """The source in error messages."""
+    return printable(source) if isinstance(source, str | os.PathLike) else "The image"
 
 
 def _check_size(image: Image.Image, name: str) -> None:

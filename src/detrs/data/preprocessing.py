@@ -32,8 +32,8 @@ class Preprocessing:
     def normalize(self, batch: Batch) -> Batch:
         """A uint8 batch as float32: ``(pixel / 255 - mean) / std``, zero where padded; on its device."""
         images, stats = batch.images, zip(self.mean, self.std, strict=True)
-        scale = torch.tensor([1 / (255 * s) for s in self.std], device=images.device).view(3, 1, 1)
-        shift = torch.tensor([-m / s for m, s in stats], device=images.device).view(3, 1, 1)
+        scale = torch.tensor([1 / (255 * s) for s in self.std], dtype=torch.float32, device=images.device).view(3, 1, 1)
+        shift = torch.tensor([-m / s for m, s in stats], dtype=torch.float32, device=images.device).view(3, 1, 1)
         normalized = torch.addcmul(shift, images.to(torch.float32), scale)  # (B, 3, H, W)
         return batch._replace(images=normalized.masked_fill_(batch.padding[:, None], 0.0))
 

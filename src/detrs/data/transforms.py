@@ -23,6 +23,7 @@ from torchvision.transforms.v2 import functional as F
 from detrs.data.preprocessing import resized_size
 from detrs.data.sample import Sample
 from detrs.errors import UserError
+from detrs.isolation import float32_by_default
 
 OFFICIAL_SIZE = (800, 1333)
 """``resize_to`` of DETR's recipe."""
@@ -128,6 +129,7 @@ def _crop(
     return (height, width), (top, left, window_height, window_width)
 
 
+@float32_by_default()  # torchvision scales boxes in the default dtype
 def apply(plan: Plan, sample: Sample) -> Sample:
     """``sample`` cropped, resized and flipped as planned; boxes are clipped, boxes without area are dropped."""
     image, boxes, labels = sample.image, sample.boxes, sample.labels

@@ -28,7 +28,7 @@ def save_training_batch(batch: Batch, names: Sequence[str], path: Path) -> None:
     drawn = []
     for image, padding, target in list(zip(batch.images, batch.padding, batch.targets, strict=True))[:MAX_IMAGES]:
         height, width = int((~padding[:, 0]).sum()), int((~padding[0]).sum())
-        boxes_xyxy = cxcywh_to_xyxy(target.boxes) * torch.tensor([width, height, width, height])
+        boxes_xyxy = cxcywh_to_xyxy(target.boxes) * torch.tensor([width, height, width, height], dtype=torch.float32)
         small, boxes_xyxy = scaled_down(image[:, :height, :width], boxes_xyxy)
         drawn.append(draw_boxes(small, boxes_xyxy, target.labels, names))
     save_grid(drawn, path)
@@ -52,10 +52,10 @@ def save_predictions(dataset: Dataset, results: list[dict[str, Any]], path: Path
     for index in range(min(len(dataset), MAX_IMAGES)):
         sample = dataset[index]
         own = detections[sample.image_id]
-        boxes = torch.tensor([result["bbox"] for result in own]).reshape(-1, 4)
+        boxes = torch.tensor([result["bbox"] for result in own], dtype=torch.float32).reshape(-1, 4)
         boxes_xyxy = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
         own_labels = torch.tensor([labels[result["category_id"]] for result in own], dtype=torch.long)
-        scores = torch.tensor([result["score"] for result in own])
+        scores = torch.tensor([result["score"] for result in own], dtype=torch.float32)
         image, boxes_xyxy = scaled_down(sample.image, boxes_xyxy)
         drawn.append(draw_boxes(image, boxes_xyxy, own_labels, dataset.classes.names, scores))
     save_grid(drawn, path)
@@ -74,7 +74,7 @@ def scaled_down(image: Tensor, boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
     if scale >= 1:
         return image, boxes_xyxy
     size = [max(1, round(height * scale)), max(1, round(width * scale))]
-    factors = torch.tensor([size[1] / width, size[0] / height] * 2)
+    factors = torch.tensor([size[1] / width, size[0] / height] * 2, dtype=torch.float32)
     return functional.resize_image(image.as_subclass(Tensor), size, antialias=True), boxes_xyxy * factors
 
 

@@ -6,19 +6,23 @@ train``: the code above this file is the same, and so are the results.
 
 import atexit
 import os
-import random
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import numpy as np
 import psutil  # type: ignore[import-untyped,unused-ignore]
 import torch
 import torch.distributed
 from accelerate import Accelerator  # type: ignore[import-untyped,unused-ignore]
-from accelerate.state import AcceleratorState  # type: ignore[import-untyped,unused-ignore]
+from accelerate.state import (  # type: ignore[import-untyped,unused-ignore]
+    AcceleratorState,
+    GradientState,
+    PartialState,
+)
 from accelerate.utils import (  # type: ignore[import-untyped,unused-ignore]
     DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
     broadcast_object_list,
     gather_object,
 )
@@ -35,21 +39,40 @@ Module = TypeVar("Module", bound=nn.Module)
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 """Name of a precision here and in accelerate."""
+SINGLETONS = (PartialState, AcceleratorState, GradientState)
+"""Classes of accelerate whose instances share one state for the whole process."""
 SMALLEST_SCALE = 1.0
 """fp16 overflows while its loss scale is too high; below this the loss itself is not finite."""
+
+
+_swap = threading.RLock()
+
+
+class _OwnState:
+    """accelerate's global state, kept apart from that of the program, which may use accelerate, too.
+
+    Inside a ``with`` block, new instances of ``SINGLETONS`` share this state. One thread at a time is inside.
+    """
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, Any]] = [{} for _ in SINGLETONS]
+        self.replaced: list[list[dict[str, Any]]] = []
+
+    def __enter__(self) -> None:
+        _swap.acquire()
+        self.replaced.append([cls._shared_state for cls in SINGLETONS])
+        for cls, state in zip(SINGLETONS, self.states, strict=True):
+            cls._shared_state = state
+
+    def __exit__(self, *_: object) -> None:
+        for cls, state in zip(SINGLETONS, self.replaced.pop(), strict=True):
+            cls._shared_state = state
+        _swap.release()
 
 
 def is_main_process() -> bool:
     """Whether this is the process that logs and writes; valid before a ``Runtime`` exists."""
     return int(os.environ.get("RANK", "0")) == 0
-
-
-def seed_everything(*path: int) -> None:
-    """Seed all random generators (Python, NumPy, PyTorch on every device) with a function of ``path`` alone."""
-    seed = int(np.random.SeedSequence(path).generate_state(1)[0])
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 class Runtime:
@@ -66,25 +89,28 @@ class Runtime:
         device = pick_device(config.device)
         if config.precision == "fp16" and device.type == "cpu":
             raise UserError("runtime.precision 'fp16' is not supported on the CPU: choose 'fp32' or 'bf16'.")
-        # accelerate's state is global; a second run in this process may use another device or precision.
-        AcceleratorState._reset_state(reset_partial_state=True)
-        self._accelerator = Accelerator(
-            cpu=device.type == "cpu",
-            mixed_precision=PRECISIONS[config.precision],
-            device_placement=False,
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-        )
-        if self._accelerator.num_processes > 1:
+        self._state = _OwnState()
+        with self._state:
+            self._accelerator = Accelerator(
+                cpu=device.type == "cpu",
+                mixed_precision=PRECISIONS[config.precision],
+                device_placement=False,
+                # as a plugin, since ACCELERATE_GRADIENT_ACCUMULATION_STEPS would replace a number
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
+                kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+            )
+            self.rank = self._accelerator.process_index
+            self.world_size = self._accelerator.num_processes
+            self.is_main = self._accelerator.is_main_process
+            own_device = self._accelerator.device
+        if self.world_size > 1:
             atexit.register(_leave_process_group)
-        self.rank = self._accelerator.process_index
-        self.world_size = self._accelerator.num_processes
-        self.is_main = self._accelerator.is_main_process
         if self.world_size > 1 and device.index is not None:
             raise UserError(
                 f"runtime.device is '{config.device}', but each of {self.world_size} processes needs its own device: "
                 f"use '{device.type}', and CUDA_VISIBLE_DEVICES to select devices."
             )
-        self.device = self._accelerator.device if self.world_size > 1 else device
+        self.device = own_device if self.world_size > 1 else device
 
     def synchronize_batch_norm(self, detector: Module) -> Module:
         """On several GPUs: BatchNorm statistics over the images of all of them. (PyTorch has none for the CPU.)"""
@@ -95,7 +121,8 @@ class Runtime:
     def prepare(self, objective: Objective, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         """Wrap the objective (autocast, distributed) and the optimizer for training."""
         self._accelerator.ddp_handler.find_unused_parameters = objective.has_unused_parameters
-        wrapped, prepared = self._accelerator.prepare(objective, optimizer)
+        with self._state:
+            wrapped, prepared = self._accelerator.prepare(objective, optimizer)
         return wrapped, prepared
 
     @contextmanager
@@ -104,16 +131,18 @@ class Runtime:
         if last:
             yield
         else:
-            with self._accelerator.no_sync(objective):
+            with self._state, self._accelerator.no_sync(objective):
                 yield
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of ``loss``, scaled under fp16."""
-        self._accelerator.backward(loss)
+        with self._state:
+            self._accelerator.backward(loss)
 
     def clip(self, parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:
         """Clip the gradient of all parameters together; returns its L2 norm before. ``None``: no clipping."""
-        return self._accelerator.clip_grad_norm_(list(parameters), float("inf") if max_norm is None else max_norm)
+        with self._state:
+            return self._accelerator.clip_grad_norm_(list(parameters), float("inf") if max_norm is None else max_norm)
 
     def back_off(self) -> bool:
         """Lower fp16's loss scale after a gradient that is not finite. Returns whether overflow may be the cause."""
@@ -157,11 +186,13 @@ class Runtime:
 
     def gather(self, items: list[T]) -> list[T]:
         """The items of all processes, in the order of their ranks, on every process."""
-        return gather_object(items) if self.world_size > 1 else items
+        with self._state:
+            return gather_object(items) if self.world_size > 1 else items
 
     def from_main(self, value: T) -> T:
         """The main process's ``value``, on every process."""
-        return broadcast_object_list([value])[0] if self.world_size > 1 else value
+        with self._state:
+            return broadcast_object_list([value])[0] if self.world_size > 1 else value
 
     def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
         """Broadcast ``tensors`` from the main process."""
@@ -171,11 +202,14 @@ class Runtime:
 
     def wait_for_all(self) -> None:
         """Barrier."""
-        self._accelerator.wait_for_everyone()
+        with self._state:
+            self._accelerator.wait_for_everyone()
 
-    def main_first(self) -> Any:
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
         """A context that the main process enters first (downloads, caches)."""
-        return self._accelerator.main_process_first()
+        with self._state, self._accelerator.main_process_first():
+            yield
 
     def memory_bytes(self) -> int:
         """Peak memory of the GPU, or current resident memory of this process."""

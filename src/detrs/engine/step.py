@@ -12,10 +12,11 @@ from detrs.engine.buffers import Buffers
 from detrs.engine.clock import Clock
 from detrs.engine.journal import StepReport
 from detrs.engine.optimizer import set_lr
-from detrs.engine.runtime import Runtime, seed_everything
+from detrs.engine.runtime import Runtime
 from detrs.engine.schedule import lr_factor
 from detrs.engine.state import TrainingState
 from detrs.errors import UserError
+from detrs.isolation import random_streams
 from detrs.structures import Batch, Totals
 
 MAX_FAILURES = 3
@@ -61,11 +62,11 @@ class Step:
         batch_size, progress = experiment.data.batch_size, clock.progress(state.step)
         lr = experiment.optimizer.lr * lr_factor(experiment.schedule, state.step, progress, batch_size)
         set_lr(state.optimizer, lr)
-        # Dropout is a function of seed, step and process, like the data, so resuming needs no generator state.
-        seed_everything(experiment.seed, state.step + 1, self.runtime.rank)
         self.buffers.remember()
         try:
-            terms = self.backward(batches)
+            # Dropout is a function of seed, step and process, like the data, so resuming needs no generator state.
+            with random_streams(experiment.seed, state.step + 1, self.runtime.rank):
+                terms = self.backward(batches)
         except BaseException:  # the state before the step may be saved
             self.buffers.restore()
             raise

@@ -18,11 +18,12 @@ from detrs.engine.figures import save_curves, save_predictions, save_training_ba
 from detrs.engine.journal import Metrics, StepReport, summary
 from detrs.engine.optimizer import build_optimizer
 from detrs.engine.run import RunFolder
-from detrs.engine.runtime import Runtime, seed_everything
+from detrs.engine.runtime import Runtime
 from detrs.engine.saving import Saver
 from detrs.engine.state import TrainingState
 from detrs.engine.step import Step
 from detrs.errors import UserError
+from detrs.isolation import random_streams
 from detrs.layers.activation_checkpointing import checkpoint_activations
 from detrs.structures import Batch
 
@@ -74,9 +75,8 @@ class Trainer:
         )
         self.metrics = Metrics(folder.metrics, experiment.runtime.log_every, writes=runtime.is_main)
 
-        seed_everything(experiment.seed)
         pretrained = not resume and experiment.initial is None
-        with runtime.main_first():
+        with runtime.main_first(), random_streams(experiment.seed):
             detector = models.build(experiment.model, pretrained=pretrained).to(runtime.device).train()
         if experiment.initial is not None and not resume:
             load_initial(experiment.initial, detector, experiment.model, self.classes)

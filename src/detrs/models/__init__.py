@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 from detrs import schema
 from detrs.backbones.timm import BackboneConfig
 from detrs.errors import UserError
+from detrs.isolation import float32_by_default
 from detrs.models import anchor_detr, conditional_detr, deformable_detr, detr
 from detrs.models.anchor_detr import AnchorDETRConfig
 from detrs.models.conditional_detr import ConditionalDETRConfig
@@ -75,5 +76,6 @@ def build(config: ModelSettings, pretrained: bool = False) -> Model:
         UserError: for settings out of range or settings that contradict each other.
     """
     check(config)
-    model: Model = MODELS[type(config)].build(config, pretrained)
+    with float32_by_default():
+        model: Model = MODELS[type(config)].build(config, pretrained)
     return model
