@@ -14,8 +14,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # One thread per process, since tests run in one process per core. Subprocesses inherit it. This file imports no torch,
 # which reads these variables when it is imported.
+# ``tests/numerics/perturb.py`` asks for two.
 for library in ("OMP", "MKL", "OPENBLAS", "NUMBA"):
-    os.environ[f"{library}_NUM_THREADS"] = "1"
+    os.environ[f"{library}_NUM_THREADS"] = os.environ.get("DETRS_TEST_THREADS", "1")
 
 
 def keep_bytecode() -> None:
@@ -65,6 +66,15 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("the shared data folder is not beside the repository")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def perturbed() -> None:
+    """Another seed, or no oneDNN, where ``tests/numerics/perturb.py`` asks for it."""
+    if "DETRS_TEST_SEED" in os.environ or "DETRS_TEST_ONEDNN" in os.environ:
+        import perturb
+
+        perturb.apply()
 
 
 @pytest.fixture(scope="session", autouse=True)

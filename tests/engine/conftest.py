@@ -14,6 +14,7 @@ from detrs.engine import trainer
 
 SCRIPT = Path(__file__).with_name("run_tiny.py")
 SOURCE = Path(__file__).parents[2] / "src"
+NUMERICS = Path(__file__).parents[1] / "numerics"
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +29,7 @@ def no_drawings(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
     if "drawings" not in request.fixturenames:
         for name in ("save_training_batch", "save_predictions", "save_curves"):
             monkeypatch.setattr(trainer, name, lambda *arguments: None)
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def start() -> Callable[..., subprocess.Popen[str]]:
     """Start ``run_tiny.py`` as a process group of its own: ``start(*arguments, launcher=(...))``."""
 
     def start(*arguments: Any, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-        environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (SOURCE, NUMERICS)))}
         command = [sys.executable, *launcher, str(SCRIPT), *map(str, arguments)]
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
 

@@ -78,8 +78,11 @@ def training(experiment: Experiment, output: Path | str, **options: Any) -> Gene
 
 
 if __name__ == "__main__":
+    import perturb
+
     from detrs.engine.runtime import is_main_process
 
+    perturb.apply()
     arguments = sys.argv[1:]
     trainer.save_curves = trainer.save_predictions = trainer.save_training_batch = lambda *arguments: None
     settings = json.loads(arguments[-1]) if arguments[-1].startswith("{") else {}

@@ -25,14 +25,16 @@ from torch import Tensor
 
 from detrs import ops
 from detrs.checkpoints import format
+from detrs.classification import Classification
 from detrs.criterion.set_criterion import CriterionConfig, SetCriterion
 from detrs.models import ModelConfig, build
 from detrs.models.conditional_detr import ConditionalDETRConfig
 from detrs.models.detr import DETRConfig
 from detrs.presets import preset
-from detrs.structures import Predictions, Queries, Totals
+from detrs.structures import Prediction, Predictions, Queries, Totals
 
-STEPS = 120
+STEPS = 1000
+"""Limit of ``test_overfits_one_image``."""
 
 
 def test_every_variant_is_here() -> None:
@@ -240,37 +242,48 @@ def test_attention_mask_separates_groups_of_queries(config: ModelConfig) -> None
 
 @TINY
 def test_overfits_one_image(name: str) -> None:
-    """In a few steps, with the preset's kind of classification and the papers' weights of the loss.
+    """With the preset's kind of classification and the papers' weights of the loss, within STEPS steps.
+
+    Matching makes this training chaotic: after a fixed number of steps the result depends on rounding, and so on the
+    processor. The number of steps until all objects are detected is between 40 and 240 for 8 seeds; the limit leaves
+    a factor of four. The learning rate is constant, since a decay would end training at a fixed step.
 
     Queries of one pattern (Anchor DETR) are almost equal at first and diverge slowly: their position embeddings are
-    scaled here to a standard deviation of about 1, as DETR's, and there are more steps.
+    scaled here to a standard deviation of about 1, as DETR's.
     """
     torch.manual_seed(0)
     experiment = preset(name)
     classification = type(experiment.model.classification)()
     config = replace(shrunk(name), decoder_layers=2, encoder_layers=1, classification=classification)
     detector = build(config).train()
-    steps = STEPS * patterns(experiment.model)
     with torch.no_grad():
         for parameter_name, parameter in detector.named_parameters():
             if parameter_name.endswith("adapt.2.weight"):
                 parameter.mul_(6)
     optimizer = torch.optim.AdamW(detector.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=steps)
     image, padding = torch.randn(1, 3, 67, 97), torch.zeros(1, 67, 97, dtype=torch.bool)
     criterion = SetCriterion(CriterionConfig(), classification)
-    for _ in range(steps):
+    for step in range(STEPS):
         optimizer.zero_grad()
         criterion(detector(image, padding), TARGETS[:1], Totals.of(TARGETS[:1])).total.backward()
         torch.nn.utils.clip_grad_norm_(detector.parameters(), 0.1)
         optimizer.step()
-        schedule.step()
-    prediction = detector.eval()(image, padding).last
+        if step % 20 == 19:
+            with torch.no_grad():
+                prediction = detector.eval()(image, padding).last
+            if finds_every_object(prediction, classification):
+                return
+            detector.train()
+    raise AssertionError(f"not all objects are detected after {STEPS} steps")
+
+
+def finds_every_object(prediction: Prediction, classification: Classification) -> bool:
+    """Whether the best three detections are the objects of ``TARGETS[0]``: score, label and box."""
     best = classification.best(prediction.logits, 3)
-    assert best.scores.min() > 0.4
     boxes, order = prediction.boxes[0, best.queries[0]], []
     for label, box in zip(TARGETS[0].labels, BOXES, strict=True):
         near = (boxes - box).abs().amax(-1).masked_fill(best.labels[0] != label, torch.inf)
+        if near.min() >= 0.05:
+            return False
         order.append(near.argmin().item())
-        assert near.min() < 0.05
-    assert sorted(order) == [0, 1, 2]
+    return sorted(order) == [0, 1, 2] and best.scores.min().item() > 0.4
