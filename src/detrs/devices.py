@@ -1,6 +1,10 @@
 """The device that a name stands for."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+from torch import Tensor
 
 from detrs.errors import UserError
 
@@ -34,3 +38,25 @@ def pick_device(name: str) -> torch.device:
     if (device.index or 0) >= count:
         raise UserError(f"Cannot use device '{name}': this machine has {count} x {device.type}, counted from 0.")
     return device
+
+
+@contextmanager
+def memory_errors(images: Tensor, remedy: str) -> Iterator[None]:
+    """Converts the error of a device whose memory is exhausted.
+
+    Args:
+        images: (B, 3, H, W), the batch that is processed.
+        remedy: what to do, as a sentence without a period.
+
+    Raises:
+        UserError: with the number and size of the images.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        count, _, height, width = images.shape
+        message = str(error).splitlines()[0]
+        raise UserError(
+            f"The device '{images.device}' is out of memory with {count} images of {height} x {width} pixels "
+            f"(padded): {message} {remedy}."
+        ) from None  # the traceback would keep the tensors

@@ -101,6 +101,15 @@ def remove_partial(folder: Path) -> int:
     return len(partial)
 
 
+def free_bytes(folder: Path) -> int | None:
+    """Free space of the disk that ``folder``, which may not exist yet, is on; ``None`` if it is unknown."""
+    existing = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
+    try:
+        return shutil.disk_usage(existing).free
+    except OSError:
+        return None
+
+
 def _free_space(folder: Path, needed: int) -> str:
     try:
         free = shutil.disk_usage(folder).free

@@ -14,11 +14,16 @@ import torch
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
 from detrs.data import images
-from detrs.data.images import decode_image, read_sizes
+from detrs.data.images import decode_image, read_headers
 from detrs.errors import UserError
 
 RANDOM = np.random.default_rng(3)
 PHOTO = RANDOM.integers(0, 256, (37, 53, 3), dtype=np.uint8)
+
+
+def read_sizes(paths: list[Any], **options: bool) -> list[Any]:
+    """(height, width) of each image, or its error."""
+    return [x if isinstance(x, UserError) else x.size for x in read_headers(paths, **options)]
 
 
 def encoded(image: Image.Image, format: str, **options: Any) -> bytes:

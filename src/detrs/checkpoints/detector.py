@@ -14,6 +14,7 @@ from detrs.checkpoints import format
 from detrs.checkpoints.skeleton import Skeleton
 from detrs.config import Experiment
 from detrs.data.preprocessing import Preprocessing
+from detrs.devices import memory_errors
 from detrs.errors import UserError
 from detrs.models.detector import Model
 from detrs.postprocess import detections
@@ -52,7 +53,8 @@ class TrainedDetector:
         """
         batch = self.preprocessing.normalize(batch)
         evaluation = self.experiment.evaluation
-        boxes = self.module.detect(batch.images, batch.padding, evaluation.max_detections)
+        with memory_errors(batch.images, "Lower --batch-size or the image size"):
+            boxes = self.module.detect(batch.images, batch.padding, evaluation.max_detections)
         found = detections(boxes, image_sizes, self.classes, sources)
         return [each.clipped() for each in found] if evaluation.clip else found
 

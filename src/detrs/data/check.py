@@ -13,7 +13,7 @@ import numpy as np
 
 from detrs.data.detect import Split
 from detrs.data.findings import Findings, add_items
-from detrs.data.images import is_transposed, read_sizes
+from detrs.data.images import is_transposed, read_headers
 from detrs.data.json_file import Sink, read_json
 from detrs.data.locate import locate
 from detrs.data.object_checks import check_objects
@@ -188,14 +188,17 @@ def _check_files(
 ) -> dict[int, ImageEntry]:
     """Opens every file and compares its size, so that a damaged file is found now and not during training."""
     distinct = list(dict.fromkeys(paths.values()))
-    found = dict(zip(distinct, read_sizes(distinct, decode=decode), strict=True))
+    found = dict(zip(distinct, read_headers(distinct, decode=decode), strict=True))
     images: dict[int, ImageEntry] = {}
     unreadable: list[str] = []
     for id_, path in paths.items():
-        size, declared = found[path], sizes[id_]
-        if isinstance(size, UserError):
-            unreadable.append(f"image {id_}: {str(size).rstrip('.')}")
+        header, declared = found[path], sizes[id_]
+        if isinstance(header, UserError):
+            unreadable.append(f"image {id_}: {str(header).rstrip('.')}")
             continue
+        size = header.size
+        if header.frames > 1:
+            notes.add("image file with several frames, of which the first is used", f"{path} ({header.frames} frames)")
         if declared is not None and declared != size:
             place = f"{path} is {size[1]} x {size[0]}, not {declared[1]} x {declared[0]}{swapped(path, size, declared)}"
             errors.add("image whose size (width x height) differs from the annotation file", f"image {id_}: {place}")

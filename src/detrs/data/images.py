@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -82,25 +82,36 @@ def decode_image(source: str | Path | Bytes | Image.Image | NDArray[Any] | Tenso
         return _pixels(image, _name(source))
 
 
-def read_sizes(paths: Sequence[str | Path], *, decode: bool = False) -> list[tuple[int, int] | UserError]:
-    """(height, width) of each image after EXIF orientation, or the error for a file that cannot be read.
+class Header(NamedTuple):
+    """Of an image file."""
+
+    size: tuple[int, int]
+    """(height, width) after EXIF orientation."""
+    frames: int
+    """Images in the file, of which only the first is used: pages of a TIFF, or images of an MPO."""
+
+
+def read_headers(paths: Sequence[str | Path], *, decode: bool = False) -> list[Header | UserError]:
+    """The header of each image, or the error for a file that cannot be read.
 
     Only the header and the end of a file are read, unless ``decode`` is True. A file that may be truncated is decoded.
     """
     with ThreadPoolExecutor(NUM_READERS) as readers:
-        return list(readers.map(partial(_size, decode=decode), paths, chunksize=1))
+        return list(readers.map(partial(_header, decode=decode), paths, chunksize=1))
 
 
-def _size(path: str | Path, decode: bool) -> tuple[int, int] | UserError:
+def _header(path: str | Path, decode: bool) -> Header | UserError:
     try:
         with _open(path) as image:
             width, height = image.size
+            frames = getattr(image, "n_frames", 1) if image.format in ("TIFF", "MPO") else 1
+            image.seek(0)
             if decode:
                 _pixels(image, printable(path))
             elif not is_complete(image) or has_late_metadata(image):
                 image.load()
             transposed = image.format != "TIFF" and _orientation(image) in TRANSPOSED  # Pillow rotates TIFF itself
-            return (width, height) if transposed else (height, width)
+            return Header((width, height) if transposed else (height, width), frames)
     except UserError as error:
         return error
 

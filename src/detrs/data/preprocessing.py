@@ -4,11 +4,14 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from detrs.structures import Batch
+
+MAX_SIDE = 16_384
+"""Upper limit of ``resize_to`` in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +21,7 @@ class Preprocessing:
     The way back to the original image needs nothing else: boxes are in [0, 1] of the image, whatever its size.
     """
 
-    resize_to: tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)]]
+    resize_to: tuple[Annotated[int, Ge(1), Le(MAX_SIDE)], Annotated[int, Ge(1), Le(MAX_SIDE)]]
     """(short, long) in pixels: the short side becomes ``short`` unless the long side would exceed ``long``."""
     mean: tuple[float, float, float]
     """Of each color channel, on [0, 1]."""

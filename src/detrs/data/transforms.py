@@ -20,7 +20,7 @@ from annotated_types import Ge, Gt, Le
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from detrs.data.preprocessing import resized_size
+from detrs.data.preprocessing import MAX_SIDE, resized_size
 from detrs.data.sample import Sample
 from detrs.errors import UserError
 from detrs.isolation import float32_by_default
@@ -49,7 +49,7 @@ class DataConfig:
     """Name of the split to train on."""
     val_split: str = "val"
     """Name of the split to evaluate on (``val``, ``valid`` and ``validation`` are synonyms)."""
-    resize_to: tuple[Annotated[int, Ge(32)], Annotated[int, Ge(32)]] = OFFICIAL_SIZE
+    resize_to: tuple[Annotated[int, Ge(32), Le(MAX_SIDE)], Annotated[int, Ge(32), Le(MAX_SIDE)]] = OFFICIAL_SIZE
     """(short, long) in pixels: the short side becomes ``short`` unless the long side would exceed ``long``."""
     augment: Literal["none", "flip", "crop", "official"] = "crop"
     """``flip``: horizontal flip and multi-scale. ``crop``: also a random crop in half of the images, scaled to

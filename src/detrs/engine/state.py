@@ -54,6 +54,12 @@ class TrainingState:
             **{f"optimizer/{name}": t for name, t in optimizer_tensors(self.optimizer, self.detector).items()},
         }
 
+    def planned_bytes(self) -> int:
+        """Size of the checkpoints of a run: two training states and ``best``, and one more while it is written."""
+        weights = sum(tensor.nbytes for tensor in self.detector.state_dict().values())
+        moments = sum(2 * parameter.nbytes for parameter in self.detector.parameters() if parameter.requires_grad)
+        return 3 * ((1 if self.average is None else 2) * weights + moments) + weights
+
     def meta(self) -> dict[str, Any]:
         """The rest, as plain data."""
         updates = 0 if self.average is None else self.average.updates

@@ -4,10 +4,11 @@ import math
 from typing import Any, NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from detrs.config import Experiment
 from detrs.data.preprocessing import Preprocessing
+from detrs.devices import memory_errors
 from detrs.engine.buffers import Buffers
 from detrs.engine.clock import Clock
 from detrs.engine.journal import StepReport
@@ -19,6 +20,10 @@ from detrs.errors import UserError
 from detrs.isolation import random_streams
 from detrs.structures import Batch, Totals
 
+REMEDY = (
+    "Continue with --resume and a higher --runtime.accumulate or --runtime.checkpoint-activations True, or start again "
+    "with a lower --batch-size or --image-size"
+)
 MAX_FAILURES = 3
 """Consecutive steps without a finite loss and gradient after which a run stops."""
 
@@ -63,9 +68,10 @@ class Step:
         lr = experiment.optimizer.lr * lr_factor(experiment.schedule, state.step, progress, batch_size)
         set_lr(state.optimizer, lr)
         self.buffers.remember()
+        largest = max((batch.images for batch in batches), key=Tensor.numel)
         try:
             # Dropout is a function of seed, step and process, like the data, so resuming needs no generator state.
-            with random_streams(experiment.seed, state.step + 1, self.runtime.rank):
+            with random_streams(experiment.seed, state.step + 1, self.runtime.rank), memory_errors(largest, REMEDY):
                 terms = self.backward(batches)
         except BaseException:  # the state before the step may be saved
             self.buffers.restore()

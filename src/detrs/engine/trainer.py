@@ -23,6 +23,7 @@ from detrs.engine.saving import Saver
 from detrs.engine.state import TrainingState
 from detrs.engine.step import Step
 from detrs.errors import UserError
+from detrs.files import free_bytes
 from detrs.isolation import random_streams
 from detrs.layers.activation_checkpointing import checkpoint_activations
 from detrs.structures import Batch
@@ -112,6 +113,12 @@ class Trainer:
             logger.warning(
                 "%d training images for a batch size of %d: images repeat within a batch; lower --batch-size",
                 *(len(self.train_set), data.batch_size),
+            )
+        free, planned = free_bytes(self.folder.path), self.state.planned_bytes()
+        if free is not None and free < planned:
+            logger.warning(
+                "%s has %.1f GB of free space, but the checkpoints need about %.1f GB",
+                *(self.folder.path, free / 1e9, planned / 1e9),
             )
         if experiment.model.backbone.norm == "batch" and experiment.runtime.accumulate > 1:
             logger.warning("BatchNorm uses the statistics of each micro-batch, so runtime.accumulate changes results")
