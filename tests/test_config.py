@@ -47,7 +47,7 @@ def test_what_is_no_text_or_no_file_is_one_sentence(tmp_path: Path, content: byt
         ("schedule", {"drop_at": (0.5, float("nan"))}, "schedule.drop_at is (0.5, nan), but must be finite"),
         ("schedule", {"max_minutes": 0.0}, "schedule.max_minutes is 0.0, but must be above 0"),
         ("data", {"resize_to": (640, 480)}, "data.resize_to is (640, 480), but must be (short, long)"),
-        ("data", {"resize_to": (8, 480)}, "data.resize_to is (8, 480), but must be at least 32"),
+        ("data", {"resize_to": (8, 480)}, "data.resize_to is (8, 480), but must be in [32, 16384]"),
         ("runtime", {"log_every": 0}, "runtime.log_every is 0, but must be at least 1"),
         ("evaluation", {"batch_size": 0}, "evaluation.batch_size is 0, but must be at least 1"),
         ("optimizer", {"lr": float("inf")}, "optimizer.lr is inf, but must be finite"),

@@ -19,7 +19,9 @@ def problem(request, draw):
     if request.param == "plain":
         return lambda *given: ms_deform_attn(given[0], inputs.shapes, *given[1:]), tensors
     sizes = 2 if request.param == "points" else 4
-    reference_points = torch.rand(1, 3, len(inputs.shapes), sizes, dtype=torch.float64) * 0.4 + 0.3
+    reference_points = 0.3 + 0.4 * torch.rand(
+        1, 3, len(inputs.shapes), sizes, generator=draw.random, dtype=torch.float64
+    )
     padding = torch.zeros(inputs.value.shape[:2], dtype=torch.bool)
     padding[:, 2::7] = True
     tensors = [inputs.value, inputs.locations - 0.5, inputs.weights, reference_points]
