@@ -1,11 +1,14 @@
+import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from detrs.checkpoints.detector import load_detector, save_detector
+from detrs.cli import report
 from detrs.engine.evaluate import evaluate_checkpoint
 
 
@@ -26,6 +29,14 @@ def test_json_is_the_report_of_the_engine(detrs: Callable, checkpoint: Path, dat
 def test_table_without_json(detrs: Callable, checkpoint: Path) -> None:
     done = detrs("evaluate", checkpoint, "--device", "cpu", "--image-size", 67, "--max-detections", 5)
     assert done.code == 0 and "bright" in done.out and "15 detections" in done.out and not done.err
+
+
+def test_a_terminal_shows_the_number_of_images(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(report, "Console", lambda **_: Console(file=shown, force_terminal=True, width=80))
+    with report.counting("evaluating") as on_images:
+        evaluate_checkpoint(checkpoint, device="cpu", batch_size=2, on_images=on_images)
+    assert "evaluating 3/3" in shown.getvalue()
 
 
 @pytest.mark.parametrize(

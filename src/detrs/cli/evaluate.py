@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from detrs.cli.arguments import Flag, Size, as_pair, check_data, parse
-from detrs.cli.report import console, print_json
+from detrs.cli.report import console, counting, print_json
 from detrs.errors import UserError
 
 
@@ -55,18 +55,20 @@ def run(argv: list[str]) -> None:
     from detrs.engine.evaluate import evaluate_checkpoint
     from detrs.engine.runtime import is_main_process
 
-    scores = evaluate_checkpoint(
-        arguments.checkpoint,
-        data=arguments.data,
-        split=arguments.split,
-        resize_to=as_pair(arguments.image_size) if arguments.image_size else None,
-        batch_size=arguments.batch_size,
-        max_detections=arguments.max_detections,
-        pad=arguments.pad,
-        clip=arguments.clip,
-        device=arguments.device,
-        workers=arguments.workers,
-    )
+    with counting("evaluating") as on_images:
+        scores = evaluate_checkpoint(
+            arguments.checkpoint,
+            data=arguments.data,
+            split=arguments.split,
+            resize_to=as_pair(arguments.image_size) if arguments.image_size else None,
+            batch_size=arguments.batch_size,
+            max_detections=arguments.max_detections,
+            pad=arguments.pad,
+            clip=arguments.clip,
+            device=arguments.device,
+            workers=arguments.workers,
+            on_images=on_images,
+        )
     if not is_main_process():
         return
     console(as_json=arguments.json).print(scores.report.table())

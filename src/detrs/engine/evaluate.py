@@ -98,6 +98,7 @@ def evaluate_checkpoint(
     clip: bool | None = None,
     device: str = "auto",
     workers: int = 0,
+    on_images: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Score the detector of a checkpoint; by default with the settings of its training.
 
@@ -112,6 +113,7 @@ def evaluate_checkpoint(
         clip: clip boxes to the image; by default as in training.
         device: ``auto``, ``cpu``, ``cuda``, ...
         workers: loader processes.
+        on_images: called after each batch with the number of images done, and of all images.
 
     Raises:
         UserError: there is no such checkpoint or dataset, their classes differ, or an argument is out of range.
@@ -153,7 +155,7 @@ def evaluate_checkpoint(
         experiment=experiment,
         preprocessing=replace(detector.preprocessing, resize_to=experiment.data.resize_to),
     )
-    return evaluate(detector, dataset, runtime, workers=workers)
+    return evaluate(detector, dataset, runtime, workers=workers, on_images=on_images)
 
 
 def open_validation(experiment: Experiment, *, is_given: bool) -> Dataset:
