@@ -32,7 +32,7 @@ class DemoArguments:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     threads: int | None = None
-    """CPU threads. Default: one per core. Fewer are faster beside other programs."""
+    """CPU threads. Default: one per core that other programs leave free."""
     seed: int = 42
     """Random seed."""
     quiet: Flag = False
@@ -46,6 +46,7 @@ def run(argv: list[str]) -> None:
     began = time.monotonic()
     arguments = parse(DemoArguments, argv, "detrs demo")
     from detrs import config
+    from detrs.cli.cores import threads_beside_others
     from detrs.engine.evaluate import evaluate_checkpoint
     from detrs.engine.train import train
     from detrs.ops.threads import num_threads
@@ -60,7 +61,9 @@ def run(argv: list[str]) -> None:
         seed=arguments.seed,
     )
     config.validate(experiment)
-    with num_threads(arguments.threads):
+    threads = threads_beside_others(experiment.runtime)
+    experiment = dataclasses.replace(experiment, runtime=dataclasses.replace(experiment.runtime, threads=threads))
+    with num_threads(threads):
         result = train(experiment, arguments.output or new_folder("demo"), quiet=arguments.quiet)
         # from the file, to check the file itself
         report = evaluate_checkpoint(result.checkpoint, device=arguments.device).report

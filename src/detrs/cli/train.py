@@ -12,6 +12,7 @@ from detrs import config
 from detrs.backbones.timm import with_weights
 from detrs.cli import flags
 from detrs.cli.arguments import Flag, Size, as_pair, check_data, is_given, new_folder, parse
+from detrs.cli.cores import threads_beside_others
 from detrs.cli.report import console, print_json
 from detrs.config import Experiment
 from detrs.engine.run import RunFolder
@@ -48,7 +49,7 @@ class TrainArguments:
     workers: int
     """Number of data loading processes; 0 loads in the main process."""
     threads: int | None
-    """CPU threads. Default: one per core. Fewer are faster beside other programs."""
+    """CPU threads. Default: one per core that other programs leave free."""
     max_minutes: float | None
     """Time budget in minutes; the learning rate schedule adapts to it."""
     weights: str | None
@@ -69,6 +70,9 @@ class TrainArguments:
 def run(argv: list[str]) -> None:
     """Train."""
     experiment, output, arguments = read(argv)
+    config.validate(experiment)
+    threads = threads_beside_others(experiment.runtime)
+    experiment = dataclasses.replace(experiment, runtime=dataclasses.replace(experiment.runtime, threads=threads))
     result = train(experiment, output, resume=arguments.resume, quiet=arguments.quiet)
     if not is_main_process():
         return
