@@ -86,9 +86,11 @@ def test_nothing_else_limits_a_preset(name: str) -> None:
     assert experiment.optimizer.clip_norm == 0.1
 
 
-def test_only_deformable_detr_has_a_group_of_its_own() -> None:
+def test_only_detectors_with_sampling_offsets_have_a_group_for_them() -> None:
     for name in PAPERS:
-        assert preset(name).optimizer.sampling_lr_factor == (0.1 if name.startswith("deformable") else 1.0)
+        assert preset(name).optimizer.sampling_lr_factor == (
+            0.1 if name.startswith(("deformable", "efficient")) else 1.0
+        )
 
 
 def test_dc5_plus_is_detr_with_focal_loss_and_more_queries() -> None:

@@ -1,14 +1,16 @@
 """Small copies of every preset, with random weights, a batch and its objects: shared by all tests of the family."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
 from torch import Tensor
 
 from detrs.backbones.timm import BackboneConfig
+from detrs.classification import ProposalLabels
 from detrs.criterion.set_criterion import CriterionConfig, SetCriterion
-from detrs.models import ModelConfig, build
+from detrs.models import MODELS, ModelConfig, build
 from detrs.models.detector import Detector
 from detrs.presets import PRESETS, preset
 from detrs.structures import Losses, Predictions, Target, Totals
@@ -58,9 +60,17 @@ EVERY_TRANSFORMER = pytest.mark.parametrize(
 TINY = pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith("-tiny")])
 
 
+@cache
 def is_learned(config: ModelConfig) -> bool:
     """Whether queries are parameters, not proposals of the encoder."""
-    return getattr(config, "queries", "learned") == "learned"
+    with torch.device("meta"):
+        return hasattr(build(config).queries, "embedding")
+
+
+def proposal_labels(config: ModelConfig) -> ProposalLabels:
+    """Labels of the encoder's proposals, a constant of the detector's module."""
+    labels: ProposalLabels = getattr(MODELS[type(config)], "PROPOSALS", "objectness")
+    return labels
 
 
 LEARNED = pytest.mark.parametrize(
@@ -96,7 +106,8 @@ def batch(size: tuple[int, int] = (97, 131), second: tuple[int, int] = (67, 101)
 
 
 def losses(config: ModelConfig, predictions: Predictions, targets: tuple[Target, ...]) -> Losses:
-    return SetCriterion(CriterionConfig(), config.classification)(predictions, targets, Totals.of(targets))
+    criterion = SetCriterion(CriterionConfig(), config.classification, proposal_labels(config))
+    return criterion(predictions, targets, Totals.of(targets))
 
 
 def shallow(config: ModelConfig) -> Detector:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from shrunk import EVERY_TRANSFORMER, TARGETS, batch, shallow
+from shrunk import EVERY_TRANSFORMER, TARGETS, batch, proposal_labels, shallow
 
 from detrs import ops
 from detrs.classification import Softmax
@@ -45,7 +45,8 @@ def test_objective_equals_forward_and_criterion(config: ModelConfig, autocast: b
     with ops.use("reference"), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         found = objective(Batch(*inputs, TARGETS), Totals.of(TARGETS))
         predictions = detector(*inputs)
-    expected = SetCriterion(criterion_config, config.classification)(predictions, TARGETS, Totals.of(TARGETS))
+    criterion = SetCriterion(criterion_config, config.classification, proposal_labels(config))
+    expected = criterion(predictions, TARGETS, Totals.of(TARGETS))
     assert found.total.dtype == torch.float32
     assert torch.equal(found.total, expected.total)
     assert found.terms == expected.terms

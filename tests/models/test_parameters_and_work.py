@@ -56,6 +56,11 @@ CLOSE, NEAR = 0.003, 0.03
         ("anchor-detr-r50-dc5", 37_038_711, 36_816_311, 164.0, NEAR),
         ("anchor-detr-r101", 55_978_615, 55_756_215, 89.4 + R101, NEAR),
         ("anchor-detr-r101-dc5", 55_978_615, 55_756_215, 164.0 + R101, NEAR),
+        # GFLOPs: Deformable DETR's, without 3 or 0 of its encoder layers, its decoder, and with a dense head
+        ("efficient-detr-r50", 32_740_383, 32_517_983, 119.6, CLOSE),
+        ("efficient-detr-r50-6enc", 35_010_975, 34_788_575, 159.9, CLOSE),
+        ("efficient-detr-r101", 32_740_383 + MORE, 32_517_983 + MORE, 119.6 + R101, CLOSE),
+        ("efficient-detr-r101-6enc", 35_010_975 + MORE, 34_788_575 + MORE, 159.9 + R101, CLOSE),
     ],
 )
 def test_parameters_and_gflops_are_those_of_the_authors_code(

@@ -1,5 +1,6 @@
 """Bipartite matching of queries and objects (DETR, Eq. 1)."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from detrs.boxes import cxcywh_to_xyxy, generalized_iou
 from detrs.classification import Classification
+
+DENSE = 1000
+"""Number of queries above which an assignment is solved with a part of them; see ``block``."""
 
 
 class Costs(NamedTuple):
@@ -48,30 +52,72 @@ def pairwise_cost(
     return costs.classification.weight * classes + costs.box_weight * distance - costs.giou_weight * overlap
 
 
-def match(costs: list[list[Float[Tensor, "_ _ _"]]]) -> list[Matches]:
+class Block(NamedTuple):
+    """What the assignment of one image needs of its matrix of costs."""
+
+    cost: Float[Tensor, "Y R N"]
+    query: Int[Tensor, "Y R"] | None
+    """Query of each row; the same can occur several times. ``None``: row r is query r."""
+
+
+def block(cost: Float[Tensor, "Y Q N"]) -> Block:
+    """The rows that can be part of a cheapest assignment: for many queries, the N cheapest of each of the N objects.
+
+    One of the N cheapest queries of an object is always free, since the other objects have N - 1, so exchanging a
+    query that is not among them for the free one never raises the total. Of queries with equal cost, any can be chosen.
+    """
+    num_queries, num_objects = cost.shape[1:]
+    if num_queries <= DENSE or num_objects**2 >= num_queries:
+        return Block(cost, None)
+    cost = torch.nan_to_num(cost, nan=1e30, posinf=1e30, neginf=1e30)  # as in match
+    query = cost.topk(num_objects, dim=1, largest=False, sorted=False).indices.flatten(1)  # (Y, N*N)
+    return Block(cost.gather(1, query[..., None].expand(-1, -1, num_objects)), query)
+
+
+def match(costs: Iterable[Iterable[Float[Tensor, "_ _ _"]]]) -> list[Matches]:
     """Solve one assignment per layer and image.
 
-    All cost blocks are copied to the host at once. A cost that is not finite (a diverging model) is replaced by a large
-    finite one, so that matching succeeds and the loss shows the divergence.
+    All costs that are needed are copied to the host at once. A cost that is not finite (a diverging model) is replaced
+    by a large finite one, so that matching succeeds and the loss shows the divergence.
 
     Args:
-        costs: per group of predictions (decoder layers, proposals) one (Y, Q, N) for each image.
+        costs: per group of predictions (decoder layers, proposals) one (Y, Q, N) for each image. With iterators, only
+            one complete matrix exists at a time if Q is large.
     """
-    device = costs[0][0].device
-    compact = [cost for group in costs for cost in group]
-    host = torch.cat([block.flatten() for block in compact]).cpu().numpy()
+    groups = [[block(cost) for cost in group] for group in costs]
+    compact = [part for group in groups for part in group]
+    host = torch.cat([part.cost.flatten() for part in compact]).cpu().numpy()
     host = np.nan_to_num(host, nan=1e30, posinf=1e30, neginf=1e30)  # -inf would be preferred to all others
-    blocks = iter(np.split(host, np.cumsum([block.numel() for block in compact])[:-1]))
+    blocks = iter(np.split(host, np.cumsum([part.cost.numel() for part in compact])[:-1]))
+    rows = iter(names_of_rows(compact))
     matches = []
-    for group in costs:
+    for group in groups:
         columns: list[list[np.ndarray]] = [[], [], [], []]
-        for image, cost in enumerate(group):
-            for layer, block in enumerate(next(blocks).reshape(cost.shape)):
-                query, target = linear_sum_assignment(block)
+        for image, part in enumerate(group):
+            for layer, matrix in enumerate(next(blocks).reshape(part.cost.shape)):
+                query, target = assign(matrix, None if part.query is None else next(rows))
                 for column, values in zip(
                     columns, (np.full(len(query), layer), np.full(len(query), image), query, target), strict=True
                 ):
                     column.append(values)
-        indices = torch.from_numpy(np.stack([np.concatenate(column) for column in columns])).to(device)
+        indices = torch.from_numpy(np.stack([np.concatenate(column) for column in columns])).to(compact[0].cost.device)
         matches.append(Matches(*indices.unbind(0)))
     return matches
+
+
+def names_of_rows(blocks: list[Block]) -> list[np.ndarray]:
+    """Queries of the rows of each layer of the blocks that have a part of them, all copied to the host at once."""
+    queries = [layer for part in blocks if part.query is not None for layer in part.query]
+    if not queries:
+        return []
+    host = torch.cat(queries).cpu().numpy()
+    return np.split(host, np.cumsum([len(query) for query in queries])[:-1])
+
+
+def assign(cost: np.ndarray, query: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Query and target of each pair of the cheapest assignment; ``query`` names the rows, by default their number."""
+    if query is None:
+        return linear_sum_assignment(cost)
+    names, first = np.unique(query, return_index=True)
+    rows, targets = linear_sum_assignment(cost[first])
+    return names[rows], targets

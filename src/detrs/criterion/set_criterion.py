@@ -74,14 +74,12 @@ class SetCriterion:
             proposed = torch.zeros_like(labels) if self.proposals == "objectness" else labels
             groups.append((stack((predictions.proposals,)), proposed, ["_proposals"]))
         counts = [len(target.labels) for target in targets]
-        matches = match(
-            [
-                [
-                    pairwise_cost(group.logits[:, i], group.boxes[:, i], of_group[i, :n], boxes[i, :n], self.costs)
-                    for i, n in enumerate(counts)
-                ]
-                for group, of_group, _ in groups
-            ]
+        matches = match(  # iterators: one matrix of all tokens and objects at a time
+            (
+                pairwise_cost(group.logits[:, i], group.boxes[:, i], of_group[i, :n], boxes[i, :n], self.costs)
+                for i, n in enumerate(counts)
+            )
+            for group, of_group, _ in groups
         )
         total, terms = boxes.new_zeros(()), {}
         for (group, of_group, suffixes), pairs in zip(groups, matches, strict=True):

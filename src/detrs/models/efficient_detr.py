@@ -1,0 +1,286 @@
+"""Efficient DETR: improving end-to-end object detector with dense prior (Yao et al. 2021, arXiv 2104.01318).
+
+Idea: most decoder layers compensate for queries that start anywhere. Here a dense prediction of every token of the
+encoder gives the reference boxes and the contents of the queries, so a single decoder layer is sufficient. The dense
+and the sparse part have the same head and the same loss.
+
+=====================================  =================================================
+paper                                  here
+=====================================  =================================================
+dense part, dense detections           ``DenseQueries``, ``Predictions.proposals``
+one detection head for both parts      ``shared_head``
+objectness: score of the best class    ``best_class``
+4-d proposal -> reference points       ``Queries.reference``
+256-d encoder feature -> queries       ``Queries.content``
+number of proposals, decreasing        ``num_queries``, ``initial_queries``, ``LinearDecrease``
+3 encoder layers, 1 decoder layer      ``encoder_layers``, ``decoder_layers``
+=====================================  =================================================
+
+There is no official code. What the paper leaves open is a setting, or follows the nearest public implementation
+(Sparse DETR's "efficient" options), whose transformer gives the same numbers with the same weights:
+
+- ``token_transform``: the head receives linearly transformed, normalized tokens, as in two-stage Deformable DETR.
+- The position embedding of a query is a learned projection of the sine features of its reference box.
+- ``dropout`` is 0.1, and dense and sparse losses have the same weight.
+- ``initial_queries``: the paper trains with a decreasing number of proposals; here from 300 to 100, over 36 epochs of
+  COCO. The last number is that of prediction.
+
+Deviation from that implementation: tokens without a valid anchor, padding for example, become queries only if there are
+fewer others than queries (``proposals="usable"``). There they can always do so, and their contents, which nothing else
+uses, would reach the predictions. ``proposals="all"`` restores this.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Ge, Le, Lt
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from detrs.backbones.timm import BackboneConfig, TimmBackbone
+from detrs.boxes import offset_from_box
+from detrs.classification import Focal, ProposalLabels
+from detrs.criterion.objective import Objective, SetObjective
+from detrs.criterion.set_criterion import CriterionConfig
+from detrs.errors import UserError
+from detrs.layers.attention import SelfAttention
+from detrs.layers.decoder import Decoder, DecoderLayer, refine
+from detrs.layers.deformable_attention import DeformableCrossAttention, DeformableSelfAttention
+from detrs.layers.encoder import Encoder, EncoderLayer
+from detrs.layers.feedforward import FeedForward
+from detrs.layers.heads import BoxCoder, DetectionHead, box_mlp, class_layer, zero_box_layer
+from detrs.layers.initialization import XAVIER, xavier_linear
+from detrs.layers.neck import (
+    APPLICATIONS,
+    ChannelMapper,
+    LevelEmbedding,
+    NeckNorm,
+    PyramidNeck,
+    normalized_projection,
+)
+from detrs.layers.position import SinePosition, sine_features
+from detrs.layers.queries import CANDIDATES, Candidates, best_class, offset_from_logits, proposal_anchors
+from detrs.models.checks import check_heads, check_queries
+from detrs.models.detector import Detector
+from detrs.structures import Batch, Losses, Prediction, Pyramid, Queries, Totals
+
+PROPOSALS: ProposalLabels = "classes"
+COCO_36_EPOCHS = 36 * 118_287
+
+
+@dataclass(frozen=True, kw_only=True)
+class EfficientDETRConfig:
+    """Efficient DETR and its variants."""
+
+    num_classes: Annotated[int, Ge(1), Le(100_000)] = 91
+    """Number of classes (K); training sets it from the dataset."""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    num_levels: Annotated[int, Ge(1), Le(16)] = 4
+    """Levels of the pyramid (L); those beyond the backbone's are computed by strided convolutions."""
+    dim: Annotated[int, Ge(1), Le(8_192)] = 256
+    """Embedding dimension (C); a multiple of 32 and of ``num_heads``."""
+    num_heads: Annotated[int, Ge(1), Le(1_024)] = 8
+    """M, attention heads."""
+    num_points: Annotated[int, Ge(1), Le(1_024)] = 4
+    """P, sampling points per head and level."""
+    encoder_layers: Annotated[int, Ge(0), Le(100)] = 3
+    """Layers of the encoder; 0: no encoder."""
+    decoder_layers: Annotated[int, Ge(1), Le(100)] = 1
+    """Layers of the decoder; each makes a prediction, all with the head of the dense part."""
+    ffn_dim: Annotated[int, Ge(1), Le(65_536)] = 1024
+    """Hidden dimension of the feed-forward networks."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
+    """Dropout after attention and inside feed-forward networks, in training."""
+    num_queries: Annotated[int, Ge(1), Le(100_000)] = 100
+    """Proposals that become queries (Q) in prediction and at the end of training; no image may have more objects."""
+    initial_queries: Annotated[int, Ge(1), Le(100_000)] | None = 300
+    """Proposals that become queries at the start of training; None: always ``num_queries``."""
+    decrease_images: Annotated[int, Ge(1)] = COCO_36_EPOCHS
+    """Training images over which the number of queries decreases linearly from ``initial_queries`` to ``num_queries``:
+    epochs times images of the dataset. A checkpoint stores the number of images that its model was trained on."""
+    proposals: Literal["all", "usable"] = "usable"
+    """Tokens that can become queries. ``usable``: those without a valid proposal, padding for example, only if there
+    are fewer others than queries. ``all``: every token."""
+    token_transform: bool = True
+    """Transform tokens by a linear layer and a normalization before the dense prediction."""
+    neck_norm: NeckNorm = "group"
+    """GroupNorm of the neck. ``group``: over the whole map, padding included, as in Deformable DETR's code.
+    ``group-masked``: without padding, so that the neck does not depend on it."""
+    classification: Focal = field(default_factory=Focal)
+    """One sigmoid per class."""
+
+
+class LinearDecrease(nn.Module):
+    """Number of proposals that become queries: ``final`` in prediction; in training, ``initial`` at first, then linear.
+
+    If both are equal, the count of images is not read, which would synchronize with the device.
+
+    Args:
+        initial: at the start of training.
+        final: after ``images`` images, and in evaluation mode.
+        images: training images over which the number decreases.
+    """
+
+    images_seen: Int[Tensor, ""]
+
+    def __init__(self, initial: int, final: int, images: int) -> None:
+        super().__init__()
+        self.initial, self.final, self.images = initial, final, images
+        self.register_buffer("images_seen", torch.zeros((), dtype=torch.long))  # saved, so that runs can be resumed
+
+    def forward(self) -> int:
+        if not self.training or self.initial == self.final:
+            return self.final
+        progress = min(int(self.images_seen) / self.images, 1.0)
+        return round(self.initial + (self.final - self.initial) * progress)
+
+    def advance(self, images: int) -> None:
+        """Count ``images`` more training images."""
+        self.images_seen += images  # in place: a skipped step is undone
+
+
+class DenseQueries(nn.Module):
+    """Every token predicts classes and a box; the best become queries: their boxes references, their tokens contents.
+
+    Gradients reach the encoder through the contents, but not the boxes through the references.
+
+    Args:
+        number: returns the number of queries; all tokens where there are fewer.
+        dim: embedding dimension of tokens and queries.
+        head: predicts classes and box of each token.
+        token_transform: tokens to the input of the head.
+        candidates: which tokens can become queries.
+    """
+
+    def __init__(
+        self,
+        number: LinearDecrease,
+        dim: int,
+        head: DetectionHead,
+        token_transform: nn.Module,
+        candidates: Candidates,
+    ) -> None:
+        super().__init__()
+        self.number = number
+        self.dim = dim
+        self.token_transform = token_transform
+        self.head = head
+        self.candidates = candidates
+        self.box_proj = xavier_linear(2 * dim, dim)
+        self.box_norm = nn.LayerNorm(dim)
+
+    def forward(self, memory: Pyramid) -> tuple[Queries, Prediction]:
+        anchors, usable = proposal_anchors(memory)
+        tokens = self.token_transform(memory.tokens.masked_fill(~usable, 0.0))
+        proposals = self.head(Queries(tokens, memory.position, anchors), memory)
+        scores = self.candidates(best_class(proposals.logits), usable[..., 0])
+        best = scores.topk(min(self.number(), tokens.shape[1]), dim=1).indices[..., None]  # (B, Q, 1)
+        reference = proposals.boxes.gather(1, best.expand(-1, -1, 4)).detach()
+        content = memory.tokens.gather(1, best.expand(-1, -1, self.dim))
+        features = sine_features(reference * 2 * math.pi, self.dim // 2).flatten(2).to(tokens.dtype)  # (B, Q, 2C)
+        return Queries(content, self.box_norm(self.box_proj(features)), reference), proposals
+
+
+class CountingObjective(Objective):
+    """Dense and sparse set losses; counts the training images, on which the number of queries depends."""
+
+    def __init__(self, detector: Detector, config: CriterionConfig) -> None:
+        super().__init__()
+        self.detector = detector
+        self.losses = SetObjective(detector, config, PROPOSALS)
+        self.has_unused_parameters = self.losses.has_unused_parameters
+
+    def forward(self, batch: Batch, totals: Totals) -> Losses:
+        losses: Losses = self.losses(batch, totals)
+        if self.training:
+            queries: Any = self.detector.queries
+            queries.number.advance(len(batch.targets) * totals.processes)
+        return losses
+
+
+def build(config: EfficientDETRConfig, pretrained: bool = False) -> Detector:
+    """The variant that ``config`` describes."""
+    backbone = TimmBackbone(config.backbone, pretrained)
+    head = shared_head(config)
+    return Detector(
+        backbone=backbone,
+        neck=PyramidNeck(
+            ChannelMapper(
+                backbone.channels,
+                config.dim,
+                config.num_levels,
+                normalized_projection,
+                APPLICATIONS[config.neck_norm],
+            ),
+            SinePosition(config.dim, shift=-0.5),
+            LevelEmbedding(config.num_levels, config.dim),
+        ),
+        encoder=Encoder(encoder_layer(config) for _ in range(config.encoder_layers)),
+        queries=DenseQueries(
+            LinearDecrease(config.initial_queries or config.num_queries, config.num_queries, config.decrease_images),
+            config.dim,
+            head(offset_from_logits),
+            token_transform(config),
+            CANDIDATES[config.proposals],
+        ),
+        decoder=Decoder(
+            [decoder_layer(config) for _ in range(config.decoder_layers)],
+            [head(offset_from_box)] * config.decoder_layers,
+            refine,
+        ),
+        classification=config.classification,
+        objective=CountingObjective,
+    )
+
+
+def shared_head(config: EfficientDETRConfig) -> Callable[[BoxCoder], DetectionHead]:
+    """A function from a box coder to a head; all heads have the same parameters."""
+    classes = class_layer(config.dim, config.num_classes, config.classification)
+    return partial(DetectionHead, classes, box_mlp(zero_box_layer(config.dim)))
+
+
+def token_transform(config: EfficientDETRConfig) -> nn.Module:
+    if not config.token_transform:
+        return nn.Identity()
+    return nn.Sequential(xavier_linear(config.dim, config.dim), nn.LayerNorm(config.dim))
+
+
+def encoder_layer(config: EfficientDETRConfig) -> EncoderLayer:
+    attention = DeformableSelfAttention(config.dim, config.num_heads, config.num_levels, config.num_points)
+    return EncoderLayer(attention, feedforward(config), config.dim, config.dropout)
+
+
+def decoder_layer(config: EfficientDETRConfig) -> DecoderLayer:
+    self_attention = SelfAttention(config.dim, config.num_heads, config.dropout, XAVIER)
+    cross_attention = DeformableCrossAttention(config.dim, config.num_heads, config.num_levels, config.num_points)
+    return DecoderLayer(self_attention, cross_attention, feedforward(config), config.dim, config.dropout)
+
+
+def feedforward(config: EfficientDETRConfig) -> FeedForward:
+    return FeedForward(config.dim, config.ffn_dim, config.dropout, XAVIER)
+
+
+def check(config: EfficientDETRConfig) -> None:
+    """Check that settings do not contradict each other."""
+    check_heads(config)
+    if config.dim % 32:
+        raise UserError(f"model.dim is {config.dim}, but must be a multiple of 32 (GroupNorm).")
+    if config.num_levels < len(config.backbone.stages):
+        raise UserError(
+            f"model.num_levels is {config.num_levels}, but the backbone has "
+            f"{len(config.backbone.stages)} feature maps (model.backbone.stages): use more levels or fewer stages."
+        )
+    if config.initial_queries is not None and config.initial_queries < config.num_queries:
+        raise UserError(
+            f"model.initial_queries is {config.initial_queries}, but must be at least model.num_queries "
+            f"({config.num_queries}), or None for a constant number of queries."
+        )
+
+
+def check_capacity(config: EfficientDETRConfig, max_objects: int) -> None:
+    """Check that no image has more objects than queries."""
+    check_queries(max_objects, config.num_queries, enough=max_objects)
