@@ -20,8 +20,8 @@ BETA = 1 / 9
 """Distance at which the smooth L1 loss turns from a square into a line."""
 ANCHORS_PER_IMAGE, POSITIVE_ANCHORS = 256, 0.5
 """Sampled anchors, and the largest fraction of them that contains objects."""
-ROIS_PER_IMAGE, POSITIVE_ROIS = 512, 0.25
-"""The same for proposals."""
+POSITIVE_ROIS = 0.25
+"""Largest fraction of the sampled proposals that contains objects."""
 MATCH_ANCHORS = Matcher(0.7, 0.3, allow_low_quality_matches=True)
 MATCH_ROIS = Matcher(0.5, 0.5, allow_low_quality_matches=False)
 
@@ -78,11 +78,13 @@ class Samples(NamedTuple):
     """Box of the object; any numbers for background."""
 
 
-def sample(proposals: Float[Tensor, "N 4"], objects: Float[Tensor, "T 4"], labels: Int[Tensor, "T"]) -> Samples:
-    """Up to 512 random proposals of one image; the objects themselves are proposals too."""
+def sample(
+    proposals: Float[Tensor, "N 4"], objects: Float[Tensor, "T 4"], labels: Int[Tensor, "T"], count: int
+) -> Samples:
+    """Up to ``count`` random proposals of one image; the objects themselves are proposals too."""
     boxes = torch.cat([proposals, objects])
     index, kind = matched(MATCH_ROIS, boxes, objects, torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device))
-    positive, negative = BalancedPositiveNegativeSampler(ROIS_PER_IMAGE, POSITIVE_ROIS)([kind])
+    positive, negative = BalancedPositiveNegativeSampler(count, POSITIVE_ROIS)([kind])
     chosen = torch.where(positive[0] | negative[0])[0]
     if len(objects) == 0:
         return Samples(boxes[chosen], kind[chosen], boxes[chosen])

@@ -79,7 +79,9 @@ class FasterRCNNConfig:
     num_proposals: Annotated[int, Ge(1), Le(100_000)] = 1000
     """Proposals per image in evaluation and prediction."""
     num_training_proposals: Annotated[int, Ge(1), Le(100_000)] = 2000
-    """Proposals per image in training, of which 512 are sampled."""
+    """Proposals per image in training, of which ``num_samples`` are sampled."""
+    num_samples: Annotated[int, Ge(1), Le(100_000)] = 512
+    """Proposals per image for the loss of the second stage, at most a quarter of them with objects."""
     canonical_size: Annotated[float, Gt(0)] = 224.0
     """Side in pixels of a square box that is pooled from the level of stride 16 (FPN, Eq. 1)."""
     roi_aligned: bool = False
@@ -202,8 +204,8 @@ class RegionObjective(Objective):
             ]
             proposals, valid = model.rpn.propose(scores, limits, model.config.num_training_proposals)
             samples = [
-                sample(boxes[mask], *image)
-                for boxes, mask, *image in zip(proposals, valid, objects, labels, strict=True)
+                sample(boxes[mask], own, classes, model.config.num_samples)
+                for boxes, mask, own, classes in zip(proposals, valid, objects, labels, strict=True)
             ]
         rois = [F.pad(each.boxes, (1, 0), value=i) for i, each in enumerate(samples)]
         logits, deltas = model.classify(maps, padding, torch.cat(rois))
