@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -18,20 +19,32 @@ from detrs.structures import Losses, Predictions, Target, Totals
 QUERIES = 11
 
 
+SMALL: dict[str, Any] = {
+    "num_classes": 5,
+    "dim": 64,
+    "num_heads": 2,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "ffn_dim": 96,
+    "hidden_dim": 128,
+    "num_proposals": 30,
+    "num_training_proposals": 50,
+    "min_score": 0.0,
+}
+"""Minimal width and depth: the fields that the configurations of models have."""
+
+
+def changed(model: Any, **settings: Any) -> Any:
+    """``model`` with those of the settings that it has."""
+    return replace(model, **{name: value for name, value in settings.items() if hasattr(model, name)})
+
+
 def shrunk(name: str) -> ModelConfig:
     """The model of a preset with all of its choices, at minimal width and depth."""
-    model = preset(name).model
-    return replace(
-        model,
-        num_classes=5,
-        backbone=replace(model.backbone, name="test_resnet", weights="none"),
-        dim=64,
-        num_heads=2,
-        encoder_layers=2,
-        decoder_layers=3,
-        ffn_dim=96,
-        num_queries=QUERIES * patterns(model),
-    )
+    model: Any = preset(name).model
+    backbone = replace(model.backbone, name="test_resnet", weights="none")
+    config: ModelConfig = changed(model, **SMALL, backbone=backbone, num_queries=QUERIES * patterns(model))
+    return config
 
 
 def patterns(config: ModelConfig) -> int:
@@ -41,10 +54,19 @@ def patterns(config: ModelConfig) -> int:
 
 SHRUNK = {shrunk(name): name for name in reversed(PRESETS)}  # presets that shrink to the same model appear once
 SHRUNK |= {  # variants without a preset
-    replace(shrunk("anchor-detr-r50"), attention="global", anchors="grid"): "anchor-detr-r50-global-grid",
-    replace(shrunk("anchor-detr-r50"), attention="decoupled-masked"): "anchor-detr-r50-masked",
+    changed(shrunk("anchor-detr-r50"), attention="global", anchors="grid"): "anchor-detr-r50-global-grid",
+    changed(shrunk("anchor-detr-r50"), attention="decoupled-masked"): "anchor-detr-r50-masked",
 }
-EVERY = pytest.mark.parametrize("config", [pytest.param(config, id=name) for config, name in SHRUNK.items()])
+EVERY_MODEL = pytest.mark.parametrize("config", [pytest.param(config, id=name) for config, name in SHRUNK.items()])
+PIPELINES: dict[
+    Any, str
+] = {  # of backbone, neck, encoder, queries and decoder; the others implement ``Model`` directly
+    config: name for config, name in SHRUNK.items() if MODELS[type(config)].build.__annotations__["return"] is Detector
+}
+EVERY = pytest.mark.parametrize("config", [pytest.param(config, id=name) for config, name in PIPELINES.items()])
+ONE_OF_EACH = pytest.mark.parametrize(  # one per class of models
+    "config", [pytest.param(config, id=name) for config, name in {type(c): (c, n) for c, n in SHRUNK.items()}.values()]
+)
 TRANSFORMERS = {  # one of those that differ only in backbone, dropout or the weight of the class term
     replace(
         config,
@@ -52,12 +74,13 @@ TRANSFORMERS = {  # one of those that differ only in backbone, dropout or the we
         dropout=0.0,
         classification=replace(config.classification, weight=1.0),
     ): name
-    for config, name in SHRUNK.items()
+    for config, name in PIPELINES.items()
 }
 EVERY_TRANSFORMER = pytest.mark.parametrize(
     "config", [pytest.param(config, id=name) for config, name in TRANSFORMERS.items()]
 )
-TINY = pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith("-tiny")])
+TINY_MODELS = [name for name in PRESETS if name.endswith("-tiny")]
+TINY = pytest.mark.parametrize("name", [name for name in TINY_MODELS if shrunk(name) in PIPELINES])
 
 
 @cache
@@ -74,7 +97,7 @@ def proposal_labels(config: ModelConfig) -> ProposalLabels:
 
 
 LEARNED = pytest.mark.parametrize(
-    "config", [pytest.param(config, id=name) for config, name in SHRUNK.items() if is_learned(config)]
+    "config", [pytest.param(config, id=name) for config, name in PIPELINES.items() if is_learned(config)]
 )
 BOXES = torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.6, 0.5, 0.5, 0.2], [0.5, 0.7, 0.1, 0.2]])
 TARGETS = (
@@ -83,8 +106,8 @@ TARGETS = (
 )
 
 
-def randomized(config: ModelConfig, seed: int = 0) -> Detector:
-    """A detector without the zeros of its initialization, which hide errors."""
+def randomized(config: ModelConfig, seed: int = 0) -> Any:
+    """A model without the zeros of its initialization, which hide errors."""
     torch.manual_seed(seed)
     detector = build(config)
     with torch.no_grad():
@@ -105,11 +128,11 @@ def batch(size: tuple[int, int] = (97, 131), second: tuple[int, int] = (67, 101)
     return images.masked_fill(padding[:, None], 0.0), padding
 
 
-def losses(config: ModelConfig, predictions: Predictions, targets: tuple[Target, ...]) -> Losses:
+def losses(config: Any, predictions: Predictions, targets: tuple[Target, ...]) -> Losses:
     criterion = SetCriterion(CriterionConfig(), config.classification, proposal_labels(config))
     return criterion(predictions, targets, Totals.of(targets))
 
 
-def shallow(config: ModelConfig) -> Detector:
+def shallow(config: ModelConfig) -> Any:
     """Deep enough for a first and a later layer."""
-    return randomized(replace(config, encoder_layers=1, decoder_layers=2)).eval()
+    return randomized(changed(config, encoder_layers=1, decoder_layers=2)).eval()

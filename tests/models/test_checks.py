@@ -8,7 +8,7 @@ from detrs.errors import UserError
 from detrs.models import build
 from detrs.presets import PRESETS, preset
 
-TINY = ("detr-tiny", "conditional-detr-tiny", "anchor-detr-tiny", "deformable-detr-tiny")
+TINY = ("detr-tiny", "conditional-detr-tiny", "anchor-detr-tiny", "deformable-detr-tiny", "faster-rcnn-tiny")
 
 
 def refuse(name: str, named: str, **change: object) -> None:
@@ -20,19 +20,28 @@ def test_every_detector_is_among_them() -> None:
     assert {type(preset(name).model) for name in TINY} == {type(preset(name).model) for name in PRESETS}
 
 
-@pytest.mark.parametrize("name", TINY)
+OUT_OF_RANGE = [
+    *((count, 0) for count in ("num_classes", "dim", "num_heads", "decoder_layers", "ffn_dim", "num_queries")),
+    ("encoder_layers", -1),
+    ("dropout", 1.0),
+    ("dropout", -0.1),
+    ("dim", 66),
+    ("num_heads", 3),
+]
+
+
 @pytest.mark.parametrize(
-    ("setting", "value"),
+    ("name", "setting", "value"),
     [
-        *((count, 0) for count in ("num_classes", "dim", "num_heads", "decoder_layers", "ffn_dim", "num_queries")),
-        ("encoder_layers", -1),
-        ("dropout", 1.0),
-        ("dropout", -0.1),
-        ("dim", 66),
-        ("num_heads", 3),
+        *((name, *change) for name in TINY if name != "faster-rcnn-tiny" for change in OUT_OF_RANGE),
+        ("faster-rcnn-tiny", "num_classes", 0),
+        ("faster-rcnn-tiny", "dim", 0),
+        ("faster-rcnn-tiny", "num_proposals", 0),
+        ("faster-rcnn-tiny", "anchor_sizes", (0.0, 8.0)),
+        ("faster-rcnn-tiny", "nms_iou", 0.0),
     ],
 )
-def test_a_number_out_of_range_is_refused_by_any_detector(name: str, setting: str, value: float) -> None:
+def test_a_number_out_of_range_is_refused_by_any_detector(name: str, setting: str, value: object) -> None:
     refuse(name, f"model.{setting}", **{setting: value})
 
 

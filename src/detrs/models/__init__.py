@@ -12,15 +12,23 @@ from detrs import schema
 from detrs.backbones.timm import BackboneConfig
 from detrs.errors import UserError
 from detrs.isolation import float32_by_default
-from detrs.models import anchor_detr, conditional_detr, deformable_detr, detr, efficient_detr
+from detrs.models import anchor_detr, conditional_detr, deformable_detr, detr, efficient_detr, faster_rcnn
 from detrs.models.anchor_detr import AnchorDETRConfig
 from detrs.models.conditional_detr import ConditionalDETRConfig
 from detrs.models.deformable_detr import DeformableDETRConfig
 from detrs.models.detector import Model
 from detrs.models.detr import DETRConfig
 from detrs.models.efficient_detr import EfficientDETRConfig
+from detrs.models.faster_rcnn import FasterRCNNConfig
 
-ModelConfig = DETRConfig | ConditionalDETRConfig | AnchorDETRConfig | DeformableDETRConfig | EfficientDETRConfig
+ModelConfig = (
+    DETRConfig
+    | ConditionalDETRConfig
+    | AnchorDETRConfig
+    | DeformableDETRConfig
+    | EfficientDETRConfig
+    | FasterRCNNConfig
+)
 
 
 @runtime_checkable
@@ -40,6 +48,7 @@ MODELS: dict[type, ModuleType] = {
     AnchorDETRConfig: anchor_detr,
     DeformableDETRConfig: deformable_detr,
     EfficientDETRConfig: efficient_detr,
+    FasterRCNNConfig: faster_rcnn,
 }
 """Configuration -> module."""
 

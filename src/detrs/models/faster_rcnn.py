@@ -1,0 +1,253 @@
+"""Faster R-CNN with a feature pyramid network (Ren et al. 2015, arXiv 1506.01497; Lin et al. 2017, arXiv 1612.03144).
+
+Idea: a network scores anchors, boxes of fixed sizes at every cell; the best become proposals. Features pooled from each
+proposal are classified and refine its box. Duplicates are removed by non-maximum suppression. It is the baseline of the
+detectors without anchors and suppression.
+
+=========================================  ===========================================
+paper                                      here
+=========================================  ===========================================
+P2 ... P6                                  ``FeaturePyramid``
+region proposal network, k anchors         ``RegionProposalNetwork``, ``anchor_sizes``
+p_i, t_i of an anchor                      ``AnchorScores.logits``, ``.deltas``
+RoI pooling, Eq. 1 of FPN                  ``RoIPooling``
+p, t^k of a proposal                       ``RegionPrediction.logits``, ``.deltas``
+L_cls, L_reg                               ``criterion/region_losses.py``
+=========================================  ===========================================
+
+The parts are torchvision's; weights of the same parts of its model fit. Deviations from torchvision, with reasons:
+
+- Images are resized and normalized by this library, not by ``GeneralizedRCNNTransform``, and are not padded to a
+  multiple of 32; anchors have the exact strides for images of any size.
+- Padding is zero for the convolutions behind the backbone, is never sampled or proposed, and does not change
+  interpolation at the border. From the feature maps of the backbone on, detections do not depend on it. Boxes at the
+  right or bottom border that are smaller than a cell are pooled from the border, not partly from zeros.
+- Losses are means over the samples of each image, then over the images of the whole batch, so they do not depend on
+  micro-batches. ``criterion.giou_weight`` adds the loss of the DETR paper's baseline.
+- Non-maximum suppression of detections considers the best 2000 candidates, so ``detect`` has tensors of fixed size.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge, Gt, Le
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
+
+from detrs.backbones.timm import BackboneConfig, TimmBackbone
+from detrs.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from detrs.criterion.objective import Objective
+from detrs.criterion.region_losses import anchor_losses, roi_losses, sample
+from detrs.criterion.set_criterion import CriterionConfig
+from detrs.errors import UserError
+from detrs.layers.feature_pyramid import FeaturePyramid, extended
+from detrs.layers.initialization import ExactLinear
+from detrs.layers.region_proposals import AnchorScores, RegionProposalNetwork, clipped, not_suppressed
+from detrs.layers.roi_pooling import RoIPooling, RoIs, rois_of
+from detrs.models.detector import Model
+from detrs.precision import full_precision
+from detrs.structures import Batch, Boxes, Losses, Totals
+
+CANDIDATES = 2000
+"""Boxes with a class that non-maximum suppression considers, per image."""
+MIN_SIDE = 1e-2
+"""Smallest side of a detection, in pixels."""
+BOX_CODE = (10.0, 10.0, 5.0, 5.0)
+"""Scale of the four numbers that code a box relative to its proposal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FasterRCNNConfig:
+    """Faster R-CNN with a feature pyramid network."""
+
+    num_classes: Annotated[int, Ge(1), Le(100_000)] = 90
+    """Number of classes (K), without background; training sets it from the dataset."""
+    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(stages=(2, 3, 4, 5)))
+    dim: Annotated[int, Ge(1), Le(8_192)] = 256
+    """Channels of the feature pyramid (C)."""
+    hidden_dim: Annotated[int, Ge(1), Le(65_536)] = 1024
+    """Hidden dimension of the head that classifies proposals."""
+    anchor_sizes: tuple[Annotated[float, Gt(0)], ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
+    """Square root of the area of the anchors of each level in pixels, fine to coarse; also sets the number of levels,
+    of which those beyond the backbone's are subsampled."""
+    aspect_ratios: tuple[Annotated[float, Gt(0)], ...] = (0.5, 1.0, 2.0)
+    """Height / width of the anchors of each cell."""
+    num_proposals: Annotated[int, Ge(1), Le(100_000)] = 1000
+    """Proposals per image in evaluation and prediction."""
+    num_training_proposals: Annotated[int, Ge(1), Le(100_000)] = 2000
+    """Proposals per image in training, of which ``num_samples`` are sampled."""
+    num_samples: Annotated[int, Ge(1), Le(100_000)] = 512
+    """Proposals per image for the loss of the second stage, at most a quarter of them with objects."""
+    canonical_size: Annotated[float, Gt(0)] = 224.0
+    """Side in pixels of a square box that is pooled from the level of stride 16 (FPN, Eq. 1)."""
+    roi_aligned: bool = False
+    """Centers of pixels at half coordinates in RoIAlign, as in Detectron2; False: as in torchvision."""
+    min_score: Annotated[float, Ge(0), Le(1)] = 0.05
+    """Smallest score of a detection."""
+    nms_iou: Annotated[float, Gt(0), Le(1)] = 0.5
+    """Detections of one class that overlap more are duplicates."""
+
+
+class RegionPrediction(NamedTuple):
+    """Proposals of each image, and the class and box of each."""
+
+    proposals: Float[Tensor, "B N 4"]
+    """xyxy in pixels."""
+    valid: Bool[Tensor, "B N"]
+    """False for the rest of images with fewer proposals."""
+    logits: Float[Tensor, "B N _"]
+    """Of background and each class."""
+    deltas: Float[Tensor, "B N _ 4"]
+    """Code of the box for background (unused) and each class."""
+
+
+class BoxHead(nn.Module):
+    """Class and class-specific box of pooled features, in full precision."""
+
+    def __init__(self, config: FasterRCNNConfig, size: int) -> None:
+        super().__init__()
+        self.hidden = TwoMLPHead(config.dim * size**2, config.hidden_dim)
+        self.classes = ExactLinear(config.hidden_dim, config.num_classes + 1)
+        self.boxes = ExactLinear(config.hidden_dim, 4 * (config.num_classes + 1))
+
+    def forward(self, pooled: Float[Tensor, "R C _ _"]) -> tuple[Float[Tensor, "R _"], Float[Tensor, "R _ 4"]]:
+        hidden = self.hidden(pooled)
+        return self.classes(hidden), self.boxes(hidden).unflatten(1, (-1, 4))
+
+
+class FasterRCNN(Model):
+    """Backbone, feature pyramid, proposals, and a head for the features of each proposal."""
+
+    def __init__(self, config: FasterRCNNConfig, pretrained: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = TimmBackbone(config.backbone, pretrained)
+        strides = tuple(2**stage for stage in config.backbone.stages)
+        self.neck = FeaturePyramid(self.backbone.channels, strides, config.dim, len(config.anchor_sizes))
+        self.rpn = RegionProposalNetwork(config.dim, self.neck.strides, config.anchor_sizes, config.aspect_ratios)
+        self.pooling = RoIPooling(strides, canonical_size=config.canonical_size, aligned=config.roi_aligned)
+        self.head = BoxHead(config, self.pooling.size)
+        self.coder = BoxCoder(BOX_CODE)
+
+    def features(self, images: Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"]) -> list[Tensor]:
+        """The levels of the pyramid, (B, C, h, w) each."""
+        maps: list[Tensor] = self.neck(self.backbone(images), padding)
+        return maps
+
+    def classify(self, maps: list[Tensor], padding: Bool[Tensor, "B H W"], rois: RoIs) -> tuple[Tensor, Tensor]:
+        """Logits (R, K + 1) and deltas (R, K + 1, 4) of boxes."""
+        levels = [extended(x, padding, stride) for x, stride in zip(maps, self.pooling.strides, strict=False)]
+        logits, deltas = self.head(self.pooling(levels, rois))
+        return logits, deltas
+
+    def forward(self, images: Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"]) -> RegionPrediction:
+        maps = self.features(images, padding)
+        scores = self.rpn(maps, padding)
+        proposals, valid = self.rpn.propose(scores, limits_of(padding, scores), self.config.num_proposals)
+        logits, deltas = self.classify(maps, padding, rois_of(proposals))
+        count = proposals.shape[:2]
+        return RegionPrediction(proposals, valid, logits.unflatten(0, count), deltas.unflatten(0, count))
+
+    def objective(self, config: CriterionConfig) -> Objective:
+        return RegionObjective(self, config)
+
+    def detect(
+        self, images: Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"], max_detections: int = 100
+    ) -> Boxes:
+        found = self(images, padding)
+        limits = limits_of(padding, found)
+        scores = found.logits.softmax(-1)[..., 1:].masked_fill(~found.valid[..., None], 0.0)  # (B, N, K)
+        num_classes = scores.shape[2]
+        scores, best = scores.flatten(1).topk(torch.sym_min(CANDIDATES, scores.shape[1] * num_classes), dim=1)
+        proposal, labels = best // num_classes, best % num_classes  # (B, n)
+        image = torch.arange(len(best), device=best.device)[:, None]
+        deltas, proposals = found.deltas[image, proposal, labels + 1], found.proposals[image, proposal]
+        boxes = self.coder.decode_single(deltas.flatten(0, 1), proposals.flatten(0, 1)).view_as(proposals)
+        boxes = clipped(boxes, limits)
+        wrong = (scores <= self.config.min_score) | ((boxes[..., 2:] - boxes[..., :2]).amin(-1) < MIN_SIDE)
+        scores = scores.masked_fill(wrong, 0.0)
+        # boxes of different classes do not overlap after this shift
+        shifted = boxes + (labels * (limits.amax(1)[:, None] + 1))[..., None]
+        unique = [not_suppressed(*each, self.config.nms_iou) for each in zip(shifted, scores, strict=True)]
+        scores = scores.masked_fill(~torch.stack(unique), 0.0)
+        scores, order = scores.topk(torch.sym_min(max_detections, scores.shape[1]), dim=1)
+        boxes = xyxy_to_cxcywh(boxes / limits[:, None]).gather(1, order[..., None].expand(-1, -1, 4))
+        return Boxes(boxes.masked_fill(scores[..., None] == 0, 0.0), scores, labels.gather(1, order))
+
+
+class RegionObjective(Objective):
+    """The losses of both stages; ``box_weight`` and ``giou_weight`` of the criterion weight the second stage's."""
+
+    def __init__(self, model: FasterRCNN, config: CriterionConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+
+    def forward(self, batch: Batch, totals: Totals) -> Losses:
+        model, padding = self.model, batch.padding
+        maps = model.features(batch.images, padding)
+        scores = model.rpn(maps, padding)
+        limits = limits_of(padding, scores)
+        labels = [target.labels for target in batch.targets]
+        objects = [
+            cxcywh_to_xyxy(target.boxes.to(size.dtype)) * size
+            for target, size in zip(batch.targets, limits, strict=True)
+        ]
+        with full_precision(batch.images.device.type):
+            anchors = [
+                anchor_losses(*image, scores.anchors, model.rpn.coder)
+                for image in zip(scores.logits, scores.deltas, scores.outside, objects, strict=True)
+            ]
+            proposals, valid = model.rpn.propose(scores, limits, model.config.num_training_proposals)
+            samples = [
+                sample(boxes[mask], own, classes, model.config.num_samples)
+                for boxes, mask, own, classes in zip(proposals, valid, objects, labels, strict=True)
+            ]
+        rois = [F.pad(each.boxes, (1, 0), value=i) for i, each in enumerate(samples)]
+        logits, deltas = model.classify(maps, padding, torch.cat(rois))
+        with full_precision(batch.images.device.type):
+            terms = torch.stack([*torch.stack(anchors).sum(0), *roi_losses(logits, deltas, samples, model.coder)])
+            terms = terms * (totals.processes / totals.images)
+        weights = terms.new_tensor([1.0, 1.0, 1.0, self.config.box_weight, self.config.giou_weight])
+        names = ("objectness_proposals", "box_proposals", "class", "box", "giou")
+        return Losses(weights @ terms, dict(zip(names, terms.detach(), strict=True)))
+
+
+def limits_of(padding: Bool[Tensor, "B H W"], like: AnchorScores | RegionPrediction) -> Float[Tensor, "B 4"]:
+    """(width, height, width, height) of each image in pixels, without padding."""
+    size = torch.stack([(~padding[:, 0]).sum(1), (~padding[:, :, 0]).sum(1)], dim=-1)
+    return size.repeat(1, 2).to(like.logits.dtype)
+
+
+def build(config: FasterRCNNConfig, pretrained: bool = False) -> FasterRCNN:
+    """The detector that ``config`` describes."""
+    return FasterRCNN(config, pretrained)
+
+
+def check(config: FasterRCNNConfig) -> None:
+    """Check that settings do not contradict each other.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    stages = config.backbone.stages
+    if stages != tuple(range(stages[0], stages[0] + len(stages))) or config.backbone.dilated:
+        raise UserError(
+            f"model.backbone.stages is {stages} and model.backbone.dilated is {config.backbone.dilated}, but the "
+            "feature pyramid needs consecutive stages without dilation."
+        )
+    if len(config.anchor_sizes) < len(stages):
+        raise UserError(
+            f"model.anchor_sizes has {len(config.anchor_sizes)} sizes, but there must be at least one for each of the "
+            f"{len(stages)} feature maps of the backbone (model.backbone.stages)."
+        )
+    if not config.aspect_ratios:
+        raise UserError("model.aspect_ratios is empty, but must contain at least one ratio.")
+
+
+def check_capacity(config: FasterRCNNConfig, max_objects: int) -> None:
+    """Proposals are not matched one to one: no number of objects is too large."""
