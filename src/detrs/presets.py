@@ -185,6 +185,31 @@ def deformable_detr_r50_two_stage() -> Experiment:
     return multi_scale(R50, "refine", "proposals")
 
 
+def deformable_detr_r50_single_scale_k1() -> Experiment:
+    """AP 39.7 (paper, Table 2: 39.7): C5 alone, one sampling point."""
+    return official(DeformableDETRConfig(backbone=c5(R50), num_levels=1, num_points=1))
+
+
+def deformable_detr_r50_own_level_k1() -> Experiment:
+    """AP 41.4 (paper, Table 2: 41.4): four levels without multi-scale attention, one sampling point."""
+    return official(DeformableDETRConfig(backbone=R50, encoder_attention="own-level", num_points=1))
+
+
+def deformable_detr_r50_own_level() -> Experiment:
+    """AP 42.3 (paper, Table 2: 42.3): four levels without multi-scale attention."""
+    return official(DeformableDETRConfig(backbone=R50, encoder_attention="own-level"))
+
+
+def deformable_detr_r50_fpn() -> Experiment:
+    """AP 43.8 (paper, Table 2: 43.8): four levels, FPN before the encoder."""
+    return official(DeformableDETRConfig(backbone=R50, neck="fpn"))
+
+
+def deformable_detr_r50_bifpn() -> Experiment:
+    """AP 43.9 (paper, Table 2: 43.9): four levels, BiFPN before the encoder."""
+    return official(DeformableDETRConfig(backbone=R50, neck="bifpn"))
+
+
 def deformable_detr_r101_single_scale() -> Experiment:
     """No published AP: C5 of ResNet-101 alone."""
     return single_scale(R101)
@@ -299,6 +324,11 @@ PRESETS: dict[str, Callable[[], Experiment]] = {
     "deformable-detr-r50": deformable_detr_r50,
     "deformable-detr-r50-refine": deformable_detr_r50_refine,
     "deformable-detr-r50-two-stage": deformable_detr_r50_two_stage,
+    "deformable-detr-r50-single-scale-k1": deformable_detr_r50_single_scale_k1,
+    "deformable-detr-r50-own-level-k1": deformable_detr_r50_own_level_k1,
+    "deformable-detr-r50-own-level": deformable_detr_r50_own_level,
+    "deformable-detr-r50-fpn": deformable_detr_r50_fpn,
+    "deformable-detr-r50-bifpn": deformable_detr_r50_bifpn,
     "deformable-detr-r101-single-scale": deformable_detr_r101_single_scale,
     "deformable-detr-r101-single-scale-dc5": deformable_detr_r101_single_scale_dc5,
     "deformable-detr-r101": deformable_detr_r101,

@@ -2,7 +2,13 @@ import math
 
 import torch
 
-from detrs.layers.deformable_attention import DeformableAttention, on_padded_maps, star
+from detrs.layers.deformable_attention import (
+    DeformableAttention,
+    DeformableSelfAttention,
+    OwnLevelSelfAttention,
+    on_padded_maps,
+    star,
+)
 from detrs.layers.neck import centers
 from detrs.ops.ms_deform_attn.reference import locate
 from detrs.structures import Pyramid
@@ -85,3 +91,30 @@ def test_output_is_the_projected_bilinear_sample() -> None:
     point = torch.tensor([[[(column + 0.5) / 7, (row + 0.5) / 5]]]).expand(2, 1, 2)
     expected = layer.output_proj(layer.value_proj(memory.tokens[:, row * 7 + column]))
     torch.testing.assert_close(layer(torch.randn(2, 1, 32), point, memory)[:, 0], expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_tokens_that_attend_to_their_own_level_have_a_pyramid_of_one_level() -> None:
+    torch.manual_seed(0)
+    memory = pyramid(16, torch.tensor([[[1.0, 1.0], [1.0, 1.0]], [[4 / 7, 0.8], [0.5, 2 / 3]]]))
+    memory.padding[1, 4:7], memory.padding[1, -2:] = True, True
+    own, alone = OwnLevelSelfAttention(16, 2, 3), DeformableSelfAttention(16, 2, 1, 3)
+    for parameter in own.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    alone.load_state_dict(own.state_dict())
+    first = slice(0, 5 * 7)
+    for part, shape, level in ((first, SHAPES[0], 0), (slice(5 * 7, None), SHAPES[1], 1)):
+        expected = alone(
+            Pyramid(
+                memory.tokens[:, part],
+                memory.position[:, part],
+                memory.reference_points[:, part],
+                memory.padding[:, part],
+                (shape,),
+                memory.valid_ratio[:, level : level + 1],
+                memory.image_sizes,
+            )
+        )
+        torch.testing.assert_close(own(memory)[:, part], expected)
+    disturbed = memory.with_tokens(memory.tokens.index_fill(1, torch.arange(5 * 7, TOKENS), 7.0))
+    assert torch.equal(own(disturbed)[:, first], own(memory)[:, first])

@@ -11,6 +11,14 @@ R101 = 63.5
 """GFLOPs of ResNet-101 minus those of ResNet-50, for detectors whose code was counted with ResNet-50 only."""
 MORE = 60_464_672 - 41_524_768
 """Parameters of ResNet-101 minus those of ResNet-50, from the counts of DETR."""
+LEVEL = 257 * 8 * 4 * 3
+"""Parameters for the sampling points of one level in one layer: two offsets and a weight for 8 heads and 4 points."""
+K1 = LEVEL * 3 // 4
+"""Parameters for three of four sampling points."""
+OWN_K1 = 6 * (3 * LEVEL + K1) + 6 * 4 * K1
+"""Three levels and three points less in the encoder, three points less on each level in the decoder."""
+SMOOTHING = 256 * 256 * 9 + 256
+"""Parameters of a 3x3 convolution of FPN."""
 CLOSE, NEAR = 0.003, 0.03
 """Relative; ``NEAR`` for Anchor DETR, whose code embeds queries more often than necessary."""
 
@@ -33,6 +41,12 @@ CLOSE, NEAR = 0.003, 0.03
         ("deformable-detr-r50", 40_069_665, 39_847_265, 164.0, CLOSE),
         ("deformable-detr-r50-refine", 40_849_660, 40_627_260, 164.2, CLOSE),
         ("deformable-detr-r50-two-stage", 41_181_529, 40_959_129, 168.2, CLOSE),
+        # no published counts: those above with other layers, counted by hand
+        ("deformable-detr-r50-single-scale-k1", 34_066_593 - 12 * K1, 33_844_193 - 12 * K1, 76.2, CLOSE),
+        ("deformable-detr-r50-own-level-k1", 40_069_665 - OWN_K1, 39_847_265 - OWN_K1, 164.0 - 10.0, CLOSE),
+        ("deformable-detr-r50-own-level", 40_069_665 - 18 * LEVEL, 39_847_265 - 18 * LEVEL, 164.0 - 7.9, CLOSE),
+        ("deformable-detr-r50-fpn", 40_069_665 + 3 * SMOOTHING, 39_847_265 + 3 * SMOOTHING, 164.0 + 10.4, CLOSE),
+        ("deformable-detr-r50-bifpn", 40_069_665 + 3 * 411_662, 39_847_265 + 3 * 411_662, 164.0 + 4.5, CLOSE),
         ("deformable-detr-r101-single-scale", 34_066_593 + MORE, 33_844_193 + MORE, 76.4 + R101, CLOSE),
         ("deformable-detr-r101-single-scale-dc5", 34_066_593 + MORE, 33_844_193 + MORE, 124.9 + R101, CLOSE),
         ("deformable-detr-r101", 40_069_665 + MORE, 39_847_265 + MORE, 164.0 + R101, CLOSE),

@@ -76,6 +76,34 @@ class DeformableSelfAttention(nn.Module):
         return self.attention(memory.tokens + memory.position, memory.reference_points, memory)
 
 
+class OwnLevelSelfAttention(nn.Module):
+    """The same on the token's own level only; levels share weights and exchange no information (5.3)."""
+
+    def __init__(self, dim: int, num_heads: int, num_points: int) -> None:
+        super().__init__()
+        self.attention = DeformableAttention(dim, num_heads, 1, num_points)
+
+    def forward(self, memory: Pyramid) -> Float[Tensor, "B S C"]:
+        levels = [self.attention(x.tokens + x.position, x.reference_points, x) for x in single_levels(memory)]
+        return torch.cat(levels, dim=1)
+
+
+def single_levels(memory: Pyramid) -> list[Pyramid]:
+    """Each level as a pyramid of its own."""
+    cells = [h * w for h, w in memory.shapes]
+    parts = zip(
+        memory.tokens.split(cells, dim=1),
+        memory.position.split(cells, dim=1),
+        memory.reference_points.split(cells, dim=1),
+        memory.padding.split(cells, dim=1),
+        [(shape,) for shape in memory.shapes],
+        memory.valid_ratio.split(1, dim=1),
+        [memory.image_sizes] * len(cells),
+        strict=True,
+    )
+    return [Pyramid(*part) for part in parts]
+
+
 class DeformableCrossAttention(nn.Module):
     """Cross-attention around the reference of each query, as in the decoder of Deformable DETR."""
 

@@ -23,18 +23,25 @@ def whole_map(
     return projection(x)
 
 
+def valid_inputs(
+    projection: nn.Module, x: Float[Tensor, "B _ _ _"], padding: Bool[Tensor, "B H W"]
+) -> Float[Tensor, "B C _ _"]:
+    """The projection of the map with zeros where padded: convolutions without normalization that exclude padding."""
+    return projection(x.masked_fill(padding_at(padding, (x.shape[-2], x.shape[-1]))[:, None], 0.0))
+
+
 def valid_cells(
     projection: nn.Module, x: Float[Tensor, "B _ _ _"], padding: Bool[Tensor, "B H W"]
 ) -> Float[Tensor, "B C _ _"]:
     """The same of the cells that are not padding, which is zero for the convolution and not part of the statistics.
 
     Args:
-        projection: of ``normalized_projection``.
+        projection: a convolution, then GroupNorm, for example of ``normalized_projection``.
         x: feature map.
         padding: of the images.
     """
     convolution, norm = projection.children()
-    y: Tensor = convolution(x.masked_fill(padding_at(padding, (x.shape[-2], x.shape[-1]))[:, None], 0.0))
+    y = valid_inputs(convolution, x, padding)
     return valid_group_norm(norm, y, padding_at(padding, (y.shape[-2], y.shape[-1])))
 
 
@@ -76,8 +83,7 @@ class ChannelMapper(nn.Module):
         super().__init__()
         self.apply_projection = apply
         self.projections = nn.ModuleList(projection(channels, dim, 1) for channels in in_channels)
-        extra = [in_channels[-1], *[dim] * num_levels][: num_levels - len(in_channels)]
-        self.downsamples = nn.ModuleList(projection(channels, dim, 3) for channels in extra)
+        self.downsamples = downsamples(in_channels, dim, num_levels, projection)
 
     def forward(
         self, features: list[Float[Tensor, "B _ _ _"]], padding: Bool[Tensor, "B H W"]
@@ -86,11 +92,31 @@ class ChannelMapper(nn.Module):
             self.apply_projection(projection, feature, padding)
             for projection, feature in zip(self.projections, features, strict=True)
         ]
-        coarsest = features[-1]
-        for downsample in self.downsamples:
-            coarsest = self.apply_projection(downsample, coarsest, padding)
-            maps.append(coarsest)
-        return maps
+        return maps + further_levels(self.downsamples, features[-1], padding, self.apply_projection)
+
+
+def downsamples(in_channels: tuple[int, ...], dim: int, num_levels: int, projection: Projection) -> nn.ModuleList:
+    """Strided projections for the levels beyond those of the backbone, the first of the backbone's last map."""
+    inputs = [in_channels[-1], *[dim] * num_levels][: num_levels - len(in_channels)]
+    return nn.ModuleList(projection(channels, dim, 3) for channels in inputs)
+
+
+def further_levels(
+    projections: nn.ModuleList, last: Float[Tensor, "B _ _ _"], padding: Bool[Tensor, "B H W"], apply: Application
+) -> list[Float[Tensor, "B C _ _"]]:
+    """The levels beyond those of the backbone, each from the one before.
+
+    Args:
+        projections: of ``downsamples``.
+        last: the backbone's last map.
+        padding: of the images.
+        apply: as in ``ChannelMapper``.
+    """
+    maps = []
+    for projection in projections:
+        last = apply(projection, last, padding)
+        maps.append(last)
+    return maps
 
 
 def plain_projection(in_channels: int, dim: int, kernel: int) -> nn.Conv2d:

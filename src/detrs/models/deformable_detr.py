@@ -14,6 +14,8 @@ W'_m, W_m                         ``value_proj``, ``output_proj``
 M, K, L                           ``num_heads``, ``num_points``, ``num_levels``
 iterative bounding box refinement ``reference="refine"``
 two-stage                         ``queries="proposals"``
+FPNs (Table 2)                    ``neck="fpn"``, ``neck="bifpn"``
+multi-scale attention (Table 2)   ``encoder_attention``
 ================================  ==========================================
 
 Deviation from the paper, as in the authors' code: refinement starts from points, not from boxes of 0.1. Deviation from
@@ -22,6 +24,10 @@ the code: with fewer tokens than queries, every token becomes a query instead of
 Options that are not in the paper: in the authors' code, tokens that are padding (or whose anchor is not inside the
 image) are blanked, but can still become queries, and GroupNorm of the neck includes padding.
 ``proposals="usable"`` and ``neck_norm="group-masked"`` exclude both; the presets of our own design use them.
+
+Not published for the ablation (Table 2), and chosen here: how FPN and BiFPN are connected (``neck``), the size of BiFPN
+(``bifpn_layers``), and what "without multi-scale attention" means for a decoder whose queries have no level
+(``encoder_attention="own-level"``: the decoder attends to all levels).
 """
 
 from dataclasses import dataclass, field
@@ -29,6 +35,7 @@ from functools import partial
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Le, Lt
+from torch import nn
 
 from detrs.backbones.timm import BackboneConfig, TimmBackbone
 from detrs.boxes import offset_from_box, offset_from_point
@@ -37,9 +44,10 @@ from detrs.criterion.objective import SetObjective
 from detrs.errors import UserError
 from detrs.layers.attention import SelfAttention
 from detrs.layers.decoder import Decoder, DecoderLayer, keep, refine
-from detrs.layers.deformable_attention import DeformableCrossAttention, DeformableSelfAttention
+from detrs.layers.deformable_attention import DeformableCrossAttention, DeformableSelfAttention, OwnLevelSelfAttention
 from detrs.layers.encoder import Encoder, EncoderLayer
 from detrs.layers.feedforward import FeedForward
+from detrs.layers.fpn import FPN, BiFPN, BiFPNLayer, normalized_smoothing
 from detrs.layers.heads import BoxCoder, DetectionHead, box_mlp, class_layer, zero_box_layer
 from detrs.layers.initialization import XAVIER
 from detrs.layers.neck import (
@@ -72,7 +80,10 @@ class DeformableDETRConfig:
     num_heads: Annotated[int, Ge(1), Le(1_024)] = 8
     """M, attention heads."""
     num_points: Annotated[int, Ge(1), Le(1_024)] = 4
-    """P, sampling points per head and level."""
+    """P, sampling points per head and level; K in the paper."""
+    encoder_attention: Literal["multi-scale", "own-level"] = "multi-scale"
+    """Levels that a token of the encoder samples. ``multi-scale``: all. ``own-level``: its own, so that levels exchange
+    no information before the decoder, which samples all (Table 2, without multi-scale attention)."""
     encoder_layers: Annotated[int, Ge(0), Le(100)] = 6
     """Layers of the encoder; 0: no encoder."""
     decoder_layers: Annotated[int, Ge(1), Le(100)] = 6
@@ -88,6 +99,11 @@ class DeformableDETRConfig:
     proposals: Literal["all", "usable"] = "all"
     """Tokens that can become queries (two-stage only). ``all``: also those without a valid proposal, padding for
     example, as in the authors' code. ``usable``: these only if there are fewer others than queries."""
+    neck: Literal["projection", "fpn", "bifpn"] = "projection"
+    """``projection``: one convolution per level. ``fpn``: FPN on the backbone's maps, with GroupNorm after each output;
+    further levels as before. ``bifpn``: BiFPN on the projections."""
+    bifpn_layers: Annotated[int, Ge(1), Le(100)] = 3
+    """Layers of BiFPN (``neck="bifpn"`` only); EfficientDet-D0 has 3."""
     neck_norm: NeckNorm = "group"
     """GroupNorm of the neck. ``group``: over the whole map, padding included, as in the authors' code.
     ``group-masked``: without padding, so that the neck does not depend on it."""
@@ -103,13 +119,7 @@ def build(config: DeformableDETRConfig, pretrained: bool = False) -> Detector:
     return Detector(
         backbone=backbone,
         neck=PyramidNeck(
-            ChannelMapper(
-                backbone.channels,
-                config.dim,
-                config.num_levels,
-                normalized_projection,
-                APPLICATIONS[config.neck_norm],
-            ),
+            mapper(config, backbone.channels),
             SinePosition(config.dim, shift=-0.5),
             LevelEmbedding(config.num_levels, config.dim),
         ),
@@ -119,6 +129,17 @@ def build(config: DeformableDETRConfig, pretrained: bool = False) -> Detector:
         classification=config.classification,
         objective=partial(SetObjective, proposals=PROPOSALS),
     )
+
+
+def mapper(config: DeformableDETRConfig, channels: tuple[int, ...]) -> ChannelMapper | FPN | BiFPN:
+    """Maps of the backbone to one map per level."""
+    sizes, apply = (channels, config.dim, config.num_levels), APPLICATIONS[config.neck_norm]
+    if config.neck == "fpn":
+        return FPN(*sizes, normalized_smoothing, apply)
+    projections = ChannelMapper(*sizes, normalized_projection, apply)
+    if config.neck == "projection":
+        return projections
+    return BiFPN(projections, (BiFPNLayer(config.num_levels, config.dim, apply) for _ in range(config.bifpn_layers)))
 
 
 def queries(config: DeformableDETRConfig) -> LearnedQueries | ProposalQueries:
@@ -147,7 +168,11 @@ def head(config: DeformableDETRConfig, box_coder: BoxCoder, size_bias: float) ->
 
 
 def encoder_layer(config: DeformableDETRConfig) -> EncoderLayer:
-    attention = DeformableSelfAttention(config.dim, config.num_heads, config.num_levels, config.num_points)
+    attention: nn.Module
+    if config.encoder_attention == "own-level":
+        attention = OwnLevelSelfAttention(config.dim, config.num_heads, config.num_points)
+    else:
+        attention = DeformableSelfAttention(config.dim, config.num_heads, config.num_levels, config.num_points)
     return EncoderLayer(attention, feedforward(config), config.dim, config.dropout)
 
 
@@ -171,6 +196,8 @@ def check(config: DeformableDETRConfig) -> None:
             f"model.num_levels is {config.num_levels}, but the backbone has "
             f"{len(config.backbone.stages)} feature maps (model.backbone.stages): use more levels or fewer stages."
         )
+    if config.neck == "bifpn" and config.num_levels < 2:
+        raise UserError("model.neck 'bifpn' needs model.num_levels of at least 2: it connects levels.")
     if config.queries == "proposals" and config.reference == "keep":
         raise UserError("model.queries 'proposals' needs model.reference 'refine': two-stage always refines its boxes.")
 

@@ -1,0 +1,168 @@
+"""Necks that exchange information between levels: FPN (Lin et al. 2017) and BiFPN (EfficientDet, Tan et al. 2020).
+
+Both return maps, like ``ChannelMapper``, and take its place in a ``PyramidNeck``. Maps are resized to the size of their
+neighbor, so images need no padding to a multiple of the largest stride.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from detrs.layers.neck import (
+    Application,
+    downsamples,
+    further_levels,
+    normalized_projection,
+    valid_cells,
+    valid_inputs,
+    whole_map,
+)
+
+Smoothing = Callable[[int], nn.Module]
+"""Embedding dimension to the 3x3 convolution of an output of FPN: ``smoothing`` or ``normalized_smoothing``."""
+
+
+def convolution(in_channels: int, dim: int, kernel: int) -> nn.Conv2d:
+    """A convolution of stride 1 with the initialization of FPN: Kaiming-uniform for a linear layer, zero bias."""
+    layer = nn.Conv2d(in_channels, dim, kernel, padding=kernel // 2)
+    nn.init.kaiming_uniform_(layer.weight, a=1)
+    nn.init.zeros_(layer.get_parameter("bias"))
+    return layer
+
+
+def smoothing(dim: int) -> nn.Conv2d:
+    """A 3x3 convolution, as in the authors' code."""
+    return convolution(dim, dim, 3)
+
+
+def normalized_smoothing(dim: int) -> nn.Sequential:
+    """The same followed by GroupNorm with 32 groups, as after the projections of Deformable DETR."""
+    return nn.Sequential(smoothing(dim), nn.GroupNorm(32, dim))
+
+
+def upsampled(x: Float[Tensor, "B C _ _"], like: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+    """Nearest neighbor, to the size of another map; a factor of 2 if sides are multiples of the stride."""
+    return F.interpolate(x, size=like.shape[-2:], mode="nearest")
+
+
+class FPN(nn.Module):
+    """Feature pyramid network: 1x1 laterals, sums from coarse to fine, a 3x3 convolution per level.
+
+    Levels beyond those of the backbone come from strided projections of its last map, as in ``ChannelMapper``.
+
+    Args:
+        in_channels: of each map of the backbone.
+        dim: embedding dimension of all levels.
+        num_levels: of the pyramid.
+        smooth: ``smoothing`` or ``normalized_smoothing``.
+        apply: ``whole_map``; to exclude padding, ``valid_inputs`` with ``smoothing`` (and no further levels) or
+            ``valid_cells`` with ``normalized_smoothing``.
+    """
+
+    def __init__(
+        self,
+        in_channels: tuple[int, ...],
+        dim: int,
+        num_levels: int,
+        smooth: Smoothing,
+        apply: Application = whole_map,
+    ) -> None:
+        super().__init__()
+        self.apply_projection = apply
+        self.laterals = nn.ModuleList(convolution(channels, dim, 1) for channels in in_channels)
+        self.outputs = nn.ModuleList(smooth(dim) for _ in in_channels)
+        self.downsamples = downsamples(in_channels, dim, num_levels, normalized_projection)
+
+    def forward(
+        self, features: list[Float[Tensor, "B _ _ _"]], padding: Bool[Tensor, "B H W"]
+    ) -> list[Float[Tensor, "B C _ _"]]:
+        merged = [lateral(feature) for lateral, feature in zip(self.laterals, features, strict=True)]
+        for level in range(len(merged) - 1, 0, -1):
+            merged[level - 1] = merged[level - 1] + upsampled(merged[level], merged[level - 1])
+        maps = [self.apply_projection(output, x, padding) for output, x in zip(self.outputs, merged, strict=True)]
+        return maps + further_levels(self.downsamples, features[-1], padding, self.apply_projection)
+
+
+class Fusion(nn.Module):
+    """A node of BiFPN: weighted mean of its inputs, swish, depthwise-separable 3x3 convolution, GroupNorm.
+
+    Fast normalized fusion (EfficientDet, 3.3): weights are positive and divided by their sum.
+    """
+
+    def __init__(self, num_inputs: int, dim: int, apply: Application) -> None:
+        super().__init__()
+        self.apply_projection = apply
+        self.fusion_weights = nn.Parameter(torch.ones(num_inputs))
+        depthwise = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
+        self.projection = nn.Sequential(nn.Sequential(depthwise, nn.Conv2d(dim, dim, 1)), nn.GroupNorm(32, dim))
+
+    def forward(
+        self, inputs: list[Float[Tensor, "B C h w"]], padding: Bool[Tensor, "B H W"]
+    ) -> Float[Tensor, "B C h w"]:
+        weights = self.fusion_weights.relu()
+        weights = weights / (weights.sum() + 1e-4)
+        fused = sum(weight * x for weight, x in zip(weights, inputs, strict=True))
+        return self.apply_projection(self.projection, F.silu(fused), padding)
+
+
+POOLING: dict[Application, Application] = {whole_map: whole_map, valid_cells: valid_inputs}
+"""How maps are downsampled, for each way to apply the projections."""
+
+
+class BiFPNLayer(nn.Module):
+    """Nodes from coarse to fine, then from fine to coarse with the input of each level as a shortcut.
+
+    Args:
+        num_levels: of the pyramid.
+        dim: embedding dimension, a multiple of 32.
+        apply: ``whole_map`` or, to exclude padding, ``valid_cells``.
+    """
+
+    def __init__(self, num_levels: int, dim: int, apply: Application = whole_map) -> None:
+        super().__init__()
+        self.apply_pooling = POOLING[apply]
+        # zeros around the map, not -inf as MaxPool2d would pad: as EfficientDet, and as blanked padding
+        self.downsample = nn.Sequential(nn.ZeroPad2d(1), nn.MaxPool2d(3, stride=2))
+        self.top_down = nn.ModuleList(Fusion(2, dim, apply) for _ in range(num_levels - 1))
+        self.bottom_up = nn.ModuleList(Fusion(3, dim, apply) for _ in range(num_levels - 2))
+        self.coarsest = Fusion(2, dim, apply)
+
+    def forward(
+        self, maps: list[Float[Tensor, "B C _ _"]], padding: Bool[Tensor, "B H W"]
+    ) -> list[Float[Tensor, "B C _ _"]]:
+        descended = [maps[-1]]  # coarse to fine
+        for node, level in zip(self.top_down, maps[-2::-1], strict=True):
+            descended.append(node([level, upsampled(descended[-1], level)], padding))
+        ascended = descended[-1:]  # fine to coarse
+        for node, level, inner in zip(self.bottom_up, maps[1:-1], descended[-2:0:-1], strict=True):
+            ascended.append(node([level, inner, self.downsampled(ascended[-1], padding)], padding))
+        return [*ascended, self.coarsest([maps[-1], self.downsampled(ascended[-1], padding)], padding)]
+
+    def downsampled(self, x: Float[Tensor, "B C _ _"], padding: Bool[Tensor, "B H W"]) -> Float[Tensor, "B C _ _"]:
+        """Half the size, rounded up, as strided convolutions do."""
+        return self.apply_pooling(self.downsample, x, padding)
+
+
+class BiFPN(nn.Module):
+    """Bidirectional feature pyramid network: BiFPN layers after the projections of a ``ChannelMapper``.
+
+    Args:
+        mapper: maps of the backbone to one map of width ``dim`` per level, at least two.
+        layers: BiFPN layers.
+    """
+
+    def __init__(self, mapper: nn.Module, layers: Iterable[BiFPNLayer]) -> None:
+        super().__init__()
+        self.mapper = mapper
+        self.layers = nn.ModuleList(layers)
+
+    def forward(
+        self, features: list[Float[Tensor, "B _ _ _"]], padding: Bool[Tensor, "B H W"]
+    ) -> list[Float[Tensor, "B C _ _"]]:
+        maps = self.mapper(features, padding)
+        for layer in self.layers:
+            maps = layer(maps, padding)
+        return maps
