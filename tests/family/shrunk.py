@@ -1,6 +1,7 @@
 """Small copies of every preset, with random weights, a batch and its objects: shared by all tests of the family."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,20 +17,29 @@ from detrs.structures import Losses, Predictions, Target, Totals
 QUERIES = 11
 
 
+SMALL: dict[str, Any] = {
+    "num_classes": 5,
+    "dim": 64,
+    "num_heads": 2,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "ffn_dim": 96,
+    "dynamic_dim": 16,
+}
+"""Minimal width and depth: the fields that the configurations of models have."""
+
+
+def changed(model: Any, **settings: Any) -> Any:
+    """``model`` with those of the settings that it has."""
+    return replace(model, **{name: value for name, value in settings.items() if hasattr(model, name)})
+
+
 def shrunk(name: str) -> ModelConfig:
     """The model of a preset with all of its choices, at minimal width and depth."""
-    model = preset(name).model
-    return replace(
-        model,
-        num_classes=5,
-        backbone=replace(model.backbone, name="test_resnet", weights="none"),
-        dim=64,
-        num_heads=2,
-        encoder_layers=2,
-        decoder_layers=3,
-        ffn_dim=96,
-        num_queries=QUERIES * patterns(model),
-    )
+    model: Any = preset(name).model
+    backbone = replace(model.backbone, name="test_resnet", weights="none")
+    config: ModelConfig = changed(model, **SMALL, backbone=backbone, num_queries=QUERIES * patterns(model))
+    return config
 
 
 def patterns(config: ModelConfig) -> int:
@@ -101,4 +111,4 @@ def losses(config: ModelConfig, predictions: Predictions, targets: tuple[Target,
 
 def shallow(config: ModelConfig) -> Detector:
     """Deep enough for a first and a later layer."""
-    return randomized(replace(config, encoder_layers=1, decoder_layers=2)).eval()
+    return randomized(changed(config, encoder_layers=1, decoder_layers=2)).eval()

@@ -12,14 +12,15 @@ from detrs import schema
 from detrs.backbones.timm import BackboneConfig
 from detrs.errors import UserError
 from detrs.isolation import float32_by_default
-from detrs.models import anchor_detr, conditional_detr, deformable_detr, detr
+from detrs.models import anchor_detr, conditional_detr, deformable_detr, detr, sparse_rcnn
 from detrs.models.anchor_detr import AnchorDETRConfig
 from detrs.models.conditional_detr import ConditionalDETRConfig
 from detrs.models.deformable_detr import DeformableDETRConfig
 from detrs.models.detector import Model
 from detrs.models.detr import DETRConfig
+from detrs.models.sparse_rcnn import SparseRCNNConfig
 
-ModelConfig = DETRConfig | ConditionalDETRConfig | AnchorDETRConfig | DeformableDETRConfig
+ModelConfig = DETRConfig | ConditionalDETRConfig | AnchorDETRConfig | DeformableDETRConfig | SparseRCNNConfig
 
 
 @runtime_checkable
@@ -38,6 +39,7 @@ MODELS: dict[type, ModuleType] = {
     ConditionalDETRConfig: conditional_detr,
     AnchorDETRConfig: anchor_detr,
     DeformableDETRConfig: deformable_detr,
+    SparseRCNNConfig: sparse_rcnn,
 }
 """Configuration -> module."""
 
