@@ -30,6 +30,7 @@ SMALL: dict[str, Any] = {
     "num_proposals": 30,
     "num_training_proposals": 50,
     "min_score": 0.0,
+    "dynamic_dim": 16,
 }
 """Minimal width and depth: the fields that the configurations of models have."""
 

@@ -61,6 +61,11 @@ CLOSE, NEAR = 0.003, 0.03
         ("efficient-detr-r50-6enc", 35_010_975, 34_788_575, 159.9, CLOSE),
         ("efficient-detr-r101", 32_740_383 + MORE, 32_517_983 + MORE, 119.6 + R101, CLOSE),
         ("efficient-detr-r101-6enc", 35_010_975 + MORE, 34_788_575 + MORE, 159.9 + R101, CLOSE),
+        # the authors' counts at 800 x 1088: 129.4, 147.5
+        ("sparse-rcnn-r50-100", 106_237_768, 106_015_368, 129.4 - 1.8, CLOSE),
+        ("sparse-rcnn-r50-300", 106_289_768, 106_067_368, 147.5 - 1.8, CLOSE),
+        ("sparse-rcnn-r101-100", 106_237_768 + MORE, 106_015_368 + MORE, 129.4 - 1.8 + R101, CLOSE),
+        ("sparse-rcnn-r101-300", 106_289_768 + MORE, 106_067_368 + MORE, 147.5 - 1.8 + R101, CLOSE),
     ],
 )
 def test_parameters_and_gflops_are_those_of_the_authors_code(

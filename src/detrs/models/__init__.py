@@ -12,7 +12,7 @@ from detrs import schema
 from detrs.backbones.timm import BackboneConfig
 from detrs.errors import UserError
 from detrs.isolation import float32_by_default
-from detrs.models import anchor_detr, conditional_detr, deformable_detr, detr, efficient_detr, faster_rcnn
+from detrs.models import anchor_detr, conditional_detr, deformable_detr, detr, efficient_detr, faster_rcnn, sparse_rcnn
 from detrs.models.anchor_detr import AnchorDETRConfig
 from detrs.models.conditional_detr import ConditionalDETRConfig
 from detrs.models.deformable_detr import DeformableDETRConfig
@@ -20,6 +20,7 @@ from detrs.models.detector import Model
 from detrs.models.detr import DETRConfig
 from detrs.models.efficient_detr import EfficientDETRConfig
 from detrs.models.faster_rcnn import FasterRCNNConfig
+from detrs.models.sparse_rcnn import SparseRCNNConfig
 
 ModelConfig = (
     DETRConfig
@@ -28,6 +29,7 @@ ModelConfig = (
     | DeformableDETRConfig
     | EfficientDETRConfig
     | FasterRCNNConfig
+    | SparseRCNNConfig
 )
 
 
@@ -49,6 +51,7 @@ MODELS: dict[type, ModuleType] = {
     DeformableDETRConfig: deformable_detr,
     EfficientDETRConfig: efficient_detr,
     FasterRCNNConfig: faster_rcnn,
+    SparseRCNNConfig: sparse_rcnn,
 }
 """Configuration -> module."""
 
