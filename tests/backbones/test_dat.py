@@ -239,3 +239,11 @@ def test_an_exported_program_equals_eager() -> None:
     backbone, images = TimmBackbone(replace(NONE, freeze_stem=False)).eval(), torch.randn(1, 3, 97, 131)
     exported = torch.export.export(backbone, (images,), strict=False).module()
     torch.testing.assert_close(exported(images), backbone(images), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "window", "shift"), [("dat_tiny", 7, 4), ("dat_base_384", 12, 6)])
+def test_windows_are_shifted_by_half_rounded_up(name: str, window: int, shift: int) -> None:
+    """Unlike those of Swin, which rounds down."""
+    with torch.device("meta"):
+        attentions = timm.create_model(name).stages[0].attns
+    assert [(part.window, part.shift) for part in attentions] == [(window, 0), (window, shift)]
