@@ -10,6 +10,7 @@ from annotated_types import Gt
 from jaxtyping import Float
 from torch import Tensor, nn
 
+import detrs.backbones.dat  # noqa: F401 (registers its models with timm)
 from detrs.backbones import weight_file
 from detrs.backbones.weight_file import pretrained_config
 from detrs.errors import UserError, did_you_mean
