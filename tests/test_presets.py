@@ -83,7 +83,8 @@ def test_nothing_else_limits_a_preset(name: str) -> None:
     experiment = preset(name)
     assert (experiment.schedule.max_minutes, experiment.evaluation.patience, experiment.initial) == (None, None, None)
     assert (experiment.evaluation.every_steps, experiment.data.path) == (None, None)
-    assert experiment.optimizer.clip_norm == (None if name.startswith("faster-rcnn") else 0.1)
+    clipped = None if name.startswith("faster-rcnn") else 1.0 if name.startswith("sparse-rcnn-r") else 0.1
+    assert experiment.optimizer.clip_norm == clipped
 
 
 def test_only_deformable_detr_has_a_group_of_its_own() -> None:

@@ -1,5 +1,7 @@
 """Boxes: conversions, overlap, and box coders, which turn the raw output of a head into boxes."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -56,3 +58,14 @@ def offset_from_point(raw: Float[Tensor, "... 4"], point: Float[Tensor, "... 2"]
 def offset_from_box(raw: Float[Tensor, "... 4"], box: Float[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
     """A box relative to a reference box: ``raw`` is the difference in logit space (Deformable DETR, A.2)."""
     return (raw + inverse_sigmoid(box)).sigmoid()
+
+
+LARGEST_SCALE = math.log(100_000 / 16)
+"""Limit of the change of a side in ``scaled_from_box``, as a logarithm."""
+
+
+def scaled_from_box(raw: Float[Tensor, "... 4"], box: Float[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
+    """A box relative to a reference box, as in R-CNN: ``raw`` is twice the shift of the center in units of the box's
+    sides, and the logarithm of the change of the sides (Sparse R-CNN). Boxes may leave [0, 1]."""
+    (shift, scale), (center, size) = raw.split(2, dim=-1), box.split(2, dim=-1)
+    return torch.cat([center + shift / 2 * size, size * scale.clamp(max=LARGEST_SCALE).exp()], dim=-1)

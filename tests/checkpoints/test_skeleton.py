@@ -28,6 +28,7 @@ MODELS: dict[str, ModelConfig] = {
     "conditional": preset("conditional-detr-tiny").model,
     "anchor": ANCHOR,
     "anchor, grid": replace(ANCHOR, anchors="grid"),
+    "sparse": preset("sparse-rcnn-tiny").model,
     "deformable": replace(DEFORMABLE, queries="learned", reference="keep"),
     "refinement": replace(DEFORMABLE, queries="learned", reference="refine"),
     "two-stage": replace(DEFORMABLE, queries="proposals", reference="refine"),

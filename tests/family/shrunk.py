@@ -28,6 +28,7 @@ SMALL: dict[str, Any] = {
     "num_proposals": 30,
     "num_training_proposals": 50,
     "min_score": 0.0,
+    "dynamic_dim": 16,
 }
 """Minimal width and depth: the fields that the configurations of models have."""
 
@@ -56,11 +57,10 @@ SHRUNK |= {  # variants without a preset
     changed(shrunk("anchor-detr-r50"), attention="decoupled-masked"): "anchor-detr-r50-masked",
 }
 EVERY_MODEL = pytest.mark.parametrize("config", [pytest.param(config, id=name) for config, name in SHRUNK.items()])
-PIPELINES: dict[
-    Any, str
-] = {  # of backbone, neck, encoder, queries and decoder; the others implement ``Model`` directly
+PIPELINES: dict[Any, str] = {
     config: name for config, name in SHRUNK.items() if MODELS[type(config)].build.__annotations__["return"] is Detector
 }
+"""Those of backbone, neck, encoder, queries and decoder; the others implement ``Model`` directly."""
 EVERY = pytest.mark.parametrize("config", [pytest.param(config, id=name) for config, name in PIPELINES.items()])
 ONE_OF_EACH = pytest.mark.parametrize(  # one per class of models
     "config", [pytest.param(config, id=name) for config, name in {type(c): (c, n) for c, n in SHRUNK.items()}.values()]

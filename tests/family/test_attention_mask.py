@@ -11,6 +11,7 @@ from detrs.layers.attention import SelfAttention
 from detrs.layers.initialization import XAVIER
 from detrs.models.anchor_detr import PointSelfAttention
 from detrs.models.conditional_detr import ConditionalSelfAttention
+from detrs.models.sparse_rcnn import ContentSelfAttention
 from detrs.structures import Queries
 
 DIM, HEADS, QUERIES = 16, 2, 7
@@ -22,8 +23,9 @@ EVERY = pytest.mark.parametrize(
         (lambda: SelfAttention(DIM, HEADS, 0.0, XAVIER), 1),
         (lambda: ConditionalSelfAttention(DIM, HEADS, 0.0), 1),
         (lambda: PointSelfAttention(DIM, HEADS, 0.0, XAVIER), 3),
+        (lambda: ContentSelfAttention(DIM, HEADS, 0.0), 0),
     ],
-    ids=["SelfAttention", "ConditionalSelfAttention", "PointSelfAttention"],
+    ids=["SelfAttention", "ConditionalSelfAttention", "PointSelfAttention", "ContentSelfAttention"],
 )
 
 

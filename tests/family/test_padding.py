@@ -40,9 +40,11 @@ def test_own_presets_do_not_depend_on_padding(name: str) -> None:
     assert difference(name) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["deformable-detr-r50-two-stage", "deformable-detr-r50", "anchor-detr-r50"])
+@pytest.mark.parametrize(
+    "name", ["deformable-detr-r50-two-stage", "deformable-detr-r50", "anchor-detr-r50", "sparse-rcnn-r50-100"]
+)
 def test_official_presets_keep_the_arithmetic_of_the_authors(name: str) -> None:
-    """GroupNorm, keys of columns and rows, and proposals include padding."""
+    """GroupNorm, keys of columns and rows, proposals, and convolutions of FPN and RoIs include padding."""
     assert difference(name) > 1e-3
 
 

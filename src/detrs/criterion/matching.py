@@ -10,14 +10,17 @@ from torch import Tensor
 
 from detrs.boxes import cxcywh_to_xyxy, generalized_iou
 from detrs.classification import Classification
+from detrs.criterion.losses import COORDINATES, BoxCoordinates
 
 
 class Costs(NamedTuple):
-    """The terms of the matching cost: the classification, which has its own weight, and the weights of the boxes."""
+    """The terms of the matching cost: the classification, which has its own weight, and weights and coordinates of the
+    boxes."""
 
     classification: Classification
     box_weight: float
     giou_weight: float
+    box_coordinates: BoxCoordinates = "cxcywh"
 
 
 class Matches(NamedTuple):
@@ -43,7 +46,8 @@ def pairwise_cost(
     The weighted sum of the class cost, L1 of normalized boxes and negative GIoU (DETR, Eq. 1 and A.2).
     """
     classes = costs.classification.cost(logits, labels)  # (Y, Q, N)
-    distance = torch.cdist(boxes.float(), target_boxes.expand(len(boxes), -1, -1), p=1.0)
+    of = COORDINATES[costs.box_coordinates]
+    distance = torch.cdist(of(boxes.float()), of(target_boxes).expand(len(boxes), -1, -1), p=1.0)
     overlap = generalized_iou(cxcywh_to_xyxy(boxes.float())[..., None, :], cxcywh_to_xyxy(target_boxes))
     return costs.classification.weight * classes + costs.box_weight * distance - costs.giou_weight * overlap
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from detrs.classification import Classification, ProposalLabels
-from detrs.criterion.losses import box_losses
+from detrs.criterion.losses import BoxCoordinates, box_losses
 from detrs.criterion.matching import Costs, Matches, match, pairwise_cost
 from detrs.structures import Losses, Prediction, Predictions, Target, Totals
 
@@ -26,6 +26,8 @@ class CriterionConfig:
 
     box_weight: Annotated[float, Ge(0)] = 5.0
     """Weight of the L1 distance of normalized boxes."""
+    box_coordinates: BoxCoordinates = "cxcywh"
+    """Coordinates of the L1 distance. ``cxcywh``: center and size. ``xyxy``: corners (Sparse R-CNN)."""
     giou_weight: Annotated[float, Ge(0)] = 2.0
     """Weight of 1 - GIoU."""
     auxiliary: bool = True
@@ -47,7 +49,7 @@ class SetCriterion:
         self.config = config
         self.classification = classification
         self.proposals = proposals
-        self.costs = Costs(classification, config.box_weight, config.giou_weight)
+        self.costs = Costs(classification, config.box_weight, config.giou_weight, config.box_coordinates)
 
     def __call__(self, predictions: Predictions, targets: tuple[Target, ...], totals: Totals) -> Losses:
         """Match and score.
@@ -103,7 +105,9 @@ class SetCriterion:
         """Class, L1 and GIoU term of each layer."""
         matched = (pairs.layer, pairs.image, pairs.query)
         classes = self.classification.loss(group.logits, matched, labels[pairs.image, pairs.target])
-        distance, overlap = box_losses(group.boxes[matched], boxes[pairs.image, pairs.target])
+        distance, overlap = box_losses(
+            group.boxes[matched], boxes[pairs.image, pairs.target], self.config.box_coordinates
+        )
         per_layer = classes.new_zeros(2, len(classes)).index_add(1, pairs.layer, torch.stack([distance, overlap]))
         queries = totals.images * group.logits.shape[2]
         normalizer = self.classification.normalizer(totals.objects, queries) / totals.processes

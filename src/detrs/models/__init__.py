@@ -12,15 +12,18 @@ from detrs import schema
 from detrs.backbones.timm import BackboneConfig
 from detrs.errors import UserError
 from detrs.isolation import float32_by_default
-from detrs.models import anchor_detr, conditional_detr, deformable_detr, detr, faster_rcnn
+from detrs.models import anchor_detr, conditional_detr, deformable_detr, detr, faster_rcnn, sparse_rcnn
 from detrs.models.anchor_detr import AnchorDETRConfig
 from detrs.models.conditional_detr import ConditionalDETRConfig
 from detrs.models.deformable_detr import DeformableDETRConfig
 from detrs.models.detector import Model
 from detrs.models.detr import DETRConfig
 from detrs.models.faster_rcnn import FasterRCNNConfig
+from detrs.models.sparse_rcnn import SparseRCNNConfig
 
-ModelConfig = DETRConfig | ConditionalDETRConfig | AnchorDETRConfig | DeformableDETRConfig | FasterRCNNConfig
+ModelConfig = (
+    DETRConfig | ConditionalDETRConfig | AnchorDETRConfig | DeformableDETRConfig | FasterRCNNConfig | SparseRCNNConfig
+)
 
 
 @runtime_checkable
@@ -40,6 +43,7 @@ MODELS: dict[type, ModuleType] = {
     AnchorDETRConfig: anchor_detr,
     DeformableDETRConfig: deformable_detr,
     FasterRCNNConfig: faster_rcnn,
+    SparseRCNNConfig: sparse_rcnn,
 }
 """Configuration -> module."""
 

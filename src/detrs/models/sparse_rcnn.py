@@ -1,0 +1,196 @@
+"""Sparse R-CNN: end-to-end object detection with learnable proposals (Sun et al. 2021, arXiv 2011.12450).
+
+Idea: a small set of learned boxes replaces thousands of candidates. Each box has a feature vector that predicts the
+filters with which its pooled region is read; six stages refine boxes and features. No query attends to the whole image.
+
+=========================================  ================================================
+paper                                      here
+=========================================  ================================================
+learnable proposal boxes (3.2)             ``Queries.reference``, ``queries.embedding``
+learnable proposal features (3.2)          ``Queries.content``, ``queries.embedding``
+RoIAlign on FPN (3.1)                      ``layers.roi_align``, ``layers.fpn``
+self-attention of objects (3.2)            ``ContentSelfAttention``
+dynamic instance interaction (3.2)         ``layers.dynamic_interaction``
+iteration structure (3.2)                  ``Decoder`` with ``refine``
+classification and regression (3.2)        ``TowerHead``
+set prediction loss (3.3)                  ``criterion``, L1 of corners (``box_coordinates``)
+=========================================  ================================================
+
+Deviations from the authors' code: images are not padded to a multiple of 32, and FPN upsamples to the size of the finer
+map; only the class bias has the prior of focal loss (their code sets every parameter whose last dimension is the number
+of classes). As in their code, FPN and RoIs reach into the padding of a batch; ``padding="excluded"`` excludes it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Gt, Le, Lt
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from detrs.backbones.timm import BackboneConfig, TimmBackbone
+from detrs.boxes import scaled_from_box
+from detrs.classification import Focal
+from detrs.errors import UserError
+from detrs.layers.attention import MultiHeadAttention
+from detrs.layers.decoder import Decoder, DecoderLayer, refine
+from detrs.layers.dynamic_interaction import DynamicInteraction
+from detrs.layers.encoder import Encoder
+from detrs.layers.feedforward import FeedForward
+from detrs.layers.fpn import FPN, smoothing
+from detrs.layers.heads import class_layer
+from detrs.layers.initialization import XAVIER, ExactLinear
+from detrs.layers.neck import PyramidNeck, valid_inputs, whole_map
+from detrs.layers.roi_align import RoIAlign, valid_levels, whole_levels
+from detrs.models.checks import check_heads, check_queries
+from detrs.models.detector import Detector
+from detrs.structures import Prediction, Pyramid, Queries
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseRCNNConfig:
+    """Sparse R-CNN and its variants."""
+
+    num_classes: Annotated[int, Ge(1), Le(100_000)] = 80
+    """Number of classes (K); training sets it from the dataset."""
+    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(stages=(2, 3, 4, 5)))
+    dim: Annotated[int, Ge(1), Le(8_192)] = 256
+    """Embedding dimension (C); a multiple of ``num_heads``."""
+    num_heads: Annotated[int, Ge(1), Le(1_024)] = 8
+    """M, heads of the self-attention of proposals."""
+    decoder_layers: Annotated[int, Ge(1), Le(100)] = 6
+    """Stages; each makes a prediction and refines the boxes."""
+    ffn_dim: Annotated[int, Ge(1), Le(65_536)] = 2048
+    """Hidden dimension of the feed-forward networks."""
+    dynamic_dim: Annotated[int, Ge(1), Le(8_192)] = 64
+    """Channels between the two dynamic convolutions."""
+    class_tower: Annotated[int, Ge(0), Le(100)] = 1
+    """Hidden layers of the class branch of each head."""
+    box_tower: Annotated[int, Ge(0), Le(100)] = 3
+    """Hidden layers of the box branch of each head."""
+    canonical_size: Annotated[float, Gt(0)] = 224.0
+    """Square root of the area of the boxes that are pooled from stride 16, in pixels of the resized image."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Dropout after attention and inside feed-forward networks, in training; the paper's first version has 0.1."""
+    num_queries: Annotated[int, Ge(1), Le(100_000)] = 100
+    """Proposals (Q); each is matched with one object at most, so no image may have more objects."""
+    padding: Literal["included", "excluded"] = "included"
+    """Padding in the convolutions of FPN and in RoIs. ``included``: as in the authors' code. ``excluded``: predictions
+    do not depend on it."""
+    classification: Focal = field(default_factory=Focal)
+    """One sigmoid per class."""
+
+
+class NoPosition(nn.Module):
+    """Empty position embedding of tokens: nothing attends to them."""
+
+    def forward(self, padding: Bool[Tensor, "B H W"]) -> Float[Tensor, "B H W 0"]:
+        return torch.empty(*padding.shape, 0, device=padding.device)
+
+
+class ProposalEmbedding(nn.Module):
+    """Learned boxes and features, the same for every image (3.2); boxes are the whole image at first.
+
+    ``embedding`` contains each proposal's box (cxcywh in [0, 1], without limits), then its features.
+    """
+
+    def __init__(self, num_queries: int, dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_queries, 4 + dim)
+        with torch.no_grad():
+            self.embedding.weight[:, :2] = 0.5
+            self.embedding.weight[:, 2:4] = 1.0
+
+    def forward(self, memory: Pyramid) -> tuple[Queries, None]:
+        weight = self.embedding.weight[None].expand(memory.tokens.shape[0], -1, -1)
+        return Queries(content=weight[..., 4:], position=weight[..., :0], reference=weight[..., :4]), None
+
+
+class ContentSelfAttention(nn.Module):
+    """Self-attention of queries without position embeddings."""
+
+    def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = MultiHeadAttention(dim, num_heads, dropout, XAVIER)
+
+    def forward(self, queries: Queries) -> Float[Tensor, "B Q C"]:
+        return self.attention(queries.content, queries.content, queries.content, queries.attention_mask)
+
+
+class TowerHead(nn.Module):
+    """Class logits, and a box relative to the query's box, each after a tower of linear layers."""
+
+    def __init__(self, class_tower: nn.Module, classes: nn.Module, box_tower: nn.Module, box: nn.Module) -> None:
+        super().__init__()
+        self.class_tower = class_tower
+        self.classes = classes
+        self.box_tower = box_tower
+        self.box = box
+
+    def forward(self, queries: Queries, memory: Pyramid) -> Prediction:
+        raw = self.box(self.box_tower(queries.content))
+        return Prediction(self.classes(self.class_tower(queries.content)), scaled_from_box(raw, queries.reference))
+
+
+def build(config: SparseRCNNConfig, pretrained: bool = False) -> Detector:
+    """The variant that ``config`` describes."""
+    backbone = TimmBackbone(config.backbone, pretrained)
+    apply = valid_inputs if config.padding == "excluded" else whole_map
+    fpn = FPN(backbone.channels, config.dim, len(backbone.channels), smoothing, apply)
+    count = config.decoder_layers
+    return Detector(
+        backbone=backbone,
+        neck=PyramidNeck(fpn, NoPosition()),
+        encoder=Encoder([]),
+        queries=ProposalEmbedding(config.num_queries, config.dim),
+        decoder=Decoder((stage(config) for _ in range(count)), (head(config) for _ in range(count)), refine),
+        classification=config.classification,
+    )
+
+
+def stage(config: SparseRCNNConfig) -> DecoderLayer:
+    """Self-attention, dynamic interaction in the place of cross-attention, feed-forward network."""
+    self_attention = ContentSelfAttention(config.dim, config.num_heads, config.dropout)
+    extents = valid_levels if config.padding == "excluded" else whole_levels
+    pooling = RoIAlign(strides(config.backbone), extents, canonical_size=config.canonical_size)
+    interaction = DynamicInteraction(config.dim, config.dynamic_dim, pooling)
+    feedforward = FeedForward(config.dim, config.ffn_dim, config.dropout, XAVIER)
+    return DecoderLayer(self_attention, interaction, feedforward, config.dim, config.dropout)
+
+
+def strides(backbone: BackboneConfig) -> tuple[int, ...]:
+    """Pixels per cell of each level."""
+    return tuple(16 if backbone.dilated and stage == 5 else 2**stage for stage in backbone.stages)
+
+
+def head(config: SparseRCNNConfig) -> TowerHead:
+    """The head of a stage; every matrix is Xavier-uniform."""
+    classes = class_layer(config.dim, config.num_classes, config.classification)
+    box = ExactLinear(config.dim, 4)
+    for layer in (classes, box):
+        nn.init.xavier_uniform_(layer.weight)
+    return TowerHead(tower(config.dim, config.class_tower), classes, tower(config.dim, config.box_tower), box)
+
+
+def tower(dim: int, layers: int) -> nn.Sequential:
+    """Linear layers without bias, each with LayerNorm and ReLU."""
+    blocks: list[nn.Module] = []
+    for _ in range(layers):
+        linear = nn.Linear(dim, dim, bias=False)
+        nn.init.xavier_uniform_(linear.weight)
+        blocks += [linear, nn.LayerNorm(dim), nn.ReLU(inplace=True)]
+    return nn.Sequential(*blocks)
+
+
+def check(config: SparseRCNNConfig) -> None:
+    """Check that settings do not contradict each other."""
+    check_heads(config)
+    stages = config.backbone.stages
+    if stages != tuple(range(stages[0] if stages else 0, stages[-1] + 1 if stages else 0)):
+        raise UserError(f"model.backbone.stages is {stages}, but FPN needs consecutive stages, for example 2 3 4 5.")
+
+
+def check_capacity(config: SparseRCNNConfig, max_objects: int) -> None:
+    """Check that no image has more objects than proposals."""
+    check_queries(max_objects, config.num_queries, enough=max_objects)
