@@ -14,6 +14,7 @@ TINY = (
     "anchor-detr-tiny",
     "deformable-detr-tiny",
     "sparse-rcnn-tiny",
+    "dynamic-detr-tiny",
     "faster-rcnn-tiny",
 )
 
