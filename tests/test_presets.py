@@ -83,8 +83,8 @@ def test_nothing_else_limits_a_preset(name: str) -> None:
     experiment = preset(name)
     assert (experiment.schedule.max_minutes, experiment.evaluation.patience, experiment.initial) == (None, None, None)
     assert (experiment.evaluation.every_steps, experiment.data.path) == (None, None)
-    expected = None if name.startswith("faster-rcnn") else 1.0 if name.startswith("sparse-rcnn-r") else 0.1
-    assert experiment.optimizer.clip_norm == expected
+    clipped = {"faster-rcnn": None, "sparse-rcnn-r": 1.0, "dynamic-detr": 1.0}
+    assert experiment.optimizer.clip_norm == next((clipped[start] for start in clipped if name.startswith(start)), 0.1)
 
 
 def test_only_detectors_with_sampling_offsets_have_a_group_for_them() -> None:

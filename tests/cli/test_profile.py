@@ -27,3 +27,27 @@ def test_unknown_preset_and_device(detrs: Callable) -> None:
     assert done.code == 2 and done.message.startswith("There is no preset 'deformable-dtr-tiny'. Did you mean")
     done = detrs("profile", "deformable-detr-tiny", "--device", "cupa")
     assert done.code == 2 and "'cupa' is not a device" in done.message
+
+
+def test_complexity_is_listed_on_request(detrs: Callable) -> None:
+    words = (
+        "profile",
+        "deformable-detr-tiny",
+        "--image-size",
+        64,
+        96,
+        "--repeats",
+        1,
+        "--device",
+        "cpu",
+        "--complexity",
+    )
+    rows = detrs(*words, "--json").json["complexity"]
+    assert [row["part"] for row in rows] == [
+        "encoder self-attention",
+        "decoder self-attention",
+        "decoder cross-attention",
+    ]
+    assert rows[0]["total"] == rows[0]["layers"] * sum(rows[0]["terms"].values())
+    table = detrs(*words)
+    assert table.code == 0 and "min(N_k C^2, N_q L K C^2)" in table.out

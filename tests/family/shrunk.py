@@ -59,11 +59,10 @@ SHRUNK |= {  # variants without a preset
     changed(shrunk("anchor-detr-r50"), attention="decoupled-masked"): "anchor-detr-r50-masked",
 }
 EVERY_MODEL = pytest.mark.parametrize("config", [pytest.param(config, id=name) for config, name in SHRUNK.items()])
-PIPELINES: dict[
-    Any, str
-] = {  # of backbone, neck, encoder, queries and decoder; the others implement ``Model`` directly
+PIPELINES: dict[Any, str] = {
     config: name for config, name in SHRUNK.items() if MODELS[type(config)].build.__annotations__["return"] is Detector
 }
+"""Those of backbone, neck, encoder, queries and decoder; the others implement ``Model`` directly."""
 EVERY = pytest.mark.parametrize("config", [pytest.param(config, id=name) for config, name in PIPELINES.items()])
 ONE_OF_EACH = pytest.mark.parametrize(  # one per class of models
     "config", [pytest.param(config, id=name) for config, name in {type(c): (c, n) for c, n in SHRUNK.items()}.values()]

@@ -16,6 +16,7 @@ TINY = (
     "efficient-detr-tiny",
     "faster-rcnn-tiny",
     "sparse-rcnn-tiny",
+    "dynamic-detr-tiny",
 )
 
 

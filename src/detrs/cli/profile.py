@@ -23,6 +23,8 @@ class ProfileArguments:
     """Number of timed forward passes; the median is reported."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
+    complexity: Flag = False
+    """Also list the terms of the complexity of attention, O(...), evaluated for this image size."""
     json: Flag = False
     """Print one JSON object instead of a table."""
 
@@ -32,19 +34,27 @@ def run(argv: list[str]) -> None:
     arguments = parse(ProfileArguments, argv, "detrs profile")
     from detrs import models
     from detrs.devices import pick_device
+    from detrs.evaluation import complexity
     from detrs.evaluation.speed import profile
     from detrs.presets import preset
 
     experiment = preset(arguments.preset)
     device = pick_device(arguments.device)
+    detector = models.build(experiment.model)
+    image_size = as_pair(arguments.image_size) if arguments.image_size else experiment.data.resize_to
+    terms = complexity.complexity(detector, image_size) if arguments.complexity else []
     report = profile(
-        models.build(experiment.model),
-        as_pair(arguments.image_size) if arguments.image_size else experiment.data.resize_to,
+        detector,
+        image_size,
         batch_size=arguments.batch_size,
         repeats=arguments.repeats,
         device=device,
     )
     if arguments.json:
-        print_json({"preset": arguments.preset, **report.to_json()})
-    else:
-        console(as_json=False).print(report.table())
+        listed = {"complexity": [row.to_json() for row in terms]} if arguments.complexity else {}
+        print_json({"preset": arguments.preset, **report.to_json(), **listed})
+        return
+    screen = console(as_json=False)
+    screen.print(report.table())
+    if arguments.complexity:
+        screen.print(complexity.table(terms))

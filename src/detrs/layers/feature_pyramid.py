@@ -1,9 +1,10 @@
 """Feature pyramid network (Lin et al. 2017, arXiv 1612.03144)."""
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from detrs.layers.fpn import convolution, smoothing, upsampled
 
 
 class FeaturePyramid(nn.Module):
@@ -25,15 +26,14 @@ class FeaturePyramid(nn.Module):
         self.strides = (*strides, *(strides[-1] * 2 ** (i + 1) for i in range(num_levels - len(strides))))
         """Of all levels, in pixels."""
         self.lateral = nn.ModuleList(convolution(channels, dim, 1) for channels in in_channels)
-        self.output = nn.ModuleList(convolution(dim, dim, 3) for _ in in_channels)
+        self.output = nn.ModuleList(smoothing(dim) for _ in in_channels)
 
     def forward(
         self, features: list[Float[Tensor, "B _ _ _"]], padding: Bool[Tensor, "B H W"]
     ) -> list[Float[Tensor, "B C _ _"]]:
         laterals = [lateral(feature) for lateral, feature in zip(self.lateral, features, strict=True)]
         for i in reversed(range(len(laterals) - 1)):
-            size = laterals[i].shape[-2:]
-            laterals[i] = laterals[i] + F.interpolate(laterals[i + 1], size=size, mode="nearest")
+            laterals[i] = laterals[i] + upsampled(laterals[i + 1], laterals[i])
         maps = []
         for x, output, stride in zip(laterals, self.output, self.strides, strict=False):
             outside = padding_of_cells(padding, (x.shape[-2], x.shape[-1]), stride)[:, None]
@@ -49,15 +49,6 @@ def padding_of_cells(padding: Bool[Tensor, "B H W"], shape: tuple[int, int], str
     Unlike nearest neighbors at a rounded scale, the number of cells of an image does not depend on its padding.
     """
     return padding[:, ::stride, ::stride][:, : shape[0], : shape[1]]
-
-
-def convolution(in_channels: int, dim: int, kernel: int) -> nn.Conv2d:
-    """Convolution that keeps the size; Kaiming-uniform weight (a = 1), zero bias."""
-    layer = nn.Conv2d(in_channels, dim, kernel, padding=kernel // 2)
-    nn.init.kaiming_uniform_(layer.weight, a=1)
-    assert layer.bias is not None
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 def extended(x: Float[Tensor, "B C h w"], padding: Bool[Tensor, "B H W"], stride: int) -> Float[Tensor, "B C _ _"]:

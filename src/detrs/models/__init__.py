@@ -12,12 +12,22 @@ from detrs import schema
 from detrs.backbones.timm import BackboneConfig
 from detrs.errors import UserError
 from detrs.isolation import float32_by_default
-from detrs.models import anchor_detr, conditional_detr, deformable_detr, detr, efficient_detr, faster_rcnn, sparse_rcnn
+from detrs.models import (
+    anchor_detr,
+    conditional_detr,
+    deformable_detr,
+    detr,
+    dynamic_detr,
+    efficient_detr,
+    faster_rcnn,
+    sparse_rcnn,
+)
 from detrs.models.anchor_detr import AnchorDETRConfig
 from detrs.models.conditional_detr import ConditionalDETRConfig
 from detrs.models.deformable_detr import DeformableDETRConfig
 from detrs.models.detector import Model
 from detrs.models.detr import DETRConfig
+from detrs.models.dynamic_detr import DynamicDETRConfig
 from detrs.models.efficient_detr import EfficientDETRConfig
 from detrs.models.faster_rcnn import FasterRCNNConfig
 from detrs.models.sparse_rcnn import SparseRCNNConfig
@@ -27,6 +37,7 @@ ModelConfig = (
     | ConditionalDETRConfig
     | AnchorDETRConfig
     | DeformableDETRConfig
+    | DynamicDETRConfig
     | EfficientDETRConfig
     | FasterRCNNConfig
     | SparseRCNNConfig
@@ -49,6 +60,7 @@ MODELS: dict[type, ModuleType] = {
     ConditionalDETRConfig: conditional_detr,
     AnchorDETRConfig: anchor_detr,
     DeformableDETRConfig: deformable_detr,
+    DynamicDETRConfig: dynamic_detr,
     EfficientDETRConfig: efficient_detr,
     FasterRCNNConfig: faster_rcnn,
     SparseRCNNConfig: sparse_rcnn,

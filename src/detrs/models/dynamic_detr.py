@@ -1,0 +1,236 @@
+"""Dynamic DETR: end-to-end object detection with dynamic attention (Dai et al. 2021, ICCV).
+
+Idea: attention is approximated by convolutions whose sampling points, scales and activations depend on the image
+(encoder), and by filters that each query predicts for the region of its own box (decoder).
+
+=========================================  ===========================================================
+paper                                      here
+=========================================  ===========================================================
+P_i, five scales                           ``FeaturePyramid``, P2 ... P6
+P_i^+, deformable convolutions, s_i        ``DynamicEncoderLayer``: ``finer``, ``same``, ``coarser``, ``offsets``
+w_i = SE(P_i^+)                            ``SqueezeExcitation``
+DyReLU                                     ``DynamicReLU``
+Q, B, learned queries and box encodings    ``BoxQueries``, ``BoxEncoding``
+F = RoIPool(P, B, r)                       ``layers.roi_align``
+W_Q = FC(Q*), Q^F = Conv1x1(F, W_Q)        ``DynamicFilter``
+=========================================  ===========================================================
+
+The authors released no code. Choices that the paper leaves open are settings, with the value that its 58 M parameters
+suggest as default. Deviation: the coarser level is upsampled before its convolution, not after, so that offsets belong
+to the cells they are used for. Padding is excluded everywhere.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Gt, Le, Lt
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from detrs.backbones.timm import BackboneConfig, TimmBackbone
+from detrs.boxes import scaled_from_box
+from detrs.classification import Focal
+from detrs.errors import UserError
+from detrs.layers.attention import SelfAttention
+from detrs.layers.decoder import Decoder, DecoderLayer, refine
+from detrs.layers.dynamic_encoder import GROUPS, DynamicEncoderLayer
+from detrs.layers.dynamic_interaction import DynamicInteraction
+from detrs.layers.encoder import Encoder
+from detrs.layers.feature_pyramid import FeaturePyramid
+from detrs.layers.feedforward import FeedForward
+from detrs.layers.heads import class_layer
+from detrs.layers.initialization import XAVIER, ExactLinear, xavier_linear
+from detrs.layers.neck import PyramidNeck
+from detrs.layers.position import SinePosition
+from detrs.layers.roi_align import RoIAlign, valid_levels
+from detrs.models.checks import check_heads, check_queries
+from detrs.models.detector import Detector
+from detrs.structures import Prediction, Pyramid, Queries
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicDETRConfig:
+    """Dynamic DETR and its variants."""
+
+    num_classes: Annotated[int, Ge(1), Le(100_000)] = 80
+    """Number of classes (K); training sets it from the dataset."""
+    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(stages=(2, 3, 4, 5)))
+    num_levels: Annotated[int, Ge(1), Le(16)] = 5
+    """Levels of the pyramid; those beyond the backbone's are every second cell of the level before."""
+    dim: Annotated[int, Ge(1), Le(8_192)] = 256
+    """Embedding dimension (C); a multiple of 16 and of ``num_heads``."""
+    num_heads: Annotated[int, Ge(1), Le(1_024)] = 4
+    """M, heads of the self-attention of queries."""
+    encoder_layers: Annotated[int, Ge(0), Le(100)] = 6
+    """Layers of the dynamic encoder."""
+    decoder_layers: Annotated[int, Ge(1), Le(100)] = 6
+    """Layers of the decoder; each makes a prediction and refines the boxes."""
+    ffn_dim: Annotated[int, Ge(1), Le(65_536)] = 256
+    """Hidden dimension of the feed-forward networks; unknown. With 2048 there are 65 M parameters, not 58 M."""
+    interaction: Literal["shared", "bottleneck"] = "shared"
+    """Filters that a query predicts; unknown. ``shared``: one C x C filter from a generator that all layers share, and
+    the mean of the region. ``bottleneck``: two smaller filters per layer, as in Sparse R-CNN (118 M parameters)."""
+    dynamic_dim: Annotated[int, Ge(1), Le(8_192)] = 64
+    """Channels between the two filters (``bottleneck`` only)."""
+    box_encoding: bool = True
+    """Add an embedding of the reference box to queries and keys of self-attention; its form is unknown."""
+    se_reduction: Annotated[int, Ge(1), Le(256)] = 16
+    """Reduction of channels in squeeze-and-excitation; unknown."""
+    relu_reduction: Annotated[int, Ge(1), Le(256)] = 4
+    """Reduction of channels in dynamic ReLU; unknown."""
+    canonical_size: Annotated[float, Gt(0)] = 224.0
+    """Square root of the area of the boxes that are pooled from stride 16, in pixels of the resized image."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Dropout after attention and inside feed-forward networks, in training."""
+    num_queries: Annotated[int, Ge(1), Le(100_000)] = 300
+    """Object queries (Q); each is matched with one object at most, so no image may have more objects."""
+    classification: Focal = field(default_factory=Focal)
+    """One sigmoid per class."""
+
+
+class BoxQueries(nn.Module):
+    """Learned boxes and contents, the same for every image; boxes are the whole image at first.
+
+    ``embedding`` contains each query's box (cxcywh in [0, 1], without limits), then its content.
+    """
+
+    def __init__(self, num_queries: int, dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_queries, 4 + dim)
+        with torch.no_grad():
+            self.embedding.weight[:, :2] = 0.5
+            self.embedding.weight[:, 2:4] = 1.0
+
+    def forward(self, memory: Pyramid) -> tuple[Queries, None]:
+        weight = self.embedding.weight[None].expand(memory.tokens.shape[0], -1, -1)
+        content = weight[..., 4:]
+        return Queries(content=content, position=torch.zeros_like(content), reference=weight[..., :4]), None
+
+
+class BoxEncoding(nn.Module):
+    """Self-attention of queries whose position embedding is a linear function of their box."""
+
+    def __init__(self, attention: SelfAttention, dim: int) -> None:
+        super().__init__()
+        self.attention = attention
+        self.box_proj = nn.Linear(4, dim)
+
+    def forward(self, queries: Queries) -> Float[Tensor, "B Q C"]:
+        position = self.box_proj(queries.reference.to(self.box_proj.weight.dtype))
+        embedded = Queries(queries.content, position, queries.reference, queries.attention_mask)
+        attended: Tensor = self.attention(embedded)
+        return attended
+
+
+class DynamicFilter(nn.Module):
+    """A 1x1 convolution of the features in the query's box with a filter from the query, then their mean.
+
+    Args:
+        generator: contents of queries to C x C numbers.
+        dim: C.
+        pooling: features in the reference box of each query.
+    """
+
+    def __init__(self, generator: nn.Linear, dim: int, pooling: RoIAlign) -> None:
+        super().__init__()
+        self.generator = generator
+        self.pooling = pooling
+        self.norm = nn.LayerNorm(dim)
+        self.output_proj = xavier_linear(dim, dim)
+
+    def forward(self, queries: Queries, memory: Pyramid) -> Float[Tensor, "B Q C"]:
+        features = self.pooling(queries.reference, memory)  # (B, Q, S * S, C)
+        filters = self.generator(queries.content).unflatten(2, (features.shape[3], -1))  # (B, Q, C, C)
+        return self.output_proj(self.norm(features @ filters).relu().mean(2))
+
+
+class TowerHead(nn.Module):
+    """Class logits, and a box relative to the query's box, each after a hidden layer."""
+
+    def __init__(self, config: DynamicDETRConfig) -> None:
+        super().__init__()
+        self.class_hidden = hidden(config.dim)
+        self.classes = class_layer(config.dim, config.num_classes, config.classification)
+        self.box_hidden = hidden(config.dim)
+        self.box = ExactLinear(config.dim, 4)
+        nn.init.zeros_(self.box.weight)
+        nn.init.zeros_(self.box.bias)
+
+    def forward(self, queries: Queries, memory: Pyramid) -> Prediction:
+        raw = self.box(self.box_hidden(queries.content))
+        return Prediction(self.classes(self.class_hidden(queries.content)), scaled_from_box(raw, queries.reference))
+
+
+def hidden(dim: int) -> nn.Sequential:
+    """ReLU(LN(FC(x)))."""
+    return nn.Sequential(xavier_linear(dim, dim), nn.LayerNorm(dim), nn.ReLU(inplace=True))
+
+
+def build(config: DynamicDETRConfig, pretrained: bool = False) -> Detector:
+    """The variant that ``config`` describes."""
+    backbone = TimmBackbone(config.backbone, pretrained)
+    strides = tuple(2**stage for stage in config.backbone.stages)
+    pyramid = FeaturePyramid(backbone.channels, strides, config.dim, config.num_levels)
+    encoder = (
+        DynamicEncoderLayer(config.dim, config.se_reduction, config.relu_reduction)
+        for _ in range(config.encoder_layers)
+    )
+    generator = xavier_linear(config.dim, config.dim**2)
+    count = config.decoder_layers
+    layers = (decoder_layer(config, generator, strides) for _ in range(count))
+    return Detector(
+        backbone=backbone,
+        neck=PyramidNeck(pyramid, SinePosition(config.dim, shift=-0.5)),
+        encoder=Encoder(encoder),
+        queries=BoxQueries(config.num_queries, config.dim),
+        decoder=Decoder(layers, (TowerHead(config) for _ in range(count)), refine),
+        classification=config.classification,
+    )
+
+
+def decoder_layer(config: DynamicDETRConfig, generator: nn.Linear, strides: tuple[int, ...]) -> DecoderLayer:
+    """Self-attention with box encodings, dynamic filters in the place of cross-attention, feed-forward network."""
+    attention = SelfAttention(config.dim, config.num_heads, config.dropout, XAVIER)
+    pooling = RoIAlign(strides, valid_levels, canonical_size=config.canonical_size)
+    interaction = (
+        DynamicFilter(generator, config.dim, pooling)
+        if config.interaction == "shared"
+        else DynamicInteraction(config.dim, config.dynamic_dim, pooling)
+    )
+    return DecoderLayer(
+        BoxEncoding(attention, config.dim) if config.box_encoding else attention,
+        interaction,
+        FeedForward(config.dim, config.ffn_dim, config.dropout, XAVIER),
+        config.dim,
+        config.dropout,
+    )
+
+
+def check(config: DynamicDETRConfig) -> None:
+    """Check that settings do not contradict each other.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    check_heads(config)
+    stages = config.backbone.stages
+    if config.dim % GROUPS:
+        raise UserError(f"model.dim is {config.dim}, but must be a multiple of {GROUPS}.")
+    if max(config.se_reduction, config.relu_reduction) > config.dim:
+        raise UserError(f"model.se_reduction and model.relu_reduction must be at most model.dim ({config.dim}).")
+    if stages != tuple(range(stages[0], stages[0] + len(stages))) or config.backbone.dilated:
+        raise UserError(
+            f"model.backbone.stages is {stages} and model.backbone.dilated is {config.backbone.dilated}, but the "
+            "feature pyramid needs consecutive stages without dilation."
+        )
+    if config.num_levels < len(stages):
+        raise UserError(
+            f"model.num_levels is {config.num_levels}, but the backbone has {len(stages)} feature maps "
+            "(model.backbone.stages): use more levels or fewer stages."
+        )
+
+
+def check_capacity(config: DynamicDETRConfig, max_objects: int) -> None:
+    """Check that no image has more objects than queries."""
+    check_queries(max_objects, config.num_queries, enough=max_objects)

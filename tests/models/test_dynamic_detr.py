@@ -1,0 +1,74 @@
+"""Dynamic DETR: sizes, variants and settings; no reference implementation exists."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from detrs.backbones.timm import BackboneConfig
+from detrs.errors import UserError
+from detrs.layers.dynamic_interaction import DynamicInteraction
+from detrs.models import build, check
+from detrs.models.dynamic_detr import DynamicDETRConfig, DynamicFilter
+from detrs.presets import preset
+
+
+def parameters(**changes: Any) -> int:
+    with torch.device("meta"):
+        model = build(replace(preset("dynamic-detr-r50").model, **changes))
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_parameters_are_near_those_of_the_paper() -> None:
+    """58 M; only the filter generator that all layers share comes close."""
+    assert parameters() == 58_981_354
+    assert parameters(ffn_dim=2048) == 64_497_130
+    assert parameters(interaction="bottleneck", ffn_dim=2048) == 117_060_842
+
+
+@torch.no_grad()
+def test_a_filter_of_a_query_is_a_convolution_of_its_region() -> None:
+    torch.manual_seed(0)
+    config = replace(preset("dynamic-detr-tiny").model, num_queries=3)
+    detector: Any = build(config)
+    layer = detector.decoder.layers[0].cross_attention
+    memory = detector.neck(detector.backbone(torch.randn(1, 3, 128, 192)), torch.zeros(1, 128, 192, dtype=torch.bool))
+    queries = detector.queries(memory)[0]
+    found = layer(queries, memory)
+    features = layer.pooling(queries.reference, memory)
+    for q in range(3):
+        weight = layer.generator(queries.content[0, q]).view(config.dim, config.dim)  # type: ignore[union-attr]
+        region = torch.stack([layer.norm(cell @ weight).relu() for cell in features[0, q]])
+        torch.testing.assert_close(found[0, q], layer.output_proj(region.mean(0)), atol=1e-5, rtol=1e-4)
+
+
+def test_layers_share_the_generator() -> None:
+    detector: Any = build(preset("dynamic-detr-tiny").model)
+    assert len({id(layer.cross_attention.generator) for layer in detector.decoder.layers}) == 1
+    assert isinstance(detector.decoder.layers[0].cross_attention, DynamicFilter)
+    other: Any = build(replace(preset("dynamic-detr-tiny").model, interaction="bottleneck", box_encoding=False))
+    assert isinstance(other.decoder.layers[0].cross_attention, DynamicInteraction)
+    assert not any("box_proj" in name for name, _ in other.named_parameters())
+
+
+@torch.no_grad()
+def test_boxes_start_as_the_whole_image() -> None:
+    detector = build(preset("dynamic-detr-tiny").model).eval()
+    boxes = detector(torch.randn(1, 3, 64, 96), torch.zeros(1, 64, 96, dtype=torch.bool)).layers[0].boxes
+    torch.testing.assert_close(boxes, torch.tensor([0.5, 0.5, 1.0, 1.0]).expand_as(boxes))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dim": 40}, "model.dim is 40"),
+        ({"num_heads": 3}, "model.num_heads is 3"),
+        ({"dim": 16, "se_reduction": 32}, "model.se_reduction and model.relu_reduction"),
+        ({"num_levels": 3}, "model.num_levels is 3"),
+        ({"backbone": BackboneConfig(stages=(3, 5))}, "model.backbone.stages"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_rejected(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check(replace(DynamicDETRConfig(), **change))
