@@ -391,8 +391,8 @@ def dynamic_detr_tiny() -> Experiment:
     return replace(
         experiment,
         model=DynamicDETRConfig(
-            backbone=replace(tiny.backbone, stages=(2, 3, 4, 5)),
-            num_levels=4,
+            backbone=tiny.backbone,
+            num_levels=3,
             dim=64,
             num_heads=4,
             encoder_layers=1,

@@ -21,6 +21,7 @@ SEEDS = 5
 TESTS = (
     # a threshold after training
     "tests/family/test_family.py::test_overfits_one_image",
+    "tests/family/test_interface.py",
     "tests/engine/test_train.py::test_loss_falls",
     "tests/engine/test_seam.py",
     # equal results of equal computations in another place: resumed, recomputed, saved and loaded, in another process
