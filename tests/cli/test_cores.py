@@ -48,6 +48,13 @@ def test_one_thread_per_free_core(
     assert ("--threads" in caplog.text) == (threads is not None)
 
 
+def test_a_short_burst_does_not_count(cores: list[Core], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as the installation that precedes the command."""
+    loads = iter([[Core(0)] * 4, [Core(10)] * 4, [Core(99)] * 4, [Core(98)] * 4, [Core(0)] * 4])
+    monkeypatch.setattr(psutil, "cpu_times_percent", lambda **_: next(loads))
+    assert threads_beside_others(CPU, {}) is None
+
+
 @pytest.mark.parametrize("variable", ["OMP_NUM_THREADS", "WORLD_SIZE"])
 def test_settings_are_kept(cores: list[Core], variable: str) -> None:
     cores.extend([Core(0)] * 4)

@@ -12,8 +12,8 @@ from detrs.devices import pick_device
 
 logger = logging.getLogger("detrs")
 
-SECONDS = 0.5
-"""Time in which the load of the cores is measured."""
+WINDOWS, SECONDS = 5, 0.2
+"""Number and length of the measurements of the load."""
 
 
 def threads_beside_others(config: RuntimeConfig, environment: Mapping[str, str] = os.environ) -> int | None:
@@ -30,7 +30,7 @@ def threads_beside_others(config: RuntimeConfig, environment: Mapping[str, str] 
     threads = torch.get_num_threads()
     if is_set or threads == 1 or pick_device(config.device).type != "cpu":
         return config.threads
-    free = max(1, round(free_cores()))
+    free = max(1, round(max(free_cores() for _ in range(WINDOWS))))  # a short burst is not another program
     if free >= threads:
         return None
     logger.warning(
@@ -41,7 +41,7 @@ def threads_beside_others(config: RuntimeConfig, environment: Mapping[str, str] 
 
 
 def free_cores() -> float:
-    """Cores of this process that are idle, or used by processes of low priority only."""
+    """Cores of this process that are idle, or used by processes of low priority only, in the next ``SECONDS``."""
     usable = psutil.Process().cpu_affinity() if hasattr(psutil.Process, "cpu_affinity") else None
     cores = psutil.cpu_times_percent(interval=SECONDS, percpu=True)
     chosen = [core for number, core in enumerate(cores) if usable is None or number in usable]
