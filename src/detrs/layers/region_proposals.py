@@ -10,7 +10,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import nms
 
-from detrs.layers.feature_pyramid import padding_of_cells
+from detrs.layers.fpn import padding_of_cells
 from detrs.precision import full_precision
 
 NMS_IOU = 0.7

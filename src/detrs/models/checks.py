@@ -15,6 +15,21 @@ def check_heads(config: Any) -> None:
         raise UserError(f"model.num_heads is {config.num_heads}, but must divide model.dim ({config.dim}).")
 
 
+def check_levels(config: Any) -> None:
+    """Check that a pyramid with GroupNorm of 32 groups has a level for each feature map of the backbone.
+
+    Raises:
+        UserError: naming the settings.
+    """
+    if config.dim % 32:
+        raise UserError(f"model.dim is {config.dim}, but must be a multiple of 32 (GroupNorm).")
+    if config.num_levels < len(config.backbone.stages):
+        raise UserError(
+            f"model.num_levels is {config.num_levels}, but the backbone has "
+            f"{len(config.backbone.stages)} feature maps (model.backbone.stages): use more levels or fewer stages."
+        )
+
+
 def check_queries(max_objects: int, num_queries: int, enough: int) -> None:
     """Check that no image has more objects than queries: each query detects one object at most.
 

@@ -60,7 +60,7 @@ from detrs.layers.neck import (
 )
 from detrs.layers.position import SinePosition
 from detrs.layers.queries import CANDIDATES, LearnedQueries, ProposalQueries, offset_from_logits
-from detrs.models.checks import check_heads, check_queries
+from detrs.models.checks import check_heads, check_levels, check_queries
 from detrs.models.detector import Detector
 
 PROPOSALS: ProposalLabels = "objectness"
@@ -189,13 +189,7 @@ def feedforward(config: DeformableDETRConfig) -> FeedForward:
 def check(config: DeformableDETRConfig) -> None:
     """Check that settings do not contradict each other."""
     check_heads(config)
-    if config.dim % 32:
-        raise UserError(f"model.dim is {config.dim}, but must be a multiple of 32 (GroupNorm).")
-    if config.num_levels < len(config.backbone.stages):
-        raise UserError(
-            f"model.num_levels is {config.num_levels}, but the backbone has "
-            f"{len(config.backbone.stages)} feature maps (model.backbone.stages): use more levels or fewer stages."
-        )
+    check_levels(config)
     if config.neck == "bifpn" and config.num_levels < 2:
         raise UserError("model.neck 'bifpn' needs model.num_levels of at least 2: it connects levels.")
     if config.queries == "proposals" and config.reference == "keep":

@@ -37,8 +37,8 @@ from detrs.layers.decoder import Decoder, DecoderLayer, refine
 from detrs.layers.dynamic_encoder import GROUPS, DynamicEncoderLayer
 from detrs.layers.dynamic_interaction import DynamicInteraction
 from detrs.layers.encoder import Encoder
-from detrs.layers.feature_pyramid import FeaturePyramid
 from detrs.layers.feedforward import FeedForward
+from detrs.layers.fpn import FeaturePyramid
 from detrs.layers.heads import class_layer
 from detrs.layers.initialization import XAVIER, ExactLinear, xavier_linear
 from detrs.layers.neck import PyramidNeck

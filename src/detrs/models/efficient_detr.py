@@ -64,7 +64,7 @@ from detrs.layers.neck import (
 )
 from detrs.layers.position import SinePosition, sine_features
 from detrs.layers.queries import CANDIDATES, Candidates, best_class, offset_from_logits, proposal_anchors
-from detrs.models.checks import check_heads, check_queries
+from detrs.models.checks import check_heads, check_levels, check_queries
 from detrs.models.detector import Detector
 from detrs.structures import Batch, Losses, Prediction, Pyramid, Queries, Totals
 
@@ -267,13 +267,7 @@ def feedforward(config: EfficientDETRConfig) -> FeedForward:
 def check(config: EfficientDETRConfig) -> None:
     """Check that settings do not contradict each other."""
     check_heads(config)
-    if config.dim % 32:
-        raise UserError(f"model.dim is {config.dim}, but must be a multiple of 32 (GroupNorm).")
-    if config.num_levels < len(config.backbone.stages):
-        raise UserError(
-            f"model.num_levels is {config.num_levels}, but the backbone has "
-            f"{len(config.backbone.stages)} feature maps (model.backbone.stages): use more levels or fewer stages."
-        )
+    check_levels(config)
     if config.initial_queries is not None and config.initial_queries < config.num_queries:
         raise UserError(
             f"model.initial_queries is {config.initial_queries}, but must be at least model.num_queries "

@@ -44,7 +44,7 @@ from detrs.criterion.objective import Objective
 from detrs.criterion.region_losses import anchor_losses, roi_losses, sample
 from detrs.criterion.set_criterion import CriterionConfig
 from detrs.errors import UserError
-from detrs.layers.feature_pyramid import FeaturePyramid, extended
+from detrs.layers.fpn import FeaturePyramid, extended
 from detrs.layers.initialization import ExactLinear
 from detrs.layers.region_proposals import AnchorScores, RegionProposalNetwork, clipped, not_suppressed
 from detrs.layers.roi_pooling import RoIPooling, RoIs, rois_of
