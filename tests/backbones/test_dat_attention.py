@@ -1,14 +1,13 @@
 """The attentions of DAT: the authors' numbers, and their formulas in loops."""
 
-import json
 from itertools import product
 from pathlib import Path
-from typing import Any
 
+import goldens
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from detrs.backbones.dat import ConvolutionalPerceptron
 from detrs.backbones.dat_attention import (
@@ -19,43 +18,13 @@ from detrs.backbones.dat_attention import (
 )
 
 
-def hashed(index: int, *shape: int) -> Tensor:
-    """Reproducible numbers in [-1, 1): the hash that the golden file describes."""
-    mask = 2**32 - 1
-    x = torch.arange(1, torch.Size(shape).numel() + 1) * 2654435761 + (index + 1) * 40503 & mask
-    for factor, shift in ((1, 15), (2246822519, 13), (3266489917, 16)):
-        x = x * factor & mask
-        x = x ^ (x >> shift)
-    return (x.double() / 2**32 * 2 - 1).float().view(shape)
-
-
 @torch.no_grad()
 def fill(module: nn.Module, expected: list[str]) -> None:
     """Fill the parameters, which have the names of the reference."""
     parameters = dict(module.named_parameters())
     assert sorted(parameters) == expected
     for index, name in enumerate(expected):
-        parameter = parameters[name]
-        if parameter.ndim == 1:
-            parameter.copy_(0.1 * hashed(index, *parameter.shape) + (1.0 if name.endswith("weight") else 0.0))
-        else:
-            parameter.copy_(hashed(index, *parameter.shape) * (3 / (parameter.numel() / parameter.shape[0])) ** 0.5)
-
-
-@pytest.fixture
-def golden(shared: Path) -> dict[str, Any]:
-    path = shared / "golden" / "goldens.json"
-    if not path.is_file():
-        pytest.skip("the golden numbers are not in the shared data folder")
-    values: dict[str, Any] = json.loads(path.read_text())
-    return values
-
-
-def compare(mine: Tensor, expected: dict[str, Any]) -> None:
-    assert list(mine.shape) == expected["shape"]
-    for part, numbers in ((mine.flatten()[:6], expected["first"]), (mine.flatten()[-4:], expected["last"])):
-        torch.testing.assert_close(part, torch.tensor(numbers), rtol=1e-4, atol=1e-5)
-    assert mine.double().abs().sum().item() == pytest.approx(expected["abs_sum"], rel=1e-4)
+        parameters[name].copy_(goldens.parameter(name, index, tuple(parameters[name].shape)))
 
 
 CVPR = Sampling(plus=False, stride=1, kernel=5, offset_range=2.0)
@@ -63,30 +32,30 @@ PLUS = Sampling(plus=True, stride=2, kernel=5, offset_range=-1.0)
 
 
 @torch.no_grad()
-def test_golden_values_of_local_attention(golden: dict[str, Any]) -> None:
-    module, values = WindowAttention(24, 3, 4, shift=0), golden["dat.local"]
+def test_golden_values_of_local_attention(shared: Path) -> None:
+    module, values = WindowAttention(24, 3, 4, shift=0), goldens.golden(shared, "dat.local")
     fill(module, values["params"])
-    compare(module(hashed(1000, 2, 24, 8, 8) * 3**0.5), values["out"])
+    goldens.check(module(goldens.inputs(1000, 2, 24, 8, 8)), values["out"])
 
 
 @pytest.mark.parametrize(("key", "sampling"), [("dat.deform_cvpr_orf2", CVPR), ("dat.deform_pp_orf-1_s2_k5", PLUS)])
 @torch.no_grad()
-def test_golden_values_of_deformable_attention(golden: dict[str, Any], key: str, sampling: Sampling) -> None:
-    module, values = DeformableAttention(32, 4, 2, sampling, (8, 10)), golden[key]
+def test_golden_values_of_deformable_attention(shared: Path, key: str, sampling: Sampling) -> None:
+    module, values = DeformableAttention(32, 4, 2, sampling, (8, 10)), goldens.golden(shared, key)
     fill(module, values["params"])
-    x = hashed(1001, 2, 32, 8, 10) * 3**0.5
+    x = goldens.inputs(1001, 2, 32, 8, 10)
     points = module.points(module.proj_q(x))
-    compare(points, values["pos"])
+    goldens.check(points, values["pos"])
     reference = module.references(*points.shape[2:4], points)
-    compare(reference.expand_as(points).contiguous(), values["ref"])
-    compare(module(x), values["out"])
+    goldens.check(reference.expand_as(points).contiguous(), values["ref"])
+    goldens.check(module(x), values["out"])
 
 
 @torch.no_grad()
-def test_golden_values_of_the_convolutional_perceptron(golden: dict[str, Any]) -> None:
-    module, values = ConvolutionalPerceptron(32), golden["dat.convmlp"]
+def test_golden_values_of_the_convolutional_perceptron(shared: Path) -> None:
+    module, values = ConvolutionalPerceptron(32), goldens.golden(shared, "dat.convmlp")
     fill(module, values["params"])
-    compare(module(hashed(1001, 2, 32, 8, 10) * 3**0.5), values["out"])
+    goldens.check(module(goldens.inputs(1001, 2, 32, 8, 10)), values["out"])
 
 
 def randomized(module: nn.Module, seed: int = 0) -> nn.Module:

@@ -1,9 +1,9 @@
 """Row-column decoupled attention: the authors' numbers, the formula in a loop, sizes of intermediate results."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+import goldens
 import pytest
 import torch
 from torch import Tensor
@@ -15,27 +15,13 @@ from detrs.layers.row_column_attention import RowColumnAttention, RowColumnCross
 from detrs.structures import Pyramid, Queries
 
 
-def hashed(index: int, *shape: int) -> Tensor:
-    """Reproducible numbers in [-1, 1): the hash that the golden file describes."""
-    mask = 2**32 - 1
-    x = torch.arange(1, torch.Size(shape).numel() + 1) * 2654435761 + (index + 1) * 40503 & mask
-    for factor, shift in ((1, 15), (2246822519, 13), (3266489917, 16)):
-        x = x * factor & mask
-        x = x ^ (x >> shift)
-    return (x.double() / 2**32 * 2 - 1).float().view(shape)
-
-
 def filled(rows: int, columns: int, index: int) -> Tensor:
-    return hashed(index, rows, columns) * (3 / columns) ** 0.5
+    return goldens.parameter("weight", index, (rows, columns))
 
 
 @pytest.fixture
 def golden(shared: Path) -> dict[str, Any]:
-    path = shared / "golden" / "goldens.json"
-    if not path.is_file():
-        pytest.skip("the golden numbers are not in the shared data folder")
-    values: dict[str, Any] = json.loads(path.read_text())["anchor.rcda"]
-    return values
+    return goldens.golden(shared, "anchor.rcda")
 
 
 @torch.no_grad()
@@ -44,21 +30,16 @@ def test_golden_values_of_the_official_module(golden: dict[str, Any]) -> None:
     attention = RowColumnAttention(32, 4, 0.0, XAVIER, mean_of_all).eval()
     names = ("query_x_proj", "query_y_proj", "key_x_proj", "key_y_proj", "value_proj")
     assert golden["params"] == ["in_proj_bias", "in_proj_weight", "out_proj.bias", "out_proj.weight"]
-    biases, weights = (0.1 * hashed(0, 160)).chunk(5), filled(160, 32, 1).chunk(5)
+    biases, weights = (goldens.parameter("bias", 0, (160,))).chunk(5), filled(160, 32, 1).chunk(5)
     for name, weight, bias in zip(names, weights, biases, strict=True):
         attention.get_submodule(name).load_state_dict({"weight": weight, "bias": bias})
-    attention.output_proj.load_state_dict({"weight": filled(32, 32, 3), "bias": 0.1 * hashed(2, 32)})
-    queries = [hashed(k, 2, 5, 32) * 3**0.5 for k in (1000, 1001)]
-    maps = [hashed(k, 2, 4, 6, 32) * 3**0.5 for k in (1002, 1003, 1004)]
+    attention.output_proj.load_state_dict({"weight": filled(32, 32, 3), "bias": goldens.parameter("bias", 2, (32,))})
+    queries = [goldens.inputs(k, 2, 5, 32) for k in (1000, 1001)]
+    maps = [goldens.inputs(k, 2, 4, 6, 32) for k in (1002, 1003, 1004)]
     padding = torch.ones(2, 4, 6, dtype=torch.bool)
     padding[0] = False
     padding[1, :3, :4] = False
-    found, expected = attention(*queries, *maps, padding).transpose(0, 1), golden["out_LNE"]
-    assert list(found.shape) == expected["shape"]
-    for mine, theirs in ((found.flatten()[:6], expected["first"]), (found.flatten()[-4:], expected["last"])):
-        torch.testing.assert_close(mine, torch.tensor(theirs), rtol=1e-4, atol=1e-5)
-    assert found.double().abs().sum().item() == pytest.approx(expected["abs_sum"], rel=1e-4)
-    assert found.double().sum().item() == pytest.approx(expected["sum"], rel=1e-4)
+    goldens.check(attention(*queries, *maps, padding).transpose(0, 1), golden["out_LNE"])
 
 
 def setting(height: int, width: int, seed: int = 0) -> tuple[Tensor, ...]:

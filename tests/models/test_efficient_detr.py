@@ -1,11 +1,11 @@
 """Specific to Efficient DETR; for properties of the family see tests/family."""
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import goldens
 import pytest
 import torch
 from torch import Tensor
@@ -33,23 +33,6 @@ TINY = EfficientDETRConfig(
     decrease_images=10,
     dropout=0.0,
 )
-
-
-def hashed(index: int, *shape: int) -> Tensor:
-    """Reproducible numbers in [-1, 1): the hash that the golden file describes."""
-    mask = 2**32 - 1
-    x = torch.arange(1, torch.Size(shape).numel() + 1) * 2654435761 + (index + 1) * 40503 & mask
-    for factor, shift in ((1, 15), (2246822519, 13), (3266489917, 16)):
-        x = x * factor & mask
-        x = x ^ (x >> shift)
-    return (x.double() / 2**32 * 2 - 1).float().view(shape)
-
-
-def filled(name: str, index: int, shape: tuple[int, ...]) -> Tensor:
-    """A parameter of the reference, by its position in the sorted list of names."""
-    if len(shape) == 1:
-        return 0.1 * hashed(index, *shape) + (1.0 if name.endswith("weight") else 0.0)
-    return hashed(index, *shape) * (3 / (torch.Size(shape).numel() / shape[0])) ** 0.5
 
 
 LAYER = {
@@ -89,19 +72,7 @@ def renamed(name: str) -> str:
 
 @pytest.fixture
 def golden(shared: Path) -> dict[str, Any]:
-    path = shared / "golden" / "goldens.json"
-    if not path.is_file():
-        pytest.skip("the golden numbers are not in the shared data folder")
-    values: dict[str, Any] = json.loads(path.read_text())["efficient.transformer"]
-    return values
-
-
-def compare(mine: Tensor, expected: dict[str, Any]) -> None:
-    assert list(mine.shape) == expected["shape"]
-    for part, numbers in ((mine.flatten()[:6], expected["first"]), (mine.flatten()[-4:], expected["last"])):
-        torch.testing.assert_close(part, torch.tensor(numbers), rtol=1e-4, atol=1e-5)
-    assert mine.double().abs().sum().item() == pytest.approx(expected["abs_sum"], rel=1e-4)
-    assert mine.double().sum().item() == pytest.approx(expected["sum"], rel=1e-3)
+    return goldens.golden(shared, "efficient.transformer")
 
 
 @torch.no_grad()
@@ -123,24 +94,24 @@ def test_golden_values_of_the_reference(golden: dict[str, Any]) -> None:
     level_embedding = None
     for index, name in enumerate(golden["params"]):
         if name == "level_embed":
-            level_embedding = filled(name, index, (2, 256))
+            level_embedding = goldens.parameter(name, index, (2, 256))
         elif match := re.fullmatch(r"(decoder\.layers\.\d)\.self_attn\.(in|out)_proj[._](weight|bias)", name):
             where, which, kind = f"{match[1]}.self_attention", match[2], match[3]
             projections = ("query_proj", "key_proj", "value_proj") if which == "in" else ("output_proj",)
             names = [f"{where}.{projection}.{kind}" for projection in projections]
             names = [own if own in parameters else own.replace(where, f"{where}.attention") for own in names]
             rows = 256 * len(names)
-            whole = filled(name, index, (rows, 256) if kind == "weight" else (rows,))
+            whole = goldens.parameter(name, index, (rows, 256) if kind == "weight" else (rows,))
             for own, value in zip(names, whole.split(256), strict=True):
                 parameters.pop(own).copy_(value)
         else:
             parameter = parameters.pop(renamed(name))
-            parameter.copy_(filled(name, index, tuple(parameter.shape)))
+            parameter.copy_(goldens.parameter(name, index, tuple(parameter.shape)))
     assert [name for name in parameters if not name.startswith(("backbone.", "neck."))] == []
     assert level_embedding is not None
 
     shapes = ((6, 8), (3, 4))
-    maps, positions = ([hashed(k + i, 2, 256, *shape) * 3**0.5 for i, shape in enumerate(shapes)] for k in (1000, 1002))
+    maps, positions = ([goldens.inputs(k + i, 2, 256, *shape) for i, shape in enumerate(shapes)] for k in (1000, 1002))
     paddings = [torch.ones(2, *shape, dtype=torch.bool) for shape in shapes]
     for level, (h, w) in zip(paddings, ((4, 6), (2, 3)), strict=True):
         level[0], level[1, :h, :w] = False, False
@@ -159,12 +130,12 @@ def test_golden_values_of_the_reference(golden: dict[str, Any]) -> None:
     memory = detector.encoder(pyramid)
     queries, proposals = detector.queries(memory)
     (prediction,), final = detector.decoder(queries, memory)
-    compare(proposals.logits, golden["enc_logits"])
-    compare(proposals.boxes, golden["enc_boxes"])
-    compare(queries.reference, golden["init_ref"])
-    compare(final.content[None], golden["hs"])
-    compare(prediction.logits, golden["logits"])
-    compare(prediction.boxes, golden["boxes"])
+    goldens.check(proposals.logits, golden["enc_logits"], sum_rtol=1e-3)
+    goldens.check(proposals.boxes, golden["enc_boxes"], sum_rtol=1e-3)
+    goldens.check(queries.reference, golden["init_ref"], sum_rtol=1e-3)
+    goldens.check(final.content[None], golden["hs"], sum_rtol=1e-3)
+    goldens.check(prediction.logits, golden["logits"], sum_rtol=1e-3)
+    goldens.check(prediction.boxes, golden["boxes"], sum_rtol=1e-3)
 
 
 def images(count: int = 2) -> tuple[Tensor, Tensor]:

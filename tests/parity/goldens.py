@@ -26,16 +26,16 @@ def inputs(index: int, *shape: int) -> Tensor:
     return hashed(index, *shape) * 3**0.5
 
 
+def parameter(name: str, index: int, shape: tuple[int, ...]) -> Tensor:
+    """A parameter of the authors' module, by its position in the sorted list of names."""
+    if len(shape) > 1:
+        return hashed(index, *shape) * math.sqrt(3 / math.prod(shape[1:]))
+    return 0.1 * hashed(index, *shape) + name.endswith("weight")
+
+
 def parameters(shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
     """The parameters of the authors' module, by their name there."""
-    found = {}
-    for index, name in enumerate(sorted(shapes)):
-        shape = shapes[name]
-        if len(shape) > 1:
-            found[name] = hashed(index, *shape) * math.sqrt(3 / shape[1:].numel())
-        else:
-            found[name] = 0.1 * hashed(index, *shape) + name.endswith("weight")
-    return found
+    return {name: parameter(name, index, shapes[name]) for index, name in enumerate(sorted(shapes))}
 
 
 def golden(shared: Path, key: str) -> dict[str, Any]:
@@ -47,8 +47,8 @@ def golden(shared: Path, key: str) -> dict[str, Any]:
     return values
 
 
-def check(found: Tensor, expected: dict[str, Any]) -> None:
-    """Compare shape, first and last elements, and sums."""
+def check(found: Tensor, expected: dict[str, Any], sum_rtol: float = 1e-4) -> None:
+    """Compare shape, first and last elements, and sums; terms of the plain sum cancel each other."""
     assert list(found.shape) == expected["shape"]
     ends: Iterable[tuple[Tensor, list[float]]] = (
         (found.flatten()[:6], expected["first"]),
@@ -57,4 +57,4 @@ def check(found: Tensor, expected: dict[str, Any]) -> None:
     for mine, theirs in ends:
         torch.testing.assert_close(mine, torch.tensor(theirs), rtol=1e-4, atol=1e-5)
     assert found.double().abs().sum().item() == pytest.approx(expected["abs_sum"], rel=1e-4)
-    assert found.double().sum().item() == pytest.approx(expected["sum"], rel=1e-4)
+    assert found.double().sum().item() == pytest.approx(expected["sum"], rel=sum_rtol)
