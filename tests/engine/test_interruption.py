@@ -14,7 +14,7 @@ from detrs.engine.interruption import Interrupted, Interruption
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
     """Put back whatever a test leaves."""
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     yield
     for signum, handler in before.items():
         signal.signal(signum, handler)

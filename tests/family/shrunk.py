@@ -128,6 +128,23 @@ def batch(size: tuple[int, int] = (97, 131), second: tuple[int, int] = (67, 101)
     return images.masked_fill(padding[:, None], 0.0), padding
 
 
+def exported_for_any_size(module: torch.nn.Module) -> Any:
+    """The program exported from ``module``, a function of images and padding, as a callable.
+
+    Sizes start at 65: below, the coarsest of four levels has a single cell. That average pooling with ``ceil_mode`` (in
+    the backbone) stays inside the image holds for every size, but the exporter cannot prove it, hence an assertion at
+    run time.
+    """
+    height, width = torch.export.Dim("height", min=65, max=1400), torch.export.Dim("width", min=65, max=1400)
+    return torch.export.export(
+        module,
+        batch(),
+        dynamic_shapes={"images": {2: height, 3: width}, "padding": {1: height, 2: width}},
+        strict=False,
+        prefer_deferred_runtime_asserts_over_guards=True,
+    ).module()
+
+
 def losses(config: Any, predictions: Predictions, targets: tuple[Target, ...]) -> Losses:
     criterion = SetCriterion(CriterionConfig(), config.classification, proposal_labels(config))
     return criterion(predictions, targets, Totals.of(targets))

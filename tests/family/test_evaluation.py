@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from shrunk import EVERY_MODEL, shallow, shrunk
+from shrunk import EVERY_MODEL, PIPELINES, shallow, shrunk
 from torch import Tensor, nn
 
 from detrs.checkpoints.detector import TrainedDetector, preprocessing_of
@@ -124,8 +124,8 @@ def test_padding_of_the_authors_is_a_setting(config: ModelConfig) -> None:
     detector, dataset, _ = case(config, lambda detector: detector)
     plain = scores_of(detector, dataset, batch_size=8).results
     padded = scores_of(detector, dataset, batch_size=8, pad=True).results
-    count = len(plain)
-    assert len(padded) != count or max(abs(plain[i]["score"] - padded[i]["score"]) for i in range(count)) > 1e-5
+    assert len(padded) == len(plain) or config not in PIPELINES  # others suppress overlapping boxes
+    assert max(abs(a["score"] - b["score"]) for a, b in zip(plain, padded, strict=config in PIPELINES)) > 1e-5
 
 
 def test_boxes_are_clipped_unless_set_otherwise() -> None:

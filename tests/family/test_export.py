@@ -13,7 +13,7 @@ from pathlib import Path
 import jaxtyping
 import pytest
 import torch
-from shrunk import EVERY_TRANSFORMER, TRANSFORMERS, batch, shallow
+from shrunk import EVERY_TRANSFORMER, TRANSFORMERS, batch, exported_for_any_size, shallow
 from torch import Tensor, nn
 
 from detrs import ops
@@ -88,23 +88,11 @@ class Detect(nn.Module):
 def test_an_exported_program_accepts_images_of_other_sizes(
     config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Predictions and detections equal those of eager mode on portrait and landscape batches with padding.
-
-    Sizes start at 65: below, the coarsest of four levels has a single cell. That average pooling with ``ceil_mode`` (in
-    the backbone) stays inside the image holds for every size, but the exporter cannot prove it, hence an assertion at
-    run time.
-    """
+    """Predictions and detections equal those of eager mode on portrait and landscape batches with padding."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # symbolic sizes are not of type int
-    height, width = torch.export.Dim("height", min=65, max=1400), torch.export.Dim("width", min=65, max=1400)
     module = Detect(shallow(config))
     with ops.use("reference"):
-        exported = torch.export.export(
-            module,
-            batch(),
-            dynamic_shapes={"images": {2: height, 3: width}, "padding": {1: height, 2: width}},
-            strict=False,
-            prefer_deferred_runtime_asserts_over_guards=True,
-        ).module()
+        exported = exported_for_any_size(module)
         for inputs in (batch(), batch((203, 141), (77, 141)), batch((74, 167), (74, 90))):
             (boxes, predictions), (expected_boxes, expected) = exported(*inputs), module(*inputs)
             torch.testing.assert_close(predictions.layers, expected.layers, atol=1e-5, rtol=1e-5)

@@ -9,7 +9,18 @@ from typing import Any
 import jaxtyping
 import pytest
 import torch
-from shrunk import ONE_OF_EACH, PIPELINES, TARGETS, TINY_MODELS, batch, changed, randomized, shallow, shrunk
+from shrunk import (
+    ONE_OF_EACH,
+    PIPELINES,
+    TARGETS,
+    TINY_MODELS,
+    batch,
+    changed,
+    exported_for_any_size,
+    randomized,
+    shallow,
+    shrunk,
+)
 from torch import Tensor, nn
 
 from detrs import ops
@@ -105,16 +116,9 @@ class Detect(nn.Module):
 @torch.no_grad()
 def test_detect_is_exported_for_images_of_any_size(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # symbolic sizes are not of type int
-    height, width = torch.export.Dim("height", min=65, max=1400), torch.export.Dim("width", min=65, max=1400)
     module = Detect(shallow(config))
     with ops.use("reference"):
-        exported = torch.export.export(
-            module,
-            batch(),
-            dynamic_shapes={"images": {2: height, 3: width}, "padding": {1: height, 2: width}},
-            strict=False,
-            prefer_deferred_runtime_asserts_over_guards=True,
-        ).module()
+        exported = exported_for_any_size(module)
         for inputs in (batch(), batch((203, 141), (77, 141)), batch((74, 167), (74, 90))):
             torch.testing.assert_close(exported(*inputs), module(*inputs), atol=1e-5, rtol=1e-5)
 
