@@ -227,6 +227,8 @@ def _images_of(source: Any) -> list[Any]:
     except OSError as error:  # no permission, a name that is too long
         raise UserError(f"'{source!s}' cannot be opened: {error.strerror}.") from error
     except (RuntimeError, ValueError, NotImplementedError) as error:  # unknown ~user, "**.jpg"
+        if not isinstance(source, str | Path):
+            raise
         hint = "" if "**" not in str(source) else "; '**' must be a whole path component, as in 'images/**/*.jpg'"
         raise UserError(f"'{source!s}' is not a valid path or pattern: {str(error).rstrip('.')}{hint}.") from error
 
