@@ -1,12 +1,14 @@
 """The number of threads beside other programs."""
 
 import logging
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import psutil
 import pytest
 import torch
 
+from detrs.cli import cores
 from detrs.cli.cores import threads_beside_others
 from detrs.config import RuntimeConfig
 
@@ -14,17 +16,36 @@ CPU = RuntimeConfig(device="cpu")
 
 
 class Core(NamedTuple):
+    """Times of a core; here percent of the time."""
+
     idle: float
     nice: float = 0.0
 
 
+class Machine:
+    """Four cores with a load, and a clock that only ``sleep`` moves."""
+
+    def __init__(self) -> None:
+        self.loads: list[list[Core]] = [[Core(100)] * 4]
+        """Of each measurement; the last one remains."""
+        self.now = 0.0
+        self.times = [Core(0.0)] * 8
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        load = self.loads.pop(0) if len(self.loads) > 1 else self.loads[0]
+        for i, core in enumerate(load):
+            old = self.times[i]
+            self.times[i] = Core(old.idle + seconds * core.idle / 100, old.nice + seconds * core.nice / 100)
+
+
 @pytest.fixture
-def cores(monkeypatch: pytest.MonkeyPatch) -> list[Core]:
-    """The load of four cores, to be filled."""
-    found: list[Core] = []
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    found = Machine()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    monkeypatch.setattr(psutil, "cpu_times_percent", lambda **_: found)
+    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: list(found.times))
     monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self: [0, 1, 2, 3], raising=False)
+    monkeypatch.setattr(cores, "time", SimpleNamespace(monotonic=lambda: found.now, sleep=found.sleep))
     return found
 
 
@@ -40,23 +61,22 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> list[Core]:
     ],
 )
 def test_one_thread_per_free_core(
-    cores: list[Core], load: list[Core], threads: int | None, caplog: pytest.LogCaptureFixture
+    machine: Machine, load: list[Core], threads: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cores.extend(load)
+    machine.loads = [load]
     with caplog.at_level(logging.WARNING, "detrs"):
         assert threads_beside_others(CPU, {}) == threads
     assert ("--threads" in caplog.text) == (threads is not None)
 
 
-def test_a_short_burst_does_not_count(cores: list[Core], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_burst_does_not_count(machine: Machine) -> None:
     """Such as the installation that precedes the command."""
-    loads = iter([[Core(0)] * 4, [Core(10)] * 4, [Core(99)] * 4, [Core(98)] * 4, [Core(0)] * 4])
-    monkeypatch.setattr(psutil, "cpu_times_percent", lambda **_: next(loads))
+    machine.loads = [[Core(0)] * 4, [Core(10)] * 4, [Core(99)] * 4, [Core(98)] * 4, [Core(0)] * 4]
     assert threads_beside_others(CPU, {}) is None
 
 
 @pytest.mark.parametrize("variable", ["OMP_NUM_THREADS", "WORLD_SIZE"])
-def test_settings_are_kept(cores: list[Core], variable: str) -> None:
-    cores.extend([Core(0)] * 4)
+def test_settings_are_kept(machine: Machine, variable: str) -> None:
+    machine.loads = [[Core(0)] * 4]
     assert threads_beside_others(RuntimeConfig(device="cpu", threads=4), {}) == 4
     assert threads_beside_others(CPU, {variable: "4"}) is None

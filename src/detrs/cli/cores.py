@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Mapping
 
 import psutil  # type: ignore[import-untyped,unused-ignore]
@@ -41,8 +42,18 @@ def threads_beside_others(config: RuntimeConfig, environment: Mapping[str, str] 
 
 
 def free_cores() -> float:
-    """Cores of this process that are idle, or used by processes of low priority only, in the next ``SECONDS``."""
+    """Cores of this process that are idle, or used by processes of low priority only, in the next ``SECONDS``.
+
+    From times, not from ``psutil.cpu_times_percent``, whose percentages are too small for less than a second.
+    """
+    began, before = time.monotonic(), _spare_seconds()
+    time.sleep(SECONDS)
+    elapsed = time.monotonic() - began
+    return sum(min((new - old) / elapsed, 1.0) for old, new in zip(before, _spare_seconds(), strict=True))
+
+
+def _spare_seconds() -> list[float]:
+    """Seconds since the start of the machine in which each core of this process was free."""
     usable = psutil.Process().cpu_affinity() if hasattr(psutil.Process, "cpu_affinity") else None
-    cores = psutil.cpu_times_percent(interval=SECONDS, percpu=True)
-    chosen = [core for number, core in enumerate(cores) if usable is None or number in usable]
-    return sum(core.idle + getattr(core, "nice", 0.0) + getattr(core, "iowait", 0.0) for core in chosen) / 100
+    cores = [core for number, core in enumerate(psutil.cpu_times(percpu=True)) if usable is None or number in usable]
+    return [core.idle + getattr(core, "nice", 0.0) + getattr(core, "iowait", 0.0) for core in cores]
