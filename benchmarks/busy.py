@@ -24,7 +24,8 @@ from detrs.cli.arguments import Flag, parse
 from detrs.errors import UserError
 
 PRESET = "deformable-detr-tiny"
-BUSY = (sys.executable, "-c", "while True: pass")
+BUSY = (sys.executable, "-c", "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass")
+"""Uses a core until it is stopped, or the benchmark is."""
 WARMUP_STEPS = 10
 OPENMP = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
 BEFORE, AFTER = "before", "after"

@@ -31,6 +31,15 @@ def test_other_objects_are_not_sources(sources: Any, message: str) -> None:
         list(_decoded(sources, False, _raise))
 
 
+def test_an_error_of_an_open_file_is_not_one_of_a_path() -> None:
+    class Broken(io.BytesIO):
+        def read(self, *_: Any) -> bytes:
+            raise RuntimeError("device removed")
+
+    with pytest.raises(RuntimeError, match="^device removed$"):
+        list(_decoded(Broken(), False, _raise))
+
+
 def test_open_files_are_read(tmp_path: Path) -> None:
     Image.new("RGB", (7, 5), (9, 8, 7)).save(tmp_path / "a.png")
     content = (tmp_path / "a.png").read_bytes()
