@@ -57,6 +57,7 @@ SHRUNK = {shrunk(name): name for name in reversed(PRESETS)}  # presets that shri
 SHRUNK |= {  # variants without a preset
     changed(shrunk("anchor-detr-r50"), attention="global", anchors="grid"): "anchor-detr-r50-global-grid",
     changed(shrunk("anchor-detr-r50"), attention="decoupled-masked"): "anchor-detr-r50-masked",
+    changed(shrunk("dynamic-detr-r50"), interaction="shared"): "dynamic-detr-r50-shared",
 }
 EVERY_MODEL = pytest.mark.parametrize("config", [pytest.param(config, id=name) for config, name in SHRUNK.items()])
 PIPELINES: dict[Any, str] = {

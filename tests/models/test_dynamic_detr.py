@@ -10,7 +10,7 @@ from detrs.backbones.timm import BackboneConfig
 from detrs.errors import UserError
 from detrs.layers.dynamic_interaction import DynamicInteraction
 from detrs.models import build, check
-from detrs.models.dynamic_detr import DynamicDETRConfig, DynamicFilter
+from detrs.models.dynamic_detr import DepthwiseFilter, DynamicDETRConfig, SharedFilter
 from detrs.presets import preset
 
 
@@ -21,16 +21,18 @@ def parameters(**changes: Any) -> int:
 
 
 def test_parameters_are_near_those_of_the_paper() -> None:
-    """58 M; only the filter generator that all layers share comes close."""
-    assert parameters() == 58_981_354
-    assert parameters(ffn_dim=2048) == 64_497_130
-    assert parameters(interaction="bottleneck", ffn_dim=2048) == 117_060_842
+    """58 M there."""
+    assert parameters() == 61_411_306
+    assert parameters(ffn_dim=2048) == 66_927_082
+    assert parameters(interaction="shared") == 58_981_866
+    assert parameters(interaction="bottleneck", ffn_dim=2048) == 117_061_354
 
 
 @torch.no_grad()
-def test_a_filter_of_a_query_is_a_convolution_of_its_region() -> None:
+@pytest.mark.parametrize("interaction", ["depthwise", "shared"])
+def test_a_filter_of_a_query_is_a_convolution_of_its_region(interaction: str) -> None:
     torch.manual_seed(0)
-    config = replace(preset("dynamic-detr-tiny").model, num_queries=3)
+    config: Any = replace(preset("dynamic-detr-tiny").model, num_queries=3, interaction=interaction)
     detector: Any = build(config)
     layer = detector.decoder.layers[0].cross_attention
     memory = detector.neck(detector.backbone(torch.randn(1, 3, 128, 192)), torch.zeros(1, 128, 192, dtype=torch.bool))
@@ -38,18 +40,28 @@ def test_a_filter_of_a_query_is_a_convolution_of_its_region() -> None:
     found = layer(queries, memory)
     features = layer.pooling(queries.reference, memory)
     for q in range(3):
-        weight = layer.generator(queries.content[0, q]).view(config.dim, config.dim)  # type: ignore[union-attr]
+        numbers = layer.generator(queries.content[0, q])
+        weight = torch.diag(numbers) if interaction == "depthwise" else numbers.view(config.dim, config.dim)
         region = torch.stack([layer.norm(cell @ weight).relu() for cell in features[0, q]])
-        torch.testing.assert_close(found[0, q], layer.output_proj(region.mean(0)), atol=1e-5, rtol=1e-4)
+        if interaction == "depthwise":
+            expected = layer.output_norm(layer.output_proj(region.flatten())).relu()
+        else:
+            expected = layer.output_proj(region.mean(0))
+        torch.testing.assert_close(found[0, q], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_layers_share_the_generator() -> None:
-    detector: Any = build(preset("dynamic-detr-tiny").model)
-    assert len({id(layer.cross_attention.generator) for layer in detector.decoder.layers}) == 1
-    assert isinstance(detector.decoder.layers[0].cross_attention, DynamicFilter)
-    other: Any = build(replace(preset("dynamic-detr-tiny").model, interaction="bottleneck", box_encoding=False))
-    assert isinstance(other.decoder.layers[0].cross_attention, DynamicInteraction)
-    assert not any("box_proj" in name for name, _ in other.named_parameters())
+def test_interactions_are_settings() -> None:
+    for interaction, kind in (
+        ("depthwise", DepthwiseFilter),
+        ("shared", SharedFilter),
+        ("bottleneck", DynamicInteraction),
+    ):
+        detector: Any = build(replace(preset("dynamic-detr-tiny").model, interaction=interaction, box_encoding=False))
+        layers = [layer.cross_attention for layer in detector.decoder.layers]
+        assert all(isinstance(layer, kind) for layer in layers)
+        assert not any("box_proj" in name for name, _ in detector.named_parameters())
+        if interaction == "shared":
+            assert len({id(layer.generator) for layer in layers}) == 1
 
 
 @torch.no_grad()

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
 
+from detrs.layers.deformable_convolution import deform_conv2d
+from detrs.layers.fpn import FeaturePyramid, padding_of_cells
 from detrs.layers.neck import valid_group_norm
 from detrs.precision import full_precision
 from detrs.structures import Pyramid
@@ -36,8 +37,31 @@ class DeformableConvolution(nn.Module):
         padding: Bool[Tensor, "B h w"],
     ) -> Float[Tensor, "B C h w"]:
         """Convolution of ``x`` with the sampling offsets of the output's cells, which have ``padding``."""
-        y = deform_conv2d(x, offsets, self.weight, self.bias, self.stride, KERNEL // 2, mask=modulation)
+        y = deform_conv2d(x, offsets, modulation, self.weight, self.bias, self.stride, KERNEL // 2)
         return valid_group_norm(self.norm, y, padding)
+
+
+class NormalizedLevels(nn.Module):
+    """GroupNorm of each level of a feature pyramid, without padding; all levels share its weights.
+
+    Args:
+        pyramid: feature maps and padding to maps, with their ``strides``.
+        dim: channels of the maps.
+    """
+
+    def __init__(self, pyramid: FeaturePyramid, dim: int) -> None:
+        super().__init__()
+        self.pyramid = pyramid
+        self.norm = nn.GroupNorm(GROUPS, dim)
+
+    def forward(
+        self, features: list[Float[Tensor, "B _ _ _"]], padding: Bool[Tensor, "B H W"]
+    ) -> list[Float[Tensor, "B C _ _"]]:
+        maps, strides = self.pyramid(features, padding), self.pyramid.strides
+        return [
+            valid_group_norm(self.norm, x, padding_of_cells(padding, (x.shape[-2], x.shape[-1]), stride))
+            for x, stride in zip(maps, strides, strict=True)
+        ]
 
 
 class SqueezeExcitation(nn.Module):

@@ -12,12 +12,13 @@ w_i = SE(P_i^+)                            ``SqueezeExcitation``
 DyReLU                                     ``DynamicReLU``
 Q, B, learned queries and box encodings    ``BoxQueries``, ``BoxEncoding``
 F = RoIPool(P, B, r)                       ``layers.roi_align``
-W_Q = FC(Q*), Q^F = Conv1x1(F, W_Q)        ``DynamicFilter``
+W_Q = FC(Q*), Q^F = Conv1x1(F, W_Q)        ``DepthwiseFilter`` or another ``interaction``
 =========================================  ===========================================================
 
-The authors released no code. Choices that the paper leaves open are settings, with the value that its 58 M parameters
-suggest as default. Deviation: the coarser level is upsampled before its convolution, not after, so that offsets belong
-to the cells they are used for. Padding is excluded everywhere.
+The authors released no code. Choices that the paper leaves open are settings. By default, the filters are those with
+the fewest parameters that keep positions in a box: 61 M in total, 58 M in the paper. Deviation: the coarser level is
+upsampled before its convolution, not after, so that offsets belong to the cells they are used for. Padding is excluded
+everywhere.
 """
 
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ from detrs.classification import Focal
 from detrs.errors import UserError
 from detrs.layers.attention import SelfAttention
 from detrs.layers.decoder import Decoder, DecoderLayer, refine
-from detrs.layers.dynamic_encoder import GROUPS, DynamicEncoderLayer
+from detrs.layers.dynamic_encoder import GROUPS, DynamicEncoderLayer, NormalizedLevels
 from detrs.layers.dynamic_interaction import DynamicInteraction
 from detrs.layers.encoder import Encoder
 from detrs.layers.feedforward import FeedForward
@@ -67,10 +68,11 @@ class DynamicDETRConfig:
     decoder_layers: Annotated[int, Ge(1), Le(100)] = 6
     """Layers of the decoder; each makes a prediction and refines the boxes."""
     ffn_dim: Annotated[int, Ge(1), Le(65_536)] = 256
-    """Hidden dimension of the feed-forward networks; unknown. With 2048 there are 65 M parameters, not 58 M."""
-    interaction: Literal["shared", "bottleneck"] = "shared"
-    """Filters that a query predicts; unknown. ``shared``: one C x C filter from a generator that all layers share, and
-    the mean of the region. ``bottleneck``: two smaller filters per layer, as in Sparse R-CNN (118 M parameters)."""
+    """Hidden dimension of the feed-forward networks; unknown. With 2048 there are 5.5 M more parameters."""
+    interaction: Literal["depthwise", "shared", "bottleneck"] = "depthwise"
+    """Filters that a query predicts; unknown. ``depthwise``: one number per channel, then a linear layer of the whole
+    region. ``shared``: one C x C filter from a generator that all layers share, then the mean of the region, without
+    positions in the box (59 M parameters). ``bottleneck``: two filters per layer, as in Sparse R-CNN (112 M)."""
     dynamic_dim: Annotated[int, Ge(1), Le(8_192)] = 64
     """Channels between the two filters (``bottleneck`` only)."""
     box_encoding: bool = True
@@ -79,6 +81,8 @@ class DynamicDETRConfig:
     """Reduction of channels in squeeze-and-excitation; unknown."""
     relu_reduction: Annotated[int, Ge(1), Le(256)] = 4
     """Reduction of channels in dynamic ReLU; unknown."""
+    neck_norm: Literal["none", "group"] = "group"
+    """GroupNorm of each level before the encoder, whose offsets depend on the scale of the maps; unknown."""
     canonical_size: Annotated[float, Gt(0)] = 224.0
     """Square root of the area of the boxes that are pooled from stride 16, in pixels of the resized image."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
@@ -123,11 +127,33 @@ class BoxEncoding(nn.Module):
         return attended
 
 
-class DynamicFilter(nn.Module):
-    """A 1x1 convolution of the features in the query's box with a filter from the query, then their mean.
+class DepthwiseFilter(nn.Module):
+    """A depthwise 1x1 convolution of the features in the query's box, then a linear layer of the whole region.
 
     Args:
-        generator: contents of queries to C x C numbers.
+        dim: C.
+        pooling: features in the reference box of each query.
+    """
+
+    def __init__(self, dim: int, pooling: RoIAlign) -> None:
+        super().__init__()
+        self.generator = xavier_linear(dim, dim)
+        self.pooling = pooling
+        self.norm = nn.LayerNorm(dim)
+        self.output_proj = xavier_linear(pooling.size**2 * dim, dim)
+        self.output_norm = nn.LayerNorm(dim)
+
+    def forward(self, queries: Queries, memory: Pyramid) -> Float[Tensor, "B Q C"]:
+        features = self.pooling(queries.reference, memory)  # (B, Q, S * S, C)
+        filtered = self.norm(features * self.generator(queries.content)[:, :, None]).relu()
+        return self.output_norm(self.output_proj(filtered.flatten(2))).relu()
+
+
+class SharedFilter(nn.Module):
+    """A 1x1 convolution of the features in the query's box with a C x C filter from the query, then their mean.
+
+    Args:
+        generator: contents of queries to C x C numbers, the same in all layers.
         dim: C.
         pooling: features in the reference box of each query.
     """
@@ -163,8 +189,10 @@ class TowerHead(nn.Module):
 
 
 def hidden(dim: int) -> nn.Sequential:
-    """ReLU(LN(FC(x)))."""
-    return nn.Sequential(xavier_linear(dim, dim), nn.LayerNorm(dim), nn.ReLU(inplace=True))
+    """ReLU(LN(FC(x))), in full precision."""
+    layer = ExactLinear(dim, dim)
+    nn.init.xavier_uniform_(layer.weight)
+    return nn.Sequential(layer, nn.LayerNorm(dim), nn.ReLU(inplace=True))
 
 
 def build(config: DynamicDETRConfig, pretrained: bool = False) -> Detector:
@@ -172,16 +200,16 @@ def build(config: DynamicDETRConfig, pretrained: bool = False) -> Detector:
     backbone = TimmBackbone(config.backbone, pretrained)
     strides = tuple(2**stage for stage in config.backbone.stages)
     pyramid = FeaturePyramid(backbone.channels, strides, config.dim, config.num_levels)
+    mapper = NormalizedLevels(pyramid, config.dim) if config.neck_norm == "group" else pyramid
     encoder = (
         DynamicEncoderLayer(config.dim, config.se_reduction, config.relu_reduction)
         for _ in range(config.encoder_layers)
     )
-    generator = xavier_linear(config.dim, config.dim**2)
     count = config.decoder_layers
-    layers = (decoder_layer(config, generator, strides) for _ in range(count))
+    layers = (decoder_layer(config, cross_attention) for cross_attention in interactions(config, strides))
     return Detector(
         backbone=backbone,
-        neck=PyramidNeck(pyramid, SinePosition(config.dim, shift=-0.5)),
+        neck=PyramidNeck(mapper, SinePosition(config.dim, shift=-0.5)),
         encoder=Encoder(encoder),
         queries=BoxQueries(config.num_queries, config.dim),
         decoder=Decoder(layers, (TowerHead(config) for _ in range(count)), refine),
@@ -189,18 +217,24 @@ def build(config: DynamicDETRConfig, pretrained: bool = False) -> Detector:
     )
 
 
-def decoder_layer(config: DynamicDETRConfig, generator: nn.Linear, strides: tuple[int, ...]) -> DecoderLayer:
-    """Self-attention with box encodings, dynamic filters in the place of cross-attention, feed-forward network."""
-    attention = SelfAttention(config.dim, config.num_heads, config.dropout, XAVIER)
+def interactions(config: DynamicDETRConfig, strides: tuple[int, ...]) -> list[nn.Module]:
+    """The dynamic filters of each decoder layer, in the place of cross-attention."""
     pooling = RoIAlign(strides, valid_levels, canonical_size=config.canonical_size)
-    interaction = (
-        DynamicFilter(generator, config.dim, pooling)
-        if config.interaction == "shared"
-        else DynamicInteraction(config.dim, config.dynamic_dim, pooling)
-    )
+    layers = range(config.decoder_layers)
+    if config.interaction == "shared":
+        generator = xavier_linear(config.dim, config.dim**2)
+        return [SharedFilter(generator, config.dim, pooling) for _ in layers]
+    if config.interaction == "bottleneck":
+        return [DynamicInteraction(config.dim, config.dynamic_dim, pooling) for _ in layers]
+    return [DepthwiseFilter(config.dim, pooling) for _ in layers]
+
+
+def decoder_layer(config: DynamicDETRConfig, cross_attention: nn.Module) -> DecoderLayer:
+    """Self-attention with box encodings, dynamic filters, feed-forward network."""
+    attention = SelfAttention(config.dim, config.num_heads, config.dropout, XAVIER)
     return DecoderLayer(
         BoxEncoding(attention, config.dim) if config.box_encoding else attention,
-        interaction,
+        cross_attention,
         FeedForward(config.dim, config.ffn_dim, config.dropout, XAVIER),
         config.dim,
         config.dropout,

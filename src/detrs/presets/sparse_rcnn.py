@@ -51,7 +51,7 @@ def sparse_rcnn_tiny() -> Experiment:
     model = SparseRCNNConfig(
         backbone=replace(tiny.backbone, stages=(2, 3, 4, 5)),
         **{name: getattr(tiny, name) for name in ("dim", "num_heads", "decoder_layers", "ffn_dim", "num_queries")},
-        dynamic_dim=32,
+        dynamic_dim=16,
         padding="excluded",
     )
     return replace(experiment, model=model, criterion=CriterionConfig(box_coordinates="xyxy"))

@@ -1,0 +1,66 @@
+"""Modulated deformable convolution (DCNv2, Zhu et al. 2019, Eq. 1) by the operator of deformable attention.
+
+A deformable convolution samples the map once per weight of its kernel, multiplies the samples by their modulation, and
+applies a linear layer to all samples of a cell. The first two steps are deformable attention with one head and one
+point, so its kernels serve both: nothing is compiled, and an exported program needs no operator of its own.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from detrs.ops import ms_deform_attn
+
+
+def deform_conv2d(
+    x: Float[Tensor, "B C H W"],
+    offsets: Float[Tensor, "B _ _ _"],
+    modulation: Float[Tensor, "B K _ _"],
+    weight: Float[Tensor, "D C kh kw"],
+    bias: Float[Tensor, " D"],
+    stride: int = 1,
+    padding: int = 0,
+) -> Float[Tensor, "B D h w"]:
+    """``torchvision.ops.deform_conv2d`` without groups and dilation.
+
+    Args:
+        x: The map; it is zero outside.
+        offsets: (y, x) of each of the K = kh * kw weights, in pixels of ``x``, for each cell of the output:
+            (B, 2K, h, w).
+        modulation: Factor of each sample: (B, K, h, w).
+        weight: As of ``torch.nn.Conv2d``.
+        bias: Added to each cell.
+        stride: Pixels of ``x`` between neighboring cells of the output.
+        padding: Pixels outside ``x`` that the first cell's kernel begins at.
+
+    Raises:
+        ValueError: ``offsets`` or ``modulation`` do not fit the kernel, the stride and the padding.
+    """
+    height, width = x.shape[2:]
+    rows, columns = weight.shape[2:]
+    y = first_samples(height, rows, stride, padding, x.device)  # (kh, h)
+    x_ = first_samples(width, columns, stride, padding, x.device)  # (kw, w)
+    expected = (x.shape[0], rows * columns, y.shape[1], x_.shape[1])
+    if modulation.shape != expected or offsets.shape != (expected[0], 2 * expected[1], *expected[2:]):
+        given = f"{tuple(offsets.shape)} and {tuple(modulation.shape)}"
+        raise ValueError(f"offsets and modulation: expected (B, 2 * K, h, w) and {expected}, got {given}")
+    shifts = offsets.unflatten(1, (rows, columns, 2))
+    locations = torch.stack(
+        ((shifts[:, :, :, 1] + x_[:, None]) / width, (shifts[:, :, :, 0] + y[:, None, :, None]) / height), dim=-1
+    )  # (B, kh, kw, h, w, 2)
+    samples = ms_deform_attn(
+        x.flatten(2).transpose(1, 2)[:, :, None],
+        ((height, width),),
+        locations.permute(0, 3, 4, 1, 2, 5).flatten(1, 4)[:, :, None, None, None],
+        modulation.permute(0, 2, 3, 1).flatten(1)[:, :, None, None, None],
+    )  # (B, h * w * K, C)
+    cells = samples.reshape(x.shape[0], y.shape[1], x_.shape[1], -1)
+    return F.linear(cells, weight.permute(0, 2, 3, 1).flatten(1), bias).permute(0, 3, 1, 2)
+
+
+def first_samples(size: int, kernel: int, stride: int, padding: int, device: torch.device) -> Float[Tensor, "k s"]:
+    """Where each weight of a kernel is, without offset, for all cells along an axis: pixel i is at i + 0.5."""
+    cells = torch.arange((size + 2 * padding - kernel) // stride + 1, device=device)
+    weights = torch.arange(kernel, device=device)
+    return cells * stride + weights[:, None] - padding + 0.5
