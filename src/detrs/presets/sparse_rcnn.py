@@ -8,7 +8,7 @@ from detrs.config import Experiment, OptimizerConfig, ScheduleConfig
 from detrs.criterion.set_criterion import CriterionConfig
 from detrs.models.sparse_rcnn import SparseRCNNConfig
 from detrs.presets.deformable_detr import deformable_detr_tiny
-from detrs.presets.recipes import R50, R101, official_data, official_evaluation
+from detrs.presets.recipes import R50, R101, official_data, official_evaluation, with_heavier_classes
 
 
 def official_sparse(backbone: BackboneConfig, num_queries: int, augment: Literal["flip", "official"]) -> Experiment:
@@ -54,4 +54,4 @@ def sparse_rcnn_tiny() -> Experiment:
         dynamic_dim=16,
         padding="excluded",
     )
-    return replace(experiment, model=model, criterion=CriterionConfig(box_coordinates="xyxy"))
+    return with_heavier_classes(replace(experiment, model=model, criterion=CriterionConfig(box_coordinates="xyxy")))
