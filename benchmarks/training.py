@@ -40,7 +40,17 @@ from detrs.visualization.curves import read_lines
 
 RESULTS = page.HERE / "results" / "training.jsonl"
 FIGURES = page.HERE.parent / "docs" / "figures"
-PRESETS = ("detr-tiny", "conditional-detr-tiny", "anchor-detr-tiny", "deformable-detr-tiny")
+PRESETS = (
+    "faster-rcnn-tiny",
+    "detr-tiny",
+    "conditional-detr-tiny",
+    "anchor-detr-tiny",
+    "deformable-detr-tiny",
+    "deformable-detr-dat-tiny",
+    "efficient-detr-tiny",
+    "sparse-rcnn-tiny",
+    "dynamic-detr-tiny",
+)
 REFERENCE = "deformable-detr-tiny"
 """What the others are compared with."""
 THRESHOLDS = (0.1, 0.3, 0.5)
@@ -173,8 +183,9 @@ def measure(run: Run, arguments: TrainingArguments, results: Path) -> None:
                 "threads": torch.get_num_threads(),
             },
             "batch_size": experiment.data.batch_size,
+            "steps_per_epoch": run.steps_per_epoch,
             "recipe": {part: recipe[part] for part in ("optimizer", "criterion", "schedule")}
-            | {"classification": recipe["model"]["classification"]},
+            | {name: recipe["model"][name] for name in ("classification",) if name in recipe["model"]},
             "commit": commit,
             "versions": {name: importlib.metadata.version(name) for name in ("detrs", "torch", "numba")},
             "finished": finished,
@@ -257,11 +268,13 @@ def section(runs: list[Line], figure: str) -> str:
         last = run["points"][-1]
         scores = ["-" if last[key] is None else f"{last[key]:.3f}" for key in ("ap", "ap50")]
         name = f"`{run['preset']}`{'' if run['finished'] else ' (interrupted)'}"
-        rows.append([name, f"{run['parameters']:,}", f"{last['epoch']:.1f}", f"{last['seconds']:.0f}", *scores])
+        rate = last["epoch"] * run["steps_per_epoch"] * run["batch_size"] / last["seconds"]
+        cells = (f"{run['parameters']:,}", f"{rate:.1f}", f"{last['epoch']:.1f}", f"{last['seconds']:.0f}")
+        rows.append([name, *cells, *scores])
     text = [
         f"**{title(runs[0]['setting'])}** ({versions}; commit {commits})",
         f"![AP over epochs and over seconds of training]({figure})",
-        page.table(["preset", "parameters", "epochs", "seconds of training", "final AP", "final AP50"], rows),
+        page.table(["preset", "parameters", "images/s", "epochs", "seconds of training", "final AP", "final AP50"], rows),
     ]
     aims = [(f"AP {ap}", ap) for ap in THRESHOLDS]
     finals = {run["preset"]: run["points"][-1]["ap"] or 0.0 for run in runs if run["finished"]}

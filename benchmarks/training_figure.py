@@ -12,14 +12,20 @@ from page import Line
 
 from detrs.visualization.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY
 
+BROWN, PINK = "#8c564b", "#e377c2"
 STYLES = {
+    "faster-rcnn-tiny": (GREY, "X"),
     "detr-tiny": (BLUE, "o"),
     "conditional-detr-tiny": (ORANGE, "s"),
     "anchor-detr-tiny": (GREEN, "^"),
     "deformable-detr-tiny": (RED, "D"),
+    "deformable-detr-dat-tiny": (PURPLE, "P"),
+    "efficient-detr-tiny": (SKY, "v"),
+    "sparse-rcnn-tiny": (PINK, "*"),
+    "dynamic-detr-tiny": (BROWN, "h"),
 }
 """Color and marker of a preset: the same in every figure."""
-OTHERS = ((SKY, "v"), (PURPLE, "P"), (GREY, "X"), ("black", "*"))
+OTHERS = (("#bcbd22", ">"), ("#17becf", "<"))
 GAP = 0.065
 """Least distance between two names, as a share of the height of a panel."""
 

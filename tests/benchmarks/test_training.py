@@ -40,6 +40,8 @@ def run(preset: str, *aps: float | None, pace: float = 1.0, finished: bool = Tru
     return {
         "preset": preset,
         "parameters": 1_234_567,
+        "batch_size": 8,
+        "steps_per_epoch": 20,
         "setting": {**usual, "threads": 2, **setting},
         "versions": {"detrs": "0.1.0"},
         "commit": "0123456789ab",
@@ -60,9 +62,9 @@ def rows(text: str) -> list[list[str]]:
 
 def test_tables_say_what_was_reached_and_nothing_else() -> None:
     assert rows(training.section([DETR, DEFORMABLE], "figure.svg")) == [
-        ["preset", "parameters", "epochs", "seconds of training", "final AP", "final AP50"],
-        ["`detr-tiny`", "1,234,567", "5.0", "50", "0.150", "0.150"],
-        ["`deformable-detr-tiny`", "1,234,567", "3.0", "60", "0.700", "0.700"],
+        ["preset", "parameters", "images/s", "epochs", "seconds of training", "final AP", "final AP50"],
+        ["`detr-tiny`", "1,234,567", "16.0", "5.0", "50", "0.150", "0.150"],
+        ["`deformable-detr-tiny`", "1,234,567", "8.0", "3.0", "60", "0.700", "0.700"],
         ["epochs to", "AP 0.150, the final one of `detr-tiny`", "AP 0.1", "AP 0.3", "AP 0.5"],
         ["`detr-tiny`", "5.0 (2.5x)", "4.0 (4.0x)", "-", "-"],
         ["`deformable-detr-tiny`", "2.0", "1.0", "2.0", "3.0"],
