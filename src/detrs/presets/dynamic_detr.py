@@ -6,7 +6,7 @@ from typing import Any
 from detrs.config import Experiment, OptimizerConfig, ScheduleConfig
 from detrs.models.dynamic_detr import DynamicDETRConfig
 from detrs.presets.deformable_detr import deformable_detr_tiny
-from detrs.presets.recipes import R50, official_data, official_evaluation, with_heavier_classes
+from detrs.presets.recipes import R50, official_data, official_evaluation
 
 
 def dynamic_detr_r50() -> Experiment:
@@ -28,7 +28,7 @@ def dynamic_detr_tiny() -> Experiment:
     """From scratch on small images: Dynamic DETR of the size of deformable-detr-tiny; our own design."""
     experiment = deformable_detr_tiny()
     tiny: Any = experiment.model
-    scaled = replace(
+    return replace(
         experiment,
         model=DynamicDETRConfig(
             backbone=tiny.backbone,
@@ -42,4 +42,3 @@ def dynamic_detr_tiny() -> Experiment:
         ),
         optimizer=replace(experiment.optimizer, clip_norm=1.0),
     )
-    return with_heavier_classes(scaled)
