@@ -271,10 +271,11 @@ def section(runs: list[Line], figure: str) -> str:
         rate = last["epoch"] * run["steps_per_epoch"] * run["batch_size"] / last["seconds"]
         cells = (f"{run['parameters']:,}", f"{rate:.1f}", f"{last['epoch']:.1f}", f"{last['seconds']:.0f}")
         rows.append([name, *cells, *scores])
+    header = ["preset", "parameters", "images/s", "epochs", "seconds of training", "final AP", "final AP50"]
     text = [
         f"**{title(runs[0]['setting'])}** ({versions}; commit {commits})",
         f"![AP over epochs and over seconds of training]({figure})",
-        page.table(["preset", "parameters", "images/s", "epochs", "seconds of training", "final AP", "final AP50"], rows),
+        page.table(header, rows),
     ]
     aims = [(f"AP {ap}", ap) for ap in THRESHOLDS]
     finals = {run["preset"]: run["points"][-1]["ap"] or 0.0 for run in runs if run["finished"]}
