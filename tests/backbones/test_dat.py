@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -247,3 +248,19 @@ def test_windows_are_shifted_by_half_rounded_up(name: str, window: int, shift: i
     with torch.device("meta"):
         attentions = timm.create_model(name).stages[0].attns
     assert [(part.window, part.shift) for part in attentions] == [(window, 0), (window, shift)]
+
+
+@torch.no_grad()
+def test_points_are_not_rounded_by_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 they would be off by 0.1 cell of a map with 80 columns."""
+    dtypes, original = [], torch.nn.functional.grid_sample
+
+    def watched(x: Tensor, grid: Tensor, **options: Any) -> Tensor:
+        dtypes.append(grid.dtype)
+        return original(x, grid, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "grid_sample", watched)
+    backbone = TimmBackbone(NONE, False).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        backbone(torch.randn(1, 3, 64, 96))
+    assert dtypes and set(dtypes) == {torch.float32}

@@ -40,4 +40,4 @@ def test_output_and_gradients_are_those_of_torchvision(
 def test_offsets_of_another_size_are_an_error() -> None:
     x, weight = torch.zeros(1, 4, 8, 8), torch.zeros(4, 4, 3, 3)
     with pytest.raises(ValueError, match="expected"):
-        deform_conv2d(x, torch.zeros(1, 18, 8, 8), torch.zeros(1, 9, 8, 8), weight, torch.zeros(4), 2, 1)
+        deform_conv2d(x, torch.zeros(1, 18, 8, 7), torch.zeros(1, 9, 8, 8), weight, torch.zeros(4), 1, 1)

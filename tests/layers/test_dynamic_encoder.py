@@ -95,3 +95,19 @@ def test_a_layer_does_not_depend_on_padding_and_mixes_neighbors_only() -> None:
     changed = run(small, [*cut[:2], cut[2] + 1], none)
     assert torch.equal(changed[0], alone[0])
     assert (changed[1] - alone[1]).abs().max() > 1e-3 and (changed[2] - alone[2]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_fusion_and_residual_are_settings() -> None:
+    """With one level there is one candidate, of which mean and sum are the same; with two, the sum is larger."""
+    torch.manual_seed(0)
+    shapes = ((6, 10), (3, 5))
+    memory = pyramid(shapes, torch.randn(1, 75, DIM), torch.zeros(1, 75, dtype=torch.bool))
+    layer = DynamicEncoderLayer(DIM)
+    layer.gate.coefficients.weight.zero_()
+    layer.gate.coefficients.bias.zero_()  # ReLU
+    mean = layer(memory).tokens
+    layer.fusion = "sum"
+    torch.testing.assert_close(layer(memory).tokens, 2 * mean)  # two levels: two candidates each
+    layer.residual = True
+    torch.testing.assert_close(layer(memory).tokens, 2 * mean + memory.tokens)

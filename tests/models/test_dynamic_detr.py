@@ -79,8 +79,20 @@ def test_boxes_start_as_the_whole_image() -> None:
         ({"dim": 16, "se_reduction": 32}, "model.se_reduction and model.relu_reduction"),
         ({"num_levels": 3}, "model.num_levels is 3"),
         ({"backbone": BackboneConfig(stages=(3, 5))}, "model.backbone.stages"),
+        ({"backbone": BackboneConfig(stages=())}, "model.backbone.stages"),
     ],
 )
 def test_settings_that_contradict_each_other_are_rejected(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         check(replace(DynamicDETRConfig(), **change))
+
+
+@torch.no_grad()
+def test_backbones_that_round_sides_down() -> None:
+    """ConvNeXt has 17 and 8 columns for 141 pixels at strides 8 and 16, a ResNet 18 and 9."""
+    backbone = BackboneConfig(name="test_convnext", weights="none", stages=(3, 4, 5))
+    config: Any = replace(preset("dynamic-detr-tiny").model, backbone=backbone)
+    detector = build(config).eval()
+    for height, width in ((100, 141), (133, 86)):
+        padding = torch.zeros(1, height, width, dtype=torch.bool)
+        assert torch.isfinite(detector.detect(torch.randn(1, 3, height, width), padding, 10).boxes).all()

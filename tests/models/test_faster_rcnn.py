@@ -17,7 +17,7 @@ from detrs.criterion.set_criterion import CriterionConfig
 from detrs.errors import UserError
 from detrs.layers import region_proposals
 from detrs.models import build, check
-from detrs.models.faster_rcnn import FasterRCNN, FasterRCNNConfig
+from detrs.models.faster_rcnn import FasterRCNN, FasterRCNNConfig, RegionPrediction
 from detrs.presets import preset
 from detrs.structures import Batch, Target, Totals
 
@@ -75,6 +75,19 @@ def both() -> tuple[FasterRCNN, Any]:
 def images(count: int = 3) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(count, 3, *SIZE, generator=generator).double(), torch.zeros(count, *SIZE, dtype=torch.bool)
+
+
+@torch.no_grad()
+def test_boxes_of_thousands_of_classes_are_suppressed_by_their_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """IoU 0.45 is below the threshold, but 1 or 0.5 after rounding to the float32 numbers near 20,000 * 192."""
+    model: Any = build(replace(preset("faster-rcnn-tiny").model, num_classes=20_000)).eval()
+    proposals = torch.tensor([[[10.0, 10.0, 14.0, 14.0], [11.5, 10.0, 15.5, 14.0], [11.9, 10.0, 15.9, 14.0]]])
+    logits = torch.zeros(1, 3, 20_001)
+    logits[..., -1] = torch.tensor([20.0, 19.0, 18.0])
+    found = RegionPrediction(proposals, torch.ones(1, 3, dtype=torch.bool), logits, torch.zeros(1, 3, 20_001, 4))
+    monkeypatch.setattr(model, "forward", lambda *_: found)
+    scores = model.detect(torch.zeros(1, 3, *SIZE), torch.zeros(1, *SIZE, dtype=torch.bool), 10).scores[0]
+    assert (scores > 0.9).sum() == 2  # the third overlaps the second by 0.82
 
 
 @torch.no_grad()

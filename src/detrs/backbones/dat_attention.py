@@ -172,10 +172,10 @@ class DeformableAttention(nn.Module):
         query = self.proj_q(x)
         points = self.points(query)  # (B, G, h, w, 2)
         sampled = F.grid_sample(
-            x.unflatten(1, (self.groups, -1)).flatten(0, 1),
-            points.flatten(0, 1).flip(-1).to(x.dtype),
+            x.unflatten(1, (self.groups, -1)).flatten(0, 1).to(points.dtype),  # half points are off by parts of a cell
+            points.flatten(0, 1).flip(-1),
             align_corners=True,
-        )  # (B*G, C/G, h, w)
+        ).to(x.dtype)  # (B*G, C/G, h, w)
         sampled = sampled.unflatten(0, (-1, self.groups)).flatten(1, 2)
         queries, keys, values = (
             y.flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)

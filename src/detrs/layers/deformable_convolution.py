@@ -22,7 +22,7 @@ def deform_conv2d(
     stride: int = 1,
     padding: int = 0,
 ) -> Float[Tensor, "B D h w"]:
-    """``torchvision.ops.deform_conv2d`` without groups and dilation.
+    """``torchvision.ops.deform_conv2d`` without groups and dilation; the output has the cells of ``offsets``.
 
     Args:
         x: The map; it is zero outside.
@@ -35,16 +35,17 @@ def deform_conv2d(
         padding: Pixels outside ``x`` that the first cell's kernel begins at.
 
     Raises:
-        ValueError: ``offsets`` or ``modulation`` do not fit the kernel, the stride and the padding.
+        ValueError: ``offsets`` or ``modulation`` do not fit the kernel or each other.
     """
     height, width = x.shape[2:]
     rows, columns = weight.shape[2:]
-    y = first_samples(height, rows, stride, padding, x.device)  # (kh, h)
-    x_ = first_samples(width, columns, stride, padding, x.device)  # (kw, w)
-    expected = (x.shape[0], rows * columns, y.shape[1], x_.shape[1])
-    if modulation.shape != expected or offsets.shape != (expected[0], 2 * expected[1], *expected[2:]):
+    h, w = modulation.shape[2:]
+    k = rows * columns
+    if modulation.shape[1] != k or offsets.shape != (x.shape[0], 2 * k, h, w):
         given = f"{tuple(offsets.shape)} and {tuple(modulation.shape)}"
-        raise ValueError(f"offsets and modulation: expected (B, 2 * K, h, w) and {expected}, got {given}")
+        raise ValueError(f"offsets and modulation: expected (B, {2 * k}, h, w) and (B, {k}, h, w), got {given}")
+    y = regular_samples(h, rows, stride, padding, x.device)  # (kh, h)
+    x_ = regular_samples(w, columns, stride, padding, x.device)  # (kw, w)
     shifts = offsets.unflatten(1, (rows, columns, 2))
     locations = torch.stack(
         ((shifts[:, :, :, 1] + x_[:, None]) / width, (shifts[:, :, :, 0] + y[:, None, :, None]) / height), dim=-1
@@ -55,12 +56,11 @@ def deform_conv2d(
         locations.permute(0, 3, 4, 1, 2, 5).flatten(1, 4)[:, :, None, None, None],
         modulation.permute(0, 2, 3, 1).flatten(1)[:, :, None, None, None],
     )  # (B, h * w * K, C)
-    cells = samples.reshape(x.shape[0], y.shape[1], x_.shape[1], -1)
+    cells = samples.reshape(x.shape[0], h, w, -1)
     return F.linear(cells, weight.permute(0, 2, 3, 1).flatten(1), bias).permute(0, 3, 1, 2)
 
 
-def first_samples(size: int, kernel: int, stride: int, padding: int, device: torch.device) -> Float[Tensor, "k s"]:
-    """Where each weight of a kernel is, without offset, for all cells along an axis: pixel i is at i + 0.5."""
-    cells = torch.arange((size + 2 * padding - kernel) // stride + 1, device=device)
-    weights = torch.arange(kernel, device=device)
-    return cells * stride + weights[:, None] - padding + 0.5
+def regular_samples(cells: int, kernel: int, stride: int, padding: int, device: torch.device) -> Float[Tensor, "k s"]:
+    """Where each weight of a kernel is without offset, for all cells along an axis; pixel i is at i + 0.5."""
+    first = torch.arange(cells, device=device) * stride
+    return first + torch.arange(kernel, device=device)[:, None] - padding + 0.5

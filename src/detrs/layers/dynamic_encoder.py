@@ -1,6 +1,7 @@
 """The dynamic encoder of Dynamic DETR: deformable convolutions across neighboring levels, weighted and gated."""
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from detrs.layers.neck import valid_group_norm
 from detrs.precision import full_precision
 from detrs.structures import Pyramid
 
+Fusion = Literal["mean", "sum"]
 KERNEL = 3
 GROUPS = 16
 """Groups of GroupNorm after each deformable convolution."""
@@ -100,10 +102,21 @@ class DynamicEncoderLayer(nn.Module):
         dim: channels; a multiple of 16.
         se_reduction: of ``SqueezeExcitation``.
         relu_reduction: of ``DynamicReLU``.
+        fusion: mean or sum of the weighted convolutions of a level and its neighbors.
+        residual: add the level to its new content.
     """
 
-    def __init__(self, dim: int, se_reduction: int = 16, relu_reduction: int = 4) -> None:
+    def __init__(
+        self,
+        dim: int,
+        se_reduction: int = 16,
+        relu_reduction: int = 4,
+        fusion: Fusion = "mean",
+        residual: bool = False,
+    ) -> None:
         super().__init__()
+        self.fusion = fusion
+        self.residual = residual
         self.offsets = nn.Conv2d(dim, 3 * KERNEL**2, KERNEL, padding=KERNEL // 2)
         nn.init.zeros_(self.offsets.weight)
         nn.init.zeros_(self.offsets.get_parameter("bias"))
@@ -137,14 +150,15 @@ class DynamicEncoderLayer(nn.Module):
             above = doubled(maps[i + 1], paddings[i + 1], (x.shape[2], x.shape[3])).masked_fill(padding[:, None], 0.0)
             candidates.append(self.coarser(above, offsets, modulation, padding))
         weighted = [self.scale(valid_mean(y, padding)) * y for y in candidates]
-        mixed = torch.stack(weighted).mean(0)
-        return self.gate(mixed, valid_mean(mixed, padding))
+        mixed = torch.stack(weighted).mean(0) if self.fusion == "mean" else torch.stack(weighted).sum(0)
+        gated = self.gate(mixed, valid_mean(mixed, padding))
+        return x + gated if self.residual else gated
 
 
 def doubled(
     x: Float[Tensor, "B C _ _"], padding: Bool[Tensor, "B _ _"], size: tuple[int, int]
 ) -> Float[Tensor, "B C _ _"]:
-    """Bilinear interpolation by a factor of 2, cut to ``size``.
+    """Bilinear interpolation by a factor of 2, cut or extended by its border to ``size``.
 
     Cells in the padding have the values of the image's border, so that the result does not depend on padding.
     """
@@ -155,7 +169,8 @@ def doubled(
     x = x.gather(3, column[:, None, None, :].expand(-1, x.shape[1], x.shape[2], -1))
     x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
     for axis, side in zip((2, 3), size, strict=True):  # a slice would tie exported programs to even sizes
-        x = x.index_select(axis, torch.arange(side, device=x.device))
+        cells = torch.arange(side, device=x.device)
+        x = x.index_select(axis, cells.clamp(max=x.shape[axis] - 1))  # backbones that round sides down: one is missing
     return x
 
 

@@ -30,6 +30,20 @@ def check_levels(config: Any) -> None:
         )
 
 
+def check_consecutive_stages(config: Any) -> None:
+    """Check that the stages of the backbone suit a feature pyramid whose levels differ by a factor of 2.
+
+    Raises:
+        UserError: naming the settings.
+    """
+    stages = config.backbone.stages
+    if not stages or stages != tuple(range(stages[0], stages[0] + len(stages))) or config.backbone.dilated:
+        raise UserError(
+            f"model.backbone.stages is {stages} and model.backbone.dilated is {config.backbone.dilated}, but the "
+            "feature pyramid needs consecutive stages without dilation, for example 2 3 4 5."
+        )
+
+
 def check_queries(max_objects: int, num_queries: int, enough: int) -> None:
     """Check that no image has more objects than queries: each query detects one object at most.
 

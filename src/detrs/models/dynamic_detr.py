@@ -35,7 +35,7 @@ from detrs.classification import Focal
 from detrs.errors import UserError
 from detrs.layers.attention import SelfAttention
 from detrs.layers.decoder import Decoder, DecoderLayer, refine
-from detrs.layers.dynamic_encoder import GROUPS, DynamicEncoderLayer, NormalizedLevels
+from detrs.layers.dynamic_encoder import GROUPS, DynamicEncoderLayer, Fusion, NormalizedLevels
 from detrs.layers.dynamic_interaction import DynamicInteraction
 from detrs.layers.encoder import Encoder
 from detrs.layers.feedforward import FeedForward
@@ -45,7 +45,7 @@ from detrs.layers.initialization import XAVIER, ExactLinear, xavier_linear
 from detrs.layers.neck import PyramidNeck
 from detrs.layers.position import SinePosition
 from detrs.layers.roi_align import RoIAlign, valid_levels
-from detrs.models.checks import check_heads, check_queries
+from detrs.models.checks import check_consecutive_stages, check_heads, check_queries
 from detrs.models.detector import Detector
 from detrs.structures import Prediction, Pyramid, Queries
 
@@ -81,6 +81,10 @@ class DynamicDETRConfig:
     """Reduction of channels in squeeze-and-excitation; unknown."""
     relu_reduction: Annotated[int, Ge(1), Le(256)] = 4
     """Reduction of channels in dynamic ReLU; unknown."""
+    fusion: Fusion = "mean"
+    """Of the weighted convolutions of a level and its neighbors; unknown. The authors' later code has the mean."""
+    residual: bool = False
+    """Add a level to its new content in each encoder layer; unknown."""
     neck_norm: Literal["none", "group"] = "group"
     """GroupNorm of each level before the encoder, whose offsets depend on the scale of the maps; unknown."""
     canonical_size: Annotated[float, Gt(0)] = 224.0
@@ -202,7 +206,7 @@ def build(config: DynamicDETRConfig, pretrained: bool = False) -> Detector:
     pyramid = FeaturePyramid(backbone.channels, strides, config.dim, config.num_levels)
     mapper = NormalizedLevels(pyramid, config.dim) if config.neck_norm == "group" else pyramid
     encoder = (
-        DynamicEncoderLayer(config.dim, config.se_reduction, config.relu_reduction)
+        DynamicEncoderLayer(config.dim, config.se_reduction, config.relu_reduction, config.fusion, config.residual)
         for _ in range(config.encoder_layers)
     )
     count = config.decoder_layers
@@ -253,11 +257,7 @@ def check(config: DynamicDETRConfig) -> None:
         raise UserError(f"model.dim is {config.dim}, but must be a multiple of {GROUPS}.")
     if max(config.se_reduction, config.relu_reduction) > config.dim:
         raise UserError(f"model.se_reduction and model.relu_reduction must be at most model.dim ({config.dim}).")
-    if stages != tuple(range(stages[0], stages[0] + len(stages))) or config.backbone.dilated:
-        raise UserError(
-            f"model.backbone.stages is {stages} and model.backbone.dilated is {config.backbone.dilated}, but the "
-            "feature pyramid needs consecutive stages without dilation."
-        )
+    check_consecutive_stages(config)
     if config.num_levels < len(stages):
         raise UserError(
             f"model.num_levels is {config.num_levels}, but the backbone has {len(stages)} feature maps "

@@ -48,6 +48,7 @@ from detrs.layers.fpn import FeaturePyramid, extended
 from detrs.layers.initialization import ExactLinear
 from detrs.layers.region_proposals import AnchorScores, RegionProposalNetwork, clipped, not_suppressed
 from detrs.layers.roi_pooling import RoIPooling, RoIs, rois_of
+from detrs.models.checks import check_consecutive_stages
 from detrs.models.detector import Model
 from detrs.precision import full_precision
 from detrs.structures import Batch, Boxes, Losses, Totals
@@ -170,9 +171,9 @@ class FasterRCNN(Model):
         boxes = clipped(boxes, limits)
         wrong = (scores <= self.config.min_score) | ((boxes[..., 2:] - boxes[..., :2]).amin(-1) < MIN_SIDE)
         scores = scores.masked_fill(wrong, 0.0)
-        # boxes of different classes do not overlap after this shift
-        shifted = boxes + (labels * (limits.amax(1)[:, None] + 1))[..., None]
-        unique = [not_suppressed(*each, self.config.nms_iou) for each in zip(shifted, scores, strict=True)]
+        # boxes of different classes do not overlap after this shift, which float32 rounds to pixels for many classes
+        shifted = boxes.double() + (labels * (limits.amax(1)[:, None].double() + 1))[..., None]
+        unique = [not_suppressed(*each, self.config.nms_iou) for each in zip(shifted, scores.double(), strict=True)]
         scores = scores.masked_fill(~torch.stack(unique), 0.0)
         scores, order = scores.topk(torch.sym_min(max_detections, scores.shape[1]), dim=1)
         boxes = xyxy_to_cxcywh(boxes / limits[:, None]).gather(1, order[..., None].expand(-1, -1, 4))
@@ -235,11 +236,7 @@ def check(config: FasterRCNNConfig) -> None:
         UserError: naming the setting.
     """
     stages = config.backbone.stages
-    if stages != tuple(range(stages[0], stages[0] + len(stages))) or config.backbone.dilated:
-        raise UserError(
-            f"model.backbone.stages is {stages} and model.backbone.dilated is {config.backbone.dilated}, but the "
-            "feature pyramid needs consecutive stages without dilation."
-        )
+    check_consecutive_stages(config)
     if len(config.anchor_sizes) < len(stages):
         raise UserError(
             f"model.anchor_sizes has {len(config.anchor_sizes)} sizes, but there must be at least one for each of the "
