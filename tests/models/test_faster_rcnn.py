@@ -79,14 +79,15 @@ def images(count: int = 3) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def test_boxes_of_thousands_of_classes_are_suppressed_by_their_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """IoU 0.45 is below the threshold, but 1 or 0.5 after rounding to the float32 numbers near 20,000 * 192."""
+    """IoU 0.45 is below the threshold, but 1 or 0.5 after rounding to the float32 numbers near 20,000 * 1920."""
     model: Any = build(replace(preset("faster-rcnn-tiny").model, num_classes=20_000)).eval()
     proposals = torch.tensor([[[10.0, 10.0, 14.0, 14.0], [11.5, 10.0, 15.5, 14.0], [11.9, 10.0, 15.9, 14.0]]])
     logits = torch.zeros(1, 3, 20_001)
     logits[..., -1] = torch.tensor([20.0, 19.0, 18.0])
     found = RegionPrediction(proposals, torch.ones(1, 3, dtype=torch.bool), logits, torch.zeros(1, 3, 20_001, 4))
     monkeypatch.setattr(model, "forward", lambda *_: found)
-    scores = model.detect(torch.zeros(1, 3, *SIZE), torch.zeros(1, *SIZE, dtype=torch.bool), 10).scores[0]
+    padding = torch.zeros(1, 128, 1920, dtype=torch.bool)
+    scores = model.detect(torch.zeros(1, 3, 128, 1920), padding, 10).scores[0]
     assert (scores > 0.9).sum() == 2  # the third overlaps the second by 0.82
 
 
