@@ -44,11 +44,12 @@ def deform_conv2d(
     if modulation.shape[1] != k or offsets.shape != (x.shape[0], 2 * k, h, w):
         given = f"{tuple(offsets.shape)} and {tuple(modulation.shape)}"
         raise ValueError(f"offsets and modulation: expected (B, {2 * k}, h, w) and (B, {k}, h, w), got {given}")
-    y = regular_samples(h, rows, stride, padding, x.device)  # (kh, h)
-    x_ = regular_samples(w, columns, stride, padding, x.device)  # (kw, w)
+    down = regular_samples(h, rows, stride, padding, x.device)  # (kh, h)
+    across = regular_samples(w, columns, stride, padding, x.device)  # (kw, w)
     shifts = offsets.unflatten(1, (rows, columns, 2))
     locations = torch.stack(
-        ((shifts[:, :, :, 1] + x_[:, None]) / width, (shifts[:, :, :, 0] + y[:, None, :, None]) / height), dim=-1
+        ((shifts[:, :, :, 1] + across[:, None]) / width, (shifts[:, :, :, 0] + down[:, None, :, None]) / height),
+        dim=-1,
     )  # (B, kh, kw, h, w, 2)
     samples = ms_deform_attn(
         x.flatten(2).transpose(1, 2)[:, :, None],

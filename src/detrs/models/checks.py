@@ -30,18 +30,23 @@ def check_levels(config: Any) -> None:
         )
 
 
-def check_consecutive_stages(config: Any) -> None:
+def check_consecutive_stages(config: Any, can_be_dilated: bool = False) -> None:
     """Check that the stages of the backbone suit a feature pyramid whose levels differ by a factor of 2.
+
+    Args:
+        config: of the detector.
+        can_be_dilated: the detector also works with two levels of the same stride.
 
     Raises:
         UserError: naming the settings.
     """
     stages = config.backbone.stages
-    if not stages or stages != tuple(range(stages[0], stages[0] + len(stages))) or config.backbone.dilated:
+    if not stages or stages != tuple(range(stages[0], stages[0] + len(stages))):
         raise UserError(
-            f"model.backbone.stages is {stages} and model.backbone.dilated is {config.backbone.dilated}, but the "
-            "feature pyramid needs consecutive stages without dilation, for example 2 3 4 5."
+            f"model.backbone.stages is {stages}, but the feature pyramid needs consecutive stages, for example 2 3 4 5."
         )
+    if config.backbone.dilated and not can_be_dilated:
+        raise UserError("model.backbone.dilated is True, but the feature pyramid needs a backbone without dilation.")
 
 
 def check_queries(max_objects: int, num_queries: int, enough: int) -> None:

@@ -32,7 +32,6 @@ from torch import Tensor, nn
 from detrs.backbones.timm import BackboneConfig, TimmBackbone
 from detrs.boxes import scaled_from_box
 from detrs.classification import Focal
-from detrs.errors import UserError
 from detrs.layers.attention import MultiHeadAttention
 from detrs.layers.decoder import Decoder, DecoderLayer, refine
 from detrs.layers.dynamic_interaction import DynamicInteraction
@@ -43,7 +42,7 @@ from detrs.layers.heads import class_layer
 from detrs.layers.initialization import XAVIER, ExactLinear
 from detrs.layers.neck import PyramidNeck, valid_inputs, whole_map
 from detrs.layers.roi_align import RoIAlign, valid_levels, whole_levels
-from detrs.models.checks import check_heads, check_queries
+from detrs.models.checks import check_consecutive_stages, check_heads, check_queries
 from detrs.models.detector import Detector
 from detrs.structures import Prediction, Pyramid, Queries
 
@@ -186,9 +185,7 @@ def tower(dim: int, layers: int) -> nn.Sequential:
 def check(config: SparseRCNNConfig) -> None:
     """Check that settings do not contradict each other."""
     check_heads(config)
-    stages = config.backbone.stages
-    if stages != tuple(range(stages[0] if stages else 0, stages[-1] + 1 if stages else 0)):
-        raise UserError(f"model.backbone.stages is {stages}, but FPN needs consecutive stages, for example 2 3 4 5.")
+    check_consecutive_stages(config, can_be_dilated=True)
 
 
 def check_capacity(config: SparseRCNNConfig, max_objects: int) -> None:
