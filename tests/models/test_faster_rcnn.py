@@ -209,6 +209,7 @@ def test_parameters_are_those_of_torchvision() -> None:
     ("change", "message"),
     [
         ({"backbone": BackboneConfig(stages=(2, 4))}, r"model.backbone.stages is \(2, 4\)"),
+        ({"backbone": BackboneConfig(stages=())}, r"model.backbone.stages is \(\)"),
         ({"backbone": BackboneConfig(stages=(4, 5), dilated=True)}, "model.backbone.dilated is True"),
         ({"anchor_sizes": (32.0,)}, "model.anchor_sizes has 1 sizes"),
         ({"aspect_ratios": ()}, "model.aspect_ratios is empty"),

@@ -192,9 +192,10 @@ def test_strides_of_levels() -> None:
     assert strides(replace(SMALL.backbone, dilated=True)) == (4, 8, 16, 16)
 
 
-def test_stages_with_gaps_are_rejected() -> None:
+@pytest.mark.parametrize("stages", [(2, 4, 5), ()])
+def test_stages_with_gaps_are_rejected(stages: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="model.backbone.stages"):
-        build(replace(SMALL, backbone=replace(SMALL.backbone, stages=(2, 4, 5))))
+        build(replace(SMALL, backbone=replace(SMALL.backbone, stages=stages)))
 
 
 def test_more_objects_than_proposals_are_rejected() -> None:
