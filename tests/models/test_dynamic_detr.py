@@ -96,3 +96,9 @@ def test_backbones_that_round_sides_down() -> None:
     for height, width in ((100, 141), (133, 86)):
         padding = torch.zeros(1, height, width, dtype=torch.bool)
         assert torch.isfinite(detector.detect(torch.randn(1, 3, height, width), padding, 10).boxes).all()
+
+
+def test_fusion_and_residual_reach_each_layer_of_the_encoder() -> None:
+    config: Any = replace(preset("dynamic-detr-tiny").model, encoder_layers=2, fusion="sum", residual=True)
+    detector: Any = build(config)
+    assert [(layer.fusion, layer.residual) for layer in detector.encoder.layers] == [("sum", True)] * 2
