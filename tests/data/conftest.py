@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detrs.data import CocoDataset
+from detrs.data import FolderDataset
 from detrs.data.detect import find_split
 
 SIZES = ((61, 97), (83, 47), (59, 59))  # (height, width)
@@ -60,9 +60,9 @@ class Folder:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return path
 
-    def open(self, **options: Any) -> CocoDataset:
+    def open(self, **options: Any) -> FolderDataset:
         self.write()
-        return CocoDataset(find_split(self.root, "train"), **options)
+        return FolderDataset(find_split(self.root, "train"), **options)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torchvision import tv_tensors
 
-from detrs.data import CocoDataset, DigitsDataset, Sample, loader
+from detrs.data import DigitsDataset, FolderDataset, Sample, loader
 from detrs.data.loader import evaluation_batches, steps_per_epoch, training_batches
 from detrs.data.transforms import DataConfig
 from detrs.errors import UserError
@@ -240,7 +240,7 @@ def test_evaluation_batches_with_the_padding_of_the_authors() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_unreadable_image_is_named_in_one_sentence(folder: Any, workers: int) -> None:
-    dataset: CocoDataset = folder.open()
+    dataset: FolderDataset = folder.open()
     (folder.images / "photo 1.png").write_bytes(b"<html>")
     with pytest.raises(UserError) as caught:
         steps(dataset, replace(CONFIG, batch_size=1), workers=workers)
@@ -314,7 +314,7 @@ def test_what_to_do_about_shared_memory(text: str, hint: str) -> None:
 
 
 def test_a_data_set_travels_to_a_spawned_worker_without_its_images(folder: Any, dataset: DigitsDataset) -> None:
-    coco: CocoDataset = folder.open()
+    coco: FolderDataset = folder.open()
     first = coco[0]
     for original, limit in ((coco, 20_000), (dataset, 20_000)):
         data = pickle.dumps(original)

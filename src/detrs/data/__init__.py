@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from detrs.data.coco import CocoDataset
 from detrs.data.detect import find_split
 from detrs.data.digits import DigitsDataset
+from detrs.data.folder_dataset import FolderDataset
 from detrs.data.sample import Dataset, Sample
 from detrs.data.samples import SampleDataset, make_sample
 from detrs.errors import UserError
@@ -12,9 +12,9 @@ from detrs.structures import Classes
 
 __all__ = [
     "Classes",
-    "CocoDataset",
     "Dataset",
     "DigitsDataset",
+    "FolderDataset",
     "Sample",
     "SampleDataset",
     "make_sample",
@@ -44,4 +44,4 @@ def open_dataset(path: str | None, split: str, *, keep_empty: bool = True, cache
         root = Path(path).expanduser()
     except RuntimeError as error:  # unknown ~user
         raise UserError(f"There is no data folder '{path}': {error}") from None
-    return CocoDataset(find_split(root, split), keep_empty=keep_empty, cache_bytes=int(cache_gib * 2**30))
+    return FolderDataset(find_split(root, split), keep_empty=keep_empty, cache_bytes=int(cache_gib * 2**30))

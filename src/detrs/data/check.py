@@ -1,4 +1,4 @@
-"""Reads a COCO annotation file and validates all of it in one pass, before training starts.
+"""Reads the annotations of a split and validates all of them in one pass, before training starts.
 
 Faults that would make results wrong are errors, and all of them are reported at once. Faults of single items that can
 be skipped or repaired are reported as notes. Harmless deviations from the format are accepted.
@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from detrs.data.detect import Split
+from detrs.data.content import ImageRow, Split
 from detrs.data.findings import Findings, add_items
 from detrs.data.images import is_transposed, read_headers
-from detrs.data.json_file import Sink, read_json
 from detrs.data.locate import locate
 from detrs.data.object_checks import check_objects
-from detrs.data.objects import MAX_COORDINATE, Columns, Objects, integer
+from detrs.data.objects import MAX_COORDINATE, Objects, integer
 from detrs.errors import UserError
 from detrs.structures import Classes
 
@@ -31,53 +30,35 @@ class ImageEntry(NamedTuple):
 
 @dataclass(frozen=True)
 class Annotations:
-    """The content of a valid annotation file."""
+    """The annotations of a split, without errors."""
 
     classes: Classes
     images: list[ImageEntry]
     objects: Objects
-    """In the order of the file."""
+    """In the order of the files."""
     notes: list[str]
     digest: bytes
-    """SHA-256 of the file."""
+    """SHA-256 of the annotation files."""
     num_skipped: int
-    """Images in the file that are missing or unreadable."""
-
-
-class _ImageRow(NamedTuple):
-    """The used part of an item of ``images``, as in the file."""
-
-    id: Any
-    file_name: Any
-    height: Any
-    width: Any
-
-
-class _ImageRows(list[_ImageRow | None]):
-    """Receives the items of ``images``. ``None`` is an item that is not an object."""
-
-    def append(self, item: Any, /) -> None:
-        super().append(_ImageRow(*map(item.get, _ImageRow._fields)) if isinstance(item, dict) else None)
+    """Annotated images that are missing or unreadable."""
 
 
 def read_annotations(split: Split, *, decode: bool = False) -> Annotations:
-    """Reads and validates an annotation file and finds its images.
+    """Reads and validates the annotations of a split and finds its images.
 
     Args:
         split: The files.
         decode: Decode every image. By default, only the header and the end of each image file are checked.
 
     Raises:
-        UserError: The file has errors; the message lists every kind of error with its first occurrences.
+        UserError: There are errors; the message lists every kind of error with its first occurrences.
     """
-    path = split.annotations
+    path = split.path
     errors, notes = Findings(), Findings()
-    rows, columns, categories = _ImageRows(), Columns(errors), list[Any]()
-    sinks: dict[str, Sink] = {"images": rows, "annotations": columns, "categories": categories}
-    data, digest = read_json(path, sinks, errors, notes)
-    _check_structure(path, data, bool(categories), errors)
-    classes = _classes(categories, errors, notes)
-    images = _images(rows, split.folders, decode, errors, notes)
+    content = split.read(errors, notes)
+    rows, columns = content.images, content.objects
+    classes = _classes(content.categories, errors, notes)
+    images = _images(rows, content.folders, decode, errors, notes)
     if not images:
         errors.raise_if_any(path)
         raise UserError(f"{path} contains no images.")
@@ -86,7 +67,8 @@ def read_annotations(split: Split, *, decode: bool = False) -> Annotations:
     objects = check_objects(columns, sizes, listed, classes.category_ids, errors, notes)
     errors.raise_if_any(path)
     _check_classes(path, classes, objects, len(images), notes)
-    return Annotations(classes, list(images.values()), objects, notes.lines(), digest, len(rows) - len(images))
+    num_skipped = len(rows) - len(images)
+    return Annotations(classes, list(images.values()), objects, notes.lines(), content.digest, num_skipped)
 
 
 def _check_classes(path: Path, classes: Classes, objects: Objects, num_images: int, notes: Findings) -> None:
@@ -105,26 +87,6 @@ def _check_classes(path: Path, classes: Classes, objects: Objects, num_images: i
         if count <= 1:
             empty = "class with crowd regions only" if num_crowds else "class without objects"
             notes.add("class with a single object" if count else empty, repr(name))
-
-
-def _check_structure(path: Path, data: Any, has_classes: bool, errors: Findings) -> None:
-    """Checks the top level of an annotation file."""
-
-    def fail(problem: str) -> None:
-        errors.raise_if_any(path, f"{path}{problem}")
-
-    if isinstance(data, list):
-        if data and isinstance(data[0], dict) and "score" in data[0]:
-            fail(" looks like detections, not annotations: its top level is a list of scored boxes.")
-        fail(": the top level is a list. Expected an object with images, annotations and categories.")
-    if not isinstance(data, dict):
-        fail(f": the top level is {data!r:.40}. Expected images, annotations and categories.")
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(data.get(key), list):
-            what = "is missing" if key not in data else f"is {type(data[key]).__name__}, not a list"
-            fail(f": '{key}' {what}. Expected the three lists images, annotations and categories.")
-    if not has_classes:
-        fail(": 'categories' is empty, so no annotation has a class.")
 
 
 def _classes(entries: list[Any], errors: Findings, notes: Findings) -> Classes:
@@ -149,38 +111,41 @@ def _classes(entries: list[Any], errors: Findings, notes: Findings) -> Classes:
 
 
 def _images(
-    rows: _ImageRows, folders: tuple[Path, ...], decode: bool, errors: Findings, notes: Findings
+    rows: list[ImageRow | None], folders: tuple[Path, ...], decode: bool, errors: Findings, notes: Findings
 ) -> dict[int, ImageEntry]:
-    """The images by id, in the order of the file."""
-    names: dict[int, str] = {}
+    """The images by id, in the order of the annotations."""
+    valid: dict[int, ImageRow] = {}
     sizes: dict[int, tuple[int, int] | None] = {}
     for index, row in enumerate(rows):
-        place = f"images[{index}]"
         if row is None:
-            errors.add("image that is not an object", place)
+            errors.add("image that is not an object", f"images[{index}]")
             continue
         id_, name = integer(row.id), row.file_name
         if id_ is None:
-            errors.add("image id that is not an integer", f"{place}: {row.id!r:.40}")
+            errors.add("image id that is not an integer", f"images[{index}]: {row.id!r:.40}")
             continue
-        place = f"image {id_}"
-        if id_ in names:
+        place = row.place or f"image {id_}"
+        if id_ in valid:
             errors.add("duplicate image id", place)
         elif not isinstance(name, str) or not name or "\0" in name:
             errors.add("image without file_name", place)
         elif "://" in name:
             errors.add("file_name that is a URL (images are not downloaded)", f"{place}: {name:.80}")
         else:
-            names[id_] = name
+            valid[id_] = row
             sizes[id_] = _declared_size(row, place, errors)
-    for name, count in Counter(names.values()).items():
+    for name, count in Counter(row.path or row.file_name for row in valid.values()).items():
         if count > 1:
-            notes.add("file used by several images", name)
-    return _check_files(locate(names, folders, errors, notes), sizes, decode, errors, notes)
+            notes.add("file used by several images", str(name))
+    searched = {id_: row for id_, row in valid.items() if row.path is None}
+    found = locate(searched, folders, errors, notes) if searched else {}
+    paths = {id_: row.path or found[id_] for id_, row in valid.items() if row.path or id_ in found}
+    return _check_files(paths, {id_: row.place for id_, row in valid.items()}, sizes, decode, errors, notes)
 
 
 def _check_files(
     paths: dict[int, Path],
+    places: dict[int, str | None],
     sizes: dict[int, tuple[int, int] | None],
     decode: bool,
     errors: Findings,
@@ -192,16 +157,16 @@ def _check_files(
     images: dict[int, ImageEntry] = {}
     unreadable: list[str] = []
     for id_, path in paths.items():
-        header, declared = found[path], sizes[id_]
+        header, declared, place = found[path], sizes[id_], places[id_] or f"image {id_}"
         if isinstance(header, UserError):
-            unreadable.append(f"image {id_}: {str(header).rstrip('.')}")
+            unreadable.append(f"{place}: {str(header).rstrip('.')}")
             continue
         size = header.size
         if header.frames > 1:
             notes.add("image file with several frames, of which the first is used", f"{path} ({header.frames} frames)")
         if declared is not None and declared != size:
-            place = f"{path} is {size[1]} x {size[0]}, not {declared[1]} x {declared[0]}{swapped(path, size, declared)}"
-            errors.add("image whose size (width x height) differs from the annotation file", f"image {id_}: {place}")
+            sides = f"{path} is {size[1]} x {size[0]}, not {declared[1]} x {declared[0]}{swapped(path, size, declared)}"
+            errors.add("image whose size (width x height) differs from the annotation file", f"{place}: {sides}")
         images[id_] = ImageEntry(id_, path, declared or size)
     add_items("unreadable image, skipped", f"unreadable image (of {len(paths)})", unreadable, len(paths), errors, notes)
     return images
@@ -216,7 +181,7 @@ def swapped(path: Path, size: tuple[int, int], declared: tuple[int, int]) -> str
     return ", width and height are swapped in the annotation file"
 
 
-def _declared_size(row: _ImageRow, place: str, errors: Findings) -> tuple[int, int] | None:
+def _declared_size(row: ImageRow, place: str, errors: Findings) -> tuple[int, int] | None:
     height, width = row.height, row.width
     if height is None and width is None:
         return None

@@ -3,17 +3,19 @@
 import os
 import re
 import unicodedata
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
+from detrs.data.content import ImageRow
 from detrs.data.findings import Findings, add_items
 from detrs.errors import UserError
 
 
-def locate(names: dict[int, str], folders: tuple[Path, ...], errors: Findings, notes: Findings) -> dict[int, Path]:
+def locate(rows: dict[int, ImageRow], folders: tuple[Path, ...], errors: Findings, notes: Findings) -> dict[int, Path]:
     """Finds the file of each image.
 
     Args:
-        names: ``file_name`` of each image by id, relative to the folder that contains most of the first 20 images.
+        rows: The images by id; each ``file_name`` is relative to the folder that contains most of the first 20 images.
         folders: Candidate folders, at least one.
         errors: Receives names outside the folder, names that differ in upper and lower case, and missing files.
         notes: Receives the few missing images that are skipped.
@@ -21,16 +23,17 @@ def locate(names: dict[int, str], folders: tuple[Path, ...], errors: Findings, n
     Returns:
         The path of each image found, by id.
     """
-    first = list(names.values())[:20]
+    first = [row.file_name for row in islice(rows.values(), 20)]
     root = max(folders, key=lambda folder: sum(os.path.isfile(folder / name.replace("\\", "/")) for name in first))
     listings: dict[Path, dict[str, str]] = {}
     paths: dict[int, Path] = {}
     missing: list[str] = []
-    for id_, name in names.items():
+    for id_, row in rows.items():
+        name, place = row.file_name, row.place or f"image {id_}"
         windows = "\\" in name and not os.path.isfile(root / name)
         relative = PurePosixPath(name.replace("\\", "/") if windows else name)
         if relative.is_absolute() or re.match(r"[A-Za-z]:", name) or ".." in relative.parts:
-            errors.add("file_name outside the image folder", f"image {id_}: {name}")
+            errors.add("file_name outside the image folder", f"{place}: {name}")
             continue
         folder = root / relative.parent
         if folder not in listings:
@@ -40,10 +43,10 @@ def locate(names: dict[int, str], folders: tuple[Path, ...], errors: Findings, n
         if actual is not None:
             paths[id_] = folder / actual
         elif folded is not None:
-            errors.add("file_name with different upper and lower case", f"image {id_}: {name} is {folded} in {folder}")
+            errors.add("file_name with different upper and lower case", f"{place}: {name} is {folded} in {folder}")
         else:
             missing.append(f"{root / relative}")
-    add_items("missing image, skipped", f"missing image (of {len(names)})", missing, len(names), errors, notes)
+    add_items("missing image, skipped", f"missing image (of {len(rows)})", missing, len(rows), errors, notes)
     return paths
 
 

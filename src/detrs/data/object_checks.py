@@ -56,16 +56,20 @@ def check_objects(
     rows = np.flatnonzero((label < 0) & (image != UNKNOWN_IMAGE))
     places = (f"{columns.place(row)}: {columns.category_id[row]}" for row in rows)
     errors.add_many("unknown category_id", len(rows), places)
-    _check_ids(columns, boxes, errors)
+    if columns.id:
+        _check_ids(columns, boxes, errors)
 
     rows = np.flatnonzero((image >= 0) & (label >= 0))
     image, label, boxes, kind = image[rows], label[rows], boxes[rows], kind[rows]
     extents = np.array([*sizes.values()], dtype=np.float64).reshape(-1, 2)[image]  # (N, 2) height, width
+    area = np.array(columns.area, dtype=np.float64)[rows]
+    if columns.normalized:
+        boxes = boxes * np.tile(extents[:, ::-1], 2)
+        area = area * extents.prod(1)
     check = _Check(columns, rows, errors, notes)
     trainable = check.usable(boxes, extents, kind == 0)
     trainable = check.unique(image, label, boxes, trainable)
     check.conventions(boxes, extents, kind)
-    area = np.array(columns.area, dtype=np.float64)[rows]
     return Objects([*sizes], category_ids, image, label, boxes, area, kind != 0, trainable)
 
 

@@ -1,5 +1,6 @@
-"""The objects of an annotation file as columns: about 60 bytes per object while the file is read and after it."""
+"""The objects of a split as columns: about 60 bytes per object while files are read and after it."""
 
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,10 +8,9 @@ from typing import Any, NamedTuple, SupportsIndex, overload
 
 from numpy.typing import NDArray
 
-from detrs.data.findings import Findings
-
 MAX_COORDINATE = 1e9
 """Limit of coordinates in pixels, itself excluded. Infinity and integers that overflow a float are above it."""
+
 NO_ID = -(2**63)
 """Stored for an annotation without an id, or with one that does not fit in 64 bits."""
 
@@ -82,67 +82,110 @@ class Objects(Sequence[ObjectEntry]):
         )
 
 
-class Columns:
-    """Receives the annotations of a file one by one, and checks what a single annotation shows.
+class Columns(ABC):
+    """The objects of a split one by one, as arrays of their values."""
 
-    Args:
-        errors: Receives malformed annotations, which are not stored.
-    """
+    normalized = False
+    """Whether boxes are fractions of the width and height of their image, not pixels."""
 
-    def __init__(self, errors: Findings) -> None:
-        self.errors = errors
+    def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
         self.num_items = 0
-        """Annotations in the file."""
-        self.number = array("q")
-        """Position in the file."""
+        """Annotations in the files, including malformed ones."""
         self.id = array("q")
+        """Ids of all objects, which must be unique, or ``NO_ID``; empty if the format has no ids."""
         self.image_id: list[int] = []
         self.category_id: list[int] = []
         self.boxes = array("d")
         """x, y, width and height of all boxes."""
         self.area = array("d")
+        """In the square of the unit of the boxes."""
         self.kind = array("b")
         """``REGULAR``, ``CROWD`` or ``IGNORED``."""
         self._interned: dict[int, int] = {}
 
     def __len__(self) -> int:
-        return len(self.number)
+        return len(self.kind)
+
+    @abstractmethod
+    def place(self, row: SupportsIndex) -> str:
+        """Where a stored object is annotated, for messages."""
+
+    def add(
+        self,
+        image_id: int,
+        category_id: int,
+        box: tuple[float, float, float, float],
+        *,
+        area: float | None = None,
+        kind: int = REGULAR,
+    ) -> None:
+        """Stores a well-formed object.
+
+        Args:
+            image_id: Id of its image.
+            category_id: Id of its class.
+            box: (x, y, width, height), without a fault (see ``box_fault``).
+            area: By default, that of the box.
+            kind: ``REGULAR``, ``CROWD`` or ``IGNORED``.
+        """
+        self.image_id.append(self._interned.setdefault(image_id, image_id))
+        self.category_id.append(self._interned.setdefault(category_id, category_id))
+        self.boxes.extend(box)
+        self.area.append(box[2] * box[3] if area is None else area)
+        self.kind.append(kind)
+
+
+class PlacedColumns(Columns):
+    """Objects that are named by their file and line in messages.
+
+    Args:
+        normalized: Boxes are fractions of the width and height of their image, not pixels.
+    """
+
+    def __init__(self, *, normalized: bool = False) -> None:
+        super().__init__()
+        self.normalized = normalized
+
+    def clear(self) -> None:
+        super().clear()
+        self._files: list[str] = []
+        self._file = array("l")
+        self._line = array("l")
 
     def place(self, row: SupportsIndex) -> str:
-        """The name of a stored annotation in messages."""
-        return f"annotations[{self.number[row]}]" if self.id[row] == NO_ID else f"annotation {self.id[row]}"
+        line = self._line[row]
+        return f"{self._files[self._file[row]]}:{line}" if line else self._files[self._file[row]]
 
-    def append(self, entry: Any) -> None:
-        number = self.num_items
-        self.num_items += 1
-        if not isinstance(entry, dict):
-            self.errors.add("annotation that is not an object", f"annotations[{number}]")
-            return
-        place = f"annotation {entry['id']!r:.40}" if "id" in entry else f"annotations[{number}]"
-        id_, image_id, category_id = (integer(entry.get(key)) for key in ("id", "image_id", "category_id"))
-        if id_ is None and entry.get("id") is not None:
-            self.errors.add("annotation id that is not an integer", place)
-        fault, value = _fault(entry)
-        if image_id is None:
-            self.errors.add("image_id that is not an integer", f"{place}: {entry.get('image_id')!r:.40}")
-        elif category_id is None:
-            self.errors.add("unknown category_id", f"{place}: {entry.get('category_id')!r:.40}")
-        elif fault:
-            self.errors.add(fault, f"{place}: {value!r:.80}")
-        else:
-            area = entry.get("area")
-            x, y, width, height = map(float, entry["bbox"])
-            is_known = isinstance(area, int | float) and 0 < area < MAX_COORDINATE**2
-            self.number.append(number)
-            self.id.append(id_ if id_ is not None and NO_ID < id_ < 2**63 else NO_ID)
-            self.image_id.append(self._interned.setdefault(image_id, image_id))
-            self.category_id.append(self._interned.setdefault(category_id, category_id))
-            self.boxes.extend((x, y, width, height))
-            self.area.append(float(area) if is_known else width * height)  # type: ignore[arg-type]
-            self.kind.append(CROWD if entry.get("iscrowd") else IGNORED if entry.get("ignore") else REGULAR)
+    def add_at(
+        self,
+        file: str,
+        line: int,
+        image_id: int,
+        category_id: int,
+        box: tuple[float, float, float, float],
+        *,
+        area: float | None = None,
+        kind: int = REGULAR,
+    ) -> None:
+        """Stores a well-formed object.
+
+        Args:
+            file: Its file, relative to the dataset. Objects of a file are added one after another.
+            line: Its line in the file, from 1; 0 if ``file`` alone names it.
+            image_id: Id of its image.
+            category_id: Id of its class.
+            box: (x, y, width, height), without a fault.
+            area: By default, that of the box.
+            kind: ``REGULAR``, ``CROWD`` or ``IGNORED``.
+        """
+        if not self._files or self._files[-1] != file:
+            self._files.append(file)
+        self._file.append(len(self._files) - 1)
+        self._line.append(line)
+        self.add(image_id, category_id, box, area=area, kind=kind)
 
 
 def integer(value: Any) -> int | None:
@@ -152,28 +195,15 @@ def integer(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _fault(entry: dict[str, Any]) -> tuple[str, Any]:
-    """The kind of fault of an annotation and the faulty value; the kind is an empty string if there is none."""
-    bbox, attributes = entry.get("bbox"), entry.get("attributes")
-    rotations = [entry.get("rotation"), attributes.get("rotation") if isinstance(attributes, dict) else None]
-    for flag in ("iscrowd", "ignore"):
-        if entry.get(flag) not in (None, 0, 1):
-            return f"{flag} that is neither 0 nor 1", entry[flag]
-    if bbox is None:
-        return "annotation without bbox", None
-    if isinstance(bbox, list) and len(bbox) == 5:
-        return ROTATED.replace("rotated box", "box with five numbers", 1), bbox
-    if any(map(_is_rotated, rotations)):
-        return ROTATED, next(filter(_is_rotated, rotations))
-    if not isinstance(bbox, list) or len(bbox) != 4 or not {*map(type, bbox)} <= {int, float}:
-        return "bbox that is not [x, y, width, height]", bbox
-    if not all(-MAX_COORDINATE < value < MAX_COORDINATE for value in bbox):
-        return "box with NaN, infinite or very large coordinates", bbox
-    if min(bbox[2:]) < 0:
-        return "box with negative width or height (expected [x, y, width, height], not [x1, y1, x2, y2])", bbox
-    return "", None
+def box_fault(box: Sequence[int | float]) -> str:
+    """The kind of fault of a box (x, y, width, height) of numbers; an empty string if it has none."""
+    if not all(-MAX_COORDINATE < value < MAX_COORDINATE for value in box):
+        return "box with NaN, infinite or very large coordinates"
+    if min(box[2:]) < 0:
+        return "box with negative width or height (expected [x, y, width, height], not [x1, y1, x2, y2])"
+    return ""
 
 
-def _is_rotated(degrees: Any) -> bool:
+def is_rotated(degrees: Any) -> bool:
     """Whether a box is not upright. CVAT writes a rotation of 0 for upright boxes."""
     return isinstance(degrees, int | float) and degrees % 180 != 0

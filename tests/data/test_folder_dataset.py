@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from detrs.data import Classes, coco, open_dataset
+from detrs.data import Classes, folder_dataset, open_dataset
 from detrs.errors import UserError
 
 
@@ -157,13 +157,13 @@ def test_an_image_that_disappears_is_named(folder: Any) -> None:
 
 def test_images_are_decoded_once_until_the_cache_is_full(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    decode = coco.decode_image
+    decode = folder_dataset.decode_image
 
     def counted(path: Path) -> torch.Tensor:
         calls.append(path.name)
         return decode(path)
 
-    monkeypatch.setattr(coco, "decode_image", counted)
+    monkeypatch.setattr(folder_dataset, "decode_image", counted)
     dataset = folder.open(cache_bytes=61 * 97 * 3 + 59 * 59 * 3)
     for _ in range(3):
         images = [sample.image for sample in dataset]

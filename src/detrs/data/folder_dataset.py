@@ -1,4 +1,4 @@
-"""Datasets in COCO format."""
+"""Datasets of image files with annotations, in any of the annotation formats."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch.utils.data import get_worker_info
 from torchvision import tv_tensors
 
 from detrs.data.check import ImageEntry, read_annotations, swapped
-from detrs.data.detect import Split
+from detrs.data.content import Split
 from detrs.data.fingerprint import fingerprint
 from detrs.data.images import decode_image
 from detrs.data.sample import Sample
@@ -17,8 +17,8 @@ from detrs.errors import UserError
 from detrs.structures import Classes
 
 
-class CocoDataset:
-    """One split of a dataset: image files and the objects of an annotation file.
+class FolderDataset:
+    """One split of a dataset: image files and the their annotated objects.
 
     Samples contain no crowd regions, no boxes without area or outside their image, and no duplicates; boxes are clipped
     to their image. ``ground_truth`` returns all annotations as they are in the file, so that scores equal those of
@@ -26,7 +26,7 @@ class CocoDataset:
     """
 
     def __init__(self, split: Split, *, keep_empty: bool = True, cache_bytes: int = 0) -> None:
-        """Reads and validates the whole annotation file.
+        """Reads and validates all annotations of the split.
 
         Args:
             split: The files, from ``find_split``.
@@ -34,7 +34,7 @@ class CocoDataset:
             cache_bytes: Memory for decoded images, which are cached until it is full. Not used in loader processes.
 
         Raises:
-            UserError: The annotation file or the images have errors; the message lists all of them.
+            UserError: The annotations or the images have errors; the message lists all of them.
         """
         annotations = read_annotations(split)
         self.classes: Classes = annotations.classes

@@ -1,0 +1,28 @@
+"""Annotation formats, one module each.
+
+Every module has ``NAME``; ``LAYOUTS``, its folder layouts for messages, in which ``{split}`` is the name of a split;
+and ``splits(path)``, which returns the splits of a dataset at ``path``, or an empty list if ``path`` is not of this
+format. ``splits`` reads names of files and heads of files only; all other faults are found by ``Split.read``.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+from detrs.data.content import Split
+from detrs.data.formats import coco
+
+
+class Format(Protocol):
+    """The members of the module of a format."""
+
+    @property
+    def NAME(self) -> str: ...
+
+    @property
+    def LAYOUTS(self) -> tuple[str, ...]: ...
+
+    def splits(self, path: Path) -> list[Split]: ...
+
+
+FORMATS: tuple[Format, ...] = (coco,)
+"""In the order in which they are tried; the first format with a split at the path is used."""
