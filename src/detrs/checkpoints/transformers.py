@@ -76,6 +76,7 @@ def save_transformers(detector: TrainedDetector, folder: Path) -> None:
         UserError: ``transformers`` does not have the detector or one of its settings, ``folder`` is not empty, or it
             cannot be written.
     """
+    check_new(folder)
     config = written_config(detector)
     model: Any = detector.experiment.model
     check_equal_in_transformers(detector.module.get_submodule("backbone"), model.backbone)
@@ -83,8 +84,6 @@ def save_transformers(detector: TrainedDetector, folder: Path) -> None:
         name: tensor.detach().cpu().contiguous().clone()  # the format has no tensors that share memory
         for name, tensor in renaming(model).write(detector.module.state_dict()).items()
     }
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"'{folder}' exists. Expected a new or an empty folder.")
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -103,6 +102,19 @@ def save_transformers(detector: TrainedDetector, folder: Path) -> None:
     finally:
         with contextlib.suppress(OSError):
             shutil.rmtree(temporary)
+
+
+def check_new(folder: Path) -> None:
+    """Check that a folder does not exist or is empty.
+
+    Raises:
+        UserError: it is not empty, is a file, or cannot be read.
+    """
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"'{folder}' exists. Expected a new or an empty folder.")
+    except OSError as error:
+        raise UserError(f"Cannot read the folder '{folder}': {error.strerror}.") from error
 
 
 def as_json(values: dict[str, Any]) -> str:

@@ -1,0 +1,48 @@
+"""Conversion of checkpoints: any source that can be opened to a folder of ``transformers`` or to our own file."""
+
+from pathlib import Path
+
+from detrs.checkpoints.detector import save_detector
+from detrs.checkpoints.transformers import check_new, save_transformers
+from detrs.errors import UserError, did_you_mean
+
+FORMATS = ("transformers", "detrs")
+SUFFIX = ".safetensors"
+
+
+def convert_checkpoint(source: str, to: str, output: Path) -> Path:
+    """Write the detector in ``source`` in another format.
+
+    Args:
+        source: what ``open_detector`` accepts: a file, a folder or a Hub id.
+        to: ``transformers``: a folder that ``from_pretrained`` reads. ``detrs``: our own file.
+        output: the folder, which is new or empty; or the file, which is new. A folder or a path without the suffix
+            ``.safetensors`` means a ``best.safetensors`` in it, as in the folder of a run.
+
+    Returns:
+        The folder or the file.
+
+    Raises:
+        UserError: ``to`` is not a format, ``source`` cannot be opened, the format does not have its detector, or
+            ``output`` exists or cannot be written.
+    """
+    if to not in FORMATS:
+        raise UserError(f"Expected 'transformers' or 'detrs' as the format, got '{to}'.{did_you_mean(to, FORMATS)}")
+    if to == "detrs":
+        path = output if output.suffix == SUFFIX and not output.is_dir() else output / f"best{SUFFIX}"
+        if path.exists():
+            raise UserError(f"'{path}' exists. Expected a new file.")
+    else:
+        check_new(output)
+    from detrs.checkpoints.sources import open_detector  # type: ignore[import-untyped,unused-ignore]
+
+    detector = open_detector(source)
+    if to == "transformers":
+        save_transformers(detector, output)
+        return output
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot create the folder '{path.parent}': {error.strerror}.") from error
+    save_detector(path, detector)
+    return path
