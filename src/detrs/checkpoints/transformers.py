@@ -162,7 +162,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             tensors |= read_safetensors(folder / name)
         return tensors
     if (folder / OLD_WEIGHTS).exists():
-        from detrs.checkpoints.torch_file import read_torch_file  # type: ignore[import-untyped,unused-ignore]
+        from detrs.checkpoints.torch_file import read_torch_file
 
         return dict(read_torch_file(folder / OLD_WEIGHTS).tensors)
     raise UserError(f"The folder '{folder}' has no weights. Expected {WEIGHTS}, {INDEX} or {OLD_WEIGHTS}.")
