@@ -1,6 +1,5 @@
 """Every variant of Deformable DETR against ``transformers``, with random weights in all of its parameters."""
 
-import re
 from typing import Any
 
 import pytest
@@ -11,18 +10,16 @@ from theirs import (
     LAYERS,
     OUR_WIDTHS,
     QUERIES,
-    SHARED,
     TARGETS,
     WIDTHS,
-    Patterns,
     TheirBackbone,
     channels,
     close,
-    key_map,
     padded_images,
     randomize,
     resnet,
     their_labels,
+    their_weights,
 )
 from torch import nn
 
@@ -44,40 +41,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "five-levels": {"num_levels": 5, "reference": "refine"},
     "three-points": {"num_points": 3, "reference": "refine", "queries": "proposals"},
 }
-
-RENAMED: Patterns = [  # their name -> ours
-    *SHARED,
-    (r"^model\.level_embed$", "neck.level_embedding.weight"),
-    (r"^model\.input_proj\.(\d+)\.", r"neck.mapper.levels.\1."),
-    (r"^model\.encoder\.layers\.(\d+)\.self_attn\.", r"encoder.layers.\1.attention.attention."),
-    (r"^model\.decoder\.layers\.(\d+)\.encoder_attn\.", r"decoder.layers.\1.cross_attention.attention."),
-    (r"^model\.reference_points", "queries.reference_points"),
-    (r"^model\.enc_output_norm", "queries.token_norm"),
-    (r"^model\.enc_output", "queries.token_proj"),
-    (r"^model\.pos_trans_norm", "queries.box_norm"),
-    (r"^model\.pos_trans", "queries.box_proj"),
-    (rf"^class_embed\.{LAYERS}\.", "queries.head.classes."),
-    (rf"^bbox_embed\.{LAYERS}\.layers", "queries.head.box.layers"),
-    (r"^class_embed\.(\d+)\.", r"decoder.heads.\1.classes."),
-    (r"^bbox_embed\.(\d+)\.layers", r"decoder.heads.\1.box.layers"),
-]
-
-
-def our_names(theirs: nn.Module, stages: tuple[int, ...]) -> dict[str, str]:
-    """Their names to ours, without their copies of the heads."""
-    copies = ("model.decoder.class_embed", "model.decoder.bbox_embed")
-    names = key_map((name for name in theirs.state_dict() if not name.startswith(copies)), RENAMED)
-    return {name: our_level(ours, len(stages)) for name, ours in names.items()}
-
-
-def our_level(name: str, num_maps: int) -> str:
-    """Ours are two lists: projections of the backbone's maps, and further levels."""
-    found = re.search(r"mapper\.levels\.(\d+)", name)
-    if not found:
-        return name
-    level = int(found[1])
-    ours = f"projections.{level}" if level < num_maps else f"downsamples.{level - num_maps}"
-    return name.replace(f"levels.{level}", ours)
 
 
 def pair(variant: dict[str, Any], seed: int = 0) -> tuple[Detector, Any]:
@@ -115,9 +78,7 @@ def pair(variant: dict[str, Any], seed: int = 0) -> tuple[Detector, Any]:
     detector = build(ours).eval()
     detector.backbone = TheirBackbone(theirs.model.backbone.model)
     detector.neck.mapper = ChannelMapper(channels(stages), ours.dim, ours.num_levels, normalized_projection)
-    tensors = theirs.state_dict()
-    weights = {name: tensors[key] for key, name in our_names(theirs, stages).items()}
-    missing, unexpected = detector.load_state_dict(weights, strict=False)
+    missing, unexpected = detector.load_state_dict(their_weights(ours, detector, theirs), strict=False)
     assert not unexpected
     assert all(name.startswith("backbone.") for name in missing)
     return detector, theirs

@@ -13,12 +13,9 @@ from theirs import (
     CLASSES,
     LAYERS,
     OUR_WIDTHS,
-    SHARED,
     TARGETS,
     WIDTHS,
-    Patterns,
     TheirBackbone,
-    attention,
     channels,
     close,
     key_map,
@@ -41,50 +38,13 @@ from detrs.models.detr import DETRConfig
 from detrs.structures import Classes, Totals
 
 C5 = (5,)
-ENCODER, DECODER = r"^model\.encoder\.layers\.(\d+)", r"^model\.decoder\.layers\.(\d+)"
-COMMON: Patterns = [  # their name -> ours, in both detectors
-    (r"^model\.input_projection\.", "neck.mapper.projections.0."),
-    *attention(rf"{ENCODER}\.self_attn", r"encoder.layers.\1.attention.attention"),
-    (r"^model\.decoder\.layernorm\.", "decoder.heads.0.norm."),
-    (r"^class_labels_classifier\.", "decoder.heads.0.classes."),
-    (r"^bbox_predictor\.layers", "decoder.heads.0.box.layers"),
-]
-SEPARATE = {
-    "q_content": "query_content", "q_pos_sine": "query_spatial", "q_pos": "query_position", "k_content": "key_content",
-    "k_pos": "key_position", "v": "value", "o": "output",
-}  # fmt: skip
-"""Their matrices of Conditional DETR's attention to ours."""
-
-
-def separate(theirs: str, ours: str) -> Patterns:
-    """Names within attention with separate projections of contents and positions."""
-    return [(rf"{theirs}\.{name}_proj", rf"{ours}.{mine}_proj") for name, mine in SEPARATE.items()]
-
-
-DETR: Patterns = [
-    *COMMON,
-    *attention(rf"{DECODER}\.encoder_attn", r"decoder.layers.\1.cross_attention.attention"),
-    *SHARED,
-]
-CONDITIONAL: Patterns = [
-    *COMMON,
-    (r"^model\.decoder\.layers\.0\.encoder_attn\.q_pos_proj", "decoder.layers.0.cross_attention.query_position_proj"),
-    *separate(r"^model\.decoder\.layers\.0\.encoder_attn", "decoder.layers.0.cross_attention.conditional"),
-    *separate(rf"{DECODER}\.encoder_attn", r"decoder.layers.\1.cross_attention"),
-    *separate(rf"{DECODER}\.self_attn", r"decoder.layers.\1.self_attention"),
-    (r"^model\.decoder\.query_scale\.layers\.0", "decoder.layers.1.transform.0"),
-    (r"^model\.decoder\.query_scale\.layers\.1", "decoder.layers.1.transform.2"),
-    (r"^model\.decoder\.ref_point_head\.layers\.0", "queries.reference.0"),
-    (r"^model\.decoder\.ref_point_head\.layers\.1", "queries.reference.2"),
-    *SHARED,
-]
 KINDS: dict[str, Any] = {
     "DETR": (
-        DETRConfig, transformers.DetrConfig, transformers.DetrForObjectDetection, transformers.DetrImageProcessor, DETR,
+        DETRConfig, transformers.DetrConfig, transformers.DetrForObjectDetection, transformers.DetrImageProcessor,
     ),
     "Conditional DETR": (
         ConditionalDETRConfig, transformers.ConditionalDetrConfig, transformers.ConditionalDetrForObjectDetection,
-        transformers.ConditionalDetrImageProcessor, CONDITIONAL,
+        transformers.ConditionalDetrImageProcessor,
     ),
 }  # fmt: skip
 EVERY = pytest.mark.parametrize("name", KINDS)
@@ -93,15 +53,16 @@ EVERY = pytest.mark.parametrize("name", KINDS)
 def fresh(name: str, seed: int) -> tuple[Detector, Any, dict[str, str]]:
     """Our detector, theirs with other weights but the same backbone, and their names of tensors to ours."""
     torch.manual_seed(seed)
-    our_config, their_config, their_class, _, patterns = KINDS[name]
+    our_config, their_config, their_class, _ = KINDS[name]
     config = their_config(backbone_config=resnet(C5), use_timm_backbone=False, auxiliary_loss=False, **WIDTHS)
     theirs = their_class(config).eval()
-    ours = build(our_config(backbone=BackboneConfig(name="test_resnet", stages=C5), **OUR_WIDTHS)).eval()
+    model = our_config(backbone=BackboneConfig(name="test_resnet", stages=C5), **OUR_WIDTHS)
+    ours = build(model).eval()
     ours.neck.mapper = ChannelMapper(channels(C5), OUR_WIDTHS["dim"], 1, plain_projection)
     randomize(theirs)
     randomize(ours)
     ours.backbone = TheirBackbone(theirs.model.backbone.model)
-    return ours, theirs, key_map(theirs.state_dict(), patterns)
+    return ours, theirs, key_map(model, ours, theirs)
 
 
 def pair(name: str, seed: int = 0) -> tuple[Detector, Any]:

@@ -1,13 +1,13 @@
 """Shared by all comparisons with ``transformers``: its backbone behind our interface, images, objects, names."""
 
-import re
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
 
+from detrs.checkpoints.transformers_names import renaming
+from detrs.models import ModelConfig
 from detrs.structures import Target
 
 LAYERS = 3
@@ -30,26 +30,6 @@ OUR_WIDTHS = {
     "dim": 64, "num_heads": 4, "encoder_layers": 2, "decoder_layers": LAYERS, "ffn_dim": 96, "dropout": 0.0,
     "num_queries": QUERIES, "num_classes": CLASSES,
 }  # fmt: skip
-
-Patterns = list[tuple[str, str]]
-
-
-def attention(theirs: str, ours: str) -> Patterns:
-    """Names within multi-head attention."""
-    letters = {"q": "query", "k": "key", "v": "value", "o": "output"}
-    return [(rf"{theirs}\.{letter}_proj", rf"{ours}.{name}_proj") for letter, name in letters.items()]
-
-
-SHARED: Patterns = [  # their name -> ours, where no detector differs
-    *attention(r"^model\.decoder\.layers\.(\d+)\.self_attn", r"decoder.layers.\1.self_attention.attention"),
-    (r"^model\.encoder\.layers\.(\d+)\.self_attn_layer_norm", r"encoder.layers.\1.attention_norm.norm"),
-    (r"^model\.decoder\.layers\.(\d+)\.self_attn_layer_norm", r"decoder.layers.\1.self_attention_norm.norm"),
-    (r"^model\.decoder\.layers\.(\d+)\.encoder_attn_layer_norm", r"decoder.layers.\1.cross_attention_norm.norm"),
-    (r"^model\.(en|de)coder\.layers\.(\d+)\.mlp\.fc1", r"\1coder.layers.\2.feedforward.expand"),
-    (r"^model\.(en|de)coder\.layers\.(\d+)\.mlp\.fc2", r"\1coder.layers.\2.feedforward.contract"),
-    (r"^model\.(en|de)coder\.layers\.(\d+)\.final_layer_norm", r"\1coder.layers.\2.feedforward_norm.norm"),
-    (r"^model\.query_position_embeddings", "queries.embedding"),
-]
 
 largest: dict[str, float] = {}
 """Largest difference by quantity compared; ``conftest.py`` prints it."""
@@ -92,21 +72,25 @@ def randomize(module: nn.Module) -> None:
         parameter.add_(torch.randn_like(parameter) * 0.1)
 
 
-def renamed(name: str, patterns: Patterns) -> str:
-    """Our name of one of their tensors."""
-    for pattern, replacement in patterns:
-        new, count = re.subn(pattern, replacement, name)
-        if count:
-            # our box head is a sequence whose linear layers stand at 0, 2 and 4
-            return re.sub(r"\.box\.layers\.(\d)", lambda found: f".box.{2 * int(found[1])}", new)
-    raise AssertionError(f"no name for {name}")
+def without_backbone(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that both detectors have; the backbone is the same module."""
+    return {name: tensor for name, tensor in tensors.items() if "backbone" not in name}
 
 
-def key_map(names: Iterable[str], patterns: Patterns) -> dict[str, str]:
-    """Their name to ours, without the backbone; no two of theirs are one of ours."""
-    mapped = {name: renamed(name, patterns) for name in names if "backbone" not in name}
+def key_map(model: ModelConfig, ours: nn.Module, theirs: nn.Module) -> dict[str, str]:
+    """Their name of each tensor to ours, the first of those of a shared head."""
+    tensors = without_backbone(theirs.state_dict())
+    links = renaming(model).links(without_backbone(ours.state_dict()))
+    mapped = {next(name for name in link.read if name in tensors): link.ours[0] for link in links}
+    assert mapped.keys() == tensors.keys()
     assert len(set(mapped.values())) == len(mapped)
     return mapped
+
+
+def their_weights(model: ModelConfig, ours: nn.Module, theirs: nn.Module) -> dict[str, Tensor]:
+    """The weights of theirs with our names, for all layers that share a head."""
+    mine = {name: tuple(tensor.shape) for name, tensor in without_backbone(ours.state_dict()).items()}
+    return renaming(model).read(without_backbone(theirs.state_dict()), mine, "theirs")
 
 
 def padded_images() -> tuple[Tensor, Tensor]:
