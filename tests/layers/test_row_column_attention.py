@@ -10,13 +10,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from detrs.checkpoints import official_anchor_detr
 from detrs.layers.initialization import XAVIER
 from detrs.layers.row_column_attention import RowColumnAttention, RowColumnCrossAttention, mean_of_all, mean_of_valid
 from detrs.structures import Pyramid, Queries
-
-
-def filled(rows: int, columns: int, index: int) -> Tensor:
-    return goldens.parameter("weight", index, (rows, columns))
 
 
 @pytest.fixture
@@ -26,14 +23,15 @@ def golden(shared: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def test_golden_values_of_the_official_module(golden: dict[str, Any]) -> None:
-    """Its five input projections are one matrix: both queries, both keys, value."""
+    """With its parameters by their names in the authors' code, as they are read from published weights."""
     attention = RowColumnAttention(32, 4, 0.0, XAVIER, mean_of_all).eval()
-    names = ("query_x_proj", "query_y_proj", "key_x_proj", "key_y_proj", "value_proj")
-    assert golden["params"] == ["in_proj_bias", "in_proj_weight", "out_proj.bias", "out_proj.weight"]
-    biases, weights = (goldens.parameter("bias", 0, (160,))).chunk(5), filled(160, 32, 1).chunk(5)
-    for name, weight, bias in zip(names, weights, biases, strict=True):
-        attention.get_submodule(name).load_state_dict({"weight": weight, "bias": bias})
-    attention.output_proj.load_state_dict({"weight": filled(32, 32, 3), "bias": goldens.parameter("bias", 2, (32,))})
+    ours, theirs = "encoder.layers.0.attention.attention.", "transformer.encoder_layers.0.self_attn."
+    table, state = official_anchor_detr.renaming(1), attention.state_dict(prefix=ours)
+    names = {name.removeprefix(theirs): tensor.shape for name, tensor in table.write(state).items()}
+    assert sorted(names) == golden["params"]
+    values = {theirs + name: value for name, value in goldens.parameters(names).items()}
+    read = table.read(values, {name: tuple(tensor.shape) for name, tensor in state.items()}, "the golden file")
+    attention.load_state_dict({name.removeprefix(ours): tensor for name, tensor in read.items()})
     queries = [goldens.inputs(k, 2, 5, 32) for k in (1000, 1001)]
     maps = [goldens.inputs(k, 2, 4, 6, 32) for k in (1002, 1003, 1004)]
     padding = torch.ones(2, 4, 6, dtype=torch.bool)
