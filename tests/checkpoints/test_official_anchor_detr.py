@@ -113,10 +113,11 @@ def test_dilation_is_a_setting_of_the_file_or_in_its_name(args: dict[str, Any], 
 
 
 def test_an_unknown_dilation_is_rejected() -> None:
-    """A folder with that name is not the name of the file."""
+    """Neither a folder with that name nor a hash is the name of the file."""
     assert read(small(), "checkpoint.pth", dilated=True).experiment.model.backbone.dilated
-    with pytest.raises(UserError, match=r"args.dilation, or 'dc5' \(dilated\) or 'c5' in the name of the file"):
-        read(small(), "dc5/checkpoint.pth")
+    for name in ("dc5/checkpoint.pth", "anchor-8dc51e.pth"):
+        with pytest.raises(UserError, match=r"args.dilation, or 'dc5' \(dilated\) or 'c5' in the name of the file"):
+            read(small(), name)
 
 
 def test_heads_per_layer_are_a_setting_of_the_file() -> None:

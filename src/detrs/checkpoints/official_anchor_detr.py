@@ -7,6 +7,7 @@ standard deviation of ImageNet, resized to (800, 1333).
 Not supported, because no weights with them are published: several feature levels, standard attention, a grid of points.
 """
 
+import re
 from collections.abc import Collection, Mapping
 from pathlib import PurePath
 from typing import Any
@@ -28,6 +29,8 @@ NUM_HEADS = 8
 """Attention heads of all published weights; shapes do not depend on it."""
 MARKS = frozenset({"transformer.pattern.weight", "transformer.adapt_pos2d.0.weight"})
 """Names that only Anchor DETR has."""
+C5 = re.compile(r"(?<![a-z0-9])d?c5(?![a-z0-9])")
+"""In the names of files."""
 ENCODER_LAYER = ("transformer.encoder_layers.{i}", "encoder.layers.{i}")
 DECODER_LAYER = ("transformer.decoder_layers.{i}", "decoder.layers.{i}")
 
@@ -122,13 +125,13 @@ def is_dilated(value: object, source: object) -> bool:
     choices = {"true": True, "false": False}  # their command line stores text
     if str(value).lower() in choices:
         return choices[str(value).lower()]
-    name = PurePath(str(source)).name.lower()
-    if "c5" not in name:
+    marked = C5.search(PurePath(str(source)).name.lower())
+    if marked is None:
         raise UserError(
             f"The weights in '{source}' do not show whether C5 is dilated. Expected the setting args.dilation, or "
             "'dc5' (dilated) or 'c5' in the name of the file, for example AnchorDETR_r50_dc5.pth."
         )
-    return "dc5" in name
+    return marked[0] == "dc5"
 
 
 def renaming(decoder_layers: int) -> Renaming:
