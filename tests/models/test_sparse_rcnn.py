@@ -11,6 +11,7 @@ from torch import Tensor
 
 from detrs.backbones.timm import BackboneConfig
 from detrs.boxes import LARGEST_SCALE, cxcywh_to_xyxy, scaled_from_box
+from detrs.checkpoints.official_sparse_rcnn import LAYOUTS
 from detrs.criterion.set_criterion import CriterionConfig, SetCriterion
 from detrs.errors import UserError
 from detrs.layers.decoder import Decoder, refine
@@ -41,39 +42,6 @@ PROPOSALS = torch.tensor(
         [0.9, 0.1, 0.15, 0.15],
     ]
 )
-NAMES = {
-    "cross_attention.filters": "inst_interact.dynamic_layer",
-    "cross_attention.inner_norm": "inst_interact.norm1",
-    "cross_attention.outer_norm": "inst_interact.norm2",
-    "cross_attention.output_proj": "inst_interact.out_layer",
-    "cross_attention.output_norm": "inst_interact.norm3",
-    "self_attention.attention.output_proj": "self_attn.out_proj",
-    "self_attention_norm.norm": "norm1",
-    "cross_attention_norm.norm": "norm2",
-    "feedforward_norm.norm": "norm3",
-    "feedforward.expand": "linear1",
-    "feedforward.contract": "linear2",
-    "class_tower": "cls_module",
-    "box_tower": "reg_module",
-    "classes": "class_logits",
-    "box": "bboxes_delta",
-}
-"""Names of the parts of a stage and its head, here and in the authors' code."""
-
-
-def official_names(decoder: Decoder) -> dict[str, list[str]]:
-    """Official name -> ours; the projections of queries, keys and values are one matrix there."""
-    names: dict[str, list[str]] = {}
-    for ours in decoder.state_dict():
-        _, number, rest = ours.split(".", 2)
-        part, kind = rest.rsplit(".", 1)
-        if part.endswith(("query_proj", "key_proj", "value_proj")):
-            official = f"self_attn.in_proj_{kind}"
-        else:
-            prefix = max((name for name in NAMES if f"{part}.".startswith(f"{name}.")), key=len)
-            official = f"{NAMES[prefix]}{part[len(prefix) :]}.{kind}"
-        names.setdefault(f"head_series.{number}.{official}", []).append(ours)
-    return names
 
 
 def maps(*, batch: int = 2) -> list[Tensor]:
@@ -93,12 +61,12 @@ def memory(levels: list[Tensor], image_sizes: list[list[int]]) -> Pyramid:
 def test_golden_values_of_the_official_head(shared: Path) -> None:
     golden = goldens.golden(shared, "sparse.head")
     decoder = Decoder([stage(SMALL), stage(SMALL)], [head(SMALL), head(SMALL)], refine).eval()
-    names, state = official_names(decoder), decoder.state_dict()
+    table, state = LAYOUTS["official"].renaming, decoder.state_dict(prefix="decoder.")
+    names = {name.removeprefix("head."): tensor.shape for name, tensor in table.write(state).items()}
     assert sorted(names) == golden["params"]
-    shapes = {name: torch.cat([state[ours] for ours in parts]).shape for name, parts in names.items()}
-    for name, value in goldens.parameters(shapes).items():
-        for ours, part in zip(names[name], value.chunk(len(names[name])), strict=True):
-            state[ours].copy_(part)
+    values = {f"head.{name}": value for name, value in goldens.parameters(names).items()}
+    read = table.read(values, {name: tuple(tensor.shape) for name, tensor in state.items()}, "the golden file")
+    decoder.load_state_dict({name.removeprefix("decoder."): tensor for name, tensor in read.items()})
     sizes = [[256, 384], [200, 320]]
     content = goldens.inputs(1010, 6, 32).expand(2, -1, -1)
     queries = Queries(content, content[..., :0], PROPOSALS.expand(2, -1, -1))
