@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from detrs.checkpoints.detector import TrainedDetector, load_detector
+from detrs.checkpoints.detector import TrainedDetector
+from detrs.checkpoints.sources import open_detector
 from detrs.data.folders import IMAGE_SUFFIXES, find_images
 from detrs.data.images import decode_image
 from detrs.devices import pick_device
@@ -70,12 +71,18 @@ class Predictor:
 
     @classmethod
     def load(cls, checkpoint: str | Path, device: str = "auto", max_detections: int | None = None) -> Self:
-        """The predictor of a ``best.safetensors``.
+        """The predictor of a trained detector.
+
+        Args:
+            checkpoint: a ``best.safetensors`` or the folder of a run; published weights: a Hub id such as
+                ``facebook/detr-resnet-50``, a folder of ``transformers``, or a .pth file of an official repository.
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+            max_detections: largest number of detections per image; by default as in the detector's evaluation.
 
         Raises:
-            UserError: the file is not such a checkpoint, or there is no such device.
+            UserError: there is no such checkpoint, it cannot be used, or there is no such device.
         """
-        return cls(load_detector(Path(checkpoint)), device, max_detections)
+        return cls(open_detector(checkpoint), device, max_detections)
 
     def __call__(
         self,
@@ -160,7 +167,7 @@ def check_threshold(threshold: float) -> None:
 
 
 def load(checkpoint: str | Path, device: str = "auto") -> Predictor:
-    """The predictor of a ``best.safetensors``: ``Predictor.load``."""
+    """The predictor of a ``best.safetensors`` or of published weights: ``Predictor.load``."""
     return Predictor.load(checkpoint, device)
 
 

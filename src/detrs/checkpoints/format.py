@@ -60,6 +60,10 @@ class Header(NamedTuple):
     meta: dict[str, Any]
 
 
+class ForeignError(UserError):
+    """A safetensors file that another program wrote."""
+
+
 class NonFiniteError(UserError):
     """Weights or optimizer state with NaN or infinity, which must not replace a file that can be loaded."""
 
@@ -212,7 +216,7 @@ def _read_header(path: Path, file: BinaryIO) -> Header:
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError):
         _raise_other_file(path, length_field + header)
     if not isinstance(metadata, dict) or "detrs" not in metadata:
-        raise UserError(
+        raise ForeignError(
             f"{path} is a safetensors file without detrs metadata. Expected a checkpoint that was saved by detrs."
         )
     try:

@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": "compute the COCO AP of a checkpoint, overall and per class",
     "predict": "detect objects in images; write JSON and annotated images",
     "presets": "list the presets with published AP and training recipe",
+    "checkpoint": "inspect a checkpoint of any supported kind; list published ones",
     "profile": "count parameters and FLOPs, measure the latency of a preset",
     "benchmark": "time the attention operator against other implementations",
 }
@@ -38,7 +39,7 @@ SPIN_COUNT = 30_000
 
 def usage() -> str:
     """The text of ``detrs --help``."""
-    commands = "\n".join(f"  {command:<10}{summary}" for command, summary in COMMANDS.items())
+    commands = "\n".join(f"  {command:<12}{summary}" for command, summary in COMMANDS.items())
     return (
         "usage: detrs COMMAND [...]\n\n"
         "Train, evaluate and run object detectors of the DETR family.\n\n"

@@ -20,8 +20,8 @@ class EvaluateArguments:
     By default, evaluates the validation split with the settings used during training.
     """
 
-    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """Path of a best.safetensors, or the folder of a run."""
+    checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
+    """Path of a best.safetensors, folder of a run, or published weights: Hub id, folder, .pth file."""
     data: str | None = None
     """Folder with COCO annotations, or digits. Default: the dataset used in training."""
     split: str | None = None
@@ -78,7 +78,7 @@ def run(argv: list[str]) -> None:
         except OSError as error:
             raise UserError(f"Cannot write --results '{arguments.results}': {error.strerror}.") from error
     if arguments.json:
-        print_json({"checkpoint": str(arguments.checkpoint), **scores.report.to_json()})
+        print_json({"checkpoint": arguments.checkpoint, **scores.report.to_json()})
 
 
 def check_writable(path: Path) -> None:

@@ -29,8 +29,8 @@ class PredictArguments:
     end, with exit code 2. After Ctrl-C, the predictions made so far are saved.
     """
 
-    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """Path of a best.safetensors, or the folder of a run."""
+    checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
+    """Path of a best.safetensors, folder of a run, or published weights: Hub id, folder, .pth file."""
     sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SOURCE...")] = ()
     """Files, folders or quoted glob patterns (** includes subfolders)."""
     output: Path | None = None
@@ -76,7 +76,7 @@ def run(argv: list[str]) -> None:
     )
     output = create_output_folder(arguments.output or new_folder("predict"))  # arguments are checked by now
     predictions = output / "predictions.json"
-    values = {"checkpoint": str(arguments.checkpoint), "threshold": arguments.threshold}
+    values = {"checkpoint": arguments.checkpoint, "threshold": arguments.threshold}
     best = 0.0
     try:
         with console(as_json=True).status("predicting") as status:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detrs import config
-from detrs.checkpoints.detector import TrainedDetector, load_detector
+from detrs.checkpoints.detector import TrainedDetector
+from detrs.checkpoints.sources import open_detector
 from detrs.config import Experiment, RuntimeConfig
 from detrs.data import open_dataset
 from detrs.data.loader import evaluation_batches
@@ -103,7 +104,7 @@ def evaluate_checkpoint(
     """Score the detector of a checkpoint; by default with the settings of its training.
 
     Args:
-        path: a ``best.safetensors``.
+        path: a ``best.safetensors`` or the folder of a run, or published weights, as in ``detrs.load``.
         data: folder of a dataset, or an object with the ``Dataset`` protocol; by default that of training.
         split: by default the validation split of training.
         resize_to: (short, long) in pixels; by default as in training.
@@ -119,7 +120,7 @@ def evaluate_checkpoint(
         UserError: there is no such checkpoint or dataset, their classes differ, or an argument is out of range.
     """
     runtime = Runtime(RuntimeConfig(device=device))
-    detector = load_detector(Path(path))
+    detector = open_detector(path)
     trained = detector.experiment
     folder = str(data) if isinstance(data, str | Path) else trained.data.path
     experiment = replace(

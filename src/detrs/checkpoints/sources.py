@@ -1,0 +1,198 @@
+"""The one entrance for trained detectors: our own checkpoints, folders of ``transformers``, official files, the Hub.
+
+``open_detector`` decides by the content of a file, not by its name, and never executes code in it. The tables of
+:data:`READERS` cover official files; :mod:`detrs.checkpoints.published` has what their weights do not show.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from torch import Tensor
+
+from detrs.checkpoints import format, hub, published
+from detrs.checkpoints.detector import TrainedDetector, load_detector
+from detrs.checkpoints.published import Published
+from detrs.checkpoints.torch_file import SUFFIXES, read_torch_file
+from detrs.checkpoints.transformers import is_transformers_folder, load_transformers, read_json, read_safetensors
+from detrs.errors import UserError, did_you_mean
+from detrs.files import open_regular
+
+READERS = ("official_detr", "official_anchor_detr", "official_sparse_rcnn", "torchvision_faster_rcnn")
+"""Modules of this package with ``matches(keys)`` and ``read(tensors, source, args)``; the first match is used."""
+
+EXPECTED = (
+    "Expected a .safetensors file or the folder of a run, a folder of transformers, a .pth file of an official "
+    "repository, or a Hub id such as facebook/detr-resnet-50"
+)
+MAX_JSON_BYTES = 2_000_000
+"""``config.json`` has 10 kB, and the list of tensors of a model in several files 200 kB."""
+JSON_FILES = ("config.json", "preprocessor_config.json", "model.safetensors.index.json")
+CONFIG, WEIGHTS = JSON_FILES[0], "model.safetensors"
+OLD_WEIGHTS = "pytorch_model.bin"
+TORCH_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+OWN, FOLDER, OFFICIAL = "checkpoint of detrs", "folder of transformers", "official weights"
+"""Kinds of sources."""
+
+
+class Source(NamedTuple):
+    """A detector, and what it was read from."""
+
+    detector: TrainedDetector
+    kind: str
+    """One of ``OWN``, ``FOLDER`` and ``OFFICIAL``."""
+    path: Path
+    """The file, or the folder of ``transformers``."""
+    published: Published | None
+    """Entry of the table if the Hub id or the file name is known."""
+
+
+def open_detector(source: str | Path) -> TrainedDetector:
+    """Read a detector from any supported source; the model is on the CPU, in evaluation mode.
+
+    Args:
+        source: A ``best.safetensors`` or the folder of a run; a folder of ``transformers``, or its weights; a .pth,
+            .pt or .bin file of an official repository; a Hub id ``owner/name`` or ``owner/name@revision``, which is
+            used if there is no such path.
+
+    Raises:
+        UserError: There is no such source, it is damaged or not supported, or it contains code.
+    """
+    return open_source(source).detector
+
+
+def open_source(source: str | Path) -> Source:
+    """As :func:`open_detector`, with a description of the source."""
+    path = Path(source).expanduser()
+    if os.path.lexists(path):
+        return _open_path(path, published.find(path.name))
+    repository = hub.parse(str(source))
+    if repository is None or _similar(path):
+        _raise_missing(path)
+    known = None if repository.revision else published.find(repository.name)
+    return _open_path(hub.download(repository), known)
+
+
+def _open_path(path: Path, known: Published | None) -> Source:
+    if path.is_dir():
+        return _open_folder(path, known)
+    try:
+        with open_regular(path) as file:
+            start = file.read(4)
+    except OSError:
+        start = b""  # load_detector has the message
+    if (start.startswith(TORCH_STARTS) and path.suffix != ".safetensors") or path.suffix in SUFFIXES:
+        if path.name == OLD_WEIGHTS and (path.parent / CONFIG).exists():
+            return _open_folder(path.parent, known)
+        return _open_official(path, *read_torch_file(path), known)
+    try:
+        return Source(load_detector(path), OWN, path, None)
+    except format.ForeignError:
+        if path.name == WEIGHTS and (path.parent / CONFIG).exists():
+            return _open_folder(path.parent, known)
+        return _open_official(path, read_safetensors(path), {}, known)
+
+
+def _open_folder(folder: Path, known: Published | None) -> Source:
+    if (folder / "best.safetensors").exists() or not (folder / CONFIG).exists():
+        if not any((folder / f"{name}.safetensors").exists() for name in ("best", "last")):
+            _raise_other_folder(folder)
+        return Source(load_detector(folder), OWN, folder / "best.safetensors", None)
+    if not is_transformers_folder(folder):
+        raise UserError(f"The folder '{folder}' has {CONFIG}, but no weights. Expected {WEIGHTS} or {OLD_WEIGHTS}.")
+    for name in JSON_FILES:
+        if (folder / name).is_file() and (folder / name).stat().st_size > MAX_JSON_BYTES:
+            raise UserError(
+                f"'{folder / name}' has more than {MAX_JSON_BYTES:,} bytes. Expected a file of transformers."
+            )
+    for part in sorted(folder.glob("model*.safetensors")):
+        check_header(part)
+    detector = load_transformers(folder)
+    return Source(_promised(detector, known), FOLDER, folder, known)
+
+
+def check_header(path: Path) -> None:
+    """Check the header of a safetensors file: its length and its JSON.
+
+    Raises:
+        UserError: The file cannot be read, or its header is invalid.
+    """
+    with contextlib.suppress(format.ForeignError):
+        format.read_header(path)
+
+
+def _open_official(path: Path, tensors: dict[str, Tensor], args: dict[str, Any], known: Published | None) -> Source:
+    for name in READERS:
+        reader = importlib.import_module(f"detrs.checkpoints.{name}")
+        if not reader.matches(tensors.keys()):
+            continue
+        if known is not None:
+            args = {"dilation": known.dilated, **args}
+        detector = reader.read(tensors, path, args)
+        same = known is not None and (known.sha256 is None or file_sha256(path).startswith(known.sha256))
+        return Source(_promised(detector, known if same else None), OFFICIAL, path, known if same else None)
+    if path.suffix == ".safetensors" or path.name == OLD_WEIGHTS:
+        raise UserError(
+            f"'{path}' has no {CONFIG} beside it. Weights of transformers are read with the settings in the same "
+            "folder, as save_pretrained writes it."
+        )
+    raise UserError(
+        f"The weights in '{path}' are not of a supported detector: they begin with {format.abbreviated(list(tensors))}."
+        " Expected the official files of DETR, Conditional DETR, Deformable DETR, Anchor DETR or Sparse R-CNN, or "
+        "torchvision's Faster R-CNN."
+    )
+
+
+def _promised(detector: TrainedDetector, known: Published | None) -> TrainedDetector:
+    return detector if known is None else replace(detector, scores=known.scores)
+
+
+def writer(source: Source) -> str:
+    """Which program wrote a checkpoint, as far as the file shows it."""
+    if source.kind == OWN:
+        return f"detrs {format.read_meta(source.path).get('detrs', 'unknown')}"
+    if source.kind == FOLDER:
+        version = read_json(source.path / CONFIG).get("transformers_version")
+        return f"transformers {version}" if isinstance(version, str) else "transformers"
+    return "PyTorch (torch.save)" if source.path.suffix != ".safetensors" else "safetensors"
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _similar(path: Path) -> str:
+    """``" Did you mean ..?"`` with the most similar name in an existing folder, or ``""``."""
+    folder = path.parent
+    if not folder.is_dir() or folder == Path("."):
+        return ""
+    return did_you_mean(path.name, sorted(entry.name for entry in folder.iterdir()))
+
+
+def _raise_missing(path: Path) -> NoReturn:
+    if path.suffix == ".safetensors":
+        load_detector(path)  # has a message for missing checkpoints
+    hint = _similar(path) or did_you_mean(
+        str(path), [*sorted(os.listdir()), *(each.source for each in published.TABLE)]
+    )
+    raise UserError(f"There is no file or folder '{path}'.{hint} {EXPECTED}.")
+
+
+def _raise_other_folder(folder: Path) -> NoReturn:
+    files = [entry.name for entry in sorted(folder.iterdir()) if entry.suffix in (*SUFFIXES, ".safetensors")]
+    hint = f" Pass one of its files: {format.abbreviated(files)}." if files else ""
+    raise UserError(
+        f"The folder '{folder}' has no best.safetensors: pass the .safetensors file of a detector, or a folder with "
+        f"{CONFIG} and {WEIGHTS} or {OLD_WEIGHTS}.{hint}"
+    )

@@ -1,0 +1,171 @@
+"""``detrs checkpoint``: inspect a checkpoint of any supported kind, and list published ones."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from detrs.cli.arguments import Flag, parse
+from detrs.cli.report import console, print_json
+from detrs.errors import UserError, did_you_mean, printable
+
+if TYPE_CHECKING:
+    from detrs.checkpoints.sources import Source
+
+ACTIONS = ("inspect", "list")
+USAGE = """usage: detrs checkpoint ACTION [...]
+
+Inspect checkpoints. No code in them is executed.
+
+actions:
+  inspect SOURCE [--tensors] [--json]    show what a checkpoint contains
+  list [--json]                          list published checkpoints
+
+detrs checkpoint ACTION --help           show the flags of an action"""
+CLASSES_SHOWN = 10
+LIST_WIDTH = 132
+"""Columns that the longest name needs; a narrower terminal wraps the lines."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectArguments:
+    """Show what a checkpoint contains. No code in it is executed."""
+
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
+    """Path of a best.safetensors, folder of a run, or published weights: Hub id, folder, .pth file."""
+    tensors: Flag = False
+    """Also list the name, shape and dtype of each tensor."""
+    json: Flag = False
+    """Print one JSON object instead of tables."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListArguments:
+    """List published checkpoints that detrs reads, with the AP that their authors report on COCO val2017."""
+
+    json: Flag = False
+    """Print one JSON object instead of a table."""
+
+
+def run(argv: list[str]) -> None:
+    """Run one action."""
+    action, rest = (argv[0], argv[1:]) if argv else ("--help", [])
+    if action in ("--help", "-h"):
+        print(USAGE)
+    elif action == "inspect":
+        inspect(parse(InspectArguments, rest, "detrs checkpoint inspect"))
+    elif action == "list":
+        list_published(parse(ListArguments, rest, "detrs checkpoint list"))
+    else:
+        raise UserError(f"Unknown action '{action}'.{did_you_mean(action, ACTIONS)} Expected inspect or list.")
+
+
+def inspect(arguments: InspectArguments) -> None:
+    """Print the description of a checkpoint."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    from detrs.checkpoints.sources import open_source
+
+    values = describe(open_source(arguments.source), arguments.tensors)
+    if arguments.json:
+        print_json({"source": arguments.source, **values})
+        return
+    screen = console(as_json=False)
+    names = values["classes"]
+    more = f", ... ({len(names) - CLASSES_SHOWN} more)" if len(names) > CLASSES_SHOWN else ""
+    size, ap = values["preprocessing"]["resize_to"], values["scores"].get("ap")
+    rows = {
+        "kind": values["kind"],
+        "path": values["path"],
+        "detector": values["detector"],
+        "preset": values["preset"] or "-",
+        "parameters": f"{values['num_parameters']:,}",
+        "classes": f"{len(names)}: {', '.join(names[:CLASSES_SHOWN])}{more}",
+        "resize to": f"{size[0]}, {size[1]}",
+        "mean": ", ".join(f"{value:g}" for value in values["preprocessing"]["mean"]),
+        "std": ", ".join(f"{value:g}" for value in values["preprocessing"]["std"]),
+        "AP": "-" if ap is None else f"{100 * ap:.1f}",
+        "written by": values["written_by"],
+        "published at": values["url"] or "-",
+        "SHA-256": values["sha256"] or "-",
+    }
+    table = Table(box=SIMPLE_HEAD, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, Text(printable(value)))
+    screen.print(table)
+    if arguments.tensors:
+        table = Table("tensor", "shape", "dtype", box=SIMPLE_HEAD)
+        table.columns[0].overflow = "fold"
+        for entry in values["tensors"]:
+            table.add_row(Text(entry["name"]), " x ".join(map(str, entry["shape"])) or "scalar", entry["dtype"])
+        screen.print(table)
+
+
+def describe(source: "Source", with_tensors: bool = False) -> dict[str, Any]:
+    """The description of a checkpoint as JSON-serializable values."""
+    from detrs.checkpoints.sources import file_sha256, writer
+    from detrs.schema import to_dict
+
+    detector, known = source.detector, source.published
+    values: dict[str, Any] = {
+        "kind": source.kind,
+        "path": str(source.path),
+        "detector": type(detector.experiment.model).__name__.removesuffix("Config"),
+        "preset": detector.experiment.name,
+        "num_parameters": sum(parameter.numel() for parameter in detector.module.parameters()),
+        "classes": list(detector.classes.names),
+        "category_ids": list(detector.classes.category_ids),
+        "preprocessing": to_dict(detector.preprocessing),
+        "scores": detector.scores,
+        "step": detector.step,
+        "epoch": detector.epoch,
+        "written_by": writer(source),
+        "url": known.url if known else None,
+        "sha256": file_sha256(source.path) if source.path.is_file() else None,
+    }
+    if with_tensors:
+        values["tensors"] = [
+            {"name": name, "shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+            for name, tensor in detector.module.state_dict().items()
+        ]
+    return values
+
+
+def list_published(arguments: ListArguments) -> None:
+    """Print the table of published checkpoints."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from detrs.checkpoints.published import TABLE
+    from detrs.schema import to_dict
+
+    if arguments.json:
+        rows = [
+            {
+                "source": each.source,
+                "on_hub": each.on_hub,
+                "url": each.url,
+                "preset": each.preset,
+                "ap": each.ap,
+                "sha256": each.sha256,
+                "preprocessing": to_dict(each.preprocessing),
+            }
+            for each in TABLE
+        ]
+        print_json({"checkpoints": rows})
+        return
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("AP", justify="right", no_wrap=True)
+    table.add_column("preset", no_wrap=True)
+    table.add_column("checkpoint", no_wrap=True)
+    for each in TABLE:
+        table.add_row(f"{100 * each.ap:.1f}", each.preset, each.source)
+    screen = console(as_json=False)
+    screen.width = max(screen.width, LIST_WIDTH)  # names are copied, so they are never broken
+    screen.print(table)
+    screen.print("AP: of the authors, on COCO val2017. owner/name: on the Hugging Face Hub, downloaded on first use.")
+    screen.print("Files: download them from the URLs in detrs checkpoint list --json.")

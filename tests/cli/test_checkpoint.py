@@ -1,0 +1,48 @@
+"""``detrs checkpoint inspect`` and ``list``."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from detrs.checkpoints.published import TABLE
+
+
+def test_inspect(detrs: Callable, checkpoint: Path) -> None:
+    done = detrs("checkpoint", "inspect", checkpoint, "--json", "--tensors")
+    assert done.code == 0 and len(done.out.splitlines()) == 1
+    values = done.json
+    assert (values["kind"], values["detector"]) == ("checkpoint of detrs", "DeformableDETR")
+    assert values["classes"] == ["bright", "dark"] and values["category_ids"] == [7, 3]
+    assert values["written_by"].startswith("detrs ") and len(values["sha256"]) == 64
+    assert set(values["preprocessing"]) == {"resize_to", "mean", "std"}
+    weights = [entry for entry in values["tensors"] if "running" not in entry["name"]]
+    assert sum(torch.Size(entry["shape"]).numel() for entry in weights) >= values["num_parameters"] > 0
+    table = detrs("checkpoint", "inspect", checkpoint)
+    assert "2: bright, dark" in table.out and f"{values['num_parameters']:,}" in table.out
+    assert weights[0]["name"] not in table.out
+    assert weights[0]["name"] in detrs("checkpoint", "inspect", checkpoint, "--tensors").out
+
+
+def test_a_file_with_code_is_an_error(detrs: Callable, tmp_path: Path) -> None:
+    torch.save({"model": torch.nn.ReLU()}, tmp_path / "a.pth")
+    done = detrs("checkpoint", "inspect", tmp_path / "a.pth")
+    assert done.code == 2 and "contains code: 'torch.nn.modules.activation.ReLU'" in done.message
+
+
+def test_list(detrs: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = detrs("checkpoint", "list", "--json").json["checkpoints"]
+    assert [row["source"] for row in rows] == [each.source for each in TABLE]
+    assert rows[0]["ap"] == 0.42 and rows[0]["sha256"] is None and rows[0]["preprocessing"]["resize_to"] == [800, 1333]
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = detrs("checkpoint", "list").out.splitlines()
+    assert all(any(each.source in line for line in lines) for each in TABLE)
+
+
+def test_actions(detrs: Callable) -> None:
+    assert "inspect" in detrs("checkpoint").out == detrs("checkpoint", "--help").out
+    done = detrs("checkpoint", "inspct")
+    assert done.code == 2 and "Did you mean 'inspect'" in done.message
+    assert detrs("checkpoint", "inspect").code == 2
+    assert "SOURCE" in detrs("checkpoint", "inspect", "--help").out
