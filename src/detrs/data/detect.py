@@ -42,10 +42,12 @@ def find_splits(root: Path) -> list[Split]:
         UserError: There is nothing at ``root``, or it cannot be read.
     """
     try:
-        if not root.is_dir():
+        if not root.exists():
             siblings = [entry.name for entry in root.parent.iterdir()] if root.parent.is_dir() else []
-            hint = "" if root.exists() else did_you_mean(root.name, siblings)
-            raise UserError(f"The data folder {root} {'is not a folder' if root.exists() else 'does not exist'}.{hint}")
-        return next((splits for format_ in FORMATS if (splits := format_.splits(root))), [])
+            raise UserError(f"The data folder {root} does not exist.{did_you_mean(root.name, siblings)}")
+        found = next((splits for format_ in FORMATS if (splits := format_.splits(root))), [])
+        if not found and not root.is_dir():
+            raise UserError(f"The data folder {root} is not a folder, and not the file of a dataset such as data.yaml.")
+        return found
     except OSError as error:
         raise UserError(f"The data folder '{root}' cannot be read: {error.strerror}.") from error
