@@ -12,7 +12,7 @@ def find_split(root: Path, split: str) -> Split:
     """Finds a split of a dataset.
 
     Args:
-        root: Folder of the dataset, or its file, such as ``data.yaml``.
+        root: Folder of the dataset, or one of its files, such as ``annotations/train.json``.
         split: ``train``, ``val``, ``test``, a synonym of one of them, or the exact name in the files (``train2017``).
 
     Raises:
@@ -23,10 +23,13 @@ def find_split(root: Path, split: str) -> Split:
         for pattern in (re.escape(name), re.escape(name) + r"(19|20)\d\d"):
             matches = [each for each in found if re.fullmatch(pattern, each.name)]
             if len(matches) > 1:
-                listed = ", ".join(str(each.path.relative_to(root)) for each in matches)
+                listed = ", ".join(str(_relative(each.path, root)) for each in matches)
                 raise UserError(f"{root} has several annotation files for the split '{split}': {listed}. Keep one.")
             if matches:
                 return matches[0]
+    stems = [each for each in found if each.path.stem == split]
+    if len(stems) == 1:  # --data.train-split annotations, for annotations.json
+        return stems[0]
     if not found:
         layouts = "; ".join(layout.format(split=split) for format_ in FORMATS for layout in format_.LAYOUTS)
         raise UserError(f"{root} has no annotations for the split '{split}'. Supported layouts: {layouts}.")
@@ -42,12 +45,28 @@ def find_splits(root: Path) -> list[Split]:
         UserError: There is nothing at ``root``, or it cannot be read.
     """
     try:
-        if not root.exists():
+        if root.is_file():
+            return _splits_of_file(root)
+        if not root.is_dir():
             siblings = [entry.name for entry in root.parent.iterdir()] if root.parent.is_dir() else []
-            raise UserError(f"The data folder {root} does not exist.{did_you_mean(root.name, siblings)}")
-        found = next((splits for format_ in FORMATS if (splits := format_.splits(root))), [])
-        if not found and not root.is_dir():
-            raise UserError(f"The data folder {root} is not a folder, and not the file of a dataset such as data.yaml.")
-        return found
+            hint = "" if root.exists() else did_you_mean(root.name, siblings)
+            raise UserError(f"The data folder {root} {'is not a folder' if root.exists() else 'does not exist'}.{hint}")
+        return _first(root)
     except OSError as error:
         raise UserError(f"The data folder '{root}' cannot be read: {error.strerror}.") from error
+
+
+def _splits_of_file(path: Path) -> list[Split]:
+    """The splits of a dataset that is given by one of its files."""
+    if splits := _first(path):
+        return splits
+    expected = "Expected a folder, or a file of a dataset, such as data.yaml or annotations/train.json."
+    raise UserError(f"The data folder {path} is not a folder, and not a file of a dataset. {expected}")
+
+
+def _first(path: Path) -> list[Split]:
+    return next((splits for format_ in FORMATS if (splits := format_.splits(path))), [])
+
+
+def _relative(path: Path, root: Path) -> Path:
+    return path.relative_to(root) if path.is_relative_to(root) else path

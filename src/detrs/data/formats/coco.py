@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsIndex
 
-from detrs.data.content import Content, ImageRow, Split, synonyms
+from detrs.data.content import Content, ImageRow, Split
 from detrs.data.findings import Findings
-from detrs.data.formats.json_head import top_level_keys
+from detrs.data.formats.coco_layouts import find_file, find_files
 from detrs.data.json_file import Sink, read_json
 from detrs.data.objects import (
     CROWD,
@@ -27,10 +27,9 @@ LAYOUTS = (
     "annotations/instances_{split}2017.json with {split}2017/ or images/{split}2017/ (COCO)",
     "annotations/{split}.json or {split}.json with images/, images/{split}/ or {split}/",
     "{split}/_annotations.coco.json with the images beside it (Roboflow)",
+    "{split}/annotations.json or {split}/labels.json with the images beside it, in {split}/images/ or in {split}/data/",
+    "annotations.json or labels.json with images/ or data/ (not divided into splits), or a path to a .json file",
 )
-ROBOFLOW = "_annotations.coco.json"
-OTHER_KEYS = frozenset({"shapes", "samples", "labels"})
-"""Keys of other JSON formats: LabelMe and FiftyOne."""
 
 
 @dataclass(frozen=True)
@@ -50,24 +49,10 @@ class CocoSplit(Split):
         return Content(images=images, objects=objects, categories=categories, folders=self.folders, digest=digest)
 
 
-def splits(root: Path) -> list[Split]:
-    """The annotation files in a folder."""
-    files = [
-        (path.stem.removeprefix("instances_"), path)
-        for folder in (root / "annotations", root)
-        for path in sorted(folder.glob("*.json"))
-        if not OTHER_KEYS.intersection(top_level_keys(path) or ())
-    ]
-    files += [(path.parent.name, path) for path in sorted(root.glob(f"*/{ROBOFLOW}"))]
-    return [CocoSplit(name, path, _folders(root, path, name)) for name, path in files]
-
-
-def _folders(root: Path, annotations: Path, name: str) -> tuple[Path, ...]:
-    if annotations.name == ROBOFLOW:
-        return (annotations.parent,)
-    names = dict.fromkeys((name, name.rstrip("0123456789"), *synonyms(name)))
-    nested = [root / name for name in names] + [root / "images" / name for name in names]
-    return tuple(folder for folder in (*nested, root / "images", root) if folder.is_dir())
+def splits(path: Path) -> list[Split]:
+    """The annotation files in a folder, or the dataset of an annotation file."""
+    found = find_file(path) if path.is_file() else find_files(path)
+    return [CocoSplit(*each) for each in found]
 
 
 class _ImageRows(list[ImageRow | None]):
