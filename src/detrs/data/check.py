@@ -138,7 +138,7 @@ def _images(
         if count > 1:
             notes.add("file used by several images", str(name))
     searched = {id_: row for id_, row in valid.items() if row.path is None}
-    found = locate(searched, folders, errors, notes) if searched else {}
+    found = locate(searched, folders, errors, notes, num_images=len(valid)) if searched else {}
     paths = {id_: row.path or found[id_] for id_, row in valid.items() if row.path or id_ in found}
     return _check_files(paths, {id_: row.place for id_, row in valid.items()}, sizes, decode, errors, notes)
 

@@ -19,7 +19,14 @@ EXTENSION = "file_name with another extension than the file"
 SHORTENED = "file_name with leading folders that the dataset does not have, ignored"
 
 
-def locate(rows: dict[int, ImageRow], folders: tuple[Path, ...], errors: Findings, notes: Findings) -> dict[int, Path]:
+def locate(
+    rows: dict[int, ImageRow],
+    folders: tuple[Path, ...],
+    errors: Findings,
+    notes: Findings,
+    *,
+    num_images: int | None = None,
+) -> dict[int, Path]:
     """Finds the file of each image.
 
     A name that does not exist is decoded if it is URL-encoded, its extension is replaced by that of the only image with
@@ -31,6 +38,7 @@ def locate(rows: dict[int, ImageRow], folders: tuple[Path, ...], errors: Finding
         folders: Candidate folders, at least one.
         errors: Receives names outside the folder, names that differ in upper and lower case, and missing files.
         notes: Receives the repaired names, and the few missing images that are skipped.
+        num_images: Number of images including those that need not be searched; by default, that of ``rows``.
 
     Returns:
         The path of each image found, by id.
@@ -58,7 +66,8 @@ def locate(rows: dict[int, ImageRow], folders: tuple[Path, ...], errors: Finding
             paths[id_] = match.path
             if match.repair:
                 notes.add(match.repair, f"{place}: {name} is {match.path.relative_to(search.root)}")
-    add_items("missing image, skipped", f"missing image (of {len(rows)})", missing, len(rows), errors, notes)
+    count = len(rows) if num_images is None else num_images
+    add_items("missing image, skipped", f"missing image (of {count})", missing, count, errors, notes)
     return paths
 
 

@@ -159,7 +159,7 @@ class _Check:
                 'iscrowd 1: if these are single objects, export them with "iscrowd": 0)',
                 kind == CROWD,
             )
-        self.note('annotation with "ignore": 1, not a target, handled as a crowd region', kind == IGNORED)
+        self.note(f"{self.columns.ignored}, not a target, handled as a crowd region", kind == IGNORED)
 
 
 def _excess(boxes: NDArray[Any], extents: NDArray[Any]) -> NDArray[Any]:

@@ -19,6 +19,8 @@ ROTATED = (
     "without rotation)"
 )
 
+ENCLOSED = "polygon or other shape, of which the enclosing upright box is used"
+
 REGULAR, CROWD, IGNORED = range(3)
 
 
@@ -87,6 +89,8 @@ class Columns(ABC):
 
     normalized = False
     """Whether boxes are fractions of the width and height of their image, not pixels."""
+    ignored = 'annotation with "ignore": 1'
+    """What an object of the kind ``IGNORED`` is in this format, for messages."""
 
     def __init__(self) -> None:
         self.clear()

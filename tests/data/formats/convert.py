@@ -10,6 +10,7 @@ import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import numpy as np
 
@@ -94,3 +95,30 @@ def to_yolo(coco_folder: Path, split: str, output: Path) -> Path:
     lines += [f"  {label}: {json.dumps(name)}\n" for label, name in enumerate(classes.values())]
     (output / "data.yaml").write_text("".join(lines))
     return output / "data.yaml"
+
+
+def to_voc(coco_folder: Path, split: str, output: Path) -> Path:
+    """``Annotations``, ``JPEGImages`` and ``ImageSets/Main/SPLIT.txt``; pixels start at 1, the last one included."""
+    images, annotations, classes = read_coco(coco_folder, split)
+    for folder in ("Annotations", "ImageSets/Main"):
+        (output / folder).mkdir(parents=True, exist_ok=True)
+    for image in images:
+        link_image(coco_folder, image["file_name"], output / "JPEGImages" / image["file_name"])
+        objects = []
+        for annotation in annotations[image["id"]]:
+            x, y, width, height = annotation["bbox"]
+            sides = {"xmin": x + 1, "ymin": y + 1, "xmax": x + width, "ymax": y + height}
+            corners = "".join(f"      <{side}>{value!r}</{side}>\n" for side, value in sides.items())
+            objects.append(
+                f"  <object>\n    <name>{escape(classes[annotation['category_id']])}</name>\n"
+                f"    <difficult>0</difficult>\n    <bndbox>\n{corners}    </bndbox>\n  </object>\n"
+            )
+        size = f"<width>{image['width']}</width><height>{image['height']}</height><depth>3</depth>"
+        path = (output / "Annotations" / image["file_name"]).with_suffix(".xml")
+        path.write_text(
+            f"<annotation>\n  <filename>{escape(image['file_name'])}</filename>\n  <size>{size}</size>\n"
+            f"{''.join(objects)}</annotation>\n"
+        )
+    stems = [Path(image["file_name"]).stem for image in images]
+    (output / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in stems))
+    return output

@@ -372,7 +372,7 @@ def test_a_fault_on_the_command_line(root: Path, capsys: pytest.CaptureFixture[s
     assert "outside the 2 class names (0 to 1): labels/train/a.txt:1: 7" in " ".join(capsys.readouterr().err.split())
     shutil.copy(root / "data.yaml", root.parent / "notes.md")
     assert main([*words[:3], str(root.parent / "notes.md")]) == 2
-    assert "not the file of a dataset such as data.yaml" in capsys.readouterr().err
+    assert "not a file of a dataset. Expected a folder" in capsys.readouterr().err
 
 
 def test_missing_splits_are_listed(root: Path) -> None:
