@@ -15,6 +15,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from detrs import files, models, schema
 from detrs.criterion.set_criterion import CriterionConfig
+from detrs.data.splits import NO_SPLIT
 from detrs.data.transforms import DataConfig, check_official
 from detrs.errors import UserError
 from detrs.models import MODELS, ModelConfig
@@ -165,3 +166,13 @@ def validate(experiment: Experiment) -> None:
     schema.check(experiment)
     models.check(experiment.model)
     check_official(experiment.data)
+    if experiment.data.val_split == NO_SPLIT:
+        for name, value in (
+            ("data.val_fraction", experiment.data.val_fraction),
+            ("evaluation.patience", experiment.evaluation.patience),
+        ):
+            if value is not None:
+                raise UserError(
+                    f"{name} is {value}, but data.val_split {NO_SPLIT} trains without validation: remove one of the "
+                    "two settings."
+                )

@@ -9,6 +9,7 @@ from typing import Any
 TRAIN = {
     "data.path": "data",
     "schedule.epochs": "epochs",
+    "data.val_fraction": "val-fraction",
     "data.batch_size": "batch-size",
     "data.resize_to": "image-size",
     "optimizer.lr": "lr",

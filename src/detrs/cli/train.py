@@ -36,6 +36,8 @@ class TrainArguments:
 
     data: str | None
     """Folder with COCO annotations, or digits for the built-in demo dataset."""
+    val_fraction: float | None
+    """Fraction of the training images to hold out for validation, if the dataset has no validation split."""
     epochs: int
     """Number of passes over the training images."""
     batch_size: int
@@ -83,6 +85,8 @@ def run(argv: list[str]) -> None:
 
 def summary(result: TrainResult) -> str:
     """The result as one line of text."""
+    if not result.scores:
+        return f"{result.steps} steps without validation, in {result.seconds:.0f} s: {result.checkpoint}"
     figures = {name: result.scores.get(key) for name, key in (("AP", "ap"), ("AP50", "ap50"))}
     scores = ", ".join(f"{name} {'-' if value is None else f'{value:.3f}'}" for name, value in figures.items())
     return f"{scores} at step {result.best_step} of {result.steps}, in {result.seconds:.0f} s: {result.checkpoint}"

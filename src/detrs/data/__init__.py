@@ -17,6 +17,7 @@ __all__ = [
     "FolderDataset",
     "Sample",
     "SampleDataset",
+    "data_root",
     "make_sample",
     "open_dataset",
 ]
@@ -34,14 +35,22 @@ def open_dataset(path: str | None, split: str, *, keep_empty: bool = True, cache
     Raises:
         UserError: there is no such dataset, or its annotations have errors; all of them are listed.
     """
+    if path == "digits":
+        return DigitsDataset(split)
+    return FolderDataset(find_split(data_root(path), split), keep_empty=keep_empty, cache_bytes=int(cache_gib * 2**30))
+
+
+def data_root(path: str | None) -> Path:
+    """The path of a dataset on disk.
+
+    Raises:
+        UserError: no path was given, or it starts with an unknown user.
+    """
     if not path:
         raise UserError(
             "No dataset was given: use --data FOLDER (with COCO annotations), or --data digits for the demo set."
         )
-    if path == "digits":
-        return DigitsDataset(split)
     try:
-        root = Path(path).expanduser()
+        return Path(path).expanduser()
     except RuntimeError as error:  # unknown ~user
         raise UserError(f"There is no data folder '{path}': {error}") from None
-    return FolderDataset(find_split(root, split), keep_empty=keep_empty, cache_bytes=int(cache_gib * 2**30))

@@ -8,6 +8,10 @@ from detrs.data.formats import FORMATS
 from detrs.errors import UserError, did_you_mean
 
 
+class NoSplitError(UserError):
+    """A dataset does not have the requested split."""
+
+
 def find_split(root: Path, split: str) -> Split:
     """Finds a split of a dataset.
 
@@ -18,7 +22,20 @@ def find_split(root: Path, split: str) -> Split:
     Raises:
         UserError: The split was not found or is ambiguous; the message lists the supported layouts and what was found.
     """
-    found = find_splits(root)
+    return choose_split(find_splits(root), root, split)
+
+
+def choose_split(found: list[Split], root: Path, split: str) -> Split:
+    """The split with a name or one of its synonyms among all splits of a dataset.
+
+    Args:
+        found: All splits.
+        root: The dataset, for messages.
+        split: See ``find_split``; an empty string is a dataset that is not divided into splits.
+
+    Raises:
+        UserError: See ``find_split``; ``NoSplitError`` if the dataset has other splits only.
+    """
     for name in synonyms(split):
         for pattern in (re.escape(name), re.escape(name) + r"(19|20)\d\d"):
             matches = [each for each in found if re.fullmatch(pattern, each.name)]
@@ -33,9 +50,11 @@ def find_split(root: Path, split: str) -> Split:
     if not found:
         layouts = "; ".join(layout.format(split=split) for format_ in FORMATS for layout in format_.LAYOUTS)
         raise UserError(f"{root} has no annotations for the split '{split}'. Supported layouts: {layouts}.")
-    names = [each.name for each in found]
+    names = [each.name for each in found if each.name]
+    if not names:
+        raise NoSplitError(f"{root} is not divided into splits, so it has no split '{split}'.")
     listed = ", ".join(sorted(set(names)))
-    raise UserError(f"{root} has no split '{split}'. Available splits: {listed}.{did_you_mean(split, names)}")
+    raise NoSplitError(f"{root} has no split '{split}'. Available splits: {listed}.{did_you_mean(split, names)}")
 
 
 def find_splits(root: Path) -> list[Split]:

@@ -15,16 +15,26 @@ HASHED_BY_ENDS = (b"\xff\xd8", b"\x89PNG")
 """First bytes of these formats. All other files are hashed completely."""
 
 
-def fingerprint(annotations: bytes, paths: Sequence[Path]) -> str:
-    """Hex SHA-256 of the hash of an annotation file, and of name, length and ends of image files.
+def fingerprint(annotations: bytes, paths: Sequence[Path], contents: Sequence[bytes]) -> str:
+    """Hex SHA-256 of the hash of an annotation file, and of names and contents of image files.
 
     It depends on neither the folder nor the modification time, so that a dataset may be moved.
+
+    Args:
+        annotations: Hash of the annotations.
+        paths: The image files.
+        contents: Their ``hash_files``.
     """
     digest = hashlib.sha256(annotations)
-    with ThreadPoolExecutor(NUM_READERS) as readers:
-        for path, content in zip(paths, readers.map(_content, paths), strict=True):
-            digest.update(path.name.encode(errors="surrogateescape") + b"\0" + content)
+    for path, content in zip(paths, contents, strict=True):
+        digest.update(path.name.encode(errors="surrogateescape") + b"\0" + content)
     return digest.hexdigest()
+
+
+def hash_files(paths: Sequence[Path]) -> list[bytes]:
+    """A hash of length and ends of each image file; empty if it cannot be read."""
+    with ThreadPoolExecutor(NUM_READERS) as readers:
+        return list(readers.map(_content, paths))
 
 
 def _content(path: Path) -> bytes:

@@ -1,18 +1,21 @@
 """Datasets of image files with annotations, in any of the annotation formats."""
 
+import copy
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
 from torchvision import tv_tensors
 
 from detrs.data.check import ImageEntry, read_annotations, swapped
 from detrs.data.content import Split
-from detrs.data.fingerprint import fingerprint
+from detrs.data.fingerprint import fingerprint, hash_files
 from detrs.data.images import decode_image
 from detrs.data.sample import Sample
+from detrs.data.splits import held_out
 from detrs.errors import UserError
 from detrs.structures import Classes
 
@@ -40,15 +43,13 @@ class FolderDataset:
         self.classes: Classes = annotations.classes
         self.notes: list[str] = annotations.notes
         self.num_skipped: int = annotations.num_skipped
-        every, trainable = annotations.objects, annotations.objects.trainable
-        num_images = len(annotations.images)
-        counts = np.bincount(every.image[trainable], minlength=num_images)
-        kept = np.full(num_images, True) if keep_empty else counts > 0
-        self._images: list[ImageEntry] = [image for image, keep in zip(annotations.images, kept, strict=True) if keep]
-        self._objects = every.select(np.flatnonzero(kept[every.image]))
-        counts = counts[kept]
-        self._starts = np.concatenate(([0], counts.cumsum())).tolist()
-        rows = np.flatnonzero(trainable)
+        every = annotations.objects
+        self._digest = annotations.digest
+        self._images: list[ImageEntry] = annotations.images
+        self._contents: list[bytes] = hash_files([image.path for image in self._images])
+        self._positions = np.arange(len(self._images))  # of the images in the annotations
+        self._objects = every
+        rows = np.flatnonzero(every.trainable)
         rows = rows[np.argsort(every.image[rows], kind="stable")]  # (T,), by image, in the order of the file
         sizes = torch.tensor([image.size for image in annotations.images], dtype=torch.float64)
         limits = sizes.flip(1).repeat(1, 2)[torch.from_numpy(every.image[rows]).long()]  # (T, 4)
@@ -56,13 +57,58 @@ class FolderDataset:
         boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
         self._boxes = boxes.clamp(min=0).minimum(limits).float()  # (T, 4) xyxy in pixels, of all images
         self._labels = torch.from_numpy(every.label[rows]).long()  # (T,)
-        self.image_ids = [image.id for image in self._images]
-        self.max_objects = int(counts.max())
-        self.num_empty = int((counts == 0).sum())
+        self._counts = np.bincount(every.image[rows], minlength=len(self._images))
         self.can_be_mirrored = True
-        self._fingerprint = fingerprint(annotations.digest, [image.path for image in self._images])
+        self._cache_bytes = cache_bytes
+        self._keep(np.full(len(self), True) if keep_empty else self._counts > 0)
+
+    def _keep(self, kept: NDArray[Any]) -> None:
+        """Removes all other images; ``kept`` (N,) is a mask."""
+        self._images = [image for image, keep in zip(self._images, kept, strict=True) if keep]
+        self._contents = [content for content, keep in zip(self._contents, kept, strict=True) if keep]
+        rows = torch.from_numpy(np.repeat(kept, self._counts))
+        self._boxes, self._labels = self._boxes[rows], self._labels[rows]
+        self._positions, self._counts = self._positions[kept], self._counts[kept]
+        is_kept = np.zeros(len(self._objects.image_ids), dtype=bool)
+        is_kept[self._positions] = True
+        self._objects = self._objects.select(np.flatnonzero(is_kept[self._objects.image]))
+        self._starts = np.concatenate(([0], self._counts.cumsum())).tolist()
+        self.image_ids = [image.id for image in self._images]
+        self.max_objects = int(self._counts.max(initial=0))
+        self.num_empty = int((self._counts == 0).sum())
+        self._fingerprint = fingerprint(self._digest, [image.path for image in self._images], self._contents)
         self._cache: dict[int, Tensor] = {}
-        self._cache_bytes_left = cache_bytes
+        self._cache_bytes_left = self._cache_bytes
+
+    def select(self, kept: NDArray[Any]) -> "FolderDataset":
+        """The dataset with some of its images, in the same order; ``kept`` (N,) is a mask."""
+        part = copy.copy(self)
+        part._keep(kept)
+        return part
+
+    def divide(self, fraction: float, *, keep_empty: bool = True) -> "tuple[FolderDataset, FolderDataset]":
+        """The training part and the validation part; see ``held_out``.
+
+        Args:
+            fraction: Fraction of the images in the validation part.
+            keep_empty: Keep images without objects in the training part.
+
+        Raises:
+            UserError: There are too few different images.
+        """
+        images = np.repeat(np.arange(len(self)), self._counts)
+        files = zip(self._contents, self._images, strict=True)
+        contents = [content or image.path.name.encode() for content, image in files]
+        held = held_out(fraction, contents, images, self._labels.numpy(), self.classes.names)
+        if not held.any() or held.all():
+            raise UserError(
+                f"data.val_fraction is {fraction}, but no image can be held out for validation: {len(self)} images "
+                "(without copies) are too few, or every class has only one. Add images, or train without validation: "
+                "data.val_split none"
+            )
+        train, val = self.select(~held & (keep_empty | (self._counts > 0))), self.select(held)
+        val.notes, val.num_skipped = [], 0  # of all images; reported once, by the training part
+        return train, val
 
     def __len__(self) -> int:
         return len(self._images)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
@@ -48,7 +48,11 @@ class DataConfig:
     train_split: str = "train"
     """Name of the split to train on."""
     val_split: str = "val"
-    """Name of the split to evaluate on (``val``, ``valid`` and ``validation`` are synonyms)."""
+    """Name of the split to evaluate on (``val``, ``valid`` and ``validation`` are synonyms); ``none``: train without
+    validation."""
+    val_fraction: Annotated[float, Gt(0), Lt(1)] | None = None
+    """Fraction of the training images to hold out for validation, stratified by class; for datasets without a
+    validation split. The same images are held out in every run."""
     resize_to: tuple[Annotated[int, Ge(32), Le(MAX_SIDE)], Annotated[int, Ge(32), Le(MAX_SIDE)]] = OFFICIAL_SIZE
     """(short, long) in pixels: the short side becomes ``short`` unless the long side would exceed ``long``."""
     augment: Literal["none", "flip", "crop", "official"] = "crop"

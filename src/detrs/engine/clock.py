@@ -38,11 +38,17 @@ class Clock:
         runtime: the processes.
         steps_per_epoch: optimizer steps of one epoch.
         began: ``time.monotonic()`` when the run began.
-        steps_to_evaluate: size of the validation split in training batches.
+        steps_to_evaluate: size of the validation split in training batches; ``None`` without validation.
     """
 
     def __init__(
-        self, experiment: Experiment, runtime: Runtime, *, steps_per_epoch: int, began: float, steps_to_evaluate: float
+        self,
+        experiment: Experiment,
+        runtime: Runtime,
+        *,
+        steps_per_epoch: int,
+        began: float,
+        steps_to_evaluate: float | None,
     ) -> None:
         minutes = experiment.schedule.max_minutes
         self.steps_per_epoch = steps_per_epoch
@@ -72,7 +78,9 @@ class Clock:
     def update(self) -> None:
         """Set ``seconds`` (used), ``reserve`` (kept for the last evaluation) and ``remaining`` (steps that fit)."""
         # Before the first evaluation: a batch takes half of a training step, plus the drawings.
-        evaluation = 1.25 * self.evaluation or 0.5 * self.fastest_step * self.steps_to_evaluate + DRAWING_SECONDS
+        evaluation = 1.25 * self.evaluation
+        if not evaluation and self.steps_to_evaluate is not None:
+            evaluation = 0.5 * self.fastest_step * self.steps_to_evaluate + DRAWING_SECONDS
         # The state is saved before and after that evaluation.
         times = self.used(), evaluation + 2 * self.saving + self.fastest_step, self.evaluation, self.step_seconds()
         has_budget = self.pace.budget_seconds is not None
@@ -172,7 +180,8 @@ class Clock:
     def is_evaluation_due(self, state: TrainingState) -> bool:
         """Whether the weights after the last step are to be evaluated, and have not been."""
         is_due = state.step % self.steps_between_evaluations == 0 and self.allows_evaluation()
-        return (is_due or self.is_finished(state)) and 0 < state.step != state.evaluated_step
+        has_validation = self.steps_to_evaluate is not None
+        return has_validation and (is_due or self.is_finished(state)) and 0 < state.step != state.evaluated_step
 
     @property
     def steps_between_evaluations(self) -> int:

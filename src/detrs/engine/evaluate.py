@@ -12,8 +12,10 @@ from detrs.checkpoints.sources import open_detector
 from detrs.config import Experiment, RuntimeConfig
 from detrs.data import open_dataset
 from detrs.data.loader import evaluation_batches
+from detrs.data.opening import open_validation_part
 from detrs.data.protocol import check_protocol, checked_ground_truth
 from detrs.data.sample import Dataset
+from detrs.data.splits import NO_SPLIT
 from detrs.engine.runtime import Runtime
 from detrs.errors import UserError
 from detrs.evaluation.coco import CocoReport, coco_report
@@ -106,7 +108,8 @@ def evaluate_checkpoint(
     Args:
         path: a ``best.safetensors`` or the folder of a run, or published weights, as in ``detrs.load``.
         data: folder of a dataset, or an object with the ``Dataset`` protocol; by default that of training.
-        split: by default the validation split of training.
+        split: by default the validation split of training, or the images that were held out there; ``val`` for a
+            detector trained without validation.
         resize_to: (short, long) in pixels; by default as in training.
         batch_size: images per forward pass; by default as in training.
         max_detections: per image; by default as in training.
@@ -128,7 +131,8 @@ def evaluate_checkpoint(
         data=replace(
             trained.data,
             path=folder,
-            val_split=split or trained.data.val_split,
+            val_split=split or ("val" if trained.data.val_split == NO_SPLIT else trained.data.val_split),
+            val_fraction=None if split else trained.data.val_fraction,
             resize_to=resize_to or detector.preprocessing.resize_to,
             augment="none",  # the official recipe has a fixed size; evaluation does not augment
         ),
@@ -143,7 +147,9 @@ def evaluate_checkpoint(
     )
     config.validate(experiment)
     if data is None or isinstance(data, str | Path):
-        dataset, name = open_validation(experiment, is_given=data is not None), f"the dataset '{folder}'"
+        is_exact = split is not None
+        dataset = open_validation(experiment, is_given=data is not None, is_exact=is_exact)
+        name = f"the dataset '{folder}'"
     else:
         dataset, name = data, "the dataset"
         check_protocol(dataset, "data")
@@ -159,11 +165,19 @@ def evaluate_checkpoint(
     return evaluate(detector, dataset, runtime, workers=workers, on_images=on_images)
 
 
-def open_validation(experiment: Experiment, *, is_given: bool) -> Dataset:
-    """The validation split; ``is_given``: its folder was named by the caller, not by the checkpoint."""
+def open_validation(experiment: Experiment, *, is_given: bool, is_exact: bool) -> Dataset:
+    """The validation split, without a cache since every image is used once.
+
+    Args:
+        experiment: settings.
+        is_given: the caller gave the folder, not the checkpoint.
+        is_exact: the caller gave the name of the split, not the checkpoint.
+    """
     folder = experiment.data.path
     try:
-        return open_dataset(folder, experiment.data.val_split)  # no cache: every image is used once
+        if is_exact:
+            return open_dataset(folder, experiment.data.val_split)
+        return open_validation_part(experiment.data)
     except UserError as error:
         if folder is None:
             raise UserError("The detector was trained on data in Python: pass data=... (--data FOLDER).") from None

@@ -248,7 +248,7 @@ def summary(
     Args:
         experiment: its name, data and precision.
         model: the detector.
-        sizes: training images, validation images, classes.
+        sizes: training images, validation images (0: training without validation), classes.
         device: where the model is trained.
         output: folder of the run.
     """
@@ -257,7 +257,8 @@ def summary(
     total, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
     frozen = "" if total == trained else f", {trained / 1e6:.2f} M of them trained"
     images, val_images, classes = sizes
-    counts = f"{images} training images, {val_images} validation images, {classes} classes"
+    validation = f"{val_images} validation images" if val_images else "no validation"
+    counts = f"{images} training images, {validation}, {classes} classes"
     rows = {
         "device": f"{device}, {threads} CPU thread{'s' * (threads > 1)}, {experiment.runtime.precision}",
         "preset": experiment.name or type(experiment.model).__name__,

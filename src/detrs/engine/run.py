@@ -5,7 +5,7 @@
     experiment.json         settings of the run
     metrics.jsonl           one line per log interval and per evaluation
     results.png             its curves
-    best.safetensors        the best weights so far, with everything needed to predict
+    best.safetensors        the best weights so far, with everything needed to predict; without validation the last
     last.safetensors        training state, from which the run is resumed
     previous.safetensors    the training state before ``last``, in case ``last`` is damaged
     next.safetensors        the next ``last`` while it is written

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import logging
 import shlex
+from collections.abc import Callable
 from typing import Any
 
 from detrs.checkpoints import format
@@ -27,11 +28,12 @@ class Saver:
         experiment: settings, with the number of classes of the data.
         folder: folder of the run.
         train_set: its classes and fingerprint are saved and compared.
-        val_set: its fingerprint likewise.
+        val_set: its fingerprint likewise; ``None`` without validation.
         state: what is saved; also the metrics, the clock and the loss scale of ``runtime``.
         metrics: see ``state``.
         clock: see ``state``.
         runtime: see ``state``.
+        write_best: without validation, writes ``best`` after each save, from the current weights.
     """
 
     def __init__(
@@ -39,14 +41,16 @@ class Saver:
         experiment: Experiment,
         folder: RunFolder,
         train_set: Dataset,
-        val_set: Dataset,
+        val_set: Dataset | None,
         state: TrainingState,
         metrics: Metrics,
         clock: Clock,
         runtime: Runtime,
+        write_best: Callable[[], None],
     ) -> None:
         self.experiment, self.folder, self.train_set, self.val_set = experiment, folder, train_set, val_set
         self.state, self.metrics, self.clock, self.runtime = state, metrics, clock, runtime
+        self.write_best = write_best
         self.saved: tuple[int, int] | None = None
         """Step and evaluated step of the state that was written or read last."""
         self.stored_best: dict[str, Any] | None = None
@@ -107,6 +111,9 @@ class Saver:
 
     def compare_best(self) -> None:
         """Compare ``best`` with the state: it may be newer than the state, or lost."""
+        if self.val_set is None:
+            self.restore_best()
+            return
         try:
             self.stored_best = self.folder.read_best()
         except UserError as error:
@@ -114,12 +121,25 @@ class Saver:
                 logger.warning("%s The next evaluation writes a new one.", error)
             self.state.best_scores, self.state.evaluated_step = None, 0
 
+    def restore_best(self) -> None:
+        """Without validation, write ``best`` anew unless it has the weights of the state."""
+        if not self.runtime.is_main:
+            return
+        try:
+            is_current = self.folder.read_best().get("step") == self.state.step
+        except UserError:
+            is_current = False
+        if not is_current:
+            self.write_best()
+
     def save(self) -> None:
         """Write ``last``, from which the run can be resumed bit-exactly.
 
         A state with NaN or infinity, which could not be resumed, is not written: existing states are kept, and a
-        warning is logged.
+        warning is logged. Without validation, ``best`` is written as well, from the current weights.
         """
+        if self.val_set is None:
+            self.state.best_step = self.state.step
         if self.runtime.is_main:
             with self.clock.saving_state():
                 try:
@@ -128,6 +148,8 @@ class Saver:
                     kept = "there is no earlier state" if self.saved is None else f"step {self.saved[0]} is kept"
                     logger.warning("step %d is not saved (%s): %s", self.state.step, kept, error)
                     return
+                if self.val_set is None:
+                    self.write_best()
         self.saved = self.state.step, self.state.evaluated_step
 
     def meta(self) -> dict[str, Any]:
@@ -176,5 +198,6 @@ class Saver:
         return self.train_set.classes.names
 
     def fingerprints(self) -> dict[str, str]:
-        """Fingerprints of both splits."""
-        return {"train": self.train_set.fingerprint(), "val": self.val_set.fingerprint()}
+        """Fingerprints of both splits, or of the training split without validation."""
+        val = {} if self.val_set is None else {"val": self.val_set.fingerprint()}
+        return {"train": self.train_set.fingerprint(), **val}

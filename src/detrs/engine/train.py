@@ -13,8 +13,10 @@ from detrs import config
 from detrs.checkpoints import read_meta
 from detrs.config import Experiment
 from detrs.data import open_dataset
+from detrs.data.opening import open_splits
 from detrs.data.protocol import check_protocol
 from detrs.data.sample import Dataset
+from detrs.data.splits import NO_SPLIT
 from detrs.engine.compatibility import check_batch_norm, check_divisible
 from detrs.engine.interruption import Interrupted, Interruption
 from detrs.engine.journal import StepReport, display, format_scores
@@ -33,9 +35,10 @@ class TrainResult:
 
     output: Path
     checkpoint: Path
-    """``best.safetensors``: the best weights, with everything needed to predict."""
+    """``best.safetensors``: the best weights, with everything needed to predict; without validation the last."""
     scores: dict[str, Any]
-    """Scores of the best weights on the validation split: ``ap``, ``ap50``, ... (``None``: undefined)."""
+    """Scores of the best weights on the validation split: ``ap``, ``ap50``, ... (``None``: undefined); empty without
+    validation."""
     best_step: int
     """Optimizer steps of the best weights."""
     steps: int
@@ -79,7 +82,7 @@ def training(
         )
     if not isinstance(output, str | Path):
         raise UserError(f"output: expected the path of a folder, got {output!r:.80}.")
-    if train_set is not None and val_set is not None:  # a folder would not be used
+    if train_set is not None and (val_set is not None or experiment.data.val_split == NO_SPLIT):  # no folder is used
         experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, path=None))
     config.validate(experiment)
     runtime = Runtime(experiment.runtime)
@@ -92,7 +95,8 @@ def training(
     folder = RunFolder(Path(output))
     if runtime.is_main:
         folder.check(resume=resume)
-    if resume and experiment.data.path is None and (train_set is None or val_set is None):
+    needs_val = val_set is None and experiment.data.val_split != NO_SPLIT
+    if resume and experiment.data.path is None and (train_set is None or needs_val):
         raise UserError(
             f"The run in '{folder.path}' was started with data in Python: resume it with "
             "detrs.training(..., resume=True) and the same train_set and val_set, or add --data FOLDER."
@@ -157,23 +161,34 @@ def training(
     )
 
 
-def datasets(experiment: Experiment, train_set: Dataset | None, val_set: Dataset | None) -> tuple[Dataset, Dataset]:
-    """Both splits: those given, or those of ``experiment.data``.
+def datasets(
+    experiment: Experiment, train_set: Dataset | None, val_set: Dataset | None
+) -> tuple[Dataset, Dataset | None]:
+    """Both splits: those given, or those of ``experiment.data``; no validation split if ``val_split`` is ``none``.
 
     Raises:
         UserError: a dataset cannot be read, or lacks a part of the protocol.
     """
     data, cache_gib = experiment.data, experiment.runtime.cache_gib
     given = {"train_set": train_set, "val_set": val_set}
+    if data.val_split == NO_SPLIT and val_set is not None:
+        raise UserError(f"val_set was given, but data.val_split {NO_SPLIT} trains without validation: remove one.")
+    if data.val_fraction is not None and (train_set is not None or val_set is not None):
+        raise UserError(
+            f"data.val_fraction is {data.val_fraction}, but holds out images of data.path only: remove it, and divide "
+            "data in Python into train_set and val_set."
+        )
     missing = [name for name, dataset in given.items() if dataset is None]
-    if len(missing) == 1 and data.path is None:
+    if len(missing) == 1 and data.path is None and data.val_split != NO_SPLIT:
         raise UserError(f"No {missing[0]} was given: expected both train_set and val_set, or data.path for the other.")
     for name, dataset in given.items():
         if dataset is not None:
             check_protocol(dataset, name)
+    if train_set is None and val_set is None:
+        train_set, val_set = open_splits(data, cache_gib=cache_gib)
     if train_set is None:
         train_set = open_dataset(data.path, data.train_split, keep_empty=data.keep_empty, cache_gib=cache_gib)
-    if val_set is None:
+    if val_set is None and data.val_split != NO_SPLIT:
         val_set = open_dataset(data.path, data.val_split, cache_gib=cache_gib)
     if train_set.num_empty and not data.keep_empty:
         raise UserError(

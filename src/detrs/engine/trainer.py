@@ -40,7 +40,7 @@ class Trainer:
     Args:
         experiment: settings; the number of classes comes from the data.
         train_set: training split.
-        val_set: validation split.
+        val_set: validation split; ``None`` to train without validation.
         folder: output.
         runtime: device and processes.
         began: ``time.monotonic()`` when the run began.
@@ -54,7 +54,7 @@ class Trainer:
         self,
         experiment: Experiment,
         train_set: Dataset,
-        val_set: Dataset,
+        val_set: Dataset | None,
         folder: RunFolder,
         runtime: Runtime,
         *,
@@ -65,14 +65,14 @@ class Trainer:
         self.classes = train_set.classes
         self.on_images: Callable[[int, int], None] | None = None
         """Called during an evaluation with the number of images done, and of all images."""
-        experiment = for_data(experiment, train_set, val_set)
+        experiment = for_data(experiment, train_set, train_set if val_set is None else val_set)
         self.preprocessing = preprocessing_of(experiment)
         self.clock = Clock(
             experiment,
             runtime,
             steps_per_epoch=steps_per_epoch(len(train_set), experiment.data.batch_size),
             began=began,
-            steps_to_evaluate=len(val_set) / experiment.data.batch_size,
+            steps_to_evaluate=None if val_set is None else len(val_set) / experiment.data.batch_size,
         )
         self.metrics = Metrics(folder.metrics, experiment.runtime.log_every, writes=runtime.is_main)
 
@@ -91,7 +91,8 @@ class Trainer:
         assert {*objective.parameters()} <= {*detector.parameters()}, "an objective has no parameters of its own"
         wrapped, prepared = runtime.prepare(objective, optimizer)
         self.optimizer_step = Step(experiment, wrapped, prepared, self.state, self.preprocessing, self.clock, runtime)
-        self.saver = Saver(experiment, folder, train_set, val_set, self.state, self.metrics, self.clock, runtime)
+        parts = self.state, self.metrics, self.clock, runtime
+        self.saver = Saver(experiment, folder, train_set, val_set, *parts, self.write_best)
         if runtime.is_main:
             self.log_data(experiment, is_new=not resume)
 
@@ -102,12 +103,13 @@ class Trainer:
     def log_data(self, experiment: Experiment, *, is_new: bool) -> None:
         """Log the size of the data, notes about them, and settings that do not suit them."""
         data = experiment.data
-        sizes = len(self.train_set), len(self.val_set), len(self.classes.names)
+        val_size = 0 if self.val_set is None else len(self.val_set)
+        sizes = len(self.train_set), val_size, len(self.classes.names)
         logger.info("%s", summary(experiment, self.state.detector, sizes, self.runtime.device, self.folder.path))
         for split, dataset in ((data.train_split, self.train_set), (data.val_split, self.val_set)):
-            for note in dataset.notes:
+            for note in dataset.notes if dataset is not None else ():
                 logger.info("%s: %s", split, note)
-        for note in overlap(self.train_set, self.val_set) if is_new else ():
+        for note in overlap(self.train_set, self.val_set) if is_new and self.val_set is not None else ():
             logger.warning("%s", note)
         if len(self.train_set) < data.batch_size:
             logger.warning(
@@ -154,6 +156,7 @@ class Trainer:
 
     def evaluate(self) -> Scores:
         """Score the current weights, or their average, on the validation split."""
+        assert self.val_set is not None
         detector = self.snapshot()
         self.runtime.copy_from_main(detector.module.buffers())  # BatchNorm statistics differ between processes
         workers = self.experiment.runtime.workers
@@ -177,6 +180,7 @@ class Trainer:
         Returns:
             Whether they are the best.
         """
+        assert self.val_set is not None
         state, folder, report = self.state, self.folder, scores.report
         before, ap = (state.best_scores or {}).get("ap") or 0.0, report.ap or 0.0
         is_best = state.best_scores is None or ap >= before
@@ -202,3 +206,9 @@ class Trainer:
                 save_predictions(self.val_set, scores.results, folder.predictions)
             save_curves(folder.metrics, folder.results)
         return is_best
+
+    def write_best(self) -> None:
+        """Without validation: save the current weights, or their average, as ``best``, and draw the curves."""
+        save_detector(self.folder.best, self.snapshot())
+        if self.folder.metrics.exists():
+            save_curves(self.folder.metrics, self.folder.results)

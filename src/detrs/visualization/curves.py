@@ -94,7 +94,7 @@ def _draw_precision(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
     _title(axes, "average precision")
     axes.set_ylim(0, 1)
     if not evaluations:
-        axes.text(0.5, 0.5, "no evaluation yet", transform=axes.transAxes, ha="center", color=GREY)
+        axes.text(0.5, 0.5, "no evaluation", transform=axes.transAxes, ha="center", color=GREY)
         return
     x = _column(evaluations, "step")
     for name, key, color in (("AP50", "ap50", ORANGE), ("AP75", "ap75", GREEN), ("AP", "ap", BLUE)):

@@ -1,0 +1,114 @@
+"""Opens the training and the validation part of a dataset, from its splits or by holding out a part of one split."""
+
+from pathlib import Path
+
+from detrs.data import data_root, open_dataset
+from detrs.data.content import Split
+from detrs.data.detect import NoSplitError, choose_split, find_splits
+from detrs.data.folder_dataset import FolderDataset
+from detrs.data.sample import Dataset
+from detrs.data.splits import NO_SPLIT
+from detrs.data.transforms import DataConfig
+from detrs.errors import UserError
+
+SUGGESTED_FRACTION = 0.2
+"""In messages."""
+
+
+def open_splits(data: DataConfig, *, cache_gib: float = 0.0) -> tuple[Dataset, Dataset | None]:
+    """Opens the training and the validation part of ``data.path``; every annotation file is read once.
+
+    Args:
+        data: Names of the splits, or the fraction to hold out of the training split.
+        cache_gib: Memory for decoded images of each part in GiB.
+
+    Returns:
+        The training part and the validation part, which is ``None`` if ``data.val_split`` is ``none``.
+
+    Raises:
+        UserError: The dataset does not have the splits, or its annotations have errors. Both splits are searched before
+            annotations are read.
+    """
+    if data.path is None or data.path == "digits":
+        if data.path and data.val_fraction is not None:
+            raise UserError(both_message(data.path, data.val_split))
+        train: Dataset = open_dataset(data.path, data.train_split, keep_empty=data.keep_empty, cache_gib=cache_gib)
+        return train, None if data.val_split == NO_SPLIT else open_dataset(data.path, data.val_split)
+    root, cache = data_root(data.path), int(cache_gib * 2**30)
+    found = find_splits(root)
+    train_split = _train_split(found, root, data)
+    if data.val_fraction is not None:
+        check_unused(found, root, data)
+        return FolderDataset(train_split, cache_bytes=cache).divide(data.val_fraction, keep_empty=data.keep_empty)
+    val_split = None if data.val_split == NO_SPLIT else _val_split(found, root, data)
+    train = FolderDataset(train_split, keep_empty=data.keep_empty, cache_bytes=cache)
+    return train, None if val_split is None else FolderDataset(val_split, cache_bytes=cache)
+
+
+def open_validation_part(data: DataConfig) -> Dataset:
+    """Opens the images on which a detector with these settings is evaluated, without the training part.
+
+    A dataset that is not divided into splits is used completely, unless ``data.val_fraction`` is set.
+
+    Raises:
+        UserError: There is no such split, or its annotations have errors.
+    """
+    if data.path is None or data.path == "digits":
+        return open_dataset(data.path, data.val_split)
+    root = data_root(data.path)
+    found = find_splits(root)
+    try:
+        return FolderDataset(choose_split(found, root, data.val_split))
+    except NoSplitError:
+        if data.val_fraction is not None:
+            return FolderDataset(_train_split(found, root, data)).divide(data.val_fraction)[1]
+        if not is_undivided(found):
+            raise
+        return FolderDataset(choose_split(found, root, ""))
+
+
+def is_undivided(found: list[Split]) -> bool:
+    """Whether the images of a dataset are not divided into splits."""
+    return bool(found) and not any(split.name for split in found)
+
+
+def check_unused(found: list[Split], root: Path, data: DataConfig) -> None:
+    """Checks that a dataset of which a part is held out has no validation split.
+
+    Raises:
+        UserError: It has one.
+    """
+    try:
+        choose_split(found, root, data.val_split)
+    except NoSplitError:
+        return
+    raise UserError(both_message(str(root), data.val_split))
+
+
+def both_message(root: str, split: str) -> str:
+    """The message for a held-out fraction of a dataset with a validation split."""
+    return (
+        f"data.val_fraction holds out training images, but {root} has the split '{split}' for validation: remove "
+        f"data.val_fraction to evaluate on '{split}', or remove that split from the dataset."
+    )
+
+
+def _train_split(found: list[Split], root: Path, data: DataConfig) -> Split:
+    if is_undivided(found):
+        return choose_split(found, root, "")
+    try:
+        return choose_split(found, root, data.train_split)
+    except NoSplitError as error:
+        raise NoSplitError(f"{error} To train on another split, set data.train_split NAME.") from None
+
+
+def _val_split(found: list[Split], root: Path, data: DataConfig) -> Split:
+    try:
+        return choose_split(found, root, data.val_split)
+    except NoSplitError as error:
+        others = {split.name for split in found} - {"", _train_split(found, root, data).name}
+        named = "evaluate on another split with data.val_split NAME, " if others else ""
+        raise NoSplitError(
+            f"{error} Set data.val_fraction {SUGGESTED_FRACTION} to hold out training images for validation, {named}"
+            f"or train without validation with data.val_split {NO_SPLIT}"
+        ) from None
