@@ -192,6 +192,10 @@ def test_settings_without_equivalent_are_rejected(tmp_path: Path) -> None:
         read(official, "x.pth", {"pre_norm": True})
     with pytest.raises(UserError, match="num_heads is 7, but must divide"):
         read(official, "x.pth", {"nheads": 7})
+    official_deformable = PUBLISHED["r50_deformable_detr.pth"][1]
+    for heads in (0, "8", 7):
+        with pytest.raises(UserError, match="Cannot use the checkpoint 'x.pth'"):
+            read(on_meta(official_deformable), "x.pth", {"nheads": heads})
     shallow = {key: tensor for key, tensor in official.items() if ".layer4.1." not in key}
     with pytest.raises(UserError, match="no ResNet has"):
         read(shallow, "x.pth", {"nheads": 4})

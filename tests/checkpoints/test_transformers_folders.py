@@ -134,6 +134,13 @@ def test_heads_with_different_values_are_rejected(folders: Folders) -> None:
         load_transformers(rename(folders("deformable-refine"), changed))
 
 
+def test_half_precision_is_read_as_float32(folders: Folders) -> None:
+    folder = rename(folders("detr"), lambda tensors: {key: tensor.half() for key, tensor in tensors.items()})
+    tensors = load_transformers(folder).module.state_dict()
+    expected = load_transformers(folders("detr")).module.state_dict()
+    assert all(torch.equal(tensors[key], tensor.half().float()) for key, tensor in expected.items())
+
+
 def test_bin_and_sharded_weights(folders: Folders) -> None:
     expected, folder = load_transformers(folders("detr")), folders("detr")
     tensors = load_file(folder / "model.safetensors")
@@ -217,6 +224,15 @@ REJECTED: list[tuple[str, str, dict[str, Any], str]] = [
     ("deformable", "config.json", {"two_stage": True}, "model.queries 'proposals' needs model.reference 'refine'"),
     ("detr", "config.json", {"d_model": "64"}, "d_model is '64', which is not supported. Expected a value of type int"),
     ("detr", "config.json", {"encoder_layers": 10**9}, "model.encoder_layers"),
+    ("detr", "config.json", {"decoder_layers": 10**9}, "model.decoder_layers"),
+    ("deformable", "config.json", {"num_feature_levels": 10**9}, "model.num_levels"),
+    ("detr", "config.json", {"id2label": None, "num_labels": 10**12}, "num_labels is 1000000000000"),
+    (
+        "detr",
+        "config.json",
+        {"backbone_config": None, "backbone": "mobilenetv2_100"},
+        "'mobilenetv2_100' gives other feature maps in transformers",
+    ),
     ("detr", "config.json", {"id2label": {"0": "a", "2": "b"}}, "Expected a name for each row from 0 to 1"),
     ("detr", "config.json", {"backbone_config": {"model_type": "swin"}}, "backbone_config.model_type is 'swin'"),
     ("detr", "config.json", {"backbone_config": None, "backbone": "resnet999"}, "backbone is 'resnet999'"),

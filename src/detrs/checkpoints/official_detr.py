@@ -86,7 +86,7 @@ def read(
         dilated = bool(args.get("dilation", "dc5" in Path(source).name.lower()))
     try:
         model = model_settings(tensors, args, dilated)
-    except (KeyError, ValueError, IndexError, TypeError) as error:
+    except (KeyError, ValueError, IndexError, TypeError, ArithmeticError) as error:
         raise UserError(
             f"Cannot use the checkpoint '{source}': its settings cannot be derived from its weights ({error!s:.200})."
         ) from None

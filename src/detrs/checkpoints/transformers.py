@@ -17,8 +17,11 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from detrs import models
+from detrs.backbones.timm import TimmBackbone
 from detrs.checkpoints.detector import TrainedDetector
 from detrs.checkpoints.loading import trained
+from detrs.checkpoints.skeleton import Skeleton
 from detrs.checkpoints.transformers_backbone import check_equal_in_transformers
 from detrs.checkpoints.transformers_names import renaming
 from detrs.checkpoints.transformers_settings import (
@@ -55,14 +58,14 @@ def load_transformers(folder: Path) -> TrainedDetector:
     path = folder / PREPROCESSING
     try:
         model, hf_resnet, classes = read_config(values)
+        models.check(model)  # before anything is as large as the settings say
+        with Skeleton():
+            check_equal_in_transformers(TimmBackbone(model.backbone), model.backbone)
         preprocessing = read_preprocessing(read_json(path) if path.exists() else {})
     except UserError as error:
-        raise UserError(f"Cannot use '{folder}': {error}") from None
+        raise UserError(f"Cannot use the checkpoint '{folder}': {error}") from None
     tensors = read_weights(folder)
-    table = renaming(model, hf_resnet, tensors)
-    detector = trained(model, table, tensors, classes, preprocessing, folder)
-    check_equal_in_transformers(detector.module.get_submodule("backbone"), model.backbone)
-    return detector
+    return trained(model, renaming(model, hf_resnet, tensors), tensors, classes, preprocessing, folder)
 
 
 def save_transformers(detector: TrainedDetector, folder: Path) -> None:
@@ -76,6 +79,7 @@ def save_transformers(detector: TrainedDetector, folder: Path) -> None:
         UserError: ``transformers`` does not have the detector or one of its settings, ``folder`` is not empty, or it
             cannot be written.
     """
+    folder = folder.absolute()
     check_new(folder)
     config = written_config(detector)
     model: Any = detector.experiment.model

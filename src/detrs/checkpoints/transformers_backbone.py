@@ -153,7 +153,7 @@ def written_backbone(config: BackboneConfig, default_stages: tuple[int, ...], si
         default_stages: those of a configuration without them.
         single_map: the detector uses the last of the backbone's maps.
     """
-    name = config.name.removesuffix(".tv_in1k")
+    name = {ours: theirs for theirs, ours in KNOWN.items()}.get(config.name, config.name)
     if (single_map and config.stages == (5,)) or config.stages == default_stages:
         return {
             "backbone": name,

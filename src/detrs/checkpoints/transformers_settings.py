@@ -26,6 +26,7 @@ SINGLE_MAP_STAGES = (2, 3, 4, 5)
 """Stages of their backbones by default for DETR and Conditional DETR, which use the last."""
 BILINEAR = 2
 """``resample`` of Pillow."""
+MAX_CLASSES = 100_000
 CATEGORY_IDS = "category_ids"
 """Our entry in ``config.json``: the dataset's id of each class, where it is not the row of the class head."""
 
@@ -167,7 +168,10 @@ def read_classes(settings: Settings) -> Classes:
     Unused rows of COCO, all called ``N/A``, are named ``N/A i``; of other equal names, all but the first get their row
     as a suffix. ``category_ids`` of our own files are restored.
     """
-    labels = settings.get("id2label", {}) or {str(i): f"LABEL_{i}" for i in range(settings.get("num_labels", 2))}
+    count = settings.get("num_labels", 2)
+    if not 0 <= count <= MAX_CLASSES:
+        raise unsupported("num_labels", count, f"a number up to {MAX_CLASSES:,}")
+    labels = settings.get("id2label", {}) or {str(i): f"LABEL_{i}" for i in range(count)}
     try:
         rows = {int(row): name for row, name in labels.items()}
     except ValueError:
