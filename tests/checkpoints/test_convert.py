@@ -1,8 +1,7 @@
-"""Conversion between our file and folders of ``transformers``; sources are opened by a stand-in."""
+"""Conversion between our file and folders of ``transformers``, and from official files."""
 
-import sys
+from argparse import Namespace
 from pathlib import Path
-from types import ModuleType
 
 import hf_models
 import pytest
@@ -10,20 +9,9 @@ import torch
 
 from detrs.checkpoints.convert import convert_checkpoint
 from detrs.checkpoints.detector import TrainedDetector, load_detector
+from detrs.checkpoints.official_detr import official_state_dict
 from detrs.checkpoints.transformers import load_transformers
 from detrs.errors import UserError
-
-
-@pytest.fixture(autouse=True)
-def sources(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("detrs.checkpoints.sources")
-    module.open_detector = open_detector  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "detrs.checkpoints.sources", module)
-
-
-def open_detector(source: str) -> TrainedDetector:
-    path = Path(source)
-    return load_transformers(path) if (path / "config.json").exists() else load_detector(path)
 
 
 def equal(one: TrainedDetector, other: TrainedDetector) -> bool:
@@ -38,11 +26,15 @@ def equal(one: TrainedDetector, other: TrainedDetector) -> bool:
 
 @pytest.mark.parametrize("name", ["deformable-two-stage", "conditional"])
 def test_there_and_back_again_is_bit_exact(name: str, tmp_path: Path) -> None:
-    source = load_transformers(hf_models.saved(hf_models.build(name), tmp_path / "theirs"))
+    source = load_transformers(hf_models.saved(hf_models.build(name, backbone="resnet18"), tmp_path / "theirs"))
     file = convert_checkpoint(str(tmp_path / "theirs"), "detrs", tmp_path / "ours.safetensors")
     assert equal(load_detector(file), source)
     folder = convert_checkpoint(str(file), "transformers", tmp_path / "again")
     assert equal(load_transformers(folder), source)
+    torch.save({"model": official_state_dict(source), "args": Namespace(nheads=4, num_queries=7)}, tmp_path / "x.pth")
+    official = load_transformers(convert_checkpoint(str(tmp_path / "x.pth"), "transformers", tmp_path / "official"))
+    tensors = official.module.state_dict()
+    assert all(torch.equal(tensors[key], tensor) for key, tensor in source.module.state_dict().items())
     best = convert_checkpoint(str(folder), "detrs", tmp_path / "run")
     assert best == tmp_path / "run" / "best.safetensors" and best.read_bytes() == file.read_bytes()
 

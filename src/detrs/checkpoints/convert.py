@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from detrs.checkpoints.detector import save_detector
+from detrs.checkpoints.sources import open_detector
 from detrs.checkpoints.transformers import check_new, save_transformers
 from detrs.errors import UserError, did_you_mean
 
@@ -34,8 +35,6 @@ def convert_checkpoint(source: str, to: str, output: Path) -> Path:
             raise UserError(f"'{path}' exists. Expected a new file.")
     else:
         check_new(output)
-    from detrs.checkpoints.sources import open_detector  # type: ignore[import-untyped,unused-ignore]
-
     detector = open_detector(source)
     if to == "transformers":
         save_transformers(detector, output)

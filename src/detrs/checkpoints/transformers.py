@@ -22,6 +22,7 @@ from detrs.backbones.timm import TimmBackbone
 from detrs.checkpoints.detector import TrainedDetector
 from detrs.checkpoints.loading import trained
 from detrs.checkpoints.skeleton import Skeleton
+from detrs.checkpoints.torch_file import read_torch_file
 from detrs.checkpoints.transformers_backbone import check_equal_in_transformers
 from detrs.checkpoints.transformers_names import renaming
 from detrs.checkpoints.transformers_settings import (
@@ -58,7 +59,7 @@ def load_transformers(folder: Path) -> TrainedDetector:
     path = folder / PREPROCESSING
     try:
         model, hf_resnet, classes = read_config(values)
-        models.check(model)  # before anything is as large as the settings say
+        models.check(model)  # before tables and modules of these sizes are built
         with Skeleton():
             check_equal_in_transformers(TimmBackbone(model.backbone), model.backbone)
         preprocessing = read_preprocessing(read_json(path) if path.exists() else {})
@@ -166,8 +167,6 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             tensors |= read_safetensors(folder / name)
         return tensors
     if (folder / OLD_WEIGHTS).exists():
-        from detrs.checkpoints.torch_file import read_torch_file
-
         return dict(read_torch_file(folder / OLD_WEIGHTS).tensors)
     raise UserError(f"The folder '{folder}' has no weights. Expected {WEIGHTS}, {INDEX} or {OLD_WEIGHTS}.")
 
