@@ -143,8 +143,8 @@ def test_the_images_of_an_annotation_file(shared: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("data.txt", "", "is not a folder, and not an annotation file"),
-        ("list.json", "[1, 2]", "is not a folder, and not an annotation file"),
+        ("data.txt", "", "is not a folder, and not a file of a dataset"),
+        ("list.json", "[1, 2]", "is not a folder, and not a file of a dataset"),
         ("boxes.json", json.dumps(OTHERS["results"]), "looks like detections, not annotations"),
         ("damaged.json", '{"images": [', "invalid JSON at line 1, column 13"),
         ("empty.json", "", "is empty"),
