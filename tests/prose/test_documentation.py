@@ -13,7 +13,10 @@ from detrs import cli
 from detrs.data import digits
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "docs/training.md", "docs/data.md", "docs/operator.md", "docs/results.md", "docs/models/dat.md")
+PAGES = (
+    *("README.md", "docs/training.md", "docs/data.md", "docs/weights.md", "docs/operator.md", "docs/results.md"),
+    "docs/models/dat.md",
+)
 """Pages with commands or Python, in reading order."""
 
 SHORT = {

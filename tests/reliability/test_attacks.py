@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import attacks
+import malicious_weights
 import pytest
 from attacks import GIGANTIC, HOSTILE_SETTINGS, METADATA
 from known import KNOWN_ATTACKS
@@ -44,6 +45,19 @@ def give_pickle(sandbox: Sandbox, tmp_path: Path, number: int, entrance: str) ->
     result = sandbox.run("attacks", "open_pickle", {"folder": str(tmp_path), "number": number, "entrance": entrance})
     assert not canary.exists(), "the file was executed"
     assert_refused(result)
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("name", malicious_weights.FILES)
+def test_malicious_weights_at_every_entrance(sandbox: Sandbox, tmp_path: Path, name: str) -> None:
+    """``load``, ``evaluate``, ``predict``, ``train --weights``, ``checkpoint inspect``, ``convert``, and the Hub."""
+    result = sandbox.run("malicious_weights", "open_malicious", {"folder": str(tmp_path), "name": name})
+    assert not (tmp_path / "canary").exists(), "the file was executed"
+    assert result.kind == "ok" and result.mib < attacks.MAX_MIB, result
+    assert len(result.value) == 7
+    for entrance, kind, message, seconds in result.value:
+        assert attacks.is_rejected(kind, message, 0.0) and "\n" not in message, (entrance, kind, message)
+        assert seconds < SECONDS, entrance
 
 
 @pytest.mark.parametrize("number", parameters([setting for setting, _ in HOSTILE_SETTINGS], "setting"))

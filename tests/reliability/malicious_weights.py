@@ -1,0 +1,236 @@
+"""Malicious weight files and folders, given at every entrance for checkpoints: code, archives with code, bombs."""
+
+import argparse
+import functools
+import json
+import os
+import pickle
+import struct
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import safetensors.torch
+import torch
+from attacks import Call, limit_memory, script, torch_zip, zip_bomb
+
+import detrs
+from detrs import cli
+from detrs.checkpoints import hub
+from detrs.checkpoints.convert import convert_checkpoint
+from detrs.data import digits
+from detrs.errors import UserError
+
+MANY = 2**40
+
+
+class State:
+    """Pickles as an object whose ``__setstate__`` would get a command."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+
+def pickled(program: bytes) -> Callable[[Path], Any]:
+    """A .pth file with a hand-written pickle."""
+    return lambda path: torch_zip(path, b"\x80\x02" + program + b".")
+
+
+def text(value: str) -> bytes:
+    """The instruction BINUNICODE."""
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def tensor(count: int, size: int, stride: int, key: str = "0") -> bytes:
+    """Instructions that build a float tensor in a storage of ``count`` elements."""
+    number = struct.pack("<q", count)
+    storage = (
+        b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(key) + text("cpu") + b"\x8a\x08" + number + b"tQ"
+    )
+    sizes = b"\x8a\x08" + struct.pack("<q", size) + b"\x85" + b"\x8a\x08" + struct.pack("<q", stride) + b"\x85"
+    hooks = b"\x89ccollections\nOrderedDict\n)R"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00" + sizes + hooks + b"tR"
+
+
+def legacy_bomb(path: Path) -> None:
+    """The older format, with a storage of 4 TB."""
+    parts = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
+    content = b"\x80\x02}" + text("w") + tensor(MANY, MANY, 1).replace(b"tQ", b"NtQ", 1) + b"s."
+    path.write_bytes(b"".join([*parts, content, pickle.dumps(["0"], 2)]) + struct.pack("<q", MANY))
+
+
+def with_storage(program: bytes) -> Callable[[Path], Any]:
+    """A .pth file with a hand-written pickle and a storage of four numbers."""
+
+    def write(path: Path) -> None:
+        pickled(program)(path)
+        with zipfile.ZipFile(path, "a") as file:
+            file.writestr("archive/data/0", bytes(16))
+
+    return write
+
+
+def many_entries(path: Path) -> None:
+    """An archive with 80,000 entries."""
+    with zipfile.ZipFile(path, "w") as file:
+        for number in range(80_000):
+            file.writestr(zipfile.ZipInfo(f"archive/{number}"), b"")
+
+
+def safetensors_bomb(path: Path) -> None:
+    """A header of 60 MB, deeply nested."""
+    header = b'{"a":' + b"[" * 60_000_000
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+
+
+def safetensors_claim(path: Path) -> None:
+    """A tensor of 4 TB in 16 bytes."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [MANY], "data_offsets": [0, 4 * MANY]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))
+
+
+def folder_of(**settings: Any) -> Callable[[Path], Any]:
+    """A folder of ``transformers`` with other settings and a small file of weights."""
+
+    def write(path: Path) -> None:
+        path.mkdir()
+        values = {"model_type": "detr", "use_timm_backbone": True, "backbone": "resnet50", **settings}
+        (path / "config.json").write_text(json.dumps(values))
+        safetensors.torch.save_file({"model.input_projection.weight": torch.ones(2)}, path / "model.safetensors")
+
+    return write
+
+
+def nested_config(path: Path) -> None:
+    folder_of()(path)
+    (path / "config.json").write_text("[" * 1_000_000)
+
+
+def large_config(path: Path) -> None:
+    folder_of()(path)
+    (path / "config.json").write_text('{"a": [' + "[]," * 6_000_000 + "1]}")
+
+
+def pickle_in_folder(command: str) -> Callable[[Path], Any]:
+    def write(path: Path) -> None:
+        folder_of()(path)
+        (path / "model.safetensors").unlink()
+        torch_zip(path / "pytorch_model.bin", pickle.dumps({"w": Call(os.system, command)}, 2))
+
+    return write
+
+
+def files(canary: Path) -> dict[str, tuple[str, Callable[[Path], Any]]]:
+    """Description -> name of the file or folder, and the function that writes it."""
+    command = f"touch {canary}"
+    code = f"open({str(canary)!r}, 'w')"
+    quoted = text(command)
+    doubled = b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(60))
+    pth: dict[str, Callable[[Path], Any]] = {
+        "REDUCE os.system": lambda path: torch_zip(path, pickle.dumps({"model": Call(os.system, command)}, 2)),
+        "REDUCE of nested eval": lambda path: torch_zip(path, pickle.dumps([Call(eval, code), [Call(exec, code)]], 2)),
+        "STACK_GLOBAL": lambda path: torch_zip(path, pickle.dumps({"model": Call(os.system, command)}, 4)),
+        "GLOBAL of Python 2": pickled(b"c__builtin__\neval\n" + text(code) + b"\x85R"),
+        "INST": pickled(b"(" + quoted + b"ios\nsystem\n"),
+        "OBJ": pickled(b"(cos\nsystem\n" + quoted + b"o"),
+        "NEWOBJ": pickled(b"csubprocess\nPopen\n" + quoted + b"\x85\x81"),
+        "BUILD with __setstate__": lambda path: torch_zip(path, pickle.dumps(State(command), 2)),
+        "BUILD of an argparse type": pickled(b"cargparse\nNamespace\n)\x81}" + text("__class__") + b"cos\nsystem\nsb"),
+        "hooks of a tensor": with_storage(
+            b"}" + text("w") + tensor(4, 4, 1).replace(b")R", b")R" + quoted + b"cos\nsystem\ns") + b"s"
+        ),
+        "hooks without code": with_storage(
+            b"}" + text("w") + tensor(4, 4, 1).replace(b")R", b")R" + quoted + b"K\x01s") + b"s"
+        ),
+        "torch._utils with a callable": pickled(b"ctorch._utils\n_rebuild_wrapper_subclass\n(cos\nsystem\nttR"),
+        "codecs": pickled(b"c_codecs\nencode\n" + text(code) + text("os.system") + b"\x86R"),
+        "bytearray of 1 TB": pickled(b"cbuiltins\nbytearray\n\x8a\x08" + struct.pack("<q", MANY) + b"\x85R"),
+        "legacy pickle": lambda path: path.write_bytes(pickle.dumps({"model": Call(os.system, command)}, 2)),
+        "legacy bomb": legacy_bomb,
+        "TorchScript": lambda path: script(path, code),
+        "zip bomb": zip_bomb,
+        "many entries": many_entries,
+        "stride 0": pickled(b"}" + text("w") + tensor(1, MANY, 0) + b"s"),
+        "resized storage": with_storage(b"}" + text("w") + tensor(4, 10**11, 1) + b"s"),
+        "memo bomb as a key": pickled(b"}K\x01" + doubled + b"K\x01s"),
+        "memo bomb as a setting": with_storage(
+            b"}"
+            + text("model")
+            + b"}"
+            + text("w")
+            + tensor(4, 4, 1)
+            + b"ss"
+            + text("args")
+            + b"}"
+            + text("a")
+            + b"K\x01"
+            + doubled
+            + b"ss"
+        ),
+        "args": lambda path: torch.save({"args": argparse.Namespace(a=State(command)), "w": torch.ones(1)}, path),
+    }
+    other: dict[str, tuple[str, Callable[[Path], Any]]] = {
+        "safetensors with a huge header": ("a.safetensors", safetensors_bomb),
+        "safetensors with a false size": ("a.safetensors", safetensors_claim),
+        "pickle as safetensors": ("a.safetensors", pth["REDUCE os.system"]),
+        "pickle in a folder": ("folder", pickle_in_folder(command)),
+        "nested config.json": ("folder", nested_config),
+        "large config.json": ("folder", large_config),
+        "config with a million layers": ("folder", folder_of(encoder_layers=10**6)),
+        "config with a huge model": ("folder", folder_of(d_model=2**40, encoder_ffn_dim=2**60)),
+        "config with a path": ("folder", folder_of(backbone="../../evil", auto_map={"AutoModel": "evil--code.Model"})),
+    }
+    return {**{name: ("a.pth", write) for name, write in pth.items()}, **other}
+
+
+FILES = tuple(files(Path("canary")))
+
+
+def entrances(root: Path, path: Path) -> dict[str, Callable[[], Any]]:
+    """Every function and command that takes a checkpoint."""
+    command = {
+        "evaluate": ("evaluate", path, "--data", "digits"),
+        "predict": ("predict", path, root / "none.jpg", "--output", root / "out"),
+        "inspect": ("checkpoint", "inspect", path),
+        "train": ("train", "detr-tiny", "--data", "digits", "--weights", path, "--output", root / "run", "--quiet"),
+    }
+    result: dict[str, Callable[[], Any]] = {
+        "load": lambda: detrs.load(str(path)),
+        "convert": lambda: convert_checkpoint(str(path), "detrs", root / "converted"),
+        "Hub": lambda: detrs.load("owner/name"),
+    }
+    for name, words in command.items():
+        result[name] = functools.partial(cli.dispatch, list(map(str, words)))
+    return result
+
+
+def open_malicious(folder: str, name: str) -> list[list[Any]]:
+    """Give one file to every entrance.
+
+    Returns:
+        Entrance, what happened, message and seconds of each.
+    """
+    root = Path(folder)
+    file, write = files(root / "canary")[name]
+    path = root / file
+    write(path)
+    limit_memory()
+    result: list[list[Any]] = []
+    with (
+        mock.patch.object(hub, "download", lambda repository: path),
+        mock.patch.object(digits, "NUM_IMAGES", {"train": 8, "val": 2}),
+    ):
+        for entrance, call in entrances(root, path).items():
+            began = time.monotonic()
+            try:
+                call()
+                kind, message = "accepted", ""
+            except UserError as error:
+                kind, message = "error", str(error)
+            except Exception as error:
+                kind, message = "traceback", repr(error)[:300]
+            result.append([entrance, kind, message, time.monotonic() - began])
+    return result
