@@ -15,7 +15,7 @@ ID = re.compile(r"(?P<owner>\w[\w.-]*)/(?P<name>\w[\w.-]*?)(?:@(?P<revision>\w[\
 """``owner/name`` or ``owner/name@revision``."""
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".onnx", ".json", ".zip")
 """Names with these suffixes are files, not repositories."""
-TIMEOUT_SECONDS = 8.0
+TIMEOUT_SECONDS = 5.0
 """Limit of the first request."""
 
 OUR_FILE = "best.safetensors"
