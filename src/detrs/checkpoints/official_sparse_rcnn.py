@@ -198,7 +198,7 @@ def read(
     first = layout.stage.format(i=0)
     model = SparseRCNNConfig(
         num_classes=found.size(layout.of_first_stage("classes")),
-        backbone=BackboneConfig(name=found.resnet(layout.backbone, layout.stages), stages=LEVELS, mean=mean, std=std),
+        backbone=BackboneConfig(name=found.resnet(layout.backbone, layout.stages), stages=LEVELS),
         dim=found.size(layout.features, 1),
         num_heads=NUM_HEADS,
         decoder_layers=found.count(f"{layout.stage}."),
