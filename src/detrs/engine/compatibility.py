@@ -7,7 +7,8 @@ from typing import Any
 
 from detrs import models
 from detrs.checkpoints import format
-from detrs.checkpoints.detector import load_detector, shapes, state_dict_differences
+from detrs.checkpoints.detector import TrainedDetector, load_detector
+from detrs.checkpoints.transfer import Transfer, transfer
 from detrs.config import Experiment
 from detrs.data.sample import Dataset
 from detrs.engine.evaluate import check_same_classes
@@ -15,6 +16,7 @@ from detrs.engine.run import changes
 from detrs.errors import UserError
 from detrs.models import ModelSettings
 from detrs.models.detector import Model
+from detrs.presets import PRESETS
 from detrs.schema import to_dict
 from detrs.structures import Classes
 
@@ -73,7 +75,11 @@ def for_data(experiment: Experiment, train_set: Dataset, val_set: Dataset) -> Ex
     )
 
 
-FREE_TO_CHANGE = ("num_classes", "dropout", "weights", "freeze_stem")
+FREE_TO_CHANGE = (
+    *("num_classes", "num_queries", "dropout", "weights", "freeze_stem"),
+    *("initial_queries", "decrease_images"),  # Efficient DETR
+    *("num_proposals", "num_training_proposals", "num_samples", "min_score", "nms_iou"),  # Faster R-CNN
+)
 """Settings of a model, and of its backbone, that may differ from those of its initial weights."""
 
 
@@ -85,31 +91,63 @@ def architecture(config: ModelSettings) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in FREE_TO_CHANGE}
 
 
-def load_initial(path: str, model: Model, config: ModelSettings, classes: Classes) -> None:
-    """Initialize ``model`` with the weights of a trained detector.
+def open_initial(source: str, config: ModelSettings) -> TrainedDetector:
+    """The detector whose weights training starts from.
+
+    Args:
+        source: ``Experiment.initial``.
+        config: settings of the model that is trained.
 
     Raises:
-        UserError: the file is not a checkpoint of the same model with the same classes.
+        UserError: it cannot be read, or its model has other settings than the number of classes and queries.
     """
-    start = load_detector(Path(path).expanduser())
-    if start.classes.names != classes.names:
-        raise UserError(
-            f"The initial weights '{path}' have the classes {', '.join(start.classes.names)}; the dataset has "
-            f"{', '.join(classes.names)}. Both must have the same class names in the same order."
-        )
-    kinds = type(start.experiment.model).__name__, type(config).__name__
+    start = load_detector(Path(source).expanduser())
+    trained = start.experiment
+    kinds = type(trained.model).__name__, type(config).__name__
     if kinds[0] != kinds[1]:
         raise UserError(
-            f"The initial weights '{path}' are of another model: {kinds[0]}, and this experiment trains {kinds[1]}. "
-            "Train the same preset, or start without --weights."
+            f"The initial weights '{source}' are of another model: {kinds[0]}, and this experiment trains {kinds[1]}. "
+            f"{advice(trained)}"
         )
-    wrong = changes(architecture(start.experiment.model), architecture(config), "model")
-    if wrong or state_dict_differences(shapes(model), shapes(start.module)):
-        trained = start.experiment.name or type(start.experiment.model).__name__
+    if wrong := changes(architecture(trained.model), architecture(config), "model"):
         raise UserError(
-            f"The initial weights '{path}' are of another model ({trained}): {format.abbreviated(wrong)}. Train the "
-            "same preset with the same --model settings, or start without --weights."
+            f"The initial weights '{source}' are of another model ({trained.name or kinds[0]}): "
+            f"{format.abbreviated(wrong)}. {advice(trained)}"
         )
-    model.load_state_dict(start.module.state_dict())
-    ap = start.scores.get("ap")
-    logger.info("initialized from %s (AP %s)", path, "-" if ap is None else f"{ap:.4f}")
+    return start
+
+
+def advice(trained: Experiment) -> str:
+    """How to train the model of a checkpoint."""
+    same = f"Train '{trained.name}'" if trained.name in PRESETS else "Train the same preset"
+    return f"{same} with the same settings of the model, or start without --weights."
+
+
+def initialize(model: Model, start: TrainedDetector, experiment: Experiment, classes: Classes) -> None:
+    """Initialize ``model`` with the weights of ``start``, and log which classes were kept.
+
+    Raises:
+        UserError: the name of a class matches several classes of ``start``.
+    """
+    done = transfer(start, model, experiment.model, classes)
+    ap, source = start.scores.get("ap"), experiment.initial
+    logger.info("initialized from %s (AP %s)", source, "-" if ap is None else f"{ap:.4f}")
+    logger.info("%s", kept_classes(done))
+    if done.kept_queries is not None:
+        kept, given = done.kept_queries
+        wanted = experiment.model.num_queries  # type: ignore[union-attr]
+        logger.info(
+            "%d object queries instead of %d: %s",
+            *(wanted, given, f"{wanted - kept} are new" if wanted > given else f"the first {kept} were kept"),
+        )
+    sizes = [f"{short}, {long}" for short, long in (start.preprocessing.resize_to, experiment.data.resize_to)]
+    if sizes[0] != sizes[1]:
+        logger.info("image size %s; the initial weights were trained with %s", sizes[1], sizes[0])
+
+
+def kept_classes(done: Transfer) -> str:
+    """The classes whose weights were kept, and the new ones, as one line of text."""
+    if not done.new:
+        return f"kept all {len(done.kept)} classes"
+    kept = f": {format.abbreviated(done.kept)}" if done.kept else ""
+    return f"kept {len(done.kept)} of {len(done.kept + done.new)} classes{kept}; new: {format.abbreviated(done.new)}"

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from detrs import config
-from detrs.checkpoints import read_meta
 from detrs.config import Experiment
 from detrs.data import open_dataset
 from detrs.data.opening import open_splits
 from detrs.data.protocol import check_protocol
 from detrs.data.sample import Dataset
 from detrs.data.splits import NO_SPLIT
-from detrs.engine.compatibility import check_batch_norm, check_divisible
+from detrs.engine.compatibility import check_batch_norm, check_divisible, open_initial
 from detrs.engine.interruption import Interrupted, Interruption
 from detrs.engine.journal import StepReport, display, format_scores
 from detrs.engine.run import RunFolder
@@ -90,8 +89,10 @@ def training(
     images = experiment.data.batch_size // (runtime.world_size * experiment.runtime.accumulate)
     synchronized = runtime.world_size > 1 and runtime.device.type == "cuda"
     check_batch_norm(experiment, images, is_synchronized=synchronized)
-    if experiment.initial is not None and not resume:
-        read_meta(Path(experiment.initial).expanduser())  # a missing file is reported before data are loaded
+    initial = None
+    if experiment.initial is not None and not resume:  # before data are loaded
+        with runtime.main_first():
+            initial = open_initial(experiment.initial, experiment.model)
     folder = RunFolder(Path(output))
     if runtime.is_main:
         folder.check(resume=resume)
@@ -101,9 +102,9 @@ def training(
             f"The run in '{folder.path}' was started with data in Python: resume it with "
             "detrs.training(..., resume=True) and the same train_set and val_set, or add --data FOLDER."
         )
-    trainer = Trainer(
-        experiment, *datasets(experiment, train_set, val_set), folder, runtime, began=began, resume=resume
-    )
+    data = datasets(experiment, train_set, val_set)
+    trainer = Trainer(experiment, *data, folder, runtime, began=began, resume=resume, initial=initial)
+    del initial  # its weights
     trainer.on_images = on_evaluation
     state, clock, saver = trainer.state, trainer.clock, trainer.saver
 

@@ -12,7 +12,7 @@ from detrs.data.overlap import overlap
 from detrs.data.sample import Dataset
 from detrs.engine.average import Average
 from detrs.engine.clock import Clock
-from detrs.engine.compatibility import for_data, load_initial
+from detrs.engine.compatibility import for_data, initialize
 from detrs.engine.evaluate import Scores, evaluate
 from detrs.engine.figures import save_curves, save_predictions, save_training_batch
 from detrs.engine.journal import Metrics, StepReport, summary
@@ -44,7 +44,8 @@ class Trainer:
         folder: output.
         runtime: device and processes.
         began: ``time.monotonic()`` when the run began.
-        resume: the weights will be restored, so initial weights are not loaded.
+        resume: the weights will be restored.
+        initial: detector whose weights training starts from; ``None``: those of the backbone, or ``resume``.
 
     Raises:
         UserError: the data do not fit the experiment.
@@ -60,6 +61,7 @@ class Trainer:
         *,
         began: float,
         resume: bool,
+        initial: TrainedDetector | None = None,
     ) -> None:
         self.train_set, self.val_set, self.folder, self.runtime = train_set, val_set, folder, runtime
         self.classes = train_set.classes
@@ -76,11 +78,11 @@ class Trainer:
         )
         self.metrics = Metrics(folder.metrics, experiment.runtime.log_every, writes=runtime.is_main)
 
-        pretrained = not resume and experiment.initial is None
+        pretrained = not resume and initial is None
         with runtime.main_first(), random_streams(experiment.seed):
             detector = models.build(experiment.model, pretrained=pretrained).to(runtime.device).train()
-        if experiment.initial is not None and not resume:
-            load_initial(experiment.initial, detector, experiment.model, self.classes)
+        if initial is not None:
+            initialize(detector, initial, experiment, self.classes)
         detector = runtime.synchronize_batch_norm(detector)
         optimizer = build_optimizer(detector, experiment.optimizer)
         decay = experiment.optimizer.ema_decay
