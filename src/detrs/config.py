@@ -119,7 +119,8 @@ class Experiment:
     name: str | None = None
     """Name of the preset this started from."""
     initial: str | None = None
-    """Checkpoint (``best.safetensors``) whose weights training starts from: same model, same classes."""
+    """Trained detector whose weights training starts from: a ``best.safetensors`` of the same model. Weights of classes
+    are kept by name; numbers of classes and queries may differ."""
     model: Annotated[ModelConfig, OneOf(MODELS)] = field(default_factory=DeformableDETRConfig)
     data: DataConfig = field(default_factory=DataConfig)
     criterion: CriterionConfig = field(default_factory=CriterionConfig)

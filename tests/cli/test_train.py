@@ -99,6 +99,28 @@ def test_training_starts_from_weights(detrs: Callable, data: Path, monkeypatch: 
     assert not Path("third").exists()
 
 
+def test_without_a_preset_it_follows_from_the_weights(detrs: Callable, data: Path) -> None:
+    command = ["--data", data, *SMALL.split(), "--epochs", 1, "--json", "--quiet"]
+    first = detrs("train", "deformable-detr-tiny", "--model.num-points", 2, *command, "--output", "first")
+    start = Path(first.json["checkpoint"])
+    command = ["train", "--weights", start, *command, "--output", "tuned"]
+    done = detrs(*command)
+    assert done.code == 0, done.err
+    saved = config.load(Path("tuned/experiment.json"))
+    assert (saved.name, saved.initial, saved.model.num_points) == ("deformable-detr-tiny", str(start), 2)
+    start.unlink()
+    for words in (["train", "--resume", "tuned"], [*command, "--resume"]):
+        done = detrs(*words)
+        assert done.code == 0 and "AP" in done.out + done.err, done.err
+
+
+def test_the_weights_of_a_command_without_a_preset_are_checked(detrs: Callable, data: Path) -> None:
+    done = detrs("train", "--weights", "nowhere.safetensors", "--data", data)
+    assert done.code == 2 and "nowhere.safetensors" in done.message
+    done = detrs("train", "--weights", "nowhere.safetensors", "--data", data, "--output", "none", "--resume")
+    assert done.code == 2 and "There is no run to resume in 'none'" in done.message
+
+
 def test_limits_are_off_by_default_and_can_be_switched_off() -> None:
     values = train.read(["deformable-detr-r50"])[0]
     assert (values.schedule.max_minutes, values.optimizer.ema_decay, values.initial) == (None, None, None)

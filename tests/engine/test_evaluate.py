@@ -6,19 +6,21 @@ from typing import Any
 import pytest
 import torch
 from run_tiny import Tiny, training
+from torchvision import tv_tensors
 
 from detrs import models
 from detrs.boxes import xyxy_to_cxcywh
 from detrs.checkpoints import format
-from detrs.checkpoints.detector import TrainedDetector, load_detector, preprocessing_of
+from detrs.checkpoints.detector import TrainedDetector, load_detector, preprocessing_of, save_detector
 from detrs.config import RuntimeConfig
+from detrs.data.sample import Sample
 from detrs.engine import trainer
-from detrs.engine.evaluate import Scores, evaluate, evaluate_checkpoint
+from detrs.engine.evaluate import Scores, evaluate, evaluate_checkpoint, scored_classes
 from detrs.engine.runtime import Runtime
 from detrs.engine.trainer import Trainer
 from detrs.errors import UserError
 from detrs.models.detector import Model
-from detrs.structures import Boxes
+from detrs.structures import Boxes, Classes
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +110,78 @@ def test_classes_are_matched_by_name_whatever_their_order_and_ids(
     assert [r["category_id"] for r in scores.results] == [ids[r["category_id"]] for r in in_training.results]
 
 
-def test_other_classes_are_refused_with_both_lists(run: tuple[Path, Scores]) -> None:
+def test_missing_classes_are_listed(run: tuple[Path, Scores]) -> None:
     other = Tiny("val")
-    other.classes = other.classes._replace(names=("cat", *other.classes.names[1:]))
-    with pytest.raises(UserError, match="has 0, 1, 2.*dataset has cat, 1, 2"):
+    other.classes = other.classes._replace(names=("cat", "dog", *other.classes.names[2:]))
+    with pytest.raises(UserError, match="does not have all classes of the dataset: cat, dog are missing. Its .* 0, 1"):
         evaluate_checkpoint(run[0], data=other, device="cpu")
+
+
+class Some(Tiny):
+    """The validation images with the objects of some classes only, whose names are spelled differently."""
+
+    NAMES = ("Seven ", "3")
+
+    def __init__(self) -> None:
+        super().__init__("val")
+        self.classes = Classes(self.NAMES, (70, 30))
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        kept = [i for i, label in enumerate(sample.labels.tolist()) if label in (7, 3)]
+        labels = torch.tensor([(7, 3).index(int(sample.labels[i])) for i in kept], dtype=torch.long)
+        boxes = tv_tensors.BoundingBoxes(sample.boxes[kept], format="XYXY", canvas_size=sample.boxes.canvas_size)
+        return sample._replace(boxes=boxes, labels=labels)
+
+    def ground_truth(self) -> dict[str, Any]:
+        base, ids = Tiny("val").ground_truth(), {7: 70, 3: 30}
+        annotations = [
+            {**a, "category_id": ids[a["category_id"]]} for a in base["annotations"] if a["category_id"] in ids
+        ]
+        categories = [{"id": ids[label], "name": name} for label, name in zip((7, 3), self.NAMES, strict=True)]
+        return {**base, "annotations": annotations, "categories": categories}
+
+
+@pytest.fixture(scope="module")
+def renamed(run: tuple[Path, Scores], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The detector of ``run`` whose class 7 is named in a word and whose class 0 is unused."""
+    path = tmp_path_factory.mktemp("renamed") / "best.safetensors"
+    names = ("N/A 0", *"123456", "seven", "8", "9")
+    save_detector(path, dataclasses.replace(load_detector(run[0]), classes=Classes(names, tuple(range(10)))))
+    return path
+
+
+def test_other_classes_of_the_checkpoint_are_not_scored(
+    run: tuple[Path, Scores], renamed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The detections of the others are those of an evaluation of all classes."""
+    everything = evaluate_checkpoint(run[0], data=Tiny("val"), device="cpu")
+    assert "not scored" not in caplog.text
+    scores = evaluate_checkpoint(renamed, data=Some(), device="cpu")
+    ids = {7: 70, 3: 30}
+    expected = [{**r, "category_id": ids[r["category_id"]]} for r in everything.results if r["category_id"] in ids]
+    assert 0 < len(expected) < len(everything.results)
+    for kind in ("score", "category_id", "image_id"):  # not to the bit, as above
+        values = [sorted(result[kind] for result in results) for results in (scores.results, expected)]
+        assert values[0] == pytest.approx(values[1], abs=1e-5)
+    for name, old in (("Seven ", "7"), ("3", "3")):
+        assert scores.report.per_class[name] == pytest.approx(everything.report.per_class[old], abs=1e-3)
+    assert (
+        caplog.messages.count("classes that are not in the dataset are not scored: N/A 0, 1, 2, 4, 5 and 3 more") == 1
+    )
+
+
+def test_an_unused_class_is_missing(renamed: Path) -> None:
+    other = Some()
+    other.classes = Classes(("seven", "N/A 0"), (70, 30))
+    with pytest.raises(UserError, match="N/A 0 is missing"):
+        evaluate_checkpoint(renamed, data=other, device="cpu")
+
+
+def test_equal_names_are_equal_classes() -> None:
+    """Also where they are unused, or differ in case only: any dataset can have such names."""
+    classes = Classes(("a", "A", "N/A"), (5, 6, 7))
+    assert scored_classes(("N/A", "A", "a"), classes) == (Classes(("N/A", "A", "a"), (7, 6, 5)), [True] * 3)
 
 
 def test_data_set_of_training_that_is_gone_gives_the_flag(run: tuple[Path, Scores]) -> None:

@@ -11,10 +11,11 @@ import tyro
 from detrs import config
 from detrs.backbones.timm import with_weights
 from detrs.cli import flags
-from detrs.cli.arguments import Flag, Size, as_pair, check_data, is_given, new_folder, parse
+from detrs.cli.arguments import Flag, Size, after, as_pair, check_data, is_given, new_folder, parse
 from detrs.cli.cores import threads_beside_others
 from detrs.cli.report import console, print_json
 from detrs.config import Experiment
+from detrs.engine.finetuning import experiment_from
 from detrs.engine.run import RunFolder
 from detrs.engine.runtime import is_main_process
 from detrs.engine.train import TrainResult, train
@@ -30,8 +31,9 @@ COMMON_FLAGS = {name.replace("-", "_"): setting for setting, name in flags.TRAIN
 class TrainArguments:
     """Train a detector.
 
-    PRESET is a name listed by detrs presets. To resume a run: detrs train --resume FOLDER, which reads all settings
-    from the folder, or repeat the original command with --resume.
+    PRESET is a name listed by detrs presets. With --weights it can be omitted: the model and the image size are then
+    those of the weights, and the recipe is that of their preset. To resume a run: detrs train --resume FOLDER, which
+    reads all settings from the folder, or repeat the original command with --resume.
     """
 
     data: str | None
@@ -55,7 +57,8 @@ class TrainArguments:
     max_minutes: float | None
     """Time budget in minutes; the learning rate schedule adapts to it."""
     weights: str | None
-    """Start from the weights of this checkpoint (best.safetensors) of the same preset and classes."""
+    """Start from the weights of this checkpoint (best.safetensors) of the same model. The weights of classes are kept
+    by name; other classes start anew."""
     backbone: str | None = None
     """timm model name, or a .safetensors file with weights of one. Default: the backbone of the preset."""
     output: Path | None = None
@@ -119,6 +122,8 @@ def read(argv: list[str]) -> tuple[Experiment, Path, TrainArguments]:
     elif argv and not argv[0].startswith("-"):
         name, rest = argv[0], argv[1:]
         start = preset(name)
+    elif weights := after("--weights", argv)[:1]:
+        name, start = f"--weights {weights[0]}", of_weights(weights[0], argv)
     elif not {"--help", "-h"} & set(argv):
         raise UserError("No preset given. Usage: detrs train PRESET --data FOLDER. See: detrs presets")
     short: Any = {flag: operator.attrgetter(place)(start) for flag, place in COMMON_FLAGS.items()}
@@ -133,6 +138,16 @@ def read(argv: list[str]) -> tuple[Experiment, Path, TrainArguments]:
     elif folder is not None:
         check_data_exists(experiment.data.path)
     return with_absolute_data(experiment), arguments.output or new_folder(start.name or "train"), arguments
+
+
+def of_weights(source: str, argv: list[str]) -> Experiment:
+    """The experiment of a command without a preset: from its weights, or, with ``--resume``, from the run."""
+    output = after("--output", argv)[:1]
+    if is_given("resume", argv) and output:
+        folder = RunFolder(Path(output[0]))
+        folder.check(resume=True)
+        return config.load(folder.experiment)
+    return experiment_from(source)
 
 
 def check_data_exists(path: str | None) -> None:

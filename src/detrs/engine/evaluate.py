@@ -1,5 +1,6 @@
 """Evaluation on a dataset: the same code in training, on the command line and in Python."""
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -7,7 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detrs import config
+from detrs.checkpoints.classes import match
 from detrs.checkpoints.detector import TrainedDetector
+from detrs.checkpoints.format import abbreviated
 from detrs.checkpoints.sources import open_detector
 from detrs.config import Experiment, RuntimeConfig
 from detrs.data import open_dataset
@@ -20,6 +23,8 @@ from detrs.engine.runtime import Runtime
 from detrs.errors import UserError
 from detrs.evaluation.coco import CocoReport, coco_report
 from detrs.structures import Classes
+
+logger = logging.getLogger("detrs")
 
 Results = list[dict[str, Any]]
 
@@ -47,16 +52,18 @@ def evaluate(
 
     Args:
         detector: its module is on ``runtime.device``; in evaluation mode meanwhile.
-        dataset: images and ground truth, with the same class names in any order.
+        dataset: images and ground truth; the detector has all of its classes, by name. Detections of other classes
+            are not scored.
         runtime: device and processes.
         workers: loader processes.
         on_images: called after each batch with the number of images done, and of all images.
 
     Raises:
-        UserError: boxes or scores are not finite, or an image cannot be read.
+        UserError: boxes or scores are not finite, an image cannot be read, or classes do not match.
     """
     experiment, module = detector.experiment, detector.module
-    detector = replace(detector, classes=classes_in_order(dataset.classes, detector.classes.names))
+    classes, is_scored = scored_classes(detector.classes.names, dataset.classes)
+    detector = replace(detector, classes=classes)
     own: Results = []
     was_training, done = module.training, 0
     module.eval()
@@ -73,7 +80,9 @@ def evaluate(
             sizes = [target.original_size for target in batch.targets]
             found = detector.detect(batch.to(runtime.device), sizes)
             for target, of_image in zip(batch.targets, found, strict=True):
-                own.extend(of_image.to_coco(target.image_id))
+                labels = of_image.labels.tolist()
+                scored = zip(of_image.to_coco(target.image_id), labels, strict=True)
+                own.extend(result for result, label in scored if is_scored[label])
             if on_images is not None:
                 done = min(done + len(sizes) * runtime.world_size, len(dataset))
                 on_images(done, len(dataset))
@@ -155,7 +164,9 @@ def evaluate_checkpoint(
         check_protocol(dataset, "data")
         if split is not None:
             raise UserError("split: expected None with data in Python, which is one split.")
-    check_same_classes(detector.classes.names, dataset.classes.names, f"the checkpoint '{path}'", name)
+    others = check_classes(detector.classes.names, dataset.classes.names, f"the checkpoint '{path}'", name)
+    if others and runtime.is_main:
+        logger.warning("classes that are not in %s are not scored: %s", name, abbreviated(others))
     detector.module.to(runtime.device)
     detector = replace(
         detector,
@@ -192,12 +203,50 @@ def evaluation_batch_size(experiment: Experiment) -> int:
     return experiment.data.batch_size if batch_size is None else batch_size
 
 
-def classes_in_order(classes: Classes, names: Sequence[str]) -> Classes:
-    """``classes`` in the order of ``names``, each with its own id."""
-    if tuple(names) == classes.names:
-        return classes
-    ids = dict(zip(classes.names, classes.category_ids, strict=True))
-    return Classes(tuple(names), tuple(ids[name] for name in names))
+def scored_classes(names: Sequence[str], classes: Classes) -> tuple[Classes, list[bool]]:
+    """The classes of a detector as those of a dataset.
+
+    Args:
+        names: of the detector.
+        classes: of the dataset.
+
+    Returns:
+        For each class of the detector its name, and its id in the dataset (-1: not in it); and whether it is scored.
+    """
+    ids = {
+        row: number
+        for row, number in zip(rows_of(names, classes.names), classes.category_ids, strict=True)
+        if row is not None
+    }
+    rows = range(len(names))
+    return Classes(tuple(names), tuple(ids.get(row, -1) for row in rows)), [row in ids for row in rows]
+
+
+def rows_of(names: Sequence[str], of_data: Sequence[str]) -> list[int | None]:
+    """The row of a detector for each class of a dataset."""
+    if set(names) == set(of_data):  # also a class that is named like an unused one
+        return [names.index(name) for name in of_data]
+    return match(names, of_data)
+
+
+def check_classes(names: Sequence[str], of_data: Sequence[str], owner: str, data: str) -> list[str]:
+    """Check that a detector has all classes of a dataset.
+
+    Returns:
+        The other classes of the detector, which are not scored.
+
+    Raises:
+        UserError: with the classes that it does not have.
+    """
+    rows = rows_of(names, of_data)
+    if missing := [name for name, row in zip(of_data, rows, strict=True) if row is None]:
+        verb = "is" if len(missing) == 1 else "are"
+        raise UserError(
+            f"{owner[0].upper()}{owner[1:]} does not have all classes of {data}: {abbreviated(missing)} {verb} "
+            f"missing. Its classes are {abbreviated(list(names))}. Use a dataset with these classes only, or fine-tune "
+            "the checkpoint: detrs train --weights."
+        )
+    return [name for row, name in enumerate(names) if row not in rows]
 
 
 def check_same_classes(names: Sequence[str], others: Sequence[str], owner: str, other_owner: str) -> None:

@@ -16,7 +16,8 @@ from detrs.data.opening import open_splits
 from detrs.data.protocol import check_protocol
 from detrs.data.sample import Dataset
 from detrs.data.splits import NO_SPLIT
-from detrs.engine.compatibility import check_batch_norm, check_divisible, open_initial
+from detrs.engine.compatibility import check_batch_norm, check_divisible
+from detrs.engine.finetuning import open_initial
 from detrs.engine.interruption import Interrupted, Interruption
 from detrs.engine.journal import StepReport, display, format_scores
 from detrs.engine.run import RunFolder

@@ -12,9 +12,10 @@ from detrs.data.overlap import overlap
 from detrs.data.sample import Dataset
 from detrs.engine.average import Average
 from detrs.engine.clock import Clock
-from detrs.engine.compatibility import for_data, initialize
+from detrs.engine.compatibility import for_data
 from detrs.engine.evaluate import Scores, evaluate
 from detrs.engine.figures import save_curves, save_predictions, save_training_batch
+from detrs.engine.finetuning import initialize
 from detrs.engine.journal import Metrics, StepReport, summary
 from detrs.engine.optimizer import build_optimizer
 from detrs.engine.run import RunFolder
