@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from detrs.checkpoints.publishing import push_to_hub
     from detrs.engine.evaluate import evaluate_checkpoint as evaluate
     from detrs.engine.train import train, training
     from detrs.models import build
@@ -24,7 +25,18 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["Detections", "Predictor", "__version__", "build", "evaluate", "load", "preset", "train", "training"]
+__all__ = [
+    "Detections",
+    "Predictor",
+    "__version__",
+    "build",
+    "evaluate",
+    "load",
+    "preset",
+    "push_to_hub",
+    "train",
+    "training",
+]
 
 _HOMES = {
     "Detections": ("detrs.structures", "Detections"),
@@ -33,6 +45,7 @@ _HOMES = {
     "evaluate": ("detrs.engine.evaluate", "evaluate_checkpoint"),
     "load": ("detrs.predictor", "load"),
     "preset": ("detrs.presets", "preset"),
+    "push_to_hub": ("detrs.checkpoints.publishing", "push_to_hub"),
     "train": ("detrs.engine.train", "train"),
     "training": ("detrs.engine.train", "training"),
 }

@@ -14,7 +14,13 @@ from detrs.data import digits
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = (
-    *("README.md", "docs/training.md", "docs/data.md", "docs/weights.md", "docs/operator.md", "docs/results.md"),
+    "README.md",
+    "docs/data.md",
+    "docs/training.md",
+    "docs/weights.md",
+    "docs/finetuning.md",
+    "docs/operator.md",
+    "docs/results.md",
     "docs/models/dat.md",
 )
 """Pages with commands or Python, in reading order."""

@@ -240,9 +240,9 @@ def check_classes(names: Sequence[str], of_data: Sequence[str], owner: str, data
     """
     rows = rows_of(names, of_data)
     if missing := [name for name, row in zip(of_data, rows, strict=True) if row is None]:
-        verb = "is" if len(missing) == 1 else "are"
+        are = "is" if len(missing) == 1 else "are"
         raise UserError(
-            f"{owner[0].upper()}{owner[1:]} does not have all classes of {data}: {abbreviated(missing)} {verb} "
+            f"{owner[0].upper()}{owner[1:]} does not have all classes of {data}: {abbreviated(missing)} {are} "
             f"missing. Its classes are {abbreviated(list(names))}. Use a dataset with these classes only, or fine-tune "
             "the checkpoint: detrs train --weights."
         )

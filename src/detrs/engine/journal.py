@@ -123,7 +123,7 @@ class Metrics:
         """Writes the pending means and the scores after ``step``."""
         if self.window.images:
             self._flush(step, epoch, seconds)
-        self._write("evaluation", step, epoch, report.scalars(), seconds)
+        self._write("evaluation", step, epoch, report.to_json(), seconds)
 
     def _flush(self, step: int, epoch: int, seconds: float) -> None:
         self._write("step", step, epoch, self.window.line(), seconds)
