@@ -119,8 +119,8 @@ class Experiment:
     name: str | None = None
     """Name of the preset this started from."""
     initial: str | None = None
-    """Trained detector whose weights training starts from: a ``best.safetensors`` of the same model. Weights of classes
-    are kept by name; numbers of classes and queries may differ."""
+    """Trained detector whose weights training starts from: a ``best.safetensors``, or published weights, of the same
+    model. Weights of classes are kept by name; numbers of classes and queries may differ."""
     model: Annotated[ModelConfig, OneOf(MODELS)] = field(default_factory=DeformableDETRConfig)
     data: DataConfig = field(default_factory=DataConfig)
     criterion: CriterionConfig = field(default_factory=CriterionConfig)

@@ -11,7 +11,9 @@ from run_tiny import Tiny, training
 
 from detrs import models
 from detrs.checkpoints import TrainedDetector, format, load_detector, save_detector
+from detrs.checkpoints.classes import coco_classes
 from detrs.checkpoints.detector import preprocessing_of
+from detrs.checkpoints.transformers import save_transformers
 from detrs.classification import Focal
 from detrs.config import RuntimeConfig
 from detrs.engine.finetuning import experiment_from, initialize, open_initial
@@ -219,3 +221,34 @@ def test_resuming_needs_no_source_and_is_bit_exact(best: Path, tmp_path: Path) -
     list(training(experiment, tmp_path / "stopped", resume=True, **data))
     whole, resumed = (format.load(tmp_path / name / "last.safetensors").tensors for name in ("whole", "stopped"))
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_published_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A folder of transformers with COCO's 91 rows; "no object" and shared classes are kept."""
+    torch.manual_seed(0)
+    start = preset("detr-r50")
+    backbone = replace(start.model.backbone, name="resnet18.tv_in1k")
+    sizes: dict[str, int] = {"dim": 32, "num_heads": 2, "encoder_layers": 1, "decoder_layers": 1, "num_queries": 9}
+    model: Any = replace(start.model, backbone=backbone, ffn_dim=48, **sizes)  # type: ignore[call-arg]
+    source = TrainedDetector(
+        module=models.build(model),
+        classes=coco_classes(91),
+        preprocessing=preprocessing_of(start),
+        experiment=replace(start, model=model),
+        scores={},
+        step=0,
+        epoch=0,
+    )
+    folder = tmp_path / "detr"
+    save_transformers(source, folder)
+    experiment = experiment_from(str(folder))
+    assert experiment.name == "detr-r50" and experiment.data.resize_to == (800, 1333)
+    names = ("helmet", "Dog", "person")
+    tuned: Any = replace(experiment, model=replace(experiment.model, num_classes=3))  # type: ignore[type-var]
+    own = models.build(tuned.model)
+    with caplog.at_level("INFO", logger="detrs"):
+        initialize(own, open_initial(str(folder), tuned.model), tuned, Classes(names, (1, 2, 3)))
+    head = "decoder.heads.0.classes.weight"
+    kept, given = own.state_dict()[head], source.module.state_dict()[head]
+    assert torch.equal(kept[[1, 2, 3]], given[[18, 1, 91]])
+    assert "kept 2 of 3 classes: Dog, person; new: helmet" in caplog.messages

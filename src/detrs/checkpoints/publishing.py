@@ -11,7 +11,8 @@ from typing import Any
 
 from detrs.checkpoints.card import CURVES, Contents, last_per_class, model_card
 from detrs.checkpoints.detector import TrainedDetector, save_detector
-from detrs.checkpoints.detector import load_detector as open_detector
+from detrs.checkpoints.sources import open_detector
+from detrs.checkpoints.transformers import check_new, save_transformers
 from detrs.config import Experiment
 from detrs.errors import UserError
 
@@ -96,11 +97,9 @@ def write_folder(checkpoint: Path | str, folder: Path, repository: str, license:
     Raises:
         UserError: the checkpoint cannot be read, or the folder is not empty or cannot be written.
     """
-    from detrs.checkpoints.transformers import check_new, save_transformers
-
     check_new(folder)
     source = Path(checkpoint).expanduser()
-    detector = without_paths(open_detector(source))
+    detector = without_paths(open_detector(checkpoint))
     run = source if source.is_dir() else source.parent
     try:
         save_transformers(detector, folder)

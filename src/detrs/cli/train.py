@@ -57,8 +57,8 @@ class TrainArguments:
     max_minutes: float | None
     """Time budget in minutes; the learning rate schedule adapts to it."""
     weights: str | None
-    """Start from the weights of this checkpoint (best.safetensors) of the same model. The weights of classes are kept
-    by name; other classes start anew."""
+    """Start from a trained detector of the same model: best.safetensors, folder of a run, or published weights (Hub id,
+    folder, .pth file). Weights of classes are kept by name; other classes start anew."""
     backbone: str | None = None
     """timm model name, or a .safetensors file with weights of one. Default: the backbone of the preset."""
     output: Path | None = None
