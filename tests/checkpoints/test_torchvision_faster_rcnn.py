@@ -9,6 +9,7 @@ import torch
 from published_layouts import compared
 from torch import Tensor, nn
 from torchvision.models import detection
+from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -56,7 +57,9 @@ def test_names_and_shapes_of_the_published_weights(monkeypatch: pytest.MonkeyPat
         theirs = detection.FasterRCNN(backbone, num_classes=91).state_dict()
     assert matches(theirs)
     detector = read(theirs, "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth")
-    assert detector.experiment == preset("faster-rcnn-r50-fpn")
+    expected = preset("faster-rcnn-r50-fpn")
+    backbone = replace(expected.model.backbone, norm_eps=0.0)
+    assert detector.experiment == replace(expected, model=replace(expected.model, backbone=backbone))
     assert detector.classes == coco_classes(90)
     assert detector.classes.names[0] == "person" and detector.classes.category_ids == tuple(range(1, 91))
     assert detector.preprocessing.resize_to == (800, 1333)
@@ -98,6 +101,8 @@ def test_detections_equal_those_of_torchvision(norm: type[nn.Module], monkeypatc
     monkeypatch.setattr(region_proposals, "MIN_SIDE", 4.0)
     theirs = torchvision(norm, min_size=SIZE[0], max_size=SIZE[1])
     theirs.rpn.min_size = 4.0
+    if norm is FrozenBatchNorm2d:
+        overwrite_eps(theirs, 0.0)  # as torchvision does for its weights on COCO
     detector = read(theirs.state_dict(), "model.pth")
     ours: Any = detector.module
     generator = torch.Generator().manual_seed(1)
@@ -113,6 +118,23 @@ def test_detections_equal_those_of_torchvision(norm: type[nn.Module], monkeypatc
         assert ids == each["labels"].tolist()
         torch.testing.assert_close(found.scores[i, :count], each["scores"], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(cxcywh_to_xyxy(found.boxes[i, :count]) * scale, each["boxes"], atol=1e-3, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_epsilon_of_frozen_batch_norm_is_that_of_torchvision(tmp_path: Path) -> None:
+    """0 for 91 rows and for older names, also after the detector was saved in our format; otherwise the default."""
+    for classes, old, epsilon in ((91, False, 0.0), (6, True, 0.0), (6, False, 1e-5)):
+        theirs = torchvision(classes=classes)
+        theirs.backbone.body.bn1.running_var.fill_(1e-5)
+        overwrite_eps(theirs, epsilon)
+        tensors = theirs.state_dict()
+        if old:
+            tensors = {name.replace("rpn.head.conv.0.0.", "rpn.head.conv."): tensor for name, tensor in tensors.items()}
+        save_detector(tmp_path / "detector.safetensors", read(tensors, "model.pth"))
+        ours: Any = load_detector(tmp_path / "detector.safetensors").module
+        image = torch.randn(1, 3, 64, 96)
+        for mine, other in zip(ours.backbone(image), theirs.backbone.body(image).values(), strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4 * other.abs().max().item())
 
 
 def test_names_of_older_files() -> None:

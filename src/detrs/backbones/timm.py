@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import timm
 import torch
-from annotated_types import Gt
+from annotated_types import Ge, Gt
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -35,6 +35,8 @@ class BackboneConfig:
     norm: Literal["frozen", "batch"] = "frozen"
     """``frozen``: statistics and affine parameters of BatchNorm never change (pretrained weights, small batches).
     ``batch``: ordinary BatchNorm (training from scratch)."""
+    norm_eps: Annotated[float, Ge(0)] | None = None
+    """Epsilon of BatchNorm; None: that of the timm model. torchvision's Faster R-CNN on COCO was trained with 0."""
     freeze_stem: bool = True
     """Freeze everything before C3: the stem and the first stage."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -61,6 +63,9 @@ class TimmBackbone(nn.Module):
         # channels last: a quarter faster on CPUs, the layout of tensor cores, and tokens need no copy
         self.body = create(config, pretrained).to(memory_format=torch.channels_last)
         self.channels = tuple(self.body.feature_info.channels())
+        if config.norm_eps is not None:
+            for norm in [module for module in self.body.modules() if isinstance(module, nn.BatchNorm2d)]:
+                norm.eps = config.norm_eps
         if config.norm == "frozen":
             if pretrained and config.weights == "none":
                 logger.warning(

@@ -5,7 +5,8 @@ classes, with COCO's category ids 1 to 90. Files from before torchvision 0.13 ha
 tensors. BatchNorm is frozen unless the file has its counters, which models trained from scratch have. Images are RGB
 with the mean and standard deviation of ImageNet, resized to (800, 1333).
 
-Deviation: frozen BatchNorm has an epsilon of 1e-5, the default of torchvision; its weights ``COCO_V1`` are used with 0.
+torchvision sets the epsilon of frozen BatchNorm to 0 for its weights on COCO, which weights do not show. Here files
+with the names of older versions, as the published file, and files with 91 rows have 0; others have 1e-5, its default.
 """
 
 from collections.abc import Collection, Mapping
@@ -14,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from detrs.backbones.timm import BackboneConfig
-from detrs.checkpoints.classes import coco_classes
+from detrs.checkpoints.classes import NUM_IDS, coco_classes
 from detrs.checkpoints.detector import TrainedDetector
 from detrs.checkpoints.loading import trained
 from detrs.checkpoints.renaming import Rename, Renaming
@@ -83,8 +84,12 @@ def read(tensors: Mapping[str, Tensor], source: object, args: Mapping[str, Any] 
             f"file. Expected {len(ratios)}, the default of torchvision."
         )
     from_scratch = "backbone.body.bn1.num_batches_tracked" in tensors
+    on_coco = found.size(CLASS_ROWS) == NUM_IDS or "rpn.head.conv.weight" in tensors
     backbone = BackboneConfig(
-        name=found.resnet("backbone.body."), stages=(2, 3, 4, 5), norm="batch" if from_scratch else "frozen"
+        name=found.resnet("backbone.body."),
+        stages=(2, 3, 4, 5),
+        norm="batch" if from_scratch else "frozen",
+        norm_eps=0.0 if on_coco and not from_scratch else None,
     )
     model = FasterRCNNConfig(
         num_classes=found.size(CLASS_ROWS) - 1,
