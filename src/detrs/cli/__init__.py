@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": "compute the COCO AP of a checkpoint, overall and per class",
     "predict": "detect objects in images; write JSON and annotated images",
     "push": "upload a checkpoint with a model card to the Hugging Face Hub",
+    "convert": "convert a dataset to COCO or YOLO, or a checkpoint to transformers",
     "presets": "list the presets with published AP and training recipe",
     "checkpoint": "inspect a checkpoint of any supported kind; list published ones",
     "profile": "count parameters and FLOPs, measure the latency of a preset",

@@ -344,7 +344,7 @@ FAULTS: list[tuple[Callable[[Path], None], str]] = [
     (data_yaml("names: &a [x, x]\ntrain: [*a, *a]\n"), "data.yaml:2: invalid YAML: aliases (*name) are not supported."),
     (data_yaml(b"train: \xff\nnames: [x]"), "data.yaml is not UTF-8 at byte 7"),
     (data_yaml("train: images/train\nnames: " + "[" * 5000), "data.yaml"),
-    (data_yaml("train: images/train\nnames: [a]\n#" + "x" * 2**20), "has more than 1,048,576 bytes"),
+    (data_yaml("train: images/train\nnames: [a]\n#" + "x" * 2**20), "has more than 524,288 bytes"),
     (data_yaml("train: \x07\nnames: [x]"), "invalid YAML: special characters are not allowed at character 7."),
     (pipe_as_data, "has no class names"),
     (listed("images/train/a.png\nimages/train/q.png\n"), "missing image (of 2): train.txt:2: images/train/q.png"),

@@ -16,7 +16,7 @@ from detrs.data.findings import Findings
 from detrs.errors import UserError, did_you_mean
 from detrs.files import open_regular
 
-MAX_BYTES = 2**20
+MAX_BYTES = 2**19
 """YAML is parsed in Python, at about 0.2 MB per second. A file with the 80 classes of COCO has 2 KB."""
 SPLITS = tuple(name for names in SYNONYMS for name in names)
 OTHER_KEYS = frozenset(
