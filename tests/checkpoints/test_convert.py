@@ -9,8 +9,8 @@ import torch
 
 from detrs.checkpoints.convert import convert_checkpoint
 from detrs.checkpoints.detector import TrainedDetector, load_detector
-from detrs.checkpoints.official_detr import official_state_dict
-from detrs.checkpoints.transformers import load_transformers
+from detrs.checkpoints.foreign.official_detr import official_state_dict
+from detrs.checkpoints.foreign.transformers import load_transformers
 from detrs.errors import UserError
 
 

@@ -14,9 +14,9 @@ from detrs import models, presets
 from detrs.checkpoints import TrainedDetector, hub, published, save_detector
 from detrs.checkpoints.classes import coco_classes
 from detrs.checkpoints.detector import preprocessing_of
-from detrs.checkpoints.official_detr import official_state_dict
+from detrs.checkpoints.foreign.official_detr import official_state_dict
+from detrs.checkpoints.foreign.transformers import save_transformers
 from detrs.checkpoints.sources import FOLDER, OFFICIAL, OWN, open_detector, open_source
-from detrs.checkpoints.transformers import save_transformers
 from detrs.engine.evaluate import evaluate_checkpoint
 from detrs.errors import UserError
 from detrs.predictor import load
@@ -95,7 +95,7 @@ def test_the_suffix_does_not_decide(folder: Path, tmp_path: Path) -> None:
 
 def test_scores_and_dilation_of_published_files(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The name gives the dilation of C5; the AP is promised only for the published bytes."""
-    from detrs.checkpoints import official_detr
+    from detrs.checkpoints.foreign import official_detr
 
     seen = []
     read = official_detr.read

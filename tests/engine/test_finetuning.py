@@ -13,7 +13,7 @@ from detrs import models
 from detrs.checkpoints import TrainedDetector, format, load_detector, save_detector
 from detrs.checkpoints.classes import coco_classes
 from detrs.checkpoints.detector import preprocessing_of
-from detrs.checkpoints.transformers import save_transformers
+from detrs.checkpoints.foreign.transformers import save_transformers
 from detrs.classification import Focal
 from detrs.config import RuntimeConfig
 from detrs.engine.finetuning import experiment_from, initialize, open_initial

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from detrs.checkpoints import official_anchor_detr
+from detrs.checkpoints.foreign import official_anchor_detr
 from detrs.layers.initialization import XAVIER
 from detrs.layers.row_column_attention import RowColumnAttention, RowColumnCrossAttention, mean_of_all, mean_of_valid
 from detrs.structures import Pyramid, Queries

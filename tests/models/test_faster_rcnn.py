@@ -14,7 +14,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from detrs.backbones.timm import BackboneConfig
 from detrs.boxes import cxcywh_to_xyxy
 from detrs.checkpoints.detector import shapes
-from detrs.checkpoints.torchvision_faster_rcnn import NAMES
+from detrs.checkpoints.foreign.torchvision_faster_rcnn import NAMES
 from detrs.criterion.set_criterion import CriterionConfig
 from detrs.errors import UserError
 from detrs.layers import region_proposals

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from detrs.backbones.timm import BackboneConfig
 from detrs.boxes import LARGEST_SCALE, cxcywh_to_xyxy, scaled_from_box
-from detrs.checkpoints.official_sparse_rcnn import LAYOUTS
+from detrs.checkpoints.foreign.official_sparse_rcnn import LAYOUTS
 from detrs.criterion.set_criterion import CriterionConfig, SetCriterion
 from detrs.errors import UserError
 from detrs.layers.decoder import Decoder, refine

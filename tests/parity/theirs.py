@@ -6,7 +6,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from detrs.checkpoints.transformers_names import renaming
+from detrs.checkpoints.foreign.transformers_names import renaming
 from detrs.models import ModelConfig
 from detrs.structures import Target
 

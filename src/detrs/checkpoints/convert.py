@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from detrs.checkpoints.detector import save_detector
+from detrs.checkpoints.foreign.transformers import check_new, save_transformers
 from detrs.checkpoints.sources import open_detector
-from detrs.checkpoints.transformers import check_new, save_transformers
 from detrs.errors import UserError, did_you_mean
 
 FORMATS = ("transformers", "detrs")

@@ -11,8 +11,8 @@ from typing import Any
 
 from detrs.checkpoints.card import CURVES, Contents, last_per_class, model_card
 from detrs.checkpoints.detector import TrainedDetector, save_detector
+from detrs.checkpoints.foreign.transformers import check_new, save_transformers
 from detrs.checkpoints.sources import open_detector
-from detrs.checkpoints.transformers import check_new, save_transformers
 from detrs.config import Experiment
 from detrs.errors import UserError
 

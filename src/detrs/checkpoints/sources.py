@@ -16,14 +16,19 @@ from torch import Tensor
 
 from detrs.checkpoints import format, hub, published
 from detrs.checkpoints.detector import TrainedDetector, load_detector
+from detrs.checkpoints.foreign.torch_file import SUFFIXES, read_torch_file
+from detrs.checkpoints.foreign.transformers import (
+    is_transformers_folder,
+    load_transformers,
+    read_json,
+    read_safetensors,
+)
 from detrs.checkpoints.published import Published
-from detrs.checkpoints.torch_file import SUFFIXES, read_torch_file
-from detrs.checkpoints.transformers import is_transformers_folder, load_transformers, read_json, read_safetensors
 from detrs.errors import UserError, did_you_mean
 from detrs.files import open_regular
 
 READERS = ("official_detr", "official_anchor_detr", "official_sparse_rcnn", "torchvision_faster_rcnn")
-"""Modules of this package with ``matches(keys)`` and ``read(tensors, source, args)``; the first match is used."""
+"""Modules of ``foreign`` with ``matches(keys)`` and ``read(tensors, source, args)``; the first match is used."""
 
 EXPECTED = (
     "Expected a .safetensors file or the folder of a run, a folder of transformers, a .pth file of an official "
@@ -129,7 +134,7 @@ def check_header(path: Path) -> None:
 
 def _open_official(path: Path, tensors: dict[str, Tensor], args: dict[str, Any], known: Published | None) -> Source:
     for name in READERS:
-        reader = importlib.import_module(f"detrs.checkpoints.{name}")
+        reader = importlib.import_module(f"detrs.checkpoints.foreign.{name}")
         if not reader.matches(tensors.keys()):
             continue
         if known is not None:

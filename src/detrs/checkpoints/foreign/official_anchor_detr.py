@@ -17,9 +17,9 @@ from torch import Tensor
 from detrs.backbones.timm import BackboneConfig
 from detrs.checkpoints.classes import coco_classes
 from detrs.checkpoints.detector import TrainedDetector
-from detrs.checkpoints.loading import trained
-from detrs.checkpoints.renaming import Pack, Rename, Renaming, Rule, qkv
-from detrs.checkpoints.structure import Structure
+from detrs.checkpoints.foreign.loading import trained
+from detrs.checkpoints.foreign.renaming import Pack, Rename, Renaming, Rule, qkv
+from detrs.checkpoints.foreign.structure import Structure
 from detrs.data.preprocessing import Preprocessing
 from detrs.data.transforms import OFFICIAL_SIZE
 from detrs.errors import UserError

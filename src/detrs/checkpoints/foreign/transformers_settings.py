@@ -11,7 +11,7 @@ from typing import Any
 
 from detrs.checkpoints.classes import coco_classes, is_unused
 from detrs.checkpoints.detector import TrainedDetector
-from detrs.checkpoints.transformers_backbone import ReadBackbone, read_backbone, unsupported, written_backbone
+from detrs.checkpoints.foreign.transformers_backbone import ReadBackbone, read_backbone, unsupported, written_backbone
 from detrs.classification import Focal, Softmax
 from detrs.data.preprocessing import Preprocessing
 from detrs.data.transforms import OFFICIAL_SIZE

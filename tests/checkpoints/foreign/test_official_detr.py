@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from detrs import models
 from detrs.checkpoints.classes import coco_classes
 from detrs.checkpoints.detector import TrainedDetector, shapes
-from detrs.checkpoints.loading import closest_experiment
-from detrs.checkpoints.official_detr import matches, model_settings, official_state_dict, read, renaming
+from detrs.checkpoints.foreign.loading import closest_experiment
+from detrs.checkpoints.foreign.official_detr import matches, model_settings, official_state_dict, read, renaming
+from detrs.checkpoints.foreign.transformers import load_transformers
+from detrs.checkpoints.foreign.transformers_settings import read_preprocessing
 from detrs.checkpoints.skeleton import Skeleton
-from detrs.checkpoints.transformers import load_transformers
-from detrs.checkpoints.transformers_settings import read_preprocessing
 from detrs.errors import UserError
 from detrs.presets import preset
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from detrs.checkpoints.detector import shapes as shapes_of
-from detrs.checkpoints.renaming import Renaming
+from detrs.checkpoints.foreign.renaming import Renaming
 from detrs.models.detector import Model
 
 Shapes = dict[str, tuple[int, ...]]

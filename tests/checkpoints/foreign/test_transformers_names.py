@@ -11,10 +11,10 @@ import transformers
 from detrs import models
 from detrs.checkpoints.classes import coco_classes
 from detrs.checkpoints.detector import shapes
-from detrs.checkpoints.loading import closest_experiment
+from detrs.checkpoints.foreign.loading import closest_experiment
+from detrs.checkpoints.foreign.transformers_names import renaming
+from detrs.checkpoints.foreign.transformers_settings import read_config, read_preprocessing
 from detrs.checkpoints.skeleton import Skeleton
-from detrs.checkpoints.transformers_names import renaming
-from detrs.checkpoints.transformers_settings import read_config, read_preprocessing
 from detrs.presets import preset
 
 

@@ -1,6 +1,6 @@
 """Weights of Sparse R-CNN to our model and back: names of its authors' code (detectron2), and of mmdetection.
 
-Both have 80 classes in the order of COCO, and expect the same pixels (:mod:`detrs.checkpoints.pixel_format`) at
+Both have 80 classes in the order of COCO, and expect the same pixels (:mod:`detrs.checkpoints.foreign.pixel_format`) at
 (800, 1333). Their boxes and features of proposals are two tensors; ours are columns of one. mmdetection also saves
 counters of BatchNorm, which are 0 because its BatchNorm is in evaluation mode; they are ignored, and written as 0.
 
@@ -17,10 +17,10 @@ from torch import Tensor
 from detrs.backbones.timm import BackboneConfig
 from detrs.checkpoints.classes import coco_classes
 from detrs.checkpoints.detector import TrainedDetector
-from detrs.checkpoints.loading import trained
-from detrs.checkpoints.pixel_format import METADATA, RGB, PixelFormat, pixel_format
-from detrs.checkpoints.renaming import Pack, Rename, Renaming, Rule, qkv
-from detrs.checkpoints.structure import STAGES, Structure
+from detrs.checkpoints.foreign.loading import trained
+from detrs.checkpoints.foreign.pixel_format import METADATA, RGB, PixelFormat, pixel_format
+from detrs.checkpoints.foreign.renaming import Pack, Rename, Renaming, Rule, qkv
+from detrs.checkpoints.foreign.structure import STAGES, Structure
 from detrs.data.preprocessing import Preprocessing
 from detrs.data.transforms import OFFICIAL_SIZE
 from detrs.errors import UserError

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from detrs import config, models
 from detrs.checkpoints.detector import TrainedDetector, shapes
-from detrs.checkpoints.renaming import Renaming, listed
+from detrs.checkpoints.foreign.renaming import Renaming, listed
 from detrs.checkpoints.skeleton import Skeleton
 from detrs.config import Experiment
 from detrs.data.preprocessing import Preprocessing

@@ -20,17 +20,17 @@ from torch import Tensor
 from detrs import models
 from detrs.backbones.timm import TimmBackbone
 from detrs.checkpoints.detector import TrainedDetector
-from detrs.checkpoints.loading import trained
-from detrs.checkpoints.skeleton import Skeleton
-from detrs.checkpoints.torch_file import read_torch_file
-from detrs.checkpoints.transformers_backbone import check_equal_in_transformers
-from detrs.checkpoints.transformers_names import renaming
-from detrs.checkpoints.transformers_settings import (
+from detrs.checkpoints.foreign.loading import trained
+from detrs.checkpoints.foreign.torch_file import read_torch_file
+from detrs.checkpoints.foreign.transformers_backbone import check_equal_in_transformers
+from detrs.checkpoints.foreign.transformers_names import renaming
+from detrs.checkpoints.foreign.transformers_settings import (
     read_config,
     read_preprocessing,
     written_config,
     written_preprocessing,
 )
+from detrs.checkpoints.skeleton import Skeleton
 from detrs.errors import UserError
 from detrs.files import open_regular
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from detrs.backbones.timm import BackboneConfig
 from detrs.checkpoints.classes import coco_classes
 from detrs.checkpoints.detector import TrainedDetector
-from detrs.checkpoints.loading import trained
-from detrs.checkpoints.renaming import Pack, Rename, Renaming, Rule, qkv
-from detrs.checkpoints.transformers_backbone import HF_RESNETS, KNOWN
-from detrs.checkpoints.transformers_names import (
+from detrs.checkpoints.foreign.loading import trained
+from detrs.checkpoints.foreign.renaming import Pack, Rename, Renaming, Rule, qkv
+from detrs.checkpoints.foreign.transformers_backbone import HF_RESNETS, KNOWN
+from detrs.checkpoints.foreign.transformers_names import (
     CROSS,
     PROPOSALS,
     SELF,
@@ -26,7 +26,7 @@ from detrs.checkpoints.transformers_names import (
     heads,
     level_rules,
 )
-from detrs.checkpoints.transformers_settings import check_representable, read_preprocessing
+from detrs.checkpoints.foreign.transformers_settings import check_representable, read_preprocessing
 from detrs.errors import UserError
 from detrs.models import ModelConfig
 from detrs.models.conditional_detr import ConditionalDETRConfig

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detrs.checkpoints.torch_file import read_torch_file
+from detrs.checkpoints.foreign.torch_file import read_torch_file
 from detrs.errors import UserError
 
 WEIGHTS = OrderedDict(weight=torch.arange(6.0).reshape(2, 3), bias=torch.tensor([5.0, 7.0, 11.0]))

@@ -9,7 +9,7 @@ import torch
 from hf_models import VARIANTS, build, images, model_class, processor, saved
 
 from detrs import postprocess
-from detrs.checkpoints.transformers import load_transformers, save_transformers
+from detrs.checkpoints.foreign.transformers import load_transformers, save_transformers
 
 EVERY = pytest.mark.parametrize("name", VARIANTS)
 

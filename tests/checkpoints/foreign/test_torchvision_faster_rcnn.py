@@ -14,9 +14,10 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from detrs.boxes import cxcywh_to_xyxy
-from detrs.checkpoints import load_detector, loading, save_detector
+from detrs.checkpoints import load_detector, save_detector
 from detrs.checkpoints.classes import coco_classes
-from detrs.checkpoints.torchvision_faster_rcnn import matches, read, to_official
+from detrs.checkpoints.foreign import loading
+from detrs.checkpoints.foreign.torchvision_faster_rcnn import matches, read, to_official
 from detrs.errors import UserError
 from detrs.layers import region_proposals
 from detrs.presets import preset

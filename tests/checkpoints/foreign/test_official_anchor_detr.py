@@ -7,8 +7,9 @@ import torch
 from published_layouts import anchor_detr, compared, empty, random
 from torch import Tensor
 
-from detrs.checkpoints import load_detector, loading, official_anchor_detr, save_detector
-from detrs.checkpoints.official_anchor_detr import matches, read, to_official
+from detrs.checkpoints import load_detector, save_detector
+from detrs.checkpoints.foreign import loading, official_anchor_detr
+from detrs.checkpoints.foreign.official_anchor_detr import matches, read, to_official
 from detrs.errors import UserError
 from detrs.presets import preset
 

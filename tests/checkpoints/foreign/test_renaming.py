@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from detrs.checkpoints.renaming import LISTED, Pack, Rename, Renaming, qkv
+from detrs.checkpoints.foreign.renaming import LISTED, Pack, Rename, Renaming, qkv
 from detrs.errors import UserError
 
 TABLE = Renaming(

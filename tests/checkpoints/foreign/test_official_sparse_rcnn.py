@@ -9,10 +9,11 @@ import torch
 from published_layouts import compared, empty, random, sparse_rcnn
 from torch import Tensor
 
-from detrs.checkpoints import load_detector, loading, save_detector
+from detrs.checkpoints import load_detector, save_detector
 from detrs.checkpoints.classes import coco_classes
-from detrs.checkpoints.official_sparse_rcnn import LAYOUTS, matches, read, to_official
-from detrs.checkpoints.pixel_format import BGR
+from detrs.checkpoints.foreign import loading
+from detrs.checkpoints.foreign.official_sparse_rcnn import LAYOUTS, matches, read, to_official
+from detrs.checkpoints.foreign.pixel_format import BGR
 from detrs.errors import UserError
 from detrs.presets import preset
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from detrs.backbones.timm import BackboneConfig
 from detrs.checkpoints.classes import NUM_IDS, coco_classes
 from detrs.checkpoints.detector import TrainedDetector
-from detrs.checkpoints.loading import trained
-from detrs.checkpoints.renaming import Rename, Renaming
-from detrs.checkpoints.structure import Structure
+from detrs.checkpoints.foreign.loading import trained
+from detrs.checkpoints.foreign.renaming import Rename, Renaming
+from detrs.checkpoints.foreign.structure import Structure
 from detrs.data.preprocessing import Preprocessing
 from detrs.errors import UserError
 from detrs.models.faster_rcnn import FasterRCNNConfig

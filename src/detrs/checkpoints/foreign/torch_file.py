@@ -1,8 +1,8 @@
 """PyTorch's own weight files (.pth, .pt, .bin): the only place where they are read, and no code in them runs.
 
-A file is inspected first (:mod:`detrs.checkpoints.pickle_inspection`): it may contain dense tensors, containers and
-plain values, and the tensors may not need more memory than the file has. Then ``torch.load(weights_only=True)`` reads
-it. Both formats of ``torch.save`` are supported: ZIP archives (PyTorch 1.6 and later) and the older series of pickles.
+A file is inspected first (``pickle_inspection``): it may contain dense tensors, containers and plain values, and the
+tensors may not need more memory than the file has. Then ``torch.load(weights_only=True)`` reads it. Both formats of
+``torch.save`` are supported: ZIP archives (PyTorch 1.6 and later) and the older series of pickles.
 """
 
 import argparse
@@ -18,8 +18,8 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
+from detrs.checkpoints.foreign.pickle_inspection import MAX_PICKLE_BYTES, RejectedError, inspect
 from detrs.checkpoints.format import abbreviated
-from detrs.checkpoints.pickle_inspection import MAX_PICKLE_BYTES, RejectedError, inspect
 from detrs.errors import UserError
 from detrs.files import open_regular
 from detrs.isolation import warnings_ignored

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detrs.backbones.timm import BackboneConfig
-from detrs.checkpoints.pixel_format import BGR, RGB, PixelFormat, pixel_format
+from detrs.checkpoints.foreign.pixel_format import BGR, RGB, PixelFormat, pixel_format
 from detrs.errors import UserError
 
 

@@ -6,7 +6,7 @@ modules in memory are read as well.
 
 from collections.abc import Collection, Iterable
 
-from detrs.checkpoints.renaming import Rename, Renaming, Rule
+from detrs.checkpoints.foreign.renaming import Rename, Renaming, Rule
 from detrs.errors import UserError
 from detrs.models import ModelConfig
 from detrs.models.conditional_detr import ConditionalDETRConfig
