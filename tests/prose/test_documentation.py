@@ -16,6 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = (
     "README.md",
     "docs/data.md",
+    "docs/checking.md",
     "docs/training.md",
     "docs/weights.md",
     "docs/finetuning.md",

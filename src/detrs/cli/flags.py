@@ -29,7 +29,8 @@ EVALUATE = {
     "runtime.workers": "workers",
 }
 DEMO = {"schedule.max_minutes": "minutes", "runtime.device": "device", "runtime.threads": "threads"}
-SHORT = {"train": TRAIN, "evaluate": EVALUATE, "demo": DEMO}
+CHECK = {"data.resize_to": "image-size"}
+SHORT = {"check": CHECK, "train": TRAIN, "evaluate": EVALUATE, "demo": DEMO}
 """Command -> setting -> common flag. ``detrs train`` has a flag for every setting, the others only for these."""
 
 NAME = re.compile(r"(?<![\w./\\-])((?:[a-z]\w*\.)+[a-z]\w*|^seed|^initial)(?![\w/.]*\w*[/(])(?=\W|$)")

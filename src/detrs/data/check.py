@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from detrs.data.content import ImageRow, Split
-from detrs.data.findings import Findings, add_items
+from detrs.data.findings import Finding, Findings, add_items
 from detrs.data.images import is_transposed, read_headers
 from detrs.data.locate import locate
 from detrs.data.object_checks import check_objects
@@ -43,6 +43,18 @@ class Annotations:
     """Annotated images that are missing or unreadable."""
 
 
+@dataclass(frozen=True)
+class Examination:
+    """Everything that was found in the annotations of a split."""
+
+    annotations: Annotations | None
+    """The usable part of the annotations, even if others have errors; ``None`` if none can be read."""
+    errors: list[Finding]
+    notes: list[Finding]
+    failure: UserError | None
+    """Lists all errors; ``None`` if there are none."""
+
+
 def read_annotations(split: Split, *, decode: bool = False) -> Annotations:
     """Reads and validates the annotations of a split and finds its images.
 
@@ -53,22 +65,41 @@ def read_annotations(split: Split, *, decode: bool = False) -> Annotations:
     Raises:
         UserError: There are errors; the message lists every kind of error with its first occurrences.
     """
+    examination = examine(split, decode=decode)
+    if examination.failure is not None:
+        raise examination.failure
+    assert examination.annotations is not None
+    return examination.annotations
+
+
+def examine(split: Split, *, decode: bool = False) -> Examination:
+    """Reads and validates the annotations of a split without raising; see ``read_annotations``."""
     path = split.path
     errors, notes = Findings(), Findings()
-    content = split.read(errors, notes)
-    rows, columns = content.images, content.objects
-    classes = _classes(content.categories, errors, notes)
-    images = _images(rows, content.folders, decode, errors, notes)
-    if not images:
+    failure, annotations = None, None
+    try:
+        content = split.read(errors, notes)
+        rows, columns = content.images, content.objects
+        classes = _classes(content.categories, errors, notes)
+        images = _images(rows, content.folders, decode, errors, notes)
+        if not images:
+            errors.raise_if_any(path)
+            raise UserError(f"{path} contains no images.")
+        sizes = {image.id: image.size for image in images.values()}
+        listed = (integer(row.id) for row in rows if row is not None)
+        objects = check_objects(columns, sizes, listed, classes.category_ids, errors, notes)
+        num_skipped = len(rows) - len(images)
+        annotations = Annotations(classes, list(images.values()), objects, [], content.digest, num_skipped)
         errors.raise_if_any(path)
-        raise UserError(f"{path} contains no images.")
-    sizes = {image.id: image.size for image in images.values()}
-    listed = (integer(row.id) for row in rows if row is not None)
-    objects = check_objects(columns, sizes, listed, classes.category_ids, errors, notes)
-    errors.raise_if_any(path)
-    _check_classes(path, classes, objects, len(images), notes)
-    num_skipped = len(rows) - len(images)
-    return Annotations(classes, list(images.values()), objects, notes.lines(), content.digest, num_skipped)
+        _check_classes(path, classes, objects, len(images), notes)
+    except UserError as error:
+        failure = error
+    if annotations is not None:
+        annotations.notes.extend(notes.lines())
+    found = errors.listed()
+    if failure is not None and not found:
+        found = [Finding(str(failure), 1, [])]
+    return Examination(annotations, found, notes.listed(), failure)
 
 
 def _check_classes(path: Path, classes: Classes, objects: Objects, num_images: int, notes: Findings) -> None:

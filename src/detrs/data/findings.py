@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -11,6 +12,21 @@ NUM_PLACES = 5
 """Occurrences listed for each kind."""
 MAX_DEFECTS = 0.01
 """Fraction of items with a defect that are skipped with a note; more are an error."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """All findings of one kind."""
+
+    kind: str
+    count: int
+    places: list[str]
+    """The first of them."""
+
+    def __str__(self) -> str:
+        if not self.places:
+            return self.kind
+        return f"{self.count} x {self.kind}: {', '.join(self.places)}{', ...' if self.count > NUM_PLACES else ''}"
 
 
 class Findings:
@@ -33,10 +49,11 @@ class Findings:
 
     def lines(self) -> list[str]:
         """One line per kind: ``"7 x missing image: a.jpg, b.jpg, c.jpg, d.jpg, e.jpg, ..."``."""
-        return [
-            f"{count} x {kind}: {', '.join(self._places[kind])}{', ...' if count > NUM_PLACES else ''}"
-            for kind, count in self._counts.items()
-        ]
+        return list(map(str, self.listed()))
+
+    def listed(self) -> list[Finding]:
+        """All findings by kind, in the order in which the kinds were found."""
+        return [Finding(kind, count, self._places[kind]) for kind, count in self._counts.items()]
 
     def raise_if_any(self, path: Path, problem: str = "") -> None:
         """Raises ``UserError`` with all findings, if there are any, or with ``problem`` and all findings."""

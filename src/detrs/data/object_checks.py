@@ -121,7 +121,7 @@ class _Check:
         self.skip("without area", empty)
         self.skip("outside its image", outside)
         self.note(
-            "box that exceeds its image, clipped in training", usable & (_excess(boxes, extents) > ROUNDING_TOLERANCE)
+            "box that exceeds its image, clipped in training", usable & (excess(boxes, extents) > ROUNDING_TOLERANCE)
         )
         self.note("box less than one pixel wide or high", usable & (boxes[:, 2:] < 1).any(1))
         return usable
@@ -133,11 +133,11 @@ class _Check:
         rows = np.flatnonzero(trainable)
         keys = image[rows], *boxes[rows].T, label[rows]
         repeated = np.zeros(len(image), dtype=bool)
-        repeated[rows[_repeated(keys)]] = True
+        repeated[rows[repeats(keys)]] = True
         self.note("duplicate box, ignored in training", repeated)
         rows = np.flatnonzero(trainable & ~repeated)
         several = np.zeros(len(image), dtype=bool)
-        several[rows[_repeated((image[rows], *boxes[rows].T))]] = True
+        several[rows[repeats((image[rows], *boxes[rows].T))]] = True
         self.note("box with several classes", several)
         return trainable & ~repeated
 
@@ -148,7 +148,7 @@ class _Check:
         if large.any() and (boxes[large] <= 1).all():
             place = f"the first is {boxes[large][0].tolist()}"
             self.errors.add("file with all boxes in [0, 1] (expected pixels)", place)
-        exceeding = int((_excess(boxes[regular], extents[regular]) > ROUNDING_TOLERANCE).sum())
+        exceeding = int((excess(boxes[regular], extents[regular]) > ROUNDING_TOLERANCE).sum())
         if exceeding >= MIN_BOXES and exceeding > regular.sum() / 2:
             hint = "they may be [x1, y1, x2, y2] instead of [x, y, width, height]"
             place = f"{exceeding} of {regular.sum()} boxes"
@@ -162,13 +162,13 @@ class _Check:
         self.note(f"{self.columns.ignored}, not a target, handled as a crowd region", kind == IGNORED)
 
 
-def _excess(boxes: NDArray[Any], extents: NDArray[Any]) -> NDArray[Any]:
+def excess(boxes: NDArray[Any], extents: NDArray[Any]) -> NDArray[Any]:
     """(N,) pixels by which [x, y, width, height] boxes exceed their images of (height, width)."""
     corners = boxes[:, :2] + boxes[:, 2:]
     return np.maximum(-boxes[:, :2], corners - extents[:, ::-1]).max(1, initial=-np.inf)
 
 
-def _repeated(keys: tuple[NDArray[Any], ...]) -> NDArray[Any]:
+def repeats(keys: tuple[NDArray[Any], ...]) -> NDArray[Any]:
     """(N,) bool: whether the same keys occur earlier."""
     order = np.lexsort(keys)  # stable: equal keys stay in the order of the file
     same = np.ones(max(len(order) - 1, 0), dtype=bool)

@@ -1,0 +1,171 @@
+"""``detrs check``: errors, numbers and advice for a dataset."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from detrs.cli.arguments import Flag, Size, as_pair, parse
+from detrs.cli.report import console, print_json
+from detrs.errors import UserError, printable
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from detrs.config import Experiment
+    from detrs.data.advice import Advice, Plan
+    from detrs.data.doctor import DatasetFacts
+
+PRESET = "deformable-detr-small"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckArguments:
+    """Check a dataset before training.
+
+    Reports every error and note in all splits, class counts, sizes of boxes and images, and copies of images, and gives
+    advice for a preset. The exit code is 2 if there are errors.
+    """
+
+    data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
+    """Folder or file of the dataset."""
+    preset: str = PRESET
+    """Preset whose image size, strides and queries the dataset is compared with."""
+    image_size: Size | None = None
+    """Short and long side in pixels, or one number for both. Default: the image size of the preset."""
+    split: str | None = None
+    """Check only this split. Default: all splits."""
+    near_duplicates: Flag = False
+    """Also search similar images, which decodes all images."""
+    output: Path | None = None
+    """Write a page with charts and images to this HTML file."""
+    json: Flag = False
+    """Print one JSON object to stdout; the report goes to stderr."""
+
+
+def run(argv: list[str]) -> None:
+    """Check a dataset."""
+    arguments = parse(CheckArguments, argv, "detrs check")
+    if arguments.output:
+        check_page_path(arguments.output)
+    from dataclasses import replace
+
+    from detrs.cli.flags import with_flags
+    from detrs.data import data_root
+    from detrs.data.advice import advise
+    from detrs.data.doctor import examine_dataset
+    from detrs.presets import preset
+
+    experiment = preset(arguments.preset)
+    if arguments.image_size:
+        size = as_pair(arguments.image_size)
+        experiment = replace(experiment, data=replace(experiment.data, resize_to=size, augment="none"))
+    validate(experiment)
+    if str(arguments.data) == "digits" and not arguments.data.exists():
+        raise UserError("The demo set 'digits' is generated and needs no check. Expected the folder of a dataset.")
+    root = data_root(str(arguments.data))
+    facts = examine_dataset(root, split=arguments.split, near_duplicates=arguments.near_duplicates)
+    plan = plan_of(experiment, facts)
+    advice = [each._replace(text=with_flags(each.text, "train")) for each in advise(facts, plan)]
+    screen = console(as_json=arguments.json)
+    for part in report(facts, advice, plan):
+        screen.print(part, soft_wrap=isinstance(part, str))
+    if arguments.output:
+        from detrs import files
+        from detrs.visualization.check_page import page
+
+        files.write_text(arguments.output, page(facts, advice, plan))
+        screen.print(f"Page: {arguments.output}", soft_wrap=True)
+    if arguments.json:
+        listed = [each._asdict() for each in advice]
+        print_json({**facts.to_json(), "preset": arguments.preset, "advice": listed})
+    if facts.num_errors:
+        kinds = "1 kind of error" if facts.num_errors == 1 else f"{facts.num_errors} kinds of errors"
+        raise UserError(f"{root} has {kinds}, listed above. Training requires a dataset without errors.")
+
+
+def validate(experiment: "Experiment") -> None:
+    """Check the image size.
+
+    Raises:
+        UserError: it is out of range.
+    """
+    from detrs import config
+
+    config.validate(experiment)
+
+
+def check_page_path(path: Path) -> None:
+    """Check that the page can be written.
+
+    Raises:
+        UserError: the path is a folder, is not an HTML file, or its folder does not exist or is not writable.
+    """
+    if path.is_dir() or path.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--output must be an HTML file such as check.html, got '{path}'.")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"--output: the folder '{path.parent}' does not exist or is not writable.")
+
+
+def plan_of(experiment: "Experiment", facts: "DatasetFacts") -> "Plan":
+    """The settings of a preset that the dataset is compared with."""
+    from detrs import models
+    from detrs.data.advice import Plan, training_split
+
+    backbone, train, capacity = experiment.model.backbone, training_split(facts), None
+    try:
+        models.check_capacity(experiment.model, int(train.per_image.max(initial=0)) if train else 0)
+    except UserError as error:
+        capacity = str(error)
+    return Plan(
+        preset=experiment.name or type(experiment.model).__name__,
+        resize_to=experiment.data.resize_to,
+        stride=min(16 if backbone.dilated and stage == 5 else 2**stage for stage in backbone.stages),
+        capacity=capacity,
+        max_detections=experiment.evaluation.max_detections,
+    )
+
+
+def report(facts: "DatasetFacts", advice: Sequence["Advice"], plan: "Plan") -> list["RenderableType"]:
+    """The report as tables and lines of text."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    splits = Table("split", box=SIMPLE_HEAD, title=f"{facts.root}: {facts.format}", title_justify="left")
+    for column in ("images", "without objects", "objects", "most in an image", "box side", "S/M/L"):
+        splits.add_column(column, justify="right")
+    for split in facts.splits:
+        shares = [share for share in split.shares.values() if share is not None]
+        sides = split.to_json()["box_side"]
+        splits.add_row(
+            split.name or "(undivided)",
+            f"{len(split.images):,}",
+            f"{split.num_empty:,}",
+            f"{len(split.objects):,}",
+            f"{split.per_image.max(initial=0):,}",
+            "-" if sides is None else f"{sides['5%']:.0f}..{sides['95%']:.0f}",
+            "/".join(f"{share:.0%}" for share in shares) or "-",
+        )
+    classes = Table("class", box=SIMPLE_HEAD)
+    for split in facts.splits:
+        classes.add_column(split.name or "objects", justify="right")
+    for name in dict.fromkeys(name for split in facts.splits for name in split.classes):
+        classes.add_row(Text(printable(name)), *(f"{split.per_class.get(name, 0):,}" for split in facts.splits))
+    lines = [f"error: {finding}" for finding in facts.errors] + [f"note: {found}" for found in facts.other_files]
+    for kind in ("error", "note"):
+        for split in facts.splits:
+            found = split.errors if kind == "error" else split.notes
+            lines += [f"{kind}: {split.name}{': ' * bool(split.name)}{finding}" for finding in found]
+    lines += [
+        f"copies: {', '.join(f'{place.split}/{place.path.name}' for place in group)}" for group in facts.copies[:5]
+    ]
+    for a, b, value in (facts.similar or [])[:5]:
+        lines.append(f"similar: {a.split}/{a.path.name}, {b.split}/{b.path.name} (correlation {value:.3f})")
+    size = " ".join(map(str, dict.fromkeys(plan.resize_to)))
+    lines.append(f"\nAdvice for {plan.preset} at --image-size {size}:")
+    lines += [f"  {each.topic}: {each.text}" for each in advice] or ["  nothing to change"]
+    return [splits, classes, printable("\n".join(lines))]

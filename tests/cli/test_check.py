@@ -1,0 +1,85 @@
+"""``detrs check``: output and exit codes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detrs.cli import main
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A dataset with 150 objects in one image."""
+    root = tmp_path / "data"
+    write(root, "train", [[1 + n % 50, 2 + n // 50, 3, 4] for n in range(150)])
+    write(root, "val", [[5, 6, 20, 30]])
+    return root
+
+
+def write(root: Path, split: str, boxes: list[Any]) -> None:
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(len(boxes)).integers(0, 256, (61, 97, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(root / "images" / f"{split}.png")
+    data = {
+        "images": [{"id": 1, "file_name": f"{split}.png", "height": 61, "width": 97}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": box} for box in boxes],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (root / f"{split}.json").write_text(json.dumps(data))
+
+
+def test_report(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(root), "--preset", "detr-tiny"]) == 0
+    out = capsys.readouterr().out
+    assert "train" in out and "150" in out and "cat" in out
+    assert "--model.num-queries" in out and "--evaluation.max-detections 200" in out
+    assert "Advice for detr-tiny" in out
+
+
+def test_json(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "check.html"
+    words = ["check", str(root), "--image-size", "96", "--near-duplicates", "--output", str(page), "--json"]
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert found["num_errors"] == 0 and found["preset"] == "deformable-detr-small" and found["similar"] == []
+    assert [split["num_objects"] for split in found["splits"]] == [150, 1]
+    assert {each["topic"] for each in found["advice"]} >= {"image size", "detections"}
+    assert "--image-size 96" in captured.err and page.read_text().startswith("<!doctype html>")
+
+
+def test_errors_are_all_reported_with_exit_code_2(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(root, "train", [[1, 2, -3, 4], [1, 2, 3], [3, 4, 5, 6]])
+    write(root, "val", [[1, 2, 3, 4, 5], [3, 4, 5, 6]])
+    assert main(["check", str(root)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out.count("error: train: ") == 2 and captured.out.count("error: val: ") == 1
+    assert "has 3 kinds of errors, listed above" in captured.err
+    assert main(["check", str(root), "--json"]) == 2
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["num_errors"] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{root}x"], "does not exist"),
+        (["{root}", "--preset", "detr"], "There is no preset 'detr'"),
+        (["{root}", "--split", "test"], "has no split 'test'"),
+        (["{root}", "--output", "{root}"], "--output must be an HTML file"),
+        (["{root}", "--output", "{root}/no/check.html"], "does not exist or is not writable"),
+        (["{root}", "--image-size", "5"], "--image-size"),
+        (["digits"], "The demo set 'digits' is generated"),
+        ([], "Missing argument DATA"),
+    ],
+)
+def test_wrong_arguments(
+    root: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root)
+    assert main(["check", *(word.format(root=root) for word in words)]) == 2
+    assert message in capsys.readouterr().err
