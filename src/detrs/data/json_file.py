@@ -35,7 +35,15 @@ class Sink(Protocol):
         ...
 
 
-def read_json(path: Path, sinks: Mapping[str, Sink], errors: Findings, notes: Findings) -> tuple[Any, bytes]:
+def read_json(
+    path: Path,
+    sinks: Mapping[str, Sink],
+    errors: Findings,
+    notes: Findings,
+    *,
+    what: str = "COCO annotations",
+    place: str = "",
+) -> tuple[Any, bytes]:
     """Parses a JSON file.
 
     Args:
@@ -43,6 +51,8 @@ def read_json(path: Path, sinks: Mapping[str, Sink], errors: Findings, notes: Fi
         sinks: Key of the top-level object -> receiver of the items of that list.
         errors: Receives NaN and Infinity, which are parsed as floats so that the rest of the file is checked, too.
         notes: Receives duplicate keys.
+        what: The expected content, for messages.
+        place: Start of the places in ``errors`` and ``notes``, such as ``"a.json: "`` if there are several files.
 
     Returns:
         The value, in which the lists of ``sinks`` are empty, and the SHA-256 of the file.
@@ -50,11 +60,11 @@ def read_json(path: Path, sinks: Mapping[str, Sink], errors: Findings, notes: Fi
     Raises:
         UserError: The file cannot be read, is not UTF-8 or is not valid JSON.
     """
-    text, digest, offset = _text(path)
+    text, digest, offset = _text(path, what)
     places = _literal_places(text)
 
     def literal(_: str) -> float:
-        errors.add(NOT_A_NUMBER, next(places))
+        errors.add(NOT_A_NUMBER, f"{place}{next(places)}")
         return float("nan")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -62,7 +72,7 @@ def read_json(path: Path, sinks: Mapping[str, Sink], errors: Findings, notes: Fi
         if len(content) < len(pairs):
             for key, count in Counter(key for key, _ in pairs).items():
                 if count > 1:
-                    notes.add("duplicate key of an object, last value used", f"{key!r:.40}")
+                    notes.add("duplicate key of an object, last value used", f"{place}{key!r:.40}")
         return content
 
     decoder = json.JSONDecoder(parse_constant=literal, object_pairs_hook=unique)
@@ -70,32 +80,32 @@ def read_json(path: Path, sinks: Mapping[str, Sink], errors: Findings, notes: Fi
         data = _parse(text, decoder, sinks, unique)
     except json.JSONDecodeError as error:
         byte = offset + len(text[: error.pos].encode(errors="surrogatepass"))
-        place = f"line {error.lineno}, column {error.colno} (byte {byte})"
-        raise UserError(f"{path}: invalid JSON at {place}: {error.msg}. The file may be truncated.") from None
+        position = f"line {error.lineno}, column {error.colno} (byte {byte})"
+        raise UserError(f"{path}: invalid JSON at {position}: {error.msg}. The file may be truncated.") from None
     except RecursionError:
-        raise UserError(f"{path} is nested too deeply to be COCO annotations.") from None
+        raise UserError(f"{path} is nested too deeply to be {what}.") from None
     except ValueError as error:  # Python's limit on the number of digits
         raise UserError(f"{path} contains a number that cannot be read: {error}.") from None
     return data, digest
 
 
-def _text(path: Path) -> tuple[str, bytes, int]:
+def _text(path: Path, what: str) -> tuple[str, bytes, int]:
     """The text of a file, its SHA-256, and the number of bytes before the text."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe could block forever
-            raise UserError(f"{path} is not a regular file. Expected COCO annotations in a JSON file.")
+            raise UserError(f"{path} is not a regular file. Expected {what} in a JSON file.")
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     if not content.strip():
-        raise UserError(f"{path} is empty. Expected COCO annotations.")
+        raise UserError(f"{path} is empty. Expected {what}.")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         guess = "UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "Latin-1"
         raise UserError(f"{path} is not UTF-8 at byte {error.start}; it may be {guess}. Save it as UTF-8.") from None
     if text[:100].lstrip().startswith("<"):
-        raise UserError(f"{path} is XML, perhaps Pascal VOC. Expected COCO annotations in JSON. Convert it first.")
+        raise UserError(f"{path} is XML, perhaps Pascal VOC. Expected {what} in JSON.")
     return text, hashlib.sha256(content).digest(), 3 if content.startswith(b"\xef\xbb\xbf") else 0
 
 

@@ -10,7 +10,7 @@ import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
@@ -122,3 +122,79 @@ def to_voc(coco_folder: Path, split: str, output: Path) -> Path:
     stems = [Path(image["file_name"]).stem for image in images]
     (output / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in stems))
     return output
+
+
+def to_labelme(coco_folder: Path, split: str, output: Path) -> Path:
+    """``SPLIT`` with a JSON file beside each image; corners are in an order that depends on the object."""
+    images, annotations, classes = read_coco(coco_folder, split)
+    for image in images:
+        path = output / split / image["file_name"]
+        link_image(coco_folder, image["file_name"], path)
+        shapes = []
+        for number, annotation in enumerate(annotations[image["id"]]):
+            x, y, width, height = annotation["bbox"]
+            points = [[x, y + height], [x + width, y]] if number % 2 else [[x + width, y + height], [x, y]]
+            label = classes[annotation["category_id"]]
+            shapes.append({"label": label, "points": points, "group_id": None, "shape_type": "rectangle", "flags": {}})
+        content = {
+            "version": "5.5.0",
+            "flags": {},
+            "shapes": shapes,
+            "imagePath": image["file_name"],
+            "imageData": None,
+        }
+        content |= {"imageHeight": image["height"], "imageWidth": image["width"]}
+        path.with_suffix(".json").write_text(json.dumps(content, indent=2))
+    return output
+
+
+def to_cvat(coco_folder: Path, split: str, output: Path) -> Path:
+    """``annotations.xml`` of a project whose subsets are the splits, and ``images/SPLIT``."""
+    images, annotations, classes = read_coco(coco_folder, split)
+    path = output / "annotations.xml"
+    before = path.read_text().partition("</meta>\n")[2].removesuffix("</annotations>\n") if path.exists() else ""
+    lines = []
+    for number, image in enumerate(images):
+        link_image(coco_folder, image["file_name"], output / "images" / split.title() / image["file_name"])
+        size = f'width="{image["width"]}" height="{image["height"]}"'
+        name = quoteattr(image["file_name"])
+        lines.append(f'  <image id="{number}" name={name} subset="{split.title()}" task_id="1" {size}>\n')
+        for annotation in annotations[image["id"]]:
+            x, y, width, height = annotation["bbox"]
+            sides = f'xtl="{x!r}" ytl="{y!r}" xbr="{x + width!r}" ybr="{y + height!r}"'
+            label = quoteattr(classes[annotation["category_id"]])
+            lines.append(f'    <box label={label} source="manual" occluded="0" {sides} z_order="0">\n    </box>\n')
+        lines.append("  </image>\n")
+    labels = "".join(f"<label><name>{escape(name)}</name></label>" for name in classes.values())
+    content = before + "".join(lines)
+    subsets = "\n".join(each for each in ("Test", "Train", "Val") if f'subset="{each}"' in content)
+    project = f"<project><subsets>{subsets}</subsets><labels>{labels}</labels></project>"
+    head = (
+        f'<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n  <meta>{project}</meta>\n'
+    )
+    path.write_text(f"{head}{content}</annotations>\n")
+    return path
+
+
+def to_label_studio(coco_folder: Path, split: str, output: Path) -> Path:
+    """``SPLIT.json``, an export of uploaded images in the format JSON, and ``images``."""
+    images, annotations, classes = read_coco(coco_folder, split)
+    tasks = []
+    for number, image in enumerate(images, 1):
+        link_image(coco_folder, image["file_name"], output / "images" / image["file_name"])
+        results = []
+        size = {"original_width": image["width"], "original_height": image["height"]}
+        for annotation in annotations[image["id"]]:
+            sides = zip(annotation["bbox"], (image["width"], image["height"]) * 2, strict=True)
+            box = {
+                key: 100 * side / whole for key, (side, whole) in zip(("x", "y", "width", "height"), sides, strict=True)
+            }
+            value = box | {"rotation": 0, "rectanglelabels": [classes[annotation["category_id"]]]}
+            kind = {"id": f"r{len(results)}", "type": "rectanglelabels", "from_name": "label", "to_name": "image"}
+            results.append(size | {"image_rotation": 0, "value": value} | kind)
+        stored = f"/data/upload/1/{number:08x}-{image['file_name'].replace(' ', '_')}"
+        annotation = {"id": number, "completed_by": 1, "result": results, "was_cancelled": False}
+        tasks.append({"id": number, "annotations": [annotation], "predictions": [], "data": {"image": stored}})
+    path = output / f"{split}.json"
+    path.write_text(json.dumps(tasks))
+    return path

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from detrs.data.content import Split
-from detrs.data.formats import coco, voc, yolo
+from detrs.data.formats import coco, cvat, label_studio, labelme, voc, yolo
 
 
 class Format(Protocol):
@@ -24,5 +24,5 @@ class Format(Protocol):
     def splits(self, path: Path) -> list[Split]: ...
 
 
-FORMATS: tuple[Format, ...] = (coco, yolo, voc)
+FORMATS: tuple[Format, ...] = (label_studio, coco, yolo, voc, cvat, labelme)
 """In the order in which they are tried; the first format with a split at the path is used."""
