@@ -209,7 +209,7 @@ CASES = [
     case(103, "NaN weights", "E", loads(with_nan), "NaN", "backbone"),
     case(104, "other dimension", "E", starts_from(dim=64), "model.dim: 64 -> 32"),
     case(104, "other levels", "E", starts_from(num_levels=5), "model.num_levels: 5 -> 4"),
-    case(105, "safetensors of another library", "E", file_of(other_layout), "without detrs metadata"),
+    case(105, "safetensors of another library", "E", file_of(other_layout), "no config.json beside it"),
     case(105, "official .pth", "E", file_of(official), "PyTorch's .pth"),
     case(106, "newer version", "E", file_of(newer), "Update detrs", "format 7"),
     case(107, "misspelt setting", "E", setting("model", "num_querys", 3), "num_querys", "num_queries"),

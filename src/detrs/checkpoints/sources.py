@@ -41,6 +41,8 @@ CONFIG, WEIGHTS = JSON_FILES[0], "model.safetensors"
 OLD_WEIGHTS = "pytorch_model.bin"
 TORCH_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
+OF_TRANSFORMERS = ("model.backbone.", "model.encoder.", "model.decoder.")
+"""Starts of the names of tensors in ``transformers``."""
 
 OWN, FOLDER, OFFICIAL = "checkpoint of detrs", "folder of transformers", "official weights"
 """Kinds of sources."""
@@ -142,7 +144,7 @@ def _open_official(path: Path, tensors: dict[str, Tensor], args: dict[str, Any],
         detector = reader.read(tensors, path, args)
         same = known is not None and (known.sha256 is None or file_sha256(path).startswith(known.sha256))
         return Source(_promised(detector, known if same else None), OFFICIAL, path, known if same else None)
-    if path.suffix == ".safetensors" or path.name == OLD_WEIGHTS:
+    if any(name.startswith(OF_TRANSFORMERS) for name in tensors):
         raise UserError(
             f"'{path}' has no {CONFIG} beside it. Weights of transformers are read with the settings in the same "
             "folder, as save_pretrained writes it."
