@@ -58,9 +58,10 @@ def convert_data(arguments: ConvertArguments) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    from detrs.data import data_root
     from detrs.data.writing import convert_dataset
 
-    source = dataset_path(arguments.source)
+    source = data_root(arguments.source)
     written = convert_dataset(source, arguments.to, arguments.output, names=arguments.split, copy=arguments.copy)
     if arguments.json:
         splits = {
@@ -83,18 +84,11 @@ def convert_weights(arguments: ConvertArguments) -> None:
     """Convert a checkpoint."""
     if arguments.split or arguments.copy:
         raise UserError(f"--split and --copy apply to datasets. They cannot be used with --to {arguments.to}.")
-    path = dataset_path(arguments.source)
-    if path.exists() and not is_checkpoint(arguments.source):
-        from detrs.data.detect import find_splits
-
-        if path.is_dir() and find_splits(path):
-            raise UserError(
-                f"'{arguments.source}' is a dataset. --to {arguments.to} converts checkpoints: "
-                "use --to coco or --to yolo."
-            )
-    from detrs.checkpoints.convert import (  # type: ignore[import-not-found,unused-ignore]
-        convert_checkpoint,
-    )
+    if is_dataset(arguments.source):
+        raise UserError(
+            f"'{arguments.source}' is a dataset. --to {arguments.to} converts checkpoints: use --to coco or --to yolo."
+        )
+    from detrs.checkpoints.convert import convert_checkpoint
 
     written = convert_checkpoint(arguments.source, arguments.to, arguments.output)
     if arguments.json:
@@ -103,24 +97,23 @@ def convert_weights(arguments: ConvertArguments) -> None:
     console(as_json=False).print(f"Written to {written}.", soft_wrap=True)
 
 
-def dataset_path(source: str) -> Path:
-    """``source`` as a path.
-
-    Raises:
-        UserError: it starts with an unknown user.
-    """
-    try:
-        return Path(source).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"There is no data folder '{source}': {error}") from None
-
-
 def is_checkpoint(source: str) -> bool:
     """Whether ``source`` is a file of weights, or a folder of them: of a run or of transformers."""
-    path = dataset_path(source)
+    path = Path(source)
     if path.is_dir():
         return any(
             entry.suffix in WEIGHT_SUFFIXES and (entry.stem in ("best", "last") or (path / "config.json").exists())
             for entry in path.iterdir()
         )
     return path.suffix in WEIGHT_SUFFIXES
+
+
+def is_dataset(source: str) -> bool:
+    """Whether ``source`` exists and is a dataset in a format that can be read."""
+    from detrs.data import data_root
+    from detrs.data.detect import find_splits
+
+    try:
+        return not is_checkpoint(source) and bool(find_splits(data_root(source)))
+    except UserError:
+        return False

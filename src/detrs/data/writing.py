@@ -255,7 +255,7 @@ def _yolo_boxes(found: Annotations, sizes: NDArray[Any]) -> tuple[NDArray[Any], 
     sides = np.where(clipped[:, None], high - low, objects.boxes[:, 2:])
     boxes = np.concatenate([x_y + sides / 2, sides], axis=1) / np.tile(limits, 2)
     counts = {
-        "crowd region, left out (YOLO has none)": objects.crowd.sum(),
+        "crowd region or ignored object, left out (YOLO has none)": objects.crowd.sum(),
         "box without area in its image, left out": empty.sum(),
         "box that exceeds its image, clipped (YOLO has no centers outside the image)": clipped.sum(),
     }

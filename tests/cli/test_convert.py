@@ -1,0 +1,74 @@
+"""``detrs convert``: datasets and checkpoints; wrong combinations are errors of one sentence."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from detrs.checkpoints.detector import load_detector
+from detrs.engine import trainer
+
+SMALL = (
+    "--device cpu --batch-size 2 --image-size 61 83 --quiet --model.dim 64 --model.num-heads 4 --model.ffn-dim 48 "
+    "--model.decoder-layers 2 --model.encoder-layers 1 --model.num-queries 17 "
+    "--model.backbone.name test_efficientnet --model.backbone.weights none"
+)
+
+
+def test_training_from_yolo_data(detrs: Callable, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "save_curves", lambda metrics, png: None)  # slow, and tested elsewhere
+    assert detrs("convert", data, "--to", "yolo", "yolo").code == 0
+    command = ["train", "deformable-detr-tiny", *SMALL.split(), "--epochs", 1, "--json", "--data"]
+    coco, yolo = (detrs(*command, path, "--output", name) for path, name in ((data, "a"), ("yolo/data.yaml", "b")))
+    assert yolo.code == 0, yolo.err
+    assert yolo.json["steps"] == coco.json["steps"] == 2
+    trained = load_detector(Path(yolo.json["checkpoint"]))
+    assert trained.classes.names == ("dark", "bright")  # in the order of the category ids
+    scored = detrs("evaluate", yolo.json["checkpoint"], "--data", "yolo", "--device", "cpu", "--json")
+    assert scored.code == 0, scored.err
+
+
+def test_the_report(detrs: Callable, data: Path) -> None:
+    done = detrs("convert", data, "out", "--to", "coco", "--json")
+    expected = {"images": 4, "objects": 8, "notes": []}
+    assert done.code == 0 and done.json["splits"]["train"] == expected and done.json["format"] == "coco"
+    assert Path(done.json["output"], "annotations", "instances_val.json").is_file()
+    done = detrs("convert", "out", "--to", "yolo", "again", "--split", "val", "--copy")
+    assert done.code == 0 and done.out.splitlines()[-1] == "Written to again. To use it: --data again"
+    assert [path.name for path in Path("again", "images").iterdir()] == ["val"]
+
+
+def test_checkpoints(detrs: Callable, checkpoint: Path) -> None:
+    done = detrs("convert", checkpoint, "--to", "detrs", "new.safetensors", "--json")
+    assert done.code == 0, done.err
+    assert done.json == {"output": "new.safetensors", "format": "detrs"}
+    before, after = (load_detector(path).module.state_dict() for path in (checkpoint, Path("new.safetensors")))
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("DATA --to yolo", "Missing argument OUTPUT"),
+        ("DATA out", "Missing argument --to"),
+        ("DATA out --to voc", "--to"),
+        ("DATA out --to transformers", "is a dataset. --to transformers converts checkpoints: use --to coco"),
+        ("DATA/annotations/train.json out --to detrs", "is a dataset. --to detrs converts checkpoints"),
+        ("CHECKPOINT out --to yolo", "is a checkpoint. --to yolo converts datasets: use --to transformers"),
+        ("CHECKPOINT/.. out --to coco", "is a checkpoint. --to coco converts datasets"),
+        ("CHECKPOINT out --to detrs --copy", "--split and --copy apply to datasets"),
+        ("nowhere out --to coco", "nowhere does not exist"),
+        ("digits out --to coco", "'digits' is generated in memory"),
+        ("DATA DATA --to coco", "is not empty: choose another one"),
+        ("DATA out --to coco --split test", "has no split 'test'. Available splits: train, val."),
+    ],
+)  # fmt: skip
+def test_bad_input(detrs: Callable, data: Path, checkpoint: Path, words: str, message: str) -> None:
+    places: dict[str, Any] = {"DATA": str(data), "CHECKPOINT": str(checkpoint)}
+    for name, path in places.items():
+        words = words.replace(name, path)
+    done = detrs("convert", *words.replace("best.safetensors/..", "").split())
+    assert done.code == 2 and message in done.message and "\n" not in done.message
+    assert not Path("out").exists()
