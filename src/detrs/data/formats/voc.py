@@ -241,12 +241,14 @@ def _box(element: Element) -> tuple[str, str, tuple[float, float, float, float]]
     if corners is None:
         return "object without <bndbox>", "", none
     texts = [corners.findtext(side) or "" for side in CORNERS]
-    value = " ".join(f"{side}={text.strip()}" for side, text in zip(CORNERS, texts, strict=True))
     try:
         xmin, ymin, xmax, ymax = map(float, texts)
     except ValueError:
-        return "<bndbox> without four numbers (expected xmin, ymin, xmax and ymax in pixels)", value, none
-    if xmax < xmin or ymax < ymin:
-        return "<bndbox> with xmax below xmin or ymax below ymin", value, none
-    box = (xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1)
-    return box_fault(box), value, box
+        fault, box = "<bndbox> without four numbers (expected xmin, ymin, xmax and ymax in pixels)", none
+    else:
+        box = (xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1)
+        is_swapped = xmax < xmin or ymax < ymin
+        fault = "<bndbox> with xmax below xmin or ymax below ymin" if is_swapped else box_fault(box)
+    if not fault:
+        return "", "", box
+    return fault, " ".join(f"{side}={text.strip()}" for side, text in zip(CORNERS, texts, strict=True)), none
