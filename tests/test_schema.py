@@ -189,8 +189,10 @@ def test_none_is_accepted_where_it_has_a_meaning() -> None:
     assert optional == {
         "name",
         "initial",
+        "model.backbone.norm_eps",
         "model.backbone.pad_type",
         "data.path",
+        "data.val_fraction",
         "data.padded_together",
         "optimizer.clip_norm",
         "optimizer.ema_decay",
@@ -236,7 +238,8 @@ def another(hint: Any, value: Any) -> Any:
         return another(hint.__origin__, value)
     if is_union(hint):
         inner = next(option for option in typing.get_args(hint) if option is not type(None))
-        return another(inner, value) if value is not None else {str: "text"}.get(inner, 7)
+        bare = inner.__origin__ if typing.get_origin(inner) is Annotated else inner
+        return another(inner, value) if value is not None else {str: "text", float: 0.5}.get(bare, 7)
     if typing.get_origin(hint) is Literal:
         return next(choice for choice in typing.get_args(hint) if choice != value)
     if typing.get_origin(hint) is tuple:

@@ -20,6 +20,7 @@ PAGES = (
     "docs/training.md",
     "docs/weights.md",
     "docs/finetuning.md",
+    "docs/coming_from.md",
     "docs/operator.md",
     "docs/results.md",
     "docs/models/dat.md",
