@@ -116,12 +116,14 @@ def test_boxes_that_exceed_their_image(coco: Path, tmp_path: Path) -> None:
     extra = [{"id": 90 + number, "image_id": 0, "category_id": 3, "bbox": box} for number, box in enumerate(boxes)]
     many = [{"id": n, "image_id": 2, "category_id": 7, "bbox": [n / 9, 1, 7, 7]} for n in range(200, 400)]
     outside = [{"id": 99, "image_id": 0, "category_id": 7, "bbox": [-20, 5, 10, 11]}]  # 1 of more than 100
-    data["annotations"] += [*extra, *many, *outside]
+    kept = [{"id": 98, "image_id": 2, "category_id": 3, "bbox": [-3, 41, 30, 25]}]
+    data["annotations"] += [*extra, *many, *outside, *kept]
     path.write_text(json.dumps(data))
     train, _ = convert_dataset(coco, "yolo", tmp_path / "yolo")
     assert any(note.startswith("3 x box that exceeds its image, clipped") for note in train.notes)
     assert any(note.startswith("1 x box without area in its image, left out") for note in train.notes)
     assert_equal_targets(tmp_path / "yolo", "train", coco)
+    assert ("train 2.png", "cat", -3, 41, 30, 25, 0) in truth(tmp_path / "yolo")
     convert_dataset(coco, "coco", tmp_path / "again")
     assert truth(tmp_path / "again") == truth(coco)
 
@@ -129,7 +131,18 @@ def test_boxes_that_exceed_their_image(coco: Path, tmp_path: Path) -> None:
 def test_names_are_unique(tmp_path: Path) -> None:
     """Images of several folders with one name, stems that differ in suffix or case only, and odd names."""
     root = tmp_path / "set"
-    names = ["a/1.png", "b/1.png", "b/1.jpg", "A.png", "a.PNG", "classes.png", "without suffix", "x.1.png"]
+    names = [
+        "a/1.png",
+        "b/1.png",
+        "b/1.jpg",
+        "A.png",
+        "a.PNG",
+        "c.png",
+        "C.png",
+        "classes.png",
+        "without suffix",
+        "x.1.png",
+    ]
     data: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": 'no: "ä" # 1'}]}
     (root / "annotations").mkdir(parents=True)
     for number, name in enumerate(names):

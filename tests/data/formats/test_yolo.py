@@ -232,10 +232,20 @@ def test_nested_folders_and_unicode_forms(root: Path) -> None:
     """Images in subfolders have labels in the same subfolders; names from macOS have another Unicode form."""
     image(root / "images" / "train" / "sub" / "cafe\u0301.JPG", (31, 37))
     write(root / "labels" / "train" / "sub" / "caf\u00e9.txt", "1 .5 .5 .2 .2\n")
+    image(root / "images" / "train" / "sub" / "d\u00e9j\u00e0.jpg", (31, 41))
+    write(root / "labels" / "train" / "sub" / "de\u0301ja\u0300.txt", "0 .5 .5 .2 .2\n")
     write(root / "images" / "train" / ".hidden.png", b"")
     (root / "images" / "train" / "loop").symlink_to(root / "images" / "train", target_is_directory=True)
     data = opened(root)
-    assert len(data) == 4 and data[3].labels.tolist() == [1]
+    assert len(data) == 5 and [data[index].labels.tolist() for index in (3, 4)] == [[1], [0]]
+
+
+def test_the_last_folder_images_becomes_labels(tmp_path: Path) -> None:
+    root = tmp_path / "images" / "set"
+    fill(root / "images" / "train", root / "labels" / "train")
+    (tmp_path / "labels" / "set" / "images" / "train").mkdir(parents=True)
+    write(root / "data.yaml", "train: images/train\nnames: [cat, dog]")
+    expected(opened(root))
 
 
 def test_labels_beside_images_in_a_folder_named_images(tmp_path: Path) -> None:
