@@ -37,10 +37,10 @@ def groups(root: Path, folders: tuple[str, ...], accept: Callable[[Path], bool])
     for folder in places:
         if accept(folder):
             return [Group("", folder, _existing([*(root / name for name in IMAGE_FOLDERS), root, folder]))]
-        for split in filter(accept, _subfolders(folder)):
+        for split in filter(accept, subfolders(folder)):
             nested = [root / name / each for name in IMAGE_FOLDERS for each in synonyms(split.name)]
             found.append(Group(split.name, split, _existing([*nested, root / split.name, split])))
-    for split in _subfolders(root):
+    for split in subfolders(root):
         inner = [] if split in places else [split, *(split / name for name in names)]
         if first := next((folder for folder in inner if folder.is_dir() and accept(folder)), None):
             found.append(Group(split.name, first, _existing([*(split / name for name in IMAGE_FOLDERS), split])))
@@ -51,11 +51,14 @@ def groups(root: Path, folders: tuple[str, ...], accept: Callable[[Path], bool])
 
 def files(folder: Path, suffix: str) -> list[str]:
     """Names of the files with this suffix, sorted. Hidden files are ignored: macOS adds ``._NAME`` to archives."""
-    return sorted(name for name in os.listdir(folder) if name.endswith(suffix) and not name.startswith("."))
+    with os.scandir(folder) as entries:
+        return sorted(each.name for each in entries if each.name.endswith(suffix) and not each.name.startswith("."))
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted, without hidden ones."""
+    with os.scandir(folder) as entries:
+        return sorted(folder / each.name for each in entries if each.is_dir() and not each.name.startswith("."))
 
 
 def _existing(folders: Iterable[Path]) -> tuple[Path, ...]:

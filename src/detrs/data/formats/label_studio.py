@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from detrs.data.content import SYNONYMS, Content, ImageRow, Split
 from detrs.data.findings import Findings
 from detrs.data.formats.class_names import ClassNames
-from detrs.data.formats.file_per_image import files
+from detrs.data.formats.file_per_image import files, subfolders
 from detrs.data.formats.item_columns import ItemColumns, floats
 from detrs.data.formats.json_head import first_item_keys
 from detrs.data.formats.label_studio_files import TaskFiles, image_of
@@ -134,8 +134,7 @@ def splits(path: Path) -> list[Split]:
     root = path if path.is_dir() else path.parent
     found = [path] if path.is_file() and path.suffix == ".json" else []
     if path.is_dir():
-        subfolders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        for folder in (path, *subfolders):
+        for folder in (path, *subfolders(path)):
             names = files(folder, ".json")
             found += [folder / name for name in names] if len(names) <= MAX_FILES else []
     found = [file for file in found if _is_export(file)]
