@@ -18,7 +18,7 @@ from detrs.errors import UserError, did_you_mean, printable
 
 COMMANDS = {
     "demo": "train a small detector on built-in images and draw its detections",
-    "check": "check a dataset: errors, class counts, box sizes, copies; advice for a preset",
+    "check": "check a dataset: errors, numbers, copies, advice for a preset",
     "train": "train a preset on your own dataset",
     "evaluate": "compute the COCO AP of a checkpoint, overall and per class",
     "predict": "detect objects in images; write JSON and annotated images",
