@@ -15,6 +15,7 @@ from detrs.cli.arguments import Flag, Size, after, as_pair, check_data, is_given
 from detrs.cli.cores import threads_beside_others
 from detrs.cli.report import console, print_json
 from detrs.config import Experiment
+from detrs.data.formats.huggingface_datasets import is_hub_name
 from detrs.engine.finetuning import experiment_from
 from detrs.engine.run import RunFolder
 from detrs.engine.runtime import is_main_process
@@ -156,7 +157,8 @@ def check_data_exists(path: str | None) -> None:
     Raises:
         UserError: it does not; relative paths of older runs depend on the working directory.
     """
-    if path is not None and path != "digits" and not Path(path).expanduser().exists():
+    is_local = path is not None and path != "digits" and not is_hub_name(path)
+    if path is not None and is_local and not Path(path).expanduser().exists():
         raise UserError(f"The dataset of this run, '{path}', does not exist. If it has moved, add --data FOLDER.")
 
 

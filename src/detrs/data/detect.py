@@ -5,6 +5,7 @@ from pathlib import Path
 
 from detrs.data.content import Split, synonyms
 from detrs.data.formats import FORMATS
+from detrs.data.formats.huggingface_datasets import hub_splits, is_hub_name
 from detrs.errors import UserError, did_you_mean
 
 
@@ -16,7 +17,7 @@ def find_split(root: Path, split: str) -> Split:
     """Finds a split of a dataset.
 
     Args:
-        root: Folder of the dataset, or one of its files, such as ``annotations/train.json``.
+        root: Folder of the dataset, one of its files, such as ``annotations/train.json``, or ``hf:OWNER/NAME``.
         split: ``train``, ``val``, ``test``, a synonym of one of them, or the exact name in the files (``train2017``).
 
     Raises:
@@ -63,6 +64,8 @@ def find_splits(root: Path) -> list[Split]:
     Raises:
         UserError: There is nothing at ``root``, or it cannot be read.
     """
+    if is_hub_name(root.as_posix()):
+        return hub_splits(root.as_posix())
     try:
         if root.is_file():
             return _splits_of_file(root)

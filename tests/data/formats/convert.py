@@ -14,6 +14,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
+from detrs.cli import main
 from detrs.data import FolderDataset
 from detrs.data.detect import find_split
 
@@ -198,3 +199,151 @@ def to_label_studio(coco_folder: Path, split: str, output: Path) -> Path:
     path = output / f"{split}.json"
     path.write_text(json.dumps(tasks))
     return path
+
+
+def to_imagefolder(coco_folder: Path, split: str, output: Path, *, of_lists: bool = True, names: bool = False) -> Path:
+    """``SPLIT/metadata.jsonl`` beside the images, as ``datasets.load_dataset("imagefolder")`` expects it.
+
+    Args:
+        coco_folder: The COCO dataset.
+        split: Its split.
+        output: The folder.
+        of_lists: ``objects`` are an object of lists, instead of a list of objects.
+        names: Classes are names, instead of positions in ``classes.txt``.
+    """
+    images, annotations, classes = read_coco(coco_folder, split)
+    labels = {id_: classes[id_] if names else label for label, id_ in enumerate(classes)}
+    lines = []
+    for image in images:
+        link_image(coco_folder, image["file_name"], output / split / image["file_name"])
+        rows = [
+            {"bbox": each["bbox"], "category": labels[each["category_id"]], "area": each["area"], "id": each["id"]}
+            for each in annotations[image["id"]]
+        ]
+        keys = ("bbox", "category", "area", "id")
+        objects: Any = {key: [row[key] for row in rows] for key in keys} if of_lists else rows
+        lines.append(json.dumps({"file_name": image["file_name"], "objects": objects}) + "\n")
+    (output / split / "metadata.jsonl").write_text("".join(lines))
+    if not names:
+        (output / "classes.txt").write_text("".join(f"{name}\n" for name in classes.values()))
+    return output
+
+
+def to_saved_dataset(coco_folder: Path, split: str, output: Path) -> Path:
+    """A ``DatasetDict`` of the ``datasets`` library as ``save_to_disk`` writes it, with the images inside."""
+    import datasets
+
+    images, annotations, classes = read_coco(coco_folder, split)
+    labels = {id_: label for label, id_ in enumerate(classes)}
+    number, boxes = datasets.Value("float64"), datasets.Sequence(datasets.Value("float64"), length=4)
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "objects": datasets.Sequence(
+                {"bbox": boxes, "category": datasets.ClassLabel(names=[*classes.values()]), "area": number}
+            ),
+        }
+    )
+    rows: dict[str, list[Any]] = {"image": [], "objects": []}
+    for image in images:
+        content = (coco_folder / "images" / image["file_name"]).read_bytes()
+        rows["image"].append({"bytes": content, "path": image["file_name"]})
+        rows["objects"].append(
+            {
+                "bbox": [each["bbox"] for each in annotations[image["id"]]],
+                "category": [labels[each["category_id"]] for each in annotations[image["id"]]],
+                "area": [each["area"] for each in annotations[image["id"]]],
+            }
+        )
+    were_disabled = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(output / split))
+    if not were_disabled:
+        datasets.enable_progress_bars()
+    splits = sorted(folder.name for folder in output.iterdir() if folder.is_dir())
+    (output / "dataset_dict.json").write_text(json.dumps({"splits": splits}))
+    return output
+
+
+def subset(coco_folder: Path, output: Path, num_images: int = 4) -> Path:
+    """A COCO dataset of the first images of the splits ``train`` and ``val``, for tests that train."""
+    for split in ("train", "val"):
+        content = json.loads((coco_folder / "annotations" / f"{split}.json").read_text())
+        content["images"] = content["images"][:num_images]
+        ids = {image["id"] for image in content["images"]}
+        content["annotations"] = [each for each in content["annotations"] if each["image_id"] in ids]
+        for image in content["images"]:
+            link_image(coco_folder, image["file_name"], output / "images" / image["file_name"])
+        path = output / "annotations" / f"{split}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    return output
+
+
+def train_one_epoch(data: Path, output: Path) -> None:
+    """Trains on the command line for one epoch on small images."""
+    settings = (
+        "--epochs 1 --device cpu --workers 0 --batch-size 2 --image-size 61 83 --quiet --model.dim 64 "
+        "--model.num-heads 4 --model.ffn-dim 48 --model.decoder-layers 2 --model.encoder-layers 1 "
+        "--model.num-queries 60 --model.backbone.name test_efficientnet --model.backbone.weights none"
+    )
+    assert main(["train", "deformable-detr-tiny", "--data", str(data), "--output", str(output), *settings.split()]) == 0
+    assert (output / "best.safetensors").is_file()
+
+
+def relative_box(box: list[float], image: dict[str, Any]) -> list[float]:
+    """[x, y, width, height] relative to the size of the image."""
+    width, height = image["width"], image["height"]
+    return [box[0] / width, box[1] / height, box[2] / width, box[3] / height]
+
+
+def to_fiftyone(coco_folder: Path, split: str, output: Path) -> Path:
+    """``SPLIT/samples.json``, ``SPLIT/metadata.json`` and ``SPLIT/data``, as FiftyOne exports a FiftyOneDataset."""
+    images, annotations, classes = read_coco(coco_folder, split)
+    samples = []
+    for image in images:
+        link_image(coco_folder, image["file_name"], output / split / "data" / image["file_name"])
+        detections = [
+            {
+                "_id": {"$oid": f"{each['id']:024x}"},
+                "_cls": "Detection",
+                "attributes": {},
+                "tags": [],
+                "label": classes[each["category_id"]],
+                "bounding_box": relative_box(each["bbox"], image),
+                "iscrowd": each.get("iscrowd", 0),
+            }
+            for each in annotations[image["id"]]
+        ]
+        size = {"_cls": "ImageMetadata", "width": image["width"], "height": image["height"], "num_channels": 3}
+        ground_truth = {"_cls": "Detections", "detections": detections}
+        sample = {"_id": {"$oid": f"{image['id']:024x}"}, "filepath": f"data/{image['file_name']}", "tags": [split]}
+        samples.append({**sample, "metadata": size, "_media_type": "image", "ground_truth": ground_truth})
+    (output / split / "samples.json").write_text(json.dumps({"samples": samples}))
+    (output / split / "metadata.json").write_text(json.dumps({"name": split, "media_type": "image", "info": {}}))
+    return output
+
+
+def to_fiftyone_detection(coco_folder: Path, split: str, output: Path, *, listed: bool = True) -> Path:
+    """``SPLIT/labels.json`` and ``SPLIT/data``, as FiftyOne exports a FiftyOneImageDetectionDataset.
+
+    Args:
+        coco_folder: The COCO dataset.
+        split: Its split.
+        output: The folder.
+        listed: Classes are listed, and labels are positions in the list.
+    """
+    images, annotations, classes = read_coco(coco_folder, split)
+    names = [*classes.values()]
+    labels: dict[str, Any] = {}
+    for image in images:
+        link_image(coco_folder, image["file_name"], output / split / "data" / image["file_name"])
+        rows = []
+        for each in annotations[image["id"]]:
+            name = classes[each["category_id"]]
+            label = names.index(name) if listed else name
+            rows.append({"label": label, "bounding_box": relative_box(each["bbox"], image)})
+        labels[Path(image["file_name"]).stem] = rows or None
+    content = {"classes": names if listed else None, "labels": labels}
+    (output / split / "labels.json").write_text(json.dumps(content))
+    return output

@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Protocol
 
 from detrs.data.content import Split
-from detrs.data.formats import coco, cvat, label_studio, labelme, voc, yolo
+from detrs.data.formats import (
+    coco,
+    cvat,
+    fiftyone,
+    huggingface,
+    huggingface_datasets,
+    label_studio,
+    labelme,
+    voc,
+    yolo,
+)
 
 
 class Format(Protocol):
@@ -24,5 +34,8 @@ class Format(Protocol):
     def splits(self, path: Path) -> list[Split]: ...
 
 
-FORMATS: tuple[Format, ...] = (label_studio, coco, yolo, voc, cvat, labelme)
+FORMATS: tuple[Format, ...] = (
+    *(label_studio, coco, yolo, voc, cvat, labelme),
+    *(fiftyone, huggingface_datasets, huggingface),
+)
 """In the order in which they are tried; the first format with a split at the path is used."""

@@ -92,7 +92,7 @@ class CocoColumns(Columns):
         id_, image_id, category_id = (integer(entry.get(key)) for key in ("id", "image_id", "category_id"))
         if id_ is None and entry.get("id") is not None:
             self.errors.add("annotation id that is not an integer", place)
-        fault, value = _fault(entry)
+        fault, value = annotation_fault(entry)
         if image_id is None:
             self.errors.add("image_id that is not an integer", f"{place}: {entry.get('image_id')!r:.40}")
         elif category_id is None:
@@ -134,7 +134,7 @@ def _check_structure(path: Path, data: Any, has_classes: bool, errors: Findings)
         fail(": 'categories' is empty, so no annotation has a class.")
 
 
-def _fault(entry: dict[str, Any]) -> tuple[str, Any]:
+def annotation_fault(entry: dict[str, Any]) -> tuple[str, Any]:
     """The kind of fault of an annotation and the faulty value; the kind is an empty string if there is none."""
     bbox, attributes = entry.get("bbox"), entry.get("attributes")
     rotations = [entry.get("rotation"), attributes.get("rotation") if isinstance(attributes, dict) else None]

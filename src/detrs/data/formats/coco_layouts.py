@@ -65,7 +65,7 @@ def find_file(path: Path) -> list[Found]:
     if path.suffix.lower() != ".json" or not _may_be_coco(path):
         return []
     parent = path.parent
-    has_parent = parent.name == "annotations" or _is_usual(parent.name)
+    has_parent = parent.name == "annotations" or is_usual(parent.name)
     roots = (parent.parent, parent) if has_parent else (parent,)
     for root in roots:
         found = find_files(root)
@@ -83,7 +83,8 @@ def split_of(name: str) -> str:
     return next((names[0] for names in SYNONYMS if base in names), name)
 
 
-def _is_usual(name: str) -> bool:
+def is_usual(name: str) -> bool:
+    """Whether a name is that of a split."""
     return any(split_of(name) == names[0] for names in SYNONYMS)
 
 
@@ -95,7 +96,7 @@ def _annotation_files(folder: Path, *, strict: bool) -> Iterator[Path]:
         strict: Other names than those of splits must contain images or annotations.
     """
     paths = [path for path in folder.glob("*.json") if not OTHER_TASKS.match(path.stem)]
-    usual = {path for path in paths if _is_usual(path.stem.removeprefix("instances_"))}
+    usual = {path for path in paths if is_usual(path.stem.removeprefix("instances_"))}
     num_others = 0
     for path in sorted(paths, key=lambda path: (path not in usual, path)):
         keys = top_level_keys(path)
