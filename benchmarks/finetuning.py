@@ -17,6 +17,7 @@ from page import Line
 from training import ENDLESS, points, warm_up
 
 from detrs import config
+from detrs.backbones.timm import with_weights
 from detrs.cli import print_error
 from detrs.cli.arguments import Size, as_pair, check_data, parse
 from detrs.config import Experiment
@@ -41,6 +42,8 @@ class FinetuningArguments:
     """Folder with COCO annotations, or digits: the built-in demo set."""
     preset: str = "deformable-detr-tiny"
     """Detector and recipe of all runs."""
+    backbone: str | None = None
+    """timm model name, or a .safetensors file with weights of one, of all runs. Default: the backbone of the preset."""
     source_data: str = "digits"
     """Data to train the initial weights on; ignored with --weights."""
     source_minutes: float = 15.0
@@ -72,9 +75,13 @@ def experiment_of(arguments: FinetuningArguments, data: str, minutes: float, ini
     size = as_pair(arguments.image_size)
     if data == "digits":
         augment = "none"  # digits are not mirrored
+    backbone = own.model.backbone
+    if arguments.backbone is not None:
+        backbone = with_weights(backbone, arguments.backbone)
     experiment = dataclasses.replace(
         own,
         initial=initial,
+        model=dataclasses.replace(own.model, backbone=backbone),
         data=dataclasses.replace(own.data, path=data, resize_to=size, augment=augment),
         schedule=dataclasses.replace(own.schedule, epochs=ENDLESS, max_minutes=minutes),
         evaluation=dataclasses.replace(own.evaluation, every_steps=arguments.evaluate_every, patience=None),
@@ -123,6 +130,7 @@ def compare(arguments: FinetuningArguments) -> Line:
             "source_minutes": None if arguments.weights else arguments.source_minutes,
             "max_minutes": arguments.max_minutes,
             "image_size": list(bare.data.resize_to),
+            "backbone": Path(arguments.backbone).name if arguments.backbone else None,
             "seed": arguments.seed,
             "threads": torch.get_num_threads(),
         },
