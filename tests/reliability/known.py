@@ -8,7 +8,7 @@ KNOWN: dict[str, str] = {}
 """Case -> reason."""
 
 DEVIATIONS = {
-    44: "near-duplicates are reported on request only, and no command offers that yet: exact duplicates are reported",
+    44: "near-duplicates are reported on request only, by detrs check --near-duplicates: exact duplicates are reported",
     75: "W in the catalogue; composition on white is the documented rule and the same as for row 74, which is A",
     76: "E unless a scaling option is given; here the range is fixed by the bit depth, so nothing is clipped",
     77: "E in the catalogue; floats in [0, 1] have a defined range and are accepted, all others are errors",
