@@ -93,6 +93,14 @@ def test_the_suffix_does_not_decide(folder: Path, tmp_path: Path) -> None:
     assert open_source(tmp_path / "mine.st").kind == OWN
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module."])
+def test_names_of_wrapped_models(detector: TrainedDetector, tmp_path: Path, prefix: str) -> None:
+    state = official_state_dict(detector)
+    torch.save({"model": {prefix + name: tensor for name, tensor in state.items()}}, tmp_path / "wrapped.pth")
+    for mine, other in zip(outputs(open_detector(tmp_path / "wrapped.pth")), outputs(detector), strict=True):
+        assert torch.equal(mine, other)
+
+
 def test_scores_and_dilation_of_published_files(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The name gives the dilation of C5; the AP is promised only for the published bytes."""
     from detrs.checkpoints.foreign import official_detr

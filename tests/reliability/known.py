@@ -17,7 +17,8 @@ DEVIATIONS = {
     93: "a link out of the folder is A, not W: the usual way to keep images on another disk; the annotation file "
     "cannot name such a path (row 37)",
     98: "tested as fault F9, with a shorter time limit",
-    101: "A in the catalogue; detrs saves unwrapped models, so no checkpoint of its own has such names: E",
+    100: "classes are matched by name (--weights), and the log lists the kept and the new ones",
+    101: "A for official files; detrs saves unwrapped models, so a checkpoint of its own with such names is E",
     110: "tested without a GPU by a kernel that is forced on the wrong device; never a silent fallback",
 }
 """Row -> reason."""

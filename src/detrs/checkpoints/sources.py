@@ -44,6 +44,9 @@ TORCH_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05
 OF_TRANSFORMERS = ("model.backbone.", "model.encoder.", "model.decoder.")
 """Starts of the names of tensors in ``transformers``."""
 
+WRAPPERS = ("module.", "_orig_mod.", "ema.")
+"""Prefixes of DistributedDataParallel, ``torch.compile``, and averages of the weights in other programs."""
+
 OWN, FOLDER, OFFICIAL = "checkpoint of detrs", "folder of transformers", "official weights"
 """Kinds of sources."""
 
@@ -135,6 +138,7 @@ def check_header(path: Path) -> None:
 
 
 def _open_official(path: Path, tensors: dict[str, Tensor], args: dict[str, Any], known: Published | None) -> Source:
+    tensors = without_wrapper(tensors)
     for name in READERS:
         reader = importlib.import_module(f"detrs.checkpoints.foreign.{name}")
         if not reader.matches(tensors.keys()):
@@ -154,6 +158,14 @@ def _open_official(path: Path, tensors: dict[str, Tensor], args: dict[str, Any],
         " Expected the official files of DETR, Conditional DETR, Deformable DETR, Anchor DETR or Sparse R-CNN, or "
         "torchvision's Faster R-CNN."
     )
+
+
+def without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors`` without the prefix that a wrapper of the model puts before all of their names."""
+    for prefix in WRAPPERS:
+        if all(name.startswith(prefix) for name in tensors):
+            return without_wrapper({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+    return tensors
 
 
 def _promised(detector: TrainedDetector, known: Published | None) -> TrainedDetector:
