@@ -97,7 +97,7 @@ def test_copies_and_classes_over_splits(folder: Any) -> None:
 
 def test_files_that_are_not_splits_are_ignored(folder: Any) -> None:
     path = folder.write()
-    (folder.root / "notes.json").write_text('{"source": "camera"}')
+    (folder.root / "notes.json").write_text('{"images": 3, "annotations": 5}')
     shutil.copy(path, path.with_name("captions_train.json"))
     facts = examine_dataset(folder.root)
     assert [split.name for split in facts.splits] == ["train"] and facts.num_errors == 0

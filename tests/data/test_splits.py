@@ -100,6 +100,30 @@ def test_rare_classes_that_share_their_images() -> None:
     assert 0.2 < held.mean() < 0.6
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_small_datasets(seed: int) -> None:
+    """Few images with ties between classes: the same division in any order, and no class without validation image."""
+    random = np.random.default_rng(seed)
+    contents = [content(number) for number in range(12)]
+    has = random.random((12, 6)) < 0.35
+    image, label = np.nonzero(has)
+    held = held_out(0.2, contents, image, label, NAMES)
+    images, classes = random.permutation(12), random.permutation(6)
+    again = held_out(
+        0.2,
+        [contents[number] for number in images],
+        np.argsort(images)[image],
+        np.argsort(classes)[label],
+        [NAMES[number] for number in classes],
+    )
+    assert np.array_equal(again, held[images])
+    counts = np.stack([has[~held].sum(0), has[held].sum(0)])
+    for class_ in np.flatnonzero((counts == 0).any(0) & (has.sum(0) > 1)):
+        lacking = int(counts[1, class_] == 0)
+        own = np.flatnonzero(has[:, class_])  # moving any of its images would leave the other part without a class
+        assert all((counts[1 - lacking, has[one]] == 1).any() for one in own), class_
+
+
 @pytest.mark.parametrize(
     ("contents", "label"),
     [([content(1)] * 3, [0, 0, 0]), ([content(1)], [0]), ([content(1), content(2)], [0, 1])],
