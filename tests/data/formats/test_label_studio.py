@@ -187,6 +187,8 @@ def fractions(tasks: list[Any]) -> None:
         (lambda root: (root / "train.json").write_text('[{"data": {},\n "annotations": ['), "invalid JSON at line 2"),
         (edit(lambda tasks: tasks.append(3)), r"task that is not an object: train.json: \[3\]"),
         (edit(lambda tasks: tasks[0].update(data={"text": "a"})), "task without an image: train.json: task 1"),
+        (edit(lambda tasks: tasks[0].update(annotations=1.5)), "annotations are not a list: train.json: task 1: 1.5"),
+        (edit(lambda tasks: tasks[0].update(annotations={"id": 1})), "annotations are not a list: train.json: task 1: {"),
         (edit(lambda tasks: tasks[0]["annotations"][0].update(result=None)), "the list 'result': train.json: task 1"),
         (edit(lambda tasks: tasks[0]["annotations"][0]["result"].append(3)), r"train.json: task 1: result\[3\]"),
         (value(rectanglelabels=[]), r"box without label: train.json: task 1: result\[1\]: \[\]"),
@@ -211,7 +213,7 @@ def test_images_of_the_same_name_in_several_folders(studio: Path) -> None:
         (studio / "images" / folder).mkdir()
         shutil.copy(studio / "images/train 0.png", studio / "images" / folder)
     edit(lambda tasks: tasks[0]["data"].update(image="/data/local-files/?d=images/b/train 0.png"))(studio)
-    assert read(studio).images[-1].path.parent.name in ("b", "images")
+    assert {image.path.parent.name for image in read(studio).images} == {"b", "images"}
     (studio / "images/train 0.png").unlink()
     assert {image.path.parent.name for image in read(studio).images} == {"b", "images"}
     edit(lambda tasks: tasks[0]["data"].update(image="train 0.png"))(studio)

@@ -116,6 +116,21 @@ def test_shapes_without_box_and_other_files(labelme: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("kind", [None, 3, ["rectangle"], {"rectangle": 1}])
+def test_a_type_that_is_not_a_string(labelme: Path, kind: Any) -> None:
+    shape(shape_type=kind)(labelme)
+    assert (
+        f"1 x shape of the type {kind!r}, which has no box, ignored: train/train 0.json: shapes[1]"
+        in read(labelme).notes
+    )
+
+
+@pytest.mark.parametrize("shapes", [1.5, "cat", {"label": "cat"}, [3], None])
+def test_faulty_files_of_another_split_do_not_matter(labelme: Path, shapes: Any) -> None:
+    edit(lambda data: data.update(shapes=shapes), "val/val 0.json")(labelme)
+    assert read(labelme).classes.names == ("cat", "dog")
+
+
 def two_images(root: Path) -> None:
     Image.new("RGB", (97, 61)).save(root / "train" / "train 0.jpg")
     edit(lambda data: data.pop("imagePath"))(root)
@@ -130,6 +145,7 @@ def two_images(root: Path) -> None:
         (edit(lambda data: data.update(shapes=None)), "without the list 'shapes': train/train 0.json"),
         (edit(lambda data: data.update(imagePath=3)), "imagePath that is not a string: train/train 0.json: 3"),
         (edit(lambda data: data["shapes"].append(3)), r"shape that is not an object: train/train 0.json: shapes\[3\]"),
+        (edit(lambda data: data.update(shapes=1.5)), "without the list 'shapes': train/train 0.json"),
         (shape(label=""), r"shape without label: train/train 0.json: shapes\[1\]"),
         (shape(points=[[1, 2]]), r"expected at least two \[x, y\] in pixels\): train/train 0.json: shapes\[1\]"),
         (shape(points=[[1, 2], [3, "4"]]), r"shape without points.*shapes\[1\]"),

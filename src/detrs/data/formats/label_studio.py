@@ -173,6 +173,9 @@ def _tasks(data: list[Any], file: str, errors: Findings, notes: Findings) -> Ite
                 notes.add("task with several annotations, of which the first is used", place)
                 continue
             seen.add(place)
+        if not isinstance(annotations, list):
+            errors.add("task whose annotations are not a list", f"{place}: {annotations!r:.40}")
+            continue
         valid = [each for each in annotations if isinstance(each, dict) and not each.get("was_cancelled")]
         if not valid:
             notes.add("task without annotations, skipped", place)

@@ -29,6 +29,8 @@ NUM_SNIFFED = 3
 ENCLOSED_TYPES = frozenset({"polygon", "circle", "linestrip", "line", "mask"})
 ROTATED_TYPES = frozenset({"rotation", "oriented_rectangle"})
 """Of X-AnyLabeling and of LabelMe."""
+TYPES = {"rectangle"} | ENCLOSED_TYPES | ROTATED_TYPES
+"""Shapes that have a box."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class _Reader:
         if not isinstance(label, str) or not label.strip():
             self.errors.add("shape without label", f"{place}: {label!r:.40}")
             return
-        if kind != "rectangle" and kind not in ENCLOSED_TYPES | ROTATED_TYPES:
+        if not isinstance(kind, str) or kind not in TYPES:
             self.notes.add(f"shape of the type {kind!r:.40}, which has no box, ignored", place)
             return
         points = _points(shape.get("points"))
@@ -154,7 +156,8 @@ class _Reader:
                 data = read_json(path, {}, Findings(), Findings(), what=WHAT)[0]
             except UserError:
                 continue
-            for shape in data.get("shapes") or () if isinstance(data, dict) else ():
+            shapes = data.get("shapes") if isinstance(data, dict) else None
+            for shape in shapes if isinstance(shapes, list) else ():
                 label = shape.get("label") if isinstance(shape, dict) else None
                 if isinstance(label, str) and label.strip():
                     self.classes.add(label)
