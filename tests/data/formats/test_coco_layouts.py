@@ -19,6 +19,8 @@ OTHERS: dict[str, Any] = {
     "samples": {"samples": []},
     "labels": {"classes": [], "labels": {}},
     "labelme": {"version": "5", "shapes": []},
+    "labelme with image": {"imageData": "A" * 70000, "shapes": [], "images": 3},
+    "tasks": [{"id": 1, "annotations": [{"result": []}], "data": {"image": "a.jpg"}}],
     "notes": {"categories": [], "info": {}},
     "results": [{"image_id": 1, "score": 0.5, "bbox": [1, 2, 3, 4]}],
 }
@@ -93,6 +95,20 @@ def test_a_folder_of_one_file_per_image_is_not_read_completely(tmp_path: Path, m
     monkeypatch.setattr("detrs.data.formats.coco_layouts.top_level_keys", record)
     assert [split.name for split in coco.splits(tmp_path)] == ["train"]
     assert len(opened) <= 30
+
+
+@pytest.mark.parametrize("file", ["export.json", "annotations/project-1.json", "images/project-1.json"])
+def test_an_export_of_label_studio_beside_the_dataset(tmp_path: Path, file: str) -> None:
+    lay_out(tmp_path, "annotations/train.json", "annotations/val.json", "images/a.jpg")
+    lay_out(tmp_path, file, content=OTHERS["tasks"])
+    assert [(split.name, type(split)) for split in find_splits(tmp_path)] == [
+        ("train", coco.CocoSplit),
+        ("val", coco.CocoSplit),
+    ]
+    lay_out(tmp_path, "train.json", content=OTHERS["tasks"])
+    (tmp_path / "annotations" / "train.json").unlink()
+    (tmp_path / "annotations" / "val.json").unlink()
+    assert not any(isinstance(split, coco.CocoSplit) for split in find_splits(tmp_path))
 
 
 def test_the_former_layouts_have_priority(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ class Format(Protocol):
 
 
 FORMATS: tuple[Format, ...] = (
-    *(label_studio, coco, yolo, voc, cvat, labelme),
+    *(coco, label_studio, yolo, voc, cvat, labelme),
     *(fiftyone, huggingface_datasets, huggingface),
 )
 """In the order in which they are tried; the first format with a split at the path is used."""

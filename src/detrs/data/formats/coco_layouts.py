@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from detrs.data.content import SYNONYMS, synonyms
 from detrs.data.formats.json_head import HEAD_BYTES, top_level_keys
+from detrs.data.formats.label_studio_files import is_export
 from detrs.errors import UserError
 from detrs.files import open_regular
 
@@ -20,7 +21,7 @@ SPLIT_FILES = (
 UNDIVIDED = frozenset(name.removesuffix(".json") for name in SPLIT_FILES)
 """Stems of annotation files of a dataset that is not divided into splits."""
 NOT_A_SPLIT = frozenset({"annotations", "images", "data", "labels"})
-OTHER_KEYS = frozenset({"shapes", "samples", "labels"})
+OTHER_KEYS = frozenset({"shapes", "imagePath", "imageData", "samples", "labels"})
 """Keys of other JSON formats: LabelMe and FiftyOne."""
 OTHER_TASKS = re.compile(r"(person_)?keypoints_|captions_|panoptic_|stuff_|image_info_")
 """Files of COCO without boxes, or with a subset of the classes."""
@@ -100,7 +101,7 @@ def _annotation_files(folder: Path, *, strict: bool) -> Iterator[Path]:
     num_others = 0
     for path in sorted(paths, key=lambda path: (path not in usual, path)):
         keys = top_level_keys(path)
-        accepted = not OTHER_KEYS.intersection(keys or ())
+        accepted = not is_export(path) if keys is None else not OTHER_KEYS.intersection(keys)
         if path not in usual:
             accepted = accepted and keys is not None and (not strict or _is_coco(path, keys))
         if accepted:

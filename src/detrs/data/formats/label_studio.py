@@ -10,8 +10,7 @@ from detrs.data.findings import Findings
 from detrs.data.formats.class_names import ClassNames
 from detrs.data.formats.file_per_image import files, subfolders
 from detrs.data.formats.item_columns import ItemColumns, floats
-from detrs.data.formats.json_head import first_item_keys
-from detrs.data.formats.label_studio_files import TaskFiles, image_of
+from detrs.data.formats.label_studio_files import TaskFiles, image_of, is_export
 from detrs.data.json_file import read_json
 from detrs.data.objects import ENCLOSED, ROTATED, box_fault
 from detrs.errors import UserError
@@ -137,13 +136,8 @@ def splits(path: Path) -> list[Split]:
         for folder in (path, *subfolders(path)):
             names = files(folder, ".json")
             found += [folder / name for name in names] if len(names) <= MAX_FILES else []
-    found = [file for file in found if _is_export(file)]
+    found = [file for file in found if is_export(file)]
     return [LabelStudioSplit(_name(file, root, len(found)), file, root, tuple(found)) for file in found]
-
-
-def _is_export(path: Path) -> bool:
-    keys = {*(first_item_keys(path) or ())}
-    return bool(keys & {"annotations", "completions"} and "data" in keys) or {"annotation_id", "annotator"} <= keys
 
 
 def _name(file: Path, root: Path, count: int) -> str:

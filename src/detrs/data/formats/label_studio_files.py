@@ -13,9 +13,16 @@ from urllib.parse import unquote
 
 from detrs.data.findings import Findings
 from detrs.data.folders import IMAGE_SUFFIXES
+from detrs.data.formats.json_head import first_item_keys
 
 USUAL_KEYS = ("image", "img", "image_url", "url")
 _HASH = re.compile(r"[0-9a-f]{8}-(.+)")
+
+
+def is_export(path: Path) -> bool:
+    """Whether a JSON file is a list of tasks, as far as its beginning shows."""
+    keys = {*first_item_keys(path)}
+    return bool(keys & {"annotations", "completions"} and "data" in keys) or {"annotation_id", "annotator"} <= keys
 
 
 def image_of(data: dict[str, Any]) -> str | None:
