@@ -15,6 +15,7 @@ from detrs.data import FolderDataset
 from detrs.data.check import Annotations, read_annotations
 from detrs.data.detect import find_split, find_splits
 from detrs.data.formats import huggingface
+from detrs.data.formats.json_head import HEAD_BYTES
 from detrs.errors import UserError
 
 BOXES = [[1, 2, 13, 17], [3.5, 7, 11, 23]]
@@ -80,6 +81,11 @@ def test_one_metadata_file_for_all_splits(tmp_path: Path) -> None:
     assert [split.name for split in find_splits(tmp_path)] == ["test", "train"]
     assert [image.path.name for image in read(tmp_path, "train").images] == ["0.png", "1.png"]
     assert [image.path.name for image in read(tmp_path, "test").images] == ["2.png"]
+    (tmp_path / "val").mkdir()  # without annotated images
+    lines = [{**row(0), "file_name": f"train/{number}.png"} for number in range(2000)] + lines[2:]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert (tmp_path / "metadata.jsonl").stat().st_size > 2 * HEAD_BYTES
+    assert [split.name for split in find_splits(tmp_path)] == ["test", "train"]
 
 
 @pytest.mark.parametrize("key", ["category", "categories", "label", "labels", "category_id"])

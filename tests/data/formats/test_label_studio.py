@@ -188,7 +188,7 @@ def fractions(tasks: list[Any]) -> None:
         (edit(lambda tasks: tasks.append(3)), r"task that is not an object: train.json: \[3\]"),
         (edit(lambda tasks: tasks[0].update(data={"text": "a"})), "task without an image: train.json: task 1"),
         (edit(lambda tasks: tasks[0].update(annotations=1.5)), "annotations are not a list: train.json: task 1: 1.5"),
-        (edit(lambda tasks: tasks[0].update(annotations={"id": 1})), "annotations are not a list: train.json: task 1: {"),
+        (edit(lambda tasks: tasks[0].update(annotations={"id": 1})), "not a list: train.json: task 1: {"),
         (edit(lambda tasks: tasks[0]["annotations"][0].update(result=None)), "the list 'result': train.json: task 1"),
         (edit(lambda tasks: tasks[0]["annotations"][0]["result"].append(3)), r"train.json: task 1: result\[3\]"),
         (value(rectanglelabels=[]), r"box without label: train.json: task 1: result\[1\]: \[\]"),

@@ -162,6 +162,39 @@ def test_other_folders_are_not_claimed(tmp_path: Path) -> None:
     assert find_splits(tmp_path) == []
 
 
+def test_a_folder_of_another_dataset_is_not_used(root: Path) -> None:
+    """Roboflow's ``../train/images`` may be ``train/images``, but not if both exist."""
+    names = "names: [cat, dog]\nroboflow:\n  workspace: x\n"
+    write(root / "data.yaml", f"train: ../train/images\nval: ../train/images\ntest: ../test/images\n{names}")
+    fill(root / "train" / "images", root / "train" / "labels")
+    assert [split.name for split in find_splits(root)] == ["train", "val"]  # there are no test images
+    expected(opened(root))
+    shutil.copytree(root / "train", root.parent / "train")
+    with pytest.raises(
+        UserError, match=r"data.yaml:1: expected one folder for '../train/images', but .* and .* exist."
+    ):
+        opened(root)
+    write(root / "data.yaml", f"train: {root.parent}/train/images\nval: train/images\n{names}")
+    assert opened(root).path_of(0).startswith(str(root.parent / "train"))
+    assert opened(root, "val").path_of(0).startswith(str(root / "train"))
+    write(root / "data.yaml", f"train: train/images\nval: ../val/images\ntest: test/images\n{names}")
+    for split in ("val", "test"):
+        with pytest.raises(UserError, match="which does not exist"):
+            opened(root, split)
+
+
+def test_labels_without_class_names_beside_pascal_voc(root: Path) -> None:
+    (root / "data.yaml").unlink()
+    with pytest.raises(UserError, match="has no class names. Add data.yaml"):
+        opened(root)
+    box = "<object><name>cow</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>7</ymax></bndbox></object>"
+    for name in SIZES:
+        write(root / "annotations" / "train" / f"{name}.xml", f"<annotation>{box}</annotation>")
+    assert opened(root).classes.names == ("cow",)
+    write(root / "classes.txt", "cat\ndog\n")
+    expected(opened(root))
+
+
 def test_names_of_other_types_in_yaml(root: Path) -> None:
     write(root / "data.yaml", "train: images/train\nnames: [no, 0o7]\n")
     assert opened(root).classes.names == ("no", "0o7")

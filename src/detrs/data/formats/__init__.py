@@ -5,6 +5,7 @@ and ``splits(path)``, which returns the splits of a dataset at ``path``, or an e
 format. ``splits`` reads names of files and heads of files only; all other faults are found by ``Split.read``.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -34,8 +35,19 @@ class Format(Protocol):
     def splits(self, path: Path) -> list[Split]: ...
 
 
+@dataclass(frozen=True)
+class _UnnamedYolo:
+    """YOLO without class names, which is an error, for folders without annotations in another format."""
+
+    NAME: str = yolo.NAME
+    LAYOUTS: tuple[str, ...] = ()
+
+    def splits(self, path: Path) -> list[Split]:
+        return yolo.unnamed_splits(path)
+
+
 FORMATS: tuple[Format, ...] = (
     *(coco, label_studio, yolo, voc, cvat, labelme),
-    *(fiftyone, huggingface_datasets, huggingface),
+    *(fiftyone, huggingface_datasets, huggingface, _UnnamedYolo()),
 )
 """In the order in which they are tried; the first format with a split at the path is used."""

@@ -116,10 +116,21 @@ def splits(path: Path) -> list[Split]:
     file = _metadata(path)
     if file is None:
         return []
-    named = sorted(folder.name for folder in path.glob("*/") if is_usual(folder.name))
-    if file.name == METADATA and named and all(_head(file).count(f'"{name}/'.encode()) for name in named):
+    usual = sorted(folder.name for folder in path.glob("*/") if is_usual(folder.name))
+    if file.name == METADATA and (named := _names_in(file, usual)):
         return [ImageFolderSplit(name, file, path, (file,), f"{name}/") for name in named]
     return [_split("", file, path, (file,))]
+
+
+def _names_in(file: Path, folders: list[str]) -> list[str]:
+    """The folders in which a metadata file has images."""
+    missing = {name: f'"{name}/'.encode() for name in folders}
+    with open_regular(file) as lines:
+        for line in lines:
+            if not missing:
+                break
+            missing = {name: start for name, start in missing.items() if start not in line}
+    return [name for name in folders if name not in missing]
 
 
 def _split(name: str, file: Path, root: Path, files: tuple[Path, ...]) -> Split:

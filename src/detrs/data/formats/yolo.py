@@ -77,6 +77,11 @@ class YoloSplit(Split):
         categories = [{"id": index, "name": name} for index, name in sorted(names.items())]
         return Content(images=rows, objects=labels.columns, categories=categories, digest=digest.digest())
 
+    def class_files(self, root: Path) -> list[Path]:
+        """The existing files with class names."""
+        folders = dict.fromkeys((root, root / "data", root / "labels", *self.class_folders))
+        return [file for folder in folders for name in CLASS_FILES if (file := folder / name).is_file()]
+
     def _names(self, root: Path) -> dict[int, str]:
         """Class names by index.
 
@@ -86,11 +91,7 @@ class YoloSplit(Split):
         names = self.data_file.names() if self.data_file else None
         if names is not None:
             return names
-        found: dict[Path, list[str]] = {}
-        for folder in (root, root / "data", root / "labels", *self.class_folders):
-            for file in (folder / name for name in CLASS_FILES):
-                if file.is_file():
-                    found[file] = [line.strip() for line in read_lines(file)]
+        found = {file: [line.strip() for line in read_lines(file)] for file in self.class_files(root)}
         if not found:
             where = "Add 'names: [...]' to it" if self.data_file else "Add data.yaml with 'names: [...]'"
             raise UserError(
@@ -105,7 +106,7 @@ class YoloSplit(Split):
 
 
 def splits(path: Path) -> list[Split]:
-    """The splits in ``data.yaml``; without it, the folders of images with label files in a folder."""
+    """The splits in ``data.yaml``; without it, the folders of images with label files in a folder with class names."""
     if path.is_file():
         if path.suffix.lower() not in (".yaml", ".yml"):
             return []
@@ -115,7 +116,12 @@ def splits(path: Path) -> list[Split]:
     if len(preferred) > 1:
         listed = ", ".join(file.name for file in preferred)
         raise UserError(f"{path} has several YOLO dataset files: {listed}. Use --data {preferred[0]} or another one.")
-    return _declared(preferred[0]) if preferred else _undeclared(path)
+    return _declared(preferred[0]) if preferred else [*filter(lambda split: split.class_files(path), _undeclared(path))]
+
+
+def unnamed_splits(path: Path) -> list[Split]:
+    """The splits of a folder without class names, which is an error unless it has annotations in another format."""
+    return [*_undeclared(path)] if path.is_dir() else []
 
 
 def _declared(path: Path) -> list[Split]:
@@ -137,7 +143,7 @@ def _is_data_file(path: Path) -> bool:
     return bool(keys & {*SPLITS}) and (path.name in DATA_FILES or bool(keys & {"names", "nc"}))
 
 
-def _undeclared(root: Path) -> list[Split]:
+def _undeclared(root: Path) -> list[YoloSplit]:
     """The splits of a folder without ``data.yaml``."""
     found: dict[str, Path] = {}
     for folder in _subfolders(root / "images"):

@@ -62,8 +62,11 @@ class DataFile:
         for key, node in self.top.items():
             if key in OTHER_KEYS or _is_empty(node):
                 continue
-            found = _find(node.value, root, self.path.parent) if isinstance(node, yaml.ScalarNode) else None
-            if key in SPLITS or (found is not None and (found.is_dir() or found.suffix == ".txt")):
+            text = node.value if isinstance(node, yaml.ScalarNode) else None
+            found = next(iter(_find(text, root, self.path.parent)), None) if text is not None else None
+            is_source = found is not None and (found.is_dir() or found.suffix == ".txt")
+            is_default = key == "test" and text is not None and text.startswith("../")  # Roboflow writes it always
+            if is_source or (key in SPLITS and not (is_default and found is None)):
                 names.append(key)
         return names
 
@@ -71,21 +74,27 @@ class DataFile:
         """The folders of images and lists of image files of a split.
 
         Raises:
-            UserError: One of them does not exist.
+            UserError: One of them does not exist, or may be one of two folders.
         """
         node, root = self.top[split], self.root(notes)
         found = []
         for each in node.value if isinstance(node, yaml.SequenceNode) else [node]:
             text = _text(each, self.path)
-            source = _find(text, root, self.path.parent)
-            if source is None:
+            candidates = _find(text, root, self.path.parent)
+            if not candidates:
                 expected = Path(os.path.normpath(root / text))
                 siblings = [entry.name for entry in expected.parent.iterdir()] if expected.parent.is_dir() else []
                 raise UserError(
                     f"{self.path}:{_line(each)}: the images of the split '{split}' are expected in '{expected}', "
                     f"which does not exist.{did_you_mean(expected.name, siblings)}"
                 )
-            found.append(source)
+            if text.startswith("../") and len(candidates) > 1:
+                listed = " and ".join(f"'{candidate}'" for candidate in candidates)
+                raise UserError(
+                    f"{self.path}:{_line(each)}: expected one folder for '{text}', but {listed} exist. Write the path "
+                    "of one of them."
+                )
+            found.append(candidates[0])
         return found
 
     def names(self) -> dict[int, str] | None:
@@ -171,15 +180,18 @@ def _check_keys(node: yaml.MappingNode, path: Path) -> None:
             _check_keys(value, path)
 
 
-def _find(text: str, root: Path, folder: Path) -> Path | None:
-    """The folder or file of an entry. A leading ``../`` that leads out of the dataset is ignored, as by Ultralytics."""
+def _find(text: str, root: Path, folder: Path) -> list[Path]:
+    """The existing folders or files that an entry may refer to, most likely first.
+
+    A leading ``../`` that leads out of the dataset, as in the files of Roboflow, may be ignored, as by Ultralytics.
+    """
     for spelling in dict.fromkeys((text, text.replace("\\", "/"))):
         entry = Path(spelling).expanduser()
         inside = Path(spelling.removeprefix("../"))
-        for candidate in (root / entry, root / inside, folder / entry):
-            if os.path.exists(candidate):
-                return Path(os.path.normpath(candidate))
-    return None
+        candidates = [Path(os.path.normpath(each)) for each in (root / entry, root / inside, folder / entry)]
+        if found := [each for each in dict.fromkeys(candidates) if os.path.exists(each)]:
+            return found
+    return []
 
 
 def _text(node: yaml.Node, path: Path) -> str:
