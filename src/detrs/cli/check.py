@@ -31,7 +31,7 @@ class CheckArguments:
     """
 
     data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
-    """Folder or file of the dataset."""
+    """Folder or file of a dataset (COCO, YOLO, Pascal VOC, ...), or hf:OWNER/NAME."""
     preset: str = PRESET
     """Preset whose image size, strides and queries the dataset is compared with."""
     image_size: Size | None = None
@@ -53,6 +53,7 @@ def run(argv: list[str]) -> None:
         check_page_path(arguments.output)
     from dataclasses import replace
 
+    from detrs import config
     from detrs.cli.flags import with_flags
     from detrs.data import data_root
     from detrs.data.advice import advise
@@ -63,7 +64,7 @@ def run(argv: list[str]) -> None:
     if arguments.image_size:
         size = as_pair(arguments.image_size)
         experiment = replace(experiment, data=replace(experiment.data, resize_to=size, augment="none"))
-    validate(experiment)
+    config.validate(experiment)
     if str(arguments.data) == "digits" and not arguments.data.exists():
         raise UserError("The demo set 'digits' is generated and needs no check. Expected the folder of a dataset.")
     root = data_root(str(arguments.data))
@@ -85,17 +86,6 @@ def run(argv: list[str]) -> None:
     if facts.num_errors:
         kinds = "1 kind of error" if facts.num_errors == 1 else f"{facts.num_errors} kinds of errors"
         raise UserError(f"{root} has {kinds}, listed above. Training requires a dataset without errors.")
-
-
-def validate(experiment: "Experiment") -> None:
-    """Check the image size.
-
-    Raises:
-        UserError: it is out of range.
-    """
-    from detrs import config
-
-    config.validate(experiment)
 
 
 def check_page_path(path: Path) -> None:

@@ -23,7 +23,7 @@ class EvaluateArguments:
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
     """Path of a best.safetensors, folder of a run, or published weights: Hub id, folder, .pth file."""
     data: str | None = None
-    """Folder with COCO annotations, or digits. Default: the dataset used in training."""
+    """Folder or file of a dataset, hf:OWNER/NAME, or digits. Default: the dataset used in training."""
     split: str | None = None
     """Split to evaluate. Default: the validation split used in training."""
     image_size: Size | None = None

@@ -38,7 +38,7 @@ class TrainArguments:
     """
 
     data: str | None
-    """Folder with COCO annotations, or digits for the built-in demo dataset."""
+    """Folder or file of a dataset (COCO, YOLO, Pascal VOC, ...), hf:OWNER/NAME, or digits for the demo dataset."""
     val_fraction: float | None
     """Fraction of the training images to hold out for validation, if the dataset has no validation split."""
     epochs: int

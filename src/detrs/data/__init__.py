@@ -47,9 +47,7 @@ def data_root(path: str | None) -> Path:
         UserError: no path was given, or it starts with an unknown user.
     """
     if not path:
-        raise UserError(
-            "No dataset was given: use --data FOLDER (with COCO annotations), or --data digits for the demo set."
-        )
+        raise UserError("No dataset was given: use --data FOLDER, or --data digits for the demo set.")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:  # unknown ~user

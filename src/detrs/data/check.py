@@ -16,7 +16,7 @@ from detrs.data.findings import Finding, Findings, add_items
 from detrs.data.images import is_transposed, read_headers
 from detrs.data.locate import locate
 from detrs.data.object_checks import check_objects
-from detrs.data.objects import MAX_COORDINATE, Objects, integer
+from detrs.data.objects import CROWD, MAX_COORDINATE, Columns, Objects, integer
 from detrs.errors import UserError
 from detrs.structures import Classes
 
@@ -91,7 +91,7 @@ def examine(split: Split, *, decode: bool = False) -> Examination:
         num_skipped = len(rows) - len(images)
         annotations = Annotations(classes, list(images.values()), objects, [], content.digest, num_skipped)
         errors.raise_if_any(path)
-        _check_classes(path, classes, objects, len(images), notes)
+        _check_classes(path, classes, objects, columns, len(images), notes)
     except UserError as error:
         failure = error
     if annotations is not None:
@@ -102,8 +102,15 @@ def examine(split: Split, *, decode: bool = False) -> Examination:
     return Examination(annotations, found, notes.listed(), failure)
 
 
-def _check_classes(path: Path, classes: Classes, objects: Objects, num_images: int, notes: Findings) -> None:
+def _check_classes(
+    path: Path, classes: Classes, objects: Objects, columns: Columns, num_images: int, notes: Findings
+) -> None:
     """Checks that there are training targets, and reports classes with at most one."""
+    if len(objects) and objects.crowd.all() and CROWD not in columns.kind:
+        raise UserError(
+            f"{path}: each of the {len(objects)} objects is an {columns.ignored}, which is not a target of training. "
+            "Remove the mark from the objects that the detector should find."
+        )
     if len(objects) and objects.crowd.all():
         raise UserError(
             f"{path}: all {len(objects)} annotations are crowd regions (iscrowd 1 or ignore 1), which are not targets "

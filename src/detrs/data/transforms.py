@@ -44,7 +44,7 @@ class DataConfig:
     """The dataset, and how its images are batched and augmented."""
 
     path: str | None = None
-    """Folder of a COCO dataset, or ``digits`` for the built-in demo set."""
+    """Folder or file of a dataset in any supported format, ``hf:OWNER/NAME``, or ``digits`` for the demo set."""
     train_split: str = "train"
     """Name of the split to train on."""
     val_split: str = "val"

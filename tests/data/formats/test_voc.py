@@ -127,6 +127,14 @@ def test_the_digest_is_that_of_the_annotations(voc: Path, tmp_path: Path) -> Non
     assert read(voc).digest != before.digest
 
 
+def test_difficult_objects_only(voc: Path) -> None:
+    for path in (voc / "Annotations").glob("*.xml"):
+        path.write_text(path.read_text().replace("<difficult>0<", "<difficult>1<"))
+    text = error(voc)
+    assert "each of the 5 objects is an object with <difficult>1</difficult>, which is not a target of training" in text
+    assert "iscrowd" not in text
+
+
 def test_difficult_objects_are_neither_targets_nor_scored(voc: Path) -> None:
     replace(voc / FIRST, "<difficult>0</difficult>", "<difficult>1</difficult>")
     found = read(voc)
