@@ -15,6 +15,7 @@ from PIL import Image
 from small import write_coco
 
 from detrs.data import FolderDataset, writing
+from detrs.data.check import ImageEntry
 from detrs.data.detect import find_split, find_splits
 from detrs.data.writing import convert_dataset
 from detrs.errors import UserError
@@ -240,3 +241,13 @@ def test_nothing_is_written_after_an_error(coco: Path, tmp_path: Path, monkeypat
         convert_dataset(coco, "coco", output, names=["train"])
     with pytest.raises(UserError, match=r"is a file. Expected a new or empty folder\."):
         convert_dataset(coco, "coco", output / "data.yaml", names=["train"])
+
+
+def test_many_images_of_one_name_are_written_in_linear_time(tmp_path: Path) -> None:
+    import time
+
+    images = [ImageEntry(number, Path(f"{number}/rgb.png"), (5, 7)) for number in range(20_000)]
+    start = time.process_time()
+    names = writing._write_images(tmp_path / "images", images, lambda source, target: None)
+    assert time.process_time() - start < 5  # 0.2 s; minutes if each name is searched from the first
+    assert len({*names}) == len(images) and names[:3] == ["rgb.png", "rgb-2.png", "rgb-3.png"]

@@ -149,16 +149,17 @@ def _write_images(folder: Path, images: Sequence[ImageEntry], place: Callable[[P
     """Writes image files and returns their names, whose stems differ also without regard to case."""
     folder.mkdir(parents=True)
     taken = {RESERVED}
+    counts = Counter[str]()  # of each stem, so that a stem of many images is not counted anew for each
     names = []
     for image in images:
         stem, suffix = os.path.splitext(image.path.name)
         if suffix.lower() not in IMAGE_SUFFIXES:
             stem, suffix = image.path.name, _suffix(image.path)
         stem = stem.lstrip(".") or "image"
-        unique, number = stem, 1
+        unique = stem
         while unique.casefold() in taken:
-            number += 1
-            unique = f"{stem}-{number}"
+            counts[stem.casefold()] += 1
+            unique = f"{stem}-{counts[stem.casefold()] + 1}"
         taken.add(unique.casefold())
         names.append(unique + suffix)
         place(image.path, folder / names[-1])
