@@ -99,6 +99,7 @@ def serve() -> None:
 
     importlib.import_module("faults")
     importlib.import_module("attacks")
+    importlib.import_module("malicious_weights")  # so that the CPU time of a task is not that of imports
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # prints of tasks are not results

@@ -13,6 +13,8 @@ from sandbox import Result, Sandbox
 SECONDS = 60.0
 """Limit of one file. The time is generous for busy machines; ``benchmarks/reliability.py`` reports the longest."""
 GIGANTIC_SECONDS = 10.0
+CPU_SECONDS = 5.0
+"""Limit of one malicious weight file at one entrance, in CPU time, which hardly depends on other processes."""
 
 
 def parameters(names: list[str], kind: str, *marks: Any) -> list[Any]:
@@ -50,14 +52,15 @@ def give_pickle(sandbox: Sandbox, tmp_path: Path, number: int, entrance: str) ->
 @pytest.mark.reliability
 @pytest.mark.parametrize("name", malicious_weights.FILES)
 def test_malicious_weights_at_every_entrance(sandbox: Sandbox, tmp_path: Path, name: str) -> None:
-    """``load``, ``evaluate``, ``predict``, ``train --weights``, ``checkpoint inspect``, ``convert``, and the Hub."""
+    """``load``, ``evaluate``, ``predict``, ``train``, ``checkpoint inspect``, ``convert``, ``push``, and the Hub."""
     result = sandbox.run("malicious_weights", "open_malicious", {"folder": str(tmp_path), "name": name})
     assert not (tmp_path / "canary").exists(), "the file was executed"
     assert result.kind == "ok" and result.mib < attacks.MAX_MIB, result
-    assert len(result.value) == 7
+    assert len(result.value) == 9
+    assert len({message for _, _, message, _ in result.value}) == 1, "an entrance fails for another reason"
     for entrance, kind, message, seconds in result.value:
         assert attacks.is_rejected(kind, message, 0.0) and "\n" not in message, (entrance, kind, message)
-        assert seconds < SECONDS, entrance
+        assert seconds < CPU_SECONDS, (entrance, seconds)
 
 
 @pytest.mark.parametrize("number", parameters([setting for setting, _ in HOSTILE_SETTINGS], "setting"))

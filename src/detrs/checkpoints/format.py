@@ -15,6 +15,7 @@ Any safetensors reader opens these files and returns the stored tensors.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +38,8 @@ ALIGNMENT = 8
 MAX_HEADER_BYTES = 8_000_000
 """Enough for 20,000 tensors; a damaged length field must not allocate gigabytes."""
 METADATA = "__metadata__"
+ITEMSIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+"""dtype in a header -> bytes of an element."""
 
 
 class Checkpoint(NamedTuple):
@@ -145,6 +148,19 @@ def read_meta(path: Path) -> dict[str, Any]:
     return read_header(path).meta
 
 
+def check_foreign(path: Path) -> None:
+    """Checks header and size of a safetensors file that another program wrote, before it is read as a whole.
+
+    Raises:
+        UserError: The file cannot be read, its header is too long or invalid, or the file has another size.
+    """
+    try:
+        with open_regular(path) as file:
+            _check_size(path, file, _read_table(path, file).needed)
+    except OSError as error:
+        _raise_unreadable(path, error)
+
+
 def _serialize(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[bytes, memoryview]:
     """The file in two parts: the header including its length, and the data."""
     stored: dict[str, Tensor] = {}
@@ -202,19 +218,7 @@ def _header_bytes(envelope: str, table: Mapping[str, Any]) -> bytes:
 
 def _read_header(path: Path, file: BinaryIO) -> Header:
     """Reads the header and verifies it and the size of the file."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    length_field = file.read(LENGTH_BYTES)
-    length = int.from_bytes(length_field, "little")
-    if size < LENGTH_BYTES or length > MAX_HEADER_BYTES:
-        _raise_other_file(path, length_field + file.read(512))
-    header = file.read(length)
-    try:
-        table = json.loads(header)
-        metadata = table.pop(METADATA, {})
-        data_bytes = max((int(entry["data_offsets"][1]) for entry in table.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError):
-        _raise_other_file(path, length_field + header)
+    header, table, metadata, needed = _read_table(path, file)
     if not isinstance(metadata, dict) or "detrs" not in metadata:
         raise ForeignError(
             f"{path} is a safetensors file without detrs metadata. Expected a checkpoint that was saved by detrs."
@@ -234,16 +238,55 @@ def _read_header(path: Path, file: BinaryIO) -> Header:
     hashes, aliases = envelope.get("sha256"), envelope.get("aliases")
     if not _are_consistent(hashes, aliases) or header != _header_bytes(metadata["detrs"], table):
         raise UserError(f"The checkpoint {path} is damaged (wrong SHA-256 of its header). Use another copy.")
-    if size != LENGTH_BYTES + length + data_bytes:
-        raise UserError(
-            f"The checkpoint {path} has {size:,} bytes, but should have {LENGTH_BYTES + length + data_bytes:,}: it is "
-            "truncated or damaged. Use another copy."
-        )
+    _check_size(path, file, needed)
     try:
         shapes = {name: tuple(map(int, table[aliases.get(name, name)]["shape"])) for name in hashes}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"The checkpoint {path} is damaged (wrong list of tensors). Use another copy.") from error
     return Header(hashes, aliases, shapes, meta)
+
+
+class _Table(NamedTuple):
+    header: bytes
+    tensors: dict[str, Any]
+    metadata: Any
+    needed: int
+    """Length of the file in bytes, as the tensors require it."""
+
+
+def _read_table(path: Path, file: BinaryIO) -> _Table:
+    """Reads the header of a safetensors file, of this or another program."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    length_field = file.read(LENGTH_BYTES)
+    length = int.from_bytes(length_field, "little")
+    if size < LENGTH_BYTES or length > MAX_HEADER_BYTES:
+        _raise_other_file(path, length_field + file.read(512))
+    header = file.read(length)
+    try:
+        table = json.loads(header)
+        metadata = table.pop(METADATA, {})
+        data_bytes = max((_end(entry) for entry in table.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError):
+        _raise_other_file(path, length_field + header)
+    return _Table(header, table, metadata, LENGTH_BYTES + length + data_bytes)
+
+
+def _end(entry: Mapping[str, Any]) -> int:
+    """Where a tensor ends in the data; it must have the length of its shape, so that a file has no other content."""
+    start, end = map(int, entry["data_offsets"])
+    itemsize = ITEMSIZES.get(entry["dtype"])
+    if itemsize is not None and end - start != itemsize * math.prod(map(int, entry["shape"])):
+        raise ValueError("the length of a tensor is not that of its shape")
+    return end
+
+
+def _check_size(path: Path, file: BinaryIO, needed: int) -> None:
+    if (size := file.seek(0, os.SEEK_END)) != needed:
+        raise UserError(
+            f"The checkpoint {path} has {size:,} bytes, but should have {needed:,}: it is truncated or damaged. Use "
+            "another copy."
+        )
 
 
 def _raise_other_file(path: Path, start: bytes) -> NoReturn:

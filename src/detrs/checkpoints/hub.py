@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from detrs.checkpoints.foreign.transformers import CONFIG, OLD_WEIGHTS, PREPROCESSING, WEIGHTS
 from detrs.errors import UserError
 
 ID = re.compile(r"(?P<owner>\w[\w.-]*)/(?P<name>\w[\w.-]*?)(?:@(?P<revision>\w[\w./-]*))?")
@@ -19,10 +20,8 @@ TIMEOUT_SECONDS = 5.0
 """Limit of the first request."""
 
 OUR_FILE = "best.safetensors"
-CONFIGS = ("config.json", "preprocessor_config.json")
-WEIGHTS = "model.safetensors"
+CONFIGS = (CONFIG, PREPROCESSING)
 PARTS = re.compile(r"model\.safetensors\.index\.json|model-\d{5}-of-\d{5}\.safetensors")
-OLD_WEIGHTS = "pytorch_model.bin"
 
 
 class Repository(NamedTuple):
@@ -117,9 +116,9 @@ def files_of(names: Iterable[str], repository: Repository) -> list[str]:
         return [OUR_FILE]
     configs = [name for name in CONFIGS if name in found]
     for weights in ([WEIGHTS], sorted(filter(PARTS.fullmatch, found)), [OLD_WEIGHTS]):
-        if weights and set(weights) <= found and CONFIGS[0] in found:
+        if weights and set(weights) <= found and CONFIG in found:
             return [*configs, *weights]
     raise UserError(
-        f"The repository {repository} has no weights of a detector. Expected {OUR_FILE}, or {CONFIGS[0]} with "
+        f"The repository {repository} has no weights of a detector. Expected {OUR_FILE}, or {CONFIG} with "
         f"{WEIGHTS} or {OLD_WEIGHTS}."
     )

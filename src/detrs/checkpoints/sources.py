@@ -4,7 +4,6 @@
 :data:`READERS` cover official files; :mod:`detrs.checkpoints.published` has what their weights do not show.
 """
 
-import contextlib
 import hashlib
 import importlib
 import os
@@ -18,6 +17,9 @@ from detrs.checkpoints import format, hub, published
 from detrs.checkpoints.detector import TrainedDetector, load_detector
 from detrs.checkpoints.foreign.torch_file import SUFFIXES, read_torch_file
 from detrs.checkpoints.foreign.transformers import (
+    CONFIG,
+    OLD_WEIGHTS,
+    WEIGHTS,
     is_transformers_folder,
     load_transformers,
     read_json,
@@ -34,11 +36,6 @@ EXPECTED = (
     "Expected a .safetensors file or the folder of a run, a folder of transformers, a .pth file of an official "
     "repository, or a Hub id such as facebook/detr-resnet-50"
 )
-MAX_JSON_BYTES = 2_000_000
-"""``config.json`` has 10 kB, and the list of tensors of a model in several files 200 kB."""
-JSON_FILES = ("config.json", "preprocessor_config.json", "model.safetensors.index.json")
-CONFIG, WEIGHTS = JSON_FILES[0], "model.safetensors"
-OLD_WEIGHTS = "pytorch_model.bin"
 TORCH_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 OF_TRANSFORMERS = ("model.backbone.", "model.encoder.", "model.decoder.")
@@ -116,25 +113,8 @@ def _open_folder(folder: Path, known: Published | None) -> Source:
         return Source(load_detector(folder), OWN, folder / "best.safetensors", None)
     if not is_transformers_folder(folder):
         raise UserError(f"The folder '{folder}' has {CONFIG}, but no weights. Expected {WEIGHTS} or {OLD_WEIGHTS}.")
-    for name in JSON_FILES:
-        if (folder / name).is_file() and (folder / name).stat().st_size > MAX_JSON_BYTES:
-            raise UserError(
-                f"'{folder / name}' has more than {MAX_JSON_BYTES:,} bytes. Expected a file of transformers."
-            )
-    for part in sorted(folder.glob("model*.safetensors")):
-        check_header(part)
     detector = load_transformers(folder)
     return Source(_promised(detector, known), FOLDER, folder, known)
-
-
-def check_header(path: Path) -> None:
-    """Check the header of a safetensors file: its length and its JSON.
-
-    Raises:
-        UserError: The file cannot be read, or its header is invalid.
-    """
-    with contextlib.suppress(format.ForeignError):
-        format.read_header(path)
 
 
 def _open_official(path: Path, tensors: dict[str, Tensor], args: dict[str, Any], known: Published | None) -> Source:

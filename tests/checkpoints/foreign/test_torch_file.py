@@ -145,3 +145,13 @@ def test_compressed_and_ambiguous_archives(tmp_path: Path) -> None:
                 archive.writestr(extra, b"x")
         with pytest.raises(UserError, match=message):
             read_torch_file(path)
+
+
+def test_two_archives_one_after_the_other(tmp_path: Path) -> None:
+    """Python would inspect the second, and PyTorch would read the first."""
+    first = save(tmp_path / "a.pth", WEIGHTS).read_bytes()
+    second = save(tmp_path / "a.pth", OrderedDict(weight=torch.zeros(2, 3), bias=torch.zeros(3))).read_bytes()
+    assert len(first) == len(second)
+    (tmp_path / "a.pth").write_bytes(first + second)
+    with pytest.raises(UserError, match="damaged or truncated ZIP archive"):
+        read_torch_file(tmp_path / "a.pth")

@@ -60,6 +60,18 @@ def trained(
     )
 
 
+def check_settings(model: ModelConfig, source: object) -> None:
+    """Check settings that follow from a file, before tables and modules of these sizes are built.
+
+    Raises:
+        UserError: they are invalid.
+    """
+    try:
+        models.check(model)
+    except UserError as error:
+        raise UserError(f"Cannot use the checkpoint '{source}': {error}") from error
+
+
 def load_model(
     model: ModelConfig, skeleton: Model, renaming: Renaming, tensors: Mapping[str, Tensor], source: object
 ) -> Model:

@@ -17,7 +17,7 @@ from torch import Tensor
 from detrs.backbones.timm import BackboneConfig
 from detrs.checkpoints.classes import coco_classes
 from detrs.checkpoints.detector import TrainedDetector
-from detrs.checkpoints.foreign.loading import trained
+from detrs.checkpoints.foreign.loading import check_settings, trained
 from detrs.checkpoints.foreign.renaming import Pack, Rename, Renaming, Rule, qkv
 from detrs.checkpoints.foreign.structure import Structure
 from detrs.data.preprocessing import Preprocessing
@@ -78,6 +78,7 @@ def read(
         num_queries=num_patterns * found.size("transformer.position.weight"),
         num_patterns=num_patterns,
     )
+    check_settings(model, source)
     preprocessing = Preprocessing(resize_to=OFFICIAL_SIZE, mean=backbone.mean, std=backbone.std)
     classes = coco_classes(model.num_classes)
     return trained(model, renaming(model.decoder_layers), tensors, classes, preprocessing, source)

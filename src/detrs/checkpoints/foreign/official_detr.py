@@ -15,7 +15,7 @@ from torch import Tensor
 from detrs.backbones.timm import BackboneConfig
 from detrs.checkpoints.classes import coco_classes
 from detrs.checkpoints.detector import TrainedDetector
-from detrs.checkpoints.foreign.loading import trained
+from detrs.checkpoints.foreign.loading import check_settings, trained
 from detrs.checkpoints.foreign.renaming import Pack, Rename, Renaming, Rule, qkv
 from detrs.checkpoints.foreign.transformers_backbone import HF_RESNETS, KNOWN
 from detrs.checkpoints.foreign.transformers_names import (
@@ -26,7 +26,7 @@ from detrs.checkpoints.foreign.transformers_names import (
     heads,
     level_rules,
 )
-from detrs.checkpoints.foreign.transformers_settings import check_representable, read_preprocessing
+from detrs.checkpoints.foreign.transformers_settings import Settings, check_representable, read_preprocessing
 from detrs.errors import UserError
 from detrs.models import ModelConfig
 from detrs.models.conditional_detr import ConditionalDETRConfig
@@ -86,10 +86,13 @@ def read(
         dilated = bool(args.get("dilation", "dc5" in Path(source).name.lower()))
     try:
         model = model_settings(tensors, args, dilated)
+    except UserError as error:
+        raise UserError(f"Cannot use the checkpoint '{source}': {error}") from None
     except (KeyError, ValueError, IndexError, TypeError, ArithmeticError) as error:
         raise UserError(
             f"Cannot use the checkpoint '{source}': its settings cannot be derived from its weights ({error!s:.200})."
         ) from None
+    check_settings(model, source)
     classes, preprocessing = coco_classes(model.num_classes), read_preprocessing({})
     return trained(model, renaming(model), tensors, classes, preprocessing, source)
 
@@ -109,6 +112,7 @@ def official_state_dict(detector: TrainedDetector) -> dict[str, Tensor]:
 
 def model_settings(tensors: Mapping[str, Tensor], args: Mapping[str, Any], dilated: bool) -> ModelConfig:
     """Our settings of a state dict."""
+    settings = Settings(args)
     kind = next(kind for kind, sign in SIGNS.items() if sign in tensors)
     deformable = kind is DeformableDETRConfig
     class_head = "class_embed.0.weight" if deformable else "class_embed.weight"
@@ -117,15 +121,15 @@ def model_settings(tensors: Mapping[str, Tensor], args: Mapping[str, Any], dilat
         "num_classes": tensors[class_head].shape[0] - (kind is DETRConfig),
         "backbone": BackboneConfig(name=backbone_name(tensors), stages=stages, dilated=dilated),
         "dim": tensors["transformer.decoder.layers.0.norm1.weight"].shape[0],
-        "num_heads": args.get("nheads", NUM_HEADS),
+        "num_heads": settings.get("nheads", NUM_HEADS),
         "encoder_layers": count(tensors, "transformer.encoder.layers"),
         "decoder_layers": count(tensors, "transformer.decoder.layers"),
         "ffn_dim": tensors["transformer.decoder.layers.0.linear1.weight"].shape[0],
-        "dropout": args.get("dropout", 0.1),
+        "dropout": settings.get("dropout", 0.1),
     }
     two_stage = "transformer.enc_output.weight" in tensors
     if two_stage:
-        shared["num_queries"] = args.get("num_queries", NUM_PROPOSALS)
+        shared["num_queries"] = settings.get("num_queries", NUM_PROPOSALS)
     else:
         shared["num_queries"] = tensors["query_embed.weight"].shape[0]
     if not deformable:

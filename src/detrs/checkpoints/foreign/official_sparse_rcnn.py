@@ -17,7 +17,7 @@ from torch import Tensor
 from detrs.backbones.timm import BackboneConfig
 from detrs.checkpoints.classes import coco_classes
 from detrs.checkpoints.detector import TrainedDetector
-from detrs.checkpoints.foreign.loading import trained
+from detrs.checkpoints.foreign.loading import check_settings, trained
 from detrs.checkpoints.foreign.pixel_format import METADATA, RGB, PixelFormat, pixel_format
 from detrs.checkpoints.foreign.renaming import Pack, Rename, Renaming, Rule, qkv
 from detrs.checkpoints.foreign.structure import STAGES, Structure
@@ -208,6 +208,7 @@ def read(
         box_tower=found.matrices(f"{first}.{layout.names['box_tower']}."),
         num_queries=found.size(layout.boxes),
     )
+    check_settings(model, source)
     preprocessing = Preprocessing(resize_to=OFFICIAL_SIZE, mean=mean, std=std)
     classes = class_names(args or {}, model.num_classes)
     return trained(model, layout.renaming, joined(tensors, layout, pixels, source), classes, preprocessing, source)

@@ -15,6 +15,10 @@ from typing import Any, NamedTuple
 MAX_PICKLE_BYTES = 8_000_000
 """A state dict of 1,000 tensors with the state of its optimizer has a pickle of 300 kB."""
 MAX_OPCODES = 500_000
+MAX_COPIED = 1_000_000
+"""Entries and characters that all calls together may copy. A pickle can give one large value to many calls."""
+MAX_AXES = 64
+"""Of a tensor, as in PyTorch."""
 PROTOCOL = 2
 """The protocol of ``torch.save``, and the only one that ``torch.load(weights_only=True)`` reads completely."""
 
@@ -152,6 +156,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, Storage] = {}
         self.protocol = 0
+        self.copied = 0
 
     def run(self, opcode: str, argument: Any) -> None:
         """Run one instruction."""
@@ -244,6 +249,7 @@ class _Machine:
 
     def _binpersid(self, _: None) -> None:
         kind, type_, key, location, num_elements, *view = self.stack.pop()
+        self._copies(view)
         if kind != "storage" or not isinstance(type_, Global) or type_.name not in STORAGE_BYTES or any(view):
             raise ValueError("not a storage")
         if _string(location) == "meta":
@@ -264,6 +270,7 @@ class _Machine:
         attributes = state.items if isinstance(state, Container) else state
         if not isinstance(target, Container) or type(attributes) is not dict:
             raise ValueError("not a container with attributes")
+        self._copies(attributes)
         if any(type(name) is not str or name.startswith("__") for name in attributes):
             raise ValueError("not an attribute")
         if target.kind == "argparse.Namespace":
@@ -274,6 +281,7 @@ class _Machine:
         name = function.name
         if type(arguments) is not tuple:
             raise TypeError("not a tuple")
+        self._copies(arguments, *arguments[:MAX_AXES])
         if name in TENSORS:
             value: Any = self._tensor(*arguments)
         elif name == PARAMETER:
@@ -293,6 +301,14 @@ class _Machine:
             raise ValueError("not a function")
         self.stack.append(value)
 
+    def _copies(self, *values: Any) -> None:
+        """Count what a call copies."""
+        for value in values:
+            value = value.items if isinstance(value, Container) else value
+            self.copied += len(value) if isinstance(value, str | bytes | tuple | list | dict) else 0
+        if self.copied > MAX_COPIED:
+            raise RejectedError(f"copies more than {MAX_COPIED:,} values in its pickle. Expected a state dict.")
+
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> TensorEntry:
         """``_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks[, metadata])``."""
         if not isinstance(storage, Storage) or type(size) is not tuple or type(stride) is not tuple:
@@ -300,6 +316,8 @@ class _Machine:
         _requires_grad, hooks, metadata = (*rest, None, None, None)[:3]
         if not _is_empty(hooks) or metadata:
             raise ValueError("hooks")
+        if len(size) > MAX_AXES:
+            raise ValueError("too many axes")
         num_elements = math.prod(_count(length) for length in size)
         last = sum((length - 1) * _count(step) for length, step in zip(size, stride, strict=True))
         if num_elements and (_count(offset) + last >= storage.num_elements or num_elements > storage.num_elements):

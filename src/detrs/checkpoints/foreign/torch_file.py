@@ -31,6 +31,7 @@ STATE_DICTS = ("model", "state_dict", "model_state")
 ZIP_START = b"PK\x03\x04"
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
+DAMAGED_ZIP = "is a damaged or truncated ZIP archive. Download it again."
 MAX_DIRECTORY_BYTES = 4_000_000
 """Length of the table of contents of a ZIP archive; 20,000 storages need 2 MB."""
 MAX_SHARED = 2
@@ -99,8 +100,7 @@ def _namespace_allowed() -> Iterator[None]:
 
 def _inspect_zip(file: BinaryIO, size: int) -> None:
     """Check the entries of an archive, then its pickle and the sizes that it declares."""
-    if _directory_bytes(file, size) > MAX_DIRECTORY_BYTES:
-        raise RejectedError("is a ZIP archive with too many entries. Expected a file written by torch.save.")
+    _check_directory(file, size)
     try:
         with zipfile.ZipFile(file) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
@@ -119,7 +119,7 @@ def _inspect_zip(file: BinaryIO, size: int) -> None:
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, LookupError) as error:
         if isinstance(error, RejectedError):
             raise
-        raise RejectedError("is a damaged or truncated ZIP archive. Download it again.") from error
+        raise RejectedError(DAMAGED_ZIP) from error
     for key, storage in inspection.storages.items():
         entry = entries.get(f"{root}data/{key}")
         if entry is None or entry.file_size != storage.num_bytes:
@@ -145,20 +145,37 @@ def _check_entries(entries: list[zipfile.ZipInfo], size: int) -> None:
         raise RejectedError("is damaged: its entries are larger than the file. Download it again.")
 
 
-def _directory_bytes(file: BinaryIO, size: int) -> int:
-    """Length of the table of contents of a ZIP archive, without reading it (APPNOTE.TXT, 4.3.14 to 4.3.16)."""
+def _check_directory(file: BinaryIO, size: int) -> None:
+    """Check length and place of the table of contents of a ZIP archive, without reading it (APPNOTE.TXT, 4.3.14 to 16).
+
+    It must be directly before its end record, where Python and PyTorch both read it: of two archives one after the
+    other, Python reads the second and PyTorch the first.
+    """
     end, locator, end64 = 22, 20, 56
     file.seek(max(size - end - locator - end64, 0))
     tail = file.read()
     record = tail[-end:]
     if not record.startswith(b"PK\x05\x06") or record[-2:] != b"\0\0":
-        raise RejectedError("is a damaged or truncated ZIP archive. Download it again.")
-    lengths = [int.from_bytes(record[12:16], "little")]
+        raise RejectedError(DAMAGED_ZIP)
+    length, start, at = _number(record[12:16]), _number(record[16:20]), size - end
     if tail[-end - locator :].startswith(b"PK\x06\x07"):
         if not tail.startswith(b"PK\x06\x06"):
-            raise RejectedError("is a damaged or truncated ZIP archive. Download it again.")
-        lengths.append(int.from_bytes(tail[40:48], "little"))
-    return max(lengths)
+            raise RejectedError(DAMAGED_ZIP)
+        at -= locator + end64
+        length, start = (
+            _number(tail[place : place + 8]) if short == 2**32 - 1 else short
+            for place, short in ((40, length), (48, start))
+        )
+        if (_number(tail[40:48]), _number(tail[48:56])) != (length, start):
+            raise RejectedError(DAMAGED_ZIP)
+    if length > MAX_DIRECTORY_BYTES:
+        raise RejectedError("is a ZIP archive with too many entries. Expected a file written by torch.save.")
+    if start + length != at:
+        raise RejectedError(DAMAGED_ZIP)
+
+
+def _number(field: bytes) -> int:
+    return int.from_bytes(field, "little")
 
 
 def _inspect_legacy(file: BinaryIO, size: int, start: bytes) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from detrs.backbones.timm import BackboneConfig
 from detrs.checkpoints.classes import NUM_IDS, coco_classes
 from detrs.checkpoints.detector import TrainedDetector
-from detrs.checkpoints.foreign.loading import trained
+from detrs.checkpoints.foreign.loading import check_settings, trained
 from detrs.checkpoints.foreign.renaming import Rename, Renaming
 from detrs.checkpoints.foreign.structure import Structure
 from detrs.data.preprocessing import Preprocessing
@@ -97,6 +97,7 @@ def read(tensors: Mapping[str, Tensor], source: object, args: Mapping[str, Any] 
         dim=found.size("rpn.head.cls_logits.weight", 1),
         hidden_dim=found.size(CLASS_ROWS, 1),
     )
+    check_settings(model, source)
     preprocessing = Preprocessing(resize_to=RESIZE_TO, mean=backbone.mean, std=backbone.std)
     detector = trained(model, NAMES, tensors, coco_classes(model.num_classes), preprocessing, source)
     for name, counter in counters(detector.module).items():

@@ -30,13 +30,15 @@ from detrs.checkpoints.foreign.transformers_settings import (
     written_config,
     written_preprocessing,
 )
+from detrs.checkpoints.format import check_foreign
 from detrs.checkpoints.skeleton import Skeleton
 from detrs.errors import UserError
 from detrs.files import open_regular
 
 CONFIG, PREPROCESSING = "config.json", "preprocessor_config.json"
 WEIGHTS, INDEX, OLD_WEIGHTS = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
-MAX_JSON_BYTES = 20_000_000
+MAX_JSON_BYTES = 2_000_000
+"""``config.json`` has 10 kB, and the list of tensors of a model in several files 200 kB."""
 
 
 def is_transformers_folder(folder: Path) -> bool:
@@ -177,6 +179,12 @@ def is_file_name(name: object) -> bool:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file that another program wrote.
+
+    Raises:
+        UserError: it cannot be read, or its header is invalid.
+    """
+    check_foreign(path)
     try:
         with open_regular(path) as file:
             return safetensors.torch.load(file.read())
