@@ -119,6 +119,8 @@ def test_scores_and_dilation_of_published_files(folder: Path, tmp_path: Path, mo
 def test_predict_and_evaluate_use_it(folder: Path) -> None:
     found = load(str(folder / "official.pth"))(torch.zeros(3, 61, 97, dtype=torch.uint8), threshold=0.0)
     assert len(found) == 1
+    with pytest.raises(UserError, match=r"path of a dataset, as published weights .*--data FOLDER"):
+        evaluate_checkpoint(str(folder / "official.pth"))
     with pytest.raises(UserError, match="The data folder nowhere does not exist"):
         evaluate_checkpoint(str(folder / "official.pth"), data="nowhere")
 

@@ -7,8 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from detrs.checkpoints.detector import load_detector
+from detrs import models
+from detrs.backbones.timm import BackboneConfig
+from detrs.checkpoints.detector import TrainedDetector, load_detector, preprocessing_of, save_detector
+from detrs.checkpoints.foreign.official_detr import official_state_dict
+from detrs.config import Experiment
+from detrs.data.transforms import DataConfig
 from detrs.engine import trainer
+from detrs.models.deformable_detr import DeformableDETRConfig
+from detrs.structures import Classes
 
 SMALL = (
     "--device cpu --batch-size 2 --image-size 61 83 --quiet --model.dim 64 --model.num-heads 4 --model.ffn-dim 48 "
@@ -46,6 +53,58 @@ def test_checkpoints(detrs: Callable, checkpoint: Path) -> None:
     assert done.json == {"output": "new.safetensors", "format": "detrs"}
     before, after = (load_detector(path).module.state_dict() for path in (checkpoint, Path("new.safetensors")))
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def two_stage() -> TrainedDetector:
+    """Random weights, with the classes of the dataset."""
+    backbone = BackboneConfig(name="resnet18.tv_in1k", weights="none")
+    small: dict[str, Any] = {"dim": 64, "encoder_layers": 1, "decoder_layers": 2, "ffn_dim": 48, "num_queries": 300}
+    model = DeformableDETRConfig(num_classes=2, backbone=backbone, reference="refine", queries="proposals", **small)
+    experiment = Experiment(model=model, data=DataConfig(resize_to=(61, 113)))
+    torch.manual_seed(0)
+    module = models.build(model).eval()
+    for parameter in module.parameters():
+        parameter.data += 0.01 * torch.randn_like(parameter)
+    parts = {"preprocessing": preprocessing_of(experiment), "experiment": experiment}
+    classes = Classes(("bright", "dark"), (7, 3))
+    return TrainedDetector(module=module, classes=classes, scores={}, step=1, epoch=1, **parts)
+
+
+def test_every_command_accepts_every_source(detrs: Callable, data: Path) -> None:
+    """A run, its file, a folder of transformers and an official file with the same weights."""
+    transformers = pytest.importorskip("transformers")
+    detector = two_stage()
+    Path("run").mkdir()
+    save_detector(Path("run/best.safetensors"), detector)
+    torch.save({"model": official_state_dict(detector)}, "official.pth")
+    assert detrs("convert", "run/best.safetensors", "--to", "transformers", "theirs").code == 0
+    pixels = torch.randn(1, 3, 97, 131)
+    theirs = transformers.AutoModelForObjectDetection.from_pretrained("theirs").eval()
+    with torch.no_grad():
+        expected = theirs(pixels, pixel_mask=torch.ones(1, 97, 131))
+        found = detector.module(pixels, torch.zeros(1, 97, 131, dtype=torch.bool)).layers[-1]
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.boxes, expected.pred_boxes, atol=3e-6, rtol=0)
+    scores = []
+    sources = ("run", "run/best.safetensors", "theirs", "theirs/model.safetensors", "official.pth")
+    for number, source in enumerate(sources):
+        image, output = data / "images" / "val-0.png", f"out{number}"
+        commands: list[tuple[Any, ...]] = [
+            ("predict", source, image, "--output", output, "--device", "cpu"),
+            ("checkpoint", "inspect", source, "--json"),
+            ("push", source, "owner/name", "--dry-run", f"{output}-hub"),
+            ("convert", source, "--to", "detrs", f"{output}.safetensors"),
+        ]
+        for command in commands:
+            done = detrs(*map(str, command))
+            assert done.code == 0, (command, done.err)
+        tensors = load_detector(Path(f"{output}.safetensors")).module.state_dict()
+        assert all(torch.equal(tensors[name], value) for name, value in detector.module.state_dict().items())
+        if source != "official.pth":  # without the names of classes
+            done = detrs("evaluate", source, "--data", data, "--device", "cpu", "--json")
+            assert done.code == 0, done.err
+            scores.append(done.json["ap"])
+    assert len(scores) == 4 and len(set(scores)) == 1
 
 
 @pytest.mark.parametrize(

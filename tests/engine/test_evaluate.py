@@ -185,7 +185,7 @@ def test_equal_names_are_equal_classes() -> None:
 
 
 def test_data_set_of_training_that_is_gone_gives_the_flag(run: tuple[Path, Scores]) -> None:
-    with pytest.raises(UserError, match="trained on data in Python: pass data="):
+    with pytest.raises(UserError, match="does not contain the path of a dataset.*: pass data="):
         evaluate_checkpoint(run[0], device="cpu")
 
 

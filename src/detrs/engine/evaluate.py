@@ -191,7 +191,10 @@ def open_validation(experiment: Experiment, *, is_given: bool, is_exact: bool) -
         return open_validation_part(experiment.data)
     except UserError as error:
         if folder is None:
-            raise UserError("The detector was trained on data in Python: pass data=... (--data FOLDER).") from None
+            raise UserError(
+                "The checkpoint does not contain the path of a dataset, as published weights and detectors trained on "
+                "data in Python: pass data=... (--data FOLDER)."
+            ) from None
         if is_given or (folder is not None and os.path.isdir(os.path.expanduser(folder))):
             raise
         raise UserError(f"{error} This is the dataset of training: if it has moved, give --data.") from None

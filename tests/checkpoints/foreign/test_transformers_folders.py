@@ -201,6 +201,8 @@ def test_classes_of_coco_and_own_names(folders: Folders, tmp_path: Path) -> None
     assert written == {**labels, "4": "cat 4"}
 
     assert load_transformers(folders("detr")).classes.names == tuple(f"LABEL_{i}" for i in range(5))
+    labels = {"0": "a", "1": "a 2", "2": "a", "3": "b", "4": "c"}
+    assert load_transformers(change(folders("detr"), id2label=labels)).classes.names == ("a", "a 2", "a 2 2", "b", "c")
     assert load_transformers(change(folders("detr"), id2label=None, num_labels=5)).classes.names[4] == "LABEL_4"
 
     own = replace(detector, classes=Classes(("a", "b", "c", "d", "e"), (7, 1, 3, 5, 12)))

@@ -184,7 +184,7 @@ def read_classes(settings: Settings) -> Classes:
         name = rows[row]
         if is_unused(name):
             name = f"N/A {row}"
-        elif name in taken:
+        while name in taken:
             name = f"{name} {row}"
         taken.add(name)
         names.append(name)
