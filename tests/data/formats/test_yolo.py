@@ -418,6 +418,17 @@ def test_a_fault_on_the_command_line(root: Path, capsys: pytest.CaptureFixture[s
     assert "not a file of a dataset. Expected a folder" in capsys.readouterr().err
 
 
+def test_test_images_that_were_not_exported(root: Path) -> None:
+    write(root / "data.yaml", "train: images/train\nval: images/train\ntest: ../test/images\nnames: [cat, dog]\n")
+    assert [split.name for split in find_splits(root)] == ["train", "val"]
+    note = "1 x split 'test' whose images do not exist, ignored: data.yaml:3: ../test/images"
+    assert note in opened(root).notes and note not in opened(root, "val").notes
+    image(root / "test" / "images" / "a.png", (50, 70))
+    write(root / "test" / "labels" / "a.txt", LABELS["a"])
+    assert [split.name for split in find_splits(root)] == ["train", "val", "test"]
+    assert not [each for each in opened(root).notes if "test" in each]
+
+
 def test_missing_splits_are_listed(root: Path) -> None:
     with pytest.raises(UserError, match=r"has no split 'test'. Available splits: train, val."):
         open_dataset(str(root / "data.yaml"), "test")

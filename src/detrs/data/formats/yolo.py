@@ -55,6 +55,8 @@ class YoloSplit(Split):
     def read(self, errors: Findings, notes: Findings) -> Content:
         root = self.path if self.data_file is None else self.data_file.root(Findings())
         sources = list(self.folders) if self.data_file is None else self.data_file.sources(self.name, notes)
+        if self.data_file is not None and self.name == "train":
+            self.data_file.note_unused(notes)
         names = self._names(root)
         keypoints = 0 if self.data_file is None else self.data_file.keypoint_values()
         images = _distinct_images(root, sources, errors, notes)

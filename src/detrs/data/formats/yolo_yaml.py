@@ -23,6 +23,8 @@ OTHER_KEYS = frozenset(
     {"path", "names", "nc", "download", "kpt_shape", "kpt_names", "flip_idx", "roboflow", "channels"}
 )
 """Keys that are not splits."""
+UNUSED = "test"
+"""A split that may be listed although its images do not exist, as Roboflow does for every dataset."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -64,11 +66,19 @@ class DataFile:
                 continue
             text = node.value if isinstance(node, yaml.ScalarNode) else None
             found = next(iter(_find(text, root, self.path.parent)), None) if text is not None else None
-            is_source = found is not None and (found.is_dir() or found.suffix == ".txt")
-            is_default = key == "test" and text is not None and text.startswith("../")  # Roboflow writes it always
-            if is_source or (key in SPLITS and not (is_default and found is None)):
+            if key == UNUSED and text is not None and found is None:
+                continue
+            if key in SPLITS or (found is not None and (found.is_dir() or found.suffix == ".txt")):
                 names.append(key)
         return names
+
+    def note_unused(self, notes: Findings) -> None:
+        """Adds a note if the file lists test images that do not exist."""
+        node = self.top.get(UNUSED)
+        if node is not None and not _is_empty(node) and UNUSED not in self.splits():
+            notes.add(
+                f"split '{UNUSED}' whose images do not exist, ignored", f"{self.path.name}:{_line(node)}: {node.value}"
+            )
 
     def sources(self, split: str, notes: Findings) -> list[Path]:
         """The folders of images and lists of image files of a split.
