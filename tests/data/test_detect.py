@@ -54,6 +54,23 @@ def test_the_shared_sets(shared: Path) -> None:
         assert found.path.is_file() and found.folders[0].name == "images"
 
 
+def test_a_folder_inside_of_a_dataset(shared: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"Its files are 364 .jpg. Use --data {shared / 'data' / 'bccd'} for the"):
+        find_split(shared / "data" / "bccd" / "images", "train")
+    (tmp_path / "others" / "a").mkdir(parents=True)
+    (tmp_path / "others" / "images").mkdir()
+    lay_out(tmp_path / "others" / "a", "my.json", "a.jpg")
+    with pytest.raises(UserError) as caught:
+        find_split(tmp_path / "others" / "images", "train")
+    assert "Use --data" not in str(caught.value) and "Supported layouts:\n  " in str(caught.value)
+
+
+def test_an_archive(tmp_path: Path) -> None:
+    (tmp_path / "cells.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"is an archive. Unpack it"):
+        find_split(tmp_path / "cells.zip", "train")
+
+
 def test_a_missing_folder_with_the_nearest_name(tmp_path: Path) -> None:
     (tmp_path / "blood-cells").mkdir()
     with pytest.raises(UserError, match=r"does not exist. Did you mean 'blood-cells'?"):

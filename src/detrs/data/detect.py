@@ -1,12 +1,21 @@
 """Finds a split of a dataset on disk, in any of the annotation formats."""
 
+import os
 import re
+from collections import Counter
 from pathlib import Path
 
-from detrs.data.content import Split, synonyms
+from detrs.data.content import SYNONYMS, Split, synonyms
 from detrs.data.formats import FORMATS
 from detrs.data.formats.huggingface_datasets import hub_splits, is_hub_name
 from detrs.errors import UserError, did_you_mean
+
+
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
+NUM_SUFFIXES = 3
+"""Kinds of files that are listed of a folder without annotations."""
+MAX_ABOVE = 3
+"""Folders above it that are searched for a dataset."""
 
 
 class NoSplitError(UserError):
@@ -49,8 +58,7 @@ def choose_split(found: list[Split], root: Path, split: str) -> Split:
     if len(stems) == 1:  # --data.train-split annotations, for annotations.json
         return stems[0]
     if not found:
-        layouts = "; ".join(layout.format(split=split) for format_ in FORMATS for layout in format_.LAYOUTS)
-        raise UserError(f"{root} has no annotations for the split '{split}'. Supported layouts: {layouts}.")
+        raise UserError(_nothing_found(root, split))
     names = [each.name for each in found if each.name]
     if not names:
         raise NoSplitError(f"{root} is not divided into splits, so it has no split '{split}'.")
@@ -78,8 +86,37 @@ def find_splits(root: Path) -> list[Split]:
         raise UserError(f"The data folder '{root}' cannot be read: {error.strerror}.") from error
 
 
+def _nothing_found(root: Path, split: str) -> str:
+    """The message for a folder without annotations: its content, the dataset around it, and the supported layouts."""
+    suffixes = Counter(entry.suffix.lower() for entry in root.iterdir() if entry.is_file() and entry.suffix)
+    content = ", ".join(f"{count:,} {suffix}" for suffix, count in suffixes.most_common(NUM_SUFFIXES))
+    around = _around(root)
+    message = f"{root} has no annotations for the split '{split}'."
+    if content:
+        message += f" Its files are {content}."
+    if around:
+        return f"{message} Use --data {around} for the dataset that contains this folder."
+    lines = (layout.format(split=split) for format_ in FORMATS for layout in format_.LAYOUTS)
+    return "\n  ".join([f"{message} Supported layouts:", *lines])
+
+
+def _around(root: Path) -> Path | None:
+    """The closest dataset above a folder, such as that of ``images/train``."""
+    for parent in (Path(os.path.abspath(root)).parents)[:MAX_ABOVE]:
+        try:
+            found = _first(parent)
+        except (UserError, OSError):
+            found = []
+        known = {name for names in SYNONYMS for name in names}
+        if any(re.sub(r"(19|20)\d\d$", "", each.name) in known for each in found):
+            return parent
+    return None
+
+
 def _splits_of_file(path: Path) -> list[Split]:
     """The splits of a dataset that is given by one of its files."""
+    if path.suffix.lower() in ARCHIVES:
+        raise UserError(f"{path} is an archive. Unpack it, and use --data with the folder of its content.")
     if splits := _first(path):
         return splits
     expected = "Expected a folder, or a file of a dataset, such as data.yaml or annotations/train.json."
