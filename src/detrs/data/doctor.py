@@ -241,9 +241,17 @@ def order(split: str) -> int:
 
 
 def own_splits(found: Sequence[Split]) -> list[Split]:
-    """The splits without other annotations of the same images, such as COCO's ``captions_val2017`` of ``val2017``."""
+    """The splits without other annotations of the same images, such as COCO's ``captions_val2017`` of ``val2017``.
+
+    ``trainval`` of Pascal VOC is the union of ``train`` and ``val``, and not a split of its own beside them.
+    """
     names = {each.name for each in found}
-    return [each for each in found if not any(name and each.name.endswith(f"_{name}") for name in names)]
+    unions = {"trainval"} if {"train", "val"} <= names else set()
+    return [
+        each
+        for each in found
+        if each.name not in unions and not any(name and each.name.endswith(f"_{name}") for name in names)
+    ]
 
 
 def quantiles(values: NDArray[Any]) -> dict[str, float] | None:

@@ -11,6 +11,7 @@ from PIL import Image
 from small import boxes, error, read, replace, write_coco
 
 from detrs.data.detect import find_split, find_splits
+from detrs.data.doctor import examine_dataset
 from detrs.data.formats import voc as module
 from detrs.data.formats.file_per_image import ImageFiles
 
@@ -109,6 +110,22 @@ def test_lists_of_images(voc: Path) -> None:
     found = read(voc)
     assert [image.path.name for image in found.images] == ["train 0.png", "train 1.png"]
     assert "1 x image listed several times, used once: ImageSets/Main/train.txt:4: train 1" in found.notes
+
+
+def test_the_folder_of_the_development_kit(voc: Path, tmp_path: Path) -> None:
+    (tmp_path / "in" / "VOCdevkit").mkdir(parents=True)
+    voc.rename(tmp_path / "in" / "VOCdevkit" / "VOC2012")
+    for root in (tmp_path / "in", tmp_path / "in" / "VOCdevkit", tmp_path / "in" / "VOCdevkit" / "VOC2012"):
+        assert [split.name for split in find_splits(root)] == ["train", "val"]
+
+
+def test_trainval_is_not_a_third_split_of_the_report(voc: Path) -> None:
+    (voc / "ImageSets/Main/trainval.txt").write_text("train 0\ntrain 1\nval 0\n")
+    facts = examine_dataset(voc)
+    assert [split.name for split in facts.splits] == ["train", "val"] and not facts.leaks
+    assert [split.name for split in examine_dataset(voc, split="trainval").splits] == ["trainval"]
+    (voc / "ImageSets/Main/val.txt").unlink()
+    assert [split.name for split in examine_dataset(voc).splits] == ["train", "trainval"]
 
 
 def test_classes_are_those_of_all_splits(voc: Path) -> None:

@@ -182,8 +182,9 @@ def splits(path: Path) -> list[Split]:
     """The image sets of a dataset, or its folders of XML files."""
     if not path.is_dir():
         return []
-    nested = [path, *sorted(path.glob("VOC[0-9]*")), *sorted(path.glob("VOCdevkit/VOC*"))]
-    return [split for root in nested if root.is_dir() for split in _splits(path, root)]
+    kits = [*sorted(path.glob("VOC[0-9]*")), *sorted(path.glob("VOCdevkit/VOC*"))]
+    found = [split for root in kits if root.is_dir() for split in _splits(path, root)]
+    return found or _splits(path, path)
 
 
 def _splits(dataset: Path, root: Path) -> list[Split]:
