@@ -1,6 +1,7 @@
 """``detrs check``: output and exit codes."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,55 @@ def test_wrong_arguments(
     monkeypatch.chdir(root)
     assert main(["check", *(word.format(root=root) for word in words)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_columns_are_complete_at_80_characters(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    undivided = tmp_path / "undivided"
+    write(undivided, "labels", [[1 + n, 2, 30, 30] for n in range(50)])
+    (root / "val.json").rename(root / "validation.json")
+    for folder, name in ((undivided, "(undivided)"), (root, "validation")):
+        assert main(["check", str(folder)]) == 0
+        out = capsys.readouterr().out
+        table = out[: out.index("class")]
+        assert f"  {name} " in table and "100%/0%/0%" in table and "…" not in table
+        assert max(map(len, out.splitlines()[:8])) <= 80
+
+
+def test_equal_notes_of_several_splits_are_printed_once(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "val"):
+        path = root / f"{split}.json"
+        data = json.loads(path.read_text())
+        data["categories"].append({"id": 2, "name": "dog"})
+        path.write_text(json.dumps(data))
+    assert main(["check", str(root)]) == 0
+    out = capsys.readouterr().out
+    assert "note: train, val: 1 x class without objects: 'dog'" in out and out.count("'dog'") == 1
+
+
+def test_names_of_copies_of_an_undivided_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, "labels", [[1, 2, 3, 4]])
+    path = tmp_path / "labels.json"
+    data = json.loads(path.read_text())
+    for number in range(2, 9):
+        shutil.copy(tmp_path / "images/labels.png", tmp_path / f"images/{number}.png")
+        data["images"].append({**data["images"][0], "id": number, "file_name": f"{number}.png"})
+    pixels = np.random.default_rng(7).integers(0, 256, (61, 97, 3), dtype=np.uint8)
+    for group in range(6):
+        for name in ("a", "b"):
+            Image.fromarray(pixels + np.uint8(group)).save(tmp_path / f"images/{name}{group}.png")
+            image = {**data["images"][0], "id": 10 + len(data["images"]), "file_name": f"{name}{group}.png"}
+            data["images"].append(image)
+    path.write_text(json.dumps(data))
+    assert main(["check", str(tmp_path)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("copies: ")]
+    assert len(lines) == 6 and "copies: a0.png, b0.png" in lines and lines[-1].startswith("copies: 2 more groups")
+
+
+def test_advice_if_the_training_split_cannot_be_read(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "train.json").write_text('{"images": [')
+    assert main(["check", str(root)]) == 2
+    out = capsys.readouterr().out
+    assert "fix the errors first" in out and "nothing to change" not in out

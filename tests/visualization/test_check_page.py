@@ -17,6 +17,7 @@ from PIL import Image
 from detrs.data.advice import Plan, advise
 from detrs.data.doctor import examine_dataset
 from detrs.visualization.check_page import heat_map, page
+from detrs.visualization.suspects import suspects
 from detrs.visualization.svg import bars, histogram, scatter
 
 PLAN = Plan(preset="some-detr", resize_to=(64, 96), stride=8, capacity=None, max_detections=100)
@@ -85,7 +86,18 @@ def test_page_of_a_dataset_with_errors_only(tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text('{"images": [')
     facts = examine_dataset(tmp_path)
     text = page(facts, [], PLAN)
-    assert "Nothing to change for some-detr" in text and 'class="error"' in text
+    assert "Fix the errors first." in text and "Nothing to change" not in text and 'class="error"' in text
+
+
+def test_the_smallest_and_largest_objects_are_in_different_images(tmp_path: Path) -> None:
+    root = dataset(tmp_path)
+    data = json.loads((root / "train.json").read_text())
+    for bbox in [[n, n, 2, 2] for n in range(20)] + [[0, 0, 90 - n, 60] for n in range(20)]:
+        data["annotations"].append({"image_id": 0, "category_id": 1, "bbox": bbox})
+    (root / "train.json").write_text(json.dumps(data))
+    found = suspects(examine_dataset(root))
+    for kind in ("Smallest objects", "Largest objects"):
+        assert len({suspect.caption.partition(",")[0] for suspect in found[kind]}) == 6, kind
 
 
 def test_heat_map_covers_the_boxes(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from detrs.data.doctor import DatasetFacts
 
 PRESET = "deformable-detr-small"
+MAX_LISTED = 5
+"""Copies and similar images that are printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +128,9 @@ def report(facts: "DatasetFacts", advice: Sequence["Advice"], plan: "Plan") -> l
     from rich.text import Text
 
     splits = Table("split", box=SIMPLE_HEAD, title=f"{facts.root}: {facts.format}", title_justify="left")
+    splits.columns[0].no_wrap = True
     for column in ("images", "without objects", "objects", "most in an image", "box side", "S/M/L"):
-        splits.add_column(column, justify="right")
+        splits.add_column(column, justify="right", no_wrap=column in ("box side", "S/M/L"))
     for split in facts.splits:
         shares = [share for share in split.shares.values() if share is not None]
         sides = split.to_json()["box_side"]
@@ -145,17 +148,16 @@ def report(facts: "DatasetFacts", advice: Sequence["Advice"], plan: "Plan") -> l
         classes.add_column(split.name or "objects", justify="right")
     for name in dict.fromkeys(name for split in facts.splits for name in split.classes):
         classes.add_row(Text(printable(name)), *(f"{split.per_class.get(name, 0):,}" for split in facts.splits))
-    lines = [f"error: {finding}" for finding in facts.errors] + [f"note: {found}" for found in facts.other_files]
-    for kind in ("error", "note"):
-        for split in facts.splits:
-            found = split.errors if kind == "error" else split.notes
-            lines += [f"{kind}: {split.name}{': ' * bool(split.name)}{finding}" for finding in found]
-    lines += [
-        f"copies: {', '.join(f'{place.split}/{place.path.name}' for place in group)}" for group in facts.copies[:5]
-    ]
-    for a, b, value in (facts.similar or [])[:5]:
-        lines.append(f"similar: {a.split}/{a.path.name}, {b.split}/{b.path.name} (correlation {value:.3f})")
+    lines = [f"{kind}: {names}{': ' * bool(names)}{finding}" for kind, names, finding in facts.findings]
+    lines += [f"copies: {', '.join(map(str, group))}" for group in facts.copies[:MAX_LISTED]]
+    if (rest := len(facts.copies) - MAX_LISTED) > 0:
+        lines.append(f"copies: {rest:,} more {'group' if rest == 1 else 'groups'} (--json lists all)")
+    similar = facts.similar or []
+    lines += [f"similar: {a}, {b} (correlation {value:.3f})" for a, b, value in similar[:MAX_LISTED]]
+    if (rest := len(similar) - MAX_LISTED) > 0:
+        lines.append(f"similar: {rest:,} more {'pair' if rest == 1 else 'pairs'} (--json lists all)")
     size = " ".join(map(str, dict.fromkeys(plan.resize_to)))
     lines.append(f"\nAdvice for {plan.preset} at --image-size {size}:")
-    lines += [f"  {each.topic}: {each.text}" for each in advice] or ["  nothing to change"]
+    none = "fix the errors first" if facts.num_errors else "nothing to change"
+    lines += [f"  {each.topic}: {each.text}" for each in advice] or [f"  {none}"]
     return [splits, classes, printable("\n".join(lines))]

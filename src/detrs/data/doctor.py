@@ -29,6 +29,9 @@ class Place(NamedTuple):
     split: str
     path: Path
 
+    def __str__(self) -> str:
+        return f"{self.split}/{self.path.name}" if self.split else self.path.name
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SplitFacts:
@@ -160,6 +163,18 @@ class DatasetFacts:
             if every - own
         ]
         return [Finding("split with other classes than the others", len(different), different)] if different else []
+
+    @property
+    def findings(self) -> list[tuple[str, str, Finding]]:
+        """(``error`` or ``note``, names of its splits, finding), errors first; equal ones of several splits once."""
+        found: dict[tuple[str, str], tuple[list[str], Finding]] = {}
+        for kind, own in (("error", self.errors), ("note", self.other_files)):
+            found |= {(kind, str(each)): ([], each) for each in own}
+        for split in self.splits:
+            for kind, each in [*(("error", each) for each in split.errors), *(("note", each) for each in split.notes)]:
+                found.setdefault((kind, str(each)), ([], each))[0].append(split.name)
+        rows = [(kind, ", ".join(names), each) for (kind, _), (names, each) in found.items()]
+        return sorted(rows, key=lambda row: row[0] == "note")
 
     @property
     def num_errors(self) -> int:

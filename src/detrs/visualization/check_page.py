@@ -63,7 +63,7 @@ figcaption { font-size: 12px; color: var(--soft); overflow-wrap: anywhere; margi
 def page(facts: DatasetFacts, advice: Sequence[Advice], plan: Plan) -> str:
     """The page as HTML."""
     train = training_split(facts) or facts.splits[0]
-    sections = [_summary(facts, plan), _findings(facts), _advice(advice, plan), _table(facts), _classes(facts)]
+    sections = [_summary(facts, plan), _findings(facts), _advice(facts, advice, plan), _table(facts), _classes(facts)]
     if len(train.objects):
         sections += [_charts(train, plan)]
     sections += [_images(facts)]
@@ -99,11 +99,7 @@ def _summary(facts: DatasetFacts, plan: Plan) -> str:
 
 
 def _findings(facts: DatasetFacts) -> str:
-    rows = [("error", "", found) for found in facts.errors] + [("note", "", found) for found in facts.other_files]
-    for kind in ("error", "note"):
-        for split in facts.splits:
-            rows += [(kind, split.name, found) for found in (split.errors if kind == "error" else split.notes)]
-    listed = "".join(_finding(*row) for row in rows) or "<li>No errors and no notes.</li>"
+    listed = "".join(_finding(*row) for row in facts.findings) or "<li>No errors and no notes.</li>"
     return f"<h2>Findings</h2><ul>{listed}</ul>"
 
 
@@ -115,9 +111,10 @@ def _finding(kind: str, split: str, finding: Finding) -> str:
     return f'<li class="{kind}"><b>{kind}</b>{_text(where + count + finding.kind)}{small}</li>'
 
 
-def _advice(advice: Sequence[Advice], plan: Plan) -> str:
+def _advice(facts: DatasetFacts, advice: Sequence[Advice], plan: Plan) -> str:
     listed = "".join(f"<li><b>{_text(each.topic)}</b>{_text(each.text)}</li>" for each in advice)
-    return f"<h2>Advice</h2><ul>{listed or f'<li>Nothing to change for {_text(plan.preset)}.</li>'}</ul>"
+    none = "Fix the errors first." if facts.num_errors else f"Nothing to change for {plan.preset}."
+    return f"<h2>Advice</h2><ul>{listed or f'<li>{_text(none)}</li>'}</ul>"
 
 
 def _table(facts: DatasetFacts) -> str:

@@ -53,7 +53,11 @@ def suspects(facts: DatasetFacts) -> dict[str, list[Suspect]]:
 
 
 def _smallest(facts: DatasetFacts) -> Iterator[Suspect | None]:
-    sides = [(float(split.sides[row]), split, int(row)) for split in facts.splits for row in _first(split.sides)]
+    sides = [
+        (float(split.sides[row]), split, int(row))
+        for split in facts.splits
+        for row in _first_of_images(split.sides, split.objects.image)
+    ]
     for _, split, row in sorted(sides, key=lambda each: each[0])[:MAX_IMAGES]:
         x, y, width, height = split.objects.boxes[row].tolist()
         part = max(MIN_PART, CONTEXT * max(width, height))
@@ -66,7 +70,8 @@ def _largest(facts: DatasetFacts) -> Iterator[Suspect | None]:
     for split in facts.splits:
         areas = split.image_sizes.prod(1)[split.objects.image]
         shares = split.sides**2 / areas
-        found += [(float(shares[row]), split, int(row)) for row in _first(-shares)]
+        rows = _first_of_images(-shares, split.objects.image)
+        found += [(float(shares[row]), split, int(row)) for row in rows]
     for share, split, row in sorted(found, key=lambda each: -each[0])[:MAX_IMAGES]:
         yield _drawn(split, int(split.objects.image[row]), f"{share:.0%} of the image", rows=np.array([row]))
 
@@ -103,18 +108,25 @@ def _copies(facts: DatasetFacts) -> Iterator[Suspect | None]:
     groups = [*facts.leaks, *(group for group in facts.copies if group not in facts.leaks)]
     for group in groups[: MAX_IMAGES // 2]:
         for place in group[:2]:
-            yield _file(place.path, f"{place.split}: {place.path.name}")
+            yield _file(place.path, str(place))
 
 
 def _similar(facts: DatasetFacts) -> Iterator[Suspect | None]:
     for first, second, correlation in (facts.similar or ())[: MAX_IMAGES // 2]:
         for place in (first, second):
-            yield _file(place.path, f"{place.split}: {place.path.name} (correlation {correlation:.3f})")
+            yield _file(place.path, f"{place} (correlation {correlation:.3f})")
 
 
 def _first(values: NDArray[Any]) -> NDArray[Any]:
     """Rows of the smallest values."""
     return np.argsort(values, kind="stable")[:MAX_IMAGES]
+
+
+def _first_of_images(values: NDArray[Any], image: NDArray[Any]) -> NDArray[Any]:
+    """Rows of the smallest values, one of each image at most, so that they show different images."""
+    order = np.argsort(values, kind="stable")
+    firsts = np.sort(np.unique(image[order], return_index=True)[1])
+    return order[firsts[:MAX_IMAGES]]
 
 
 def _drawn(
