@@ -10,7 +10,6 @@ from detrs.data.formats import FORMATS
 from detrs.data.formats.huggingface_datasets import hub_splits, is_hub_name
 from detrs.errors import UserError, did_you_mean
 
-
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 NUM_SUFFIXES = 3
 """Kinds of files that are listed of a folder without annotations."""
