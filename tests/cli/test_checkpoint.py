@@ -22,6 +22,9 @@ def test_inspect(detrs: Callable, checkpoint: Path) -> None:
     table = detrs("checkpoint", "inspect", checkpoint)
     assert "2: bright, dark" in table.out and f"{values['num_parameters']:,}" in table.out
     assert weights[0]["name"] not in table.out
+    assert "shortest side 61, longest side at most 113" in table.out and "published at" not in table.out
+    assert all(len(line) <= 80 for line in table.out.splitlines())
+    assert values["sha256"] in table.out
     assert weights[0]["name"] in detrs("checkpoint", "inspect", checkpoint, "--tensors").out
 
 
@@ -38,6 +41,7 @@ def test_list(detrs: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     lines = detrs("checkpoint", "list").out.splitlines()
     assert all(any(each.source in line for line in lines) for each in TABLE)
+    assert all(line == line.rstrip() for line in lines) and sum(len(line) > 80 for line in lines) < len(TABLE) // 3
 
 
 def test_actions(detrs: Callable) -> None:

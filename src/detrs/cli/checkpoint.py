@@ -23,8 +23,6 @@ actions:
 
 detrs checkpoint ACTION --help           show the flags of an action"""
 CLASSES_SHOWN = 10
-LIST_WIDTH = 132
-"""Columns that the longest name needs; a narrower terminal wraps the lines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,22 +78,23 @@ def inspect(arguments: InspectArguments) -> None:
         "kind": values["kind"],
         "path": values["path"],
         "detector": values["detector"],
-        "preset": values["preset"] or "-",
+        "preset": values["preset"],
         "parameters": f"{values['num_parameters']:,}",
         "classes": f"{len(names)}: {', '.join(names[:CLASSES_SHOWN])}{more}",
-        "resize to": f"{size[0]}, {size[1]}",
+        "resize to": f"shortest side {size[0]}, longest side at most {size[1]}",
         "mean": ", ".join(f"{value:g}" for value in values["preprocessing"]["mean"]),
         "std": ", ".join(f"{value:g}" for value in values["preprocessing"]["std"]),
-        "AP": "-" if ap is None else f"{100 * ap:.1f}",
+        "AP": None if ap is None else f"{100 * ap:.1f}",
         "written by": values["written_by"],
-        "published at": values["url"] or "-",
-        "SHA-256": values["sha256"] or "-",
+        "published at": values["url"],
+        "SHA-256": values["sha256"],
     }
-    table = Table(box=SIMPLE_HEAD, show_header=False)
+    table = Table.grid(padding=(0, 1), pad_edge=False)  # narrow, so that 64 digits of SHA-256 fit into 80 columns
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, Text(printable(value)))
+        if value:
+            table.add_row(name, Text(printable(value)))
     screen.print(table)
     if arguments.tensors:
         table = Table("tensor", "shape", "dtype", box=SIMPLE_HEAD)
@@ -137,9 +136,6 @@ def describe(source: "Source", with_tensors: bool = False) -> dict[str, Any]:
 
 def list_published(arguments: ListArguments) -> None:
     """Print the table of published checkpoints."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     from detrs.checkpoints.published import TABLE
     from detrs.schema import to_dict
 
@@ -158,14 +154,11 @@ def list_published(arguments: ListArguments) -> None:
         ]
         print_json({"checkpoints": rows})
         return
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("AP", justify="right", no_wrap=True)
-    table.add_column("preset", no_wrap=True)
-    table.add_column("checkpoint", no_wrap=True)
+    width = max(len(each.preset) for each in TABLE)
+    # Not a table of rich: names are copied, so lines are neither broken nor padded.
+    print(f"{'AP':>4}  {'preset':{width}}  checkpoint")
     for each in TABLE:
-        table.add_row(f"{100 * each.ap:.1f}", each.preset, each.source)
-    screen = console(as_json=False)
-    screen.width = max(screen.width, LIST_WIDTH)  # names are copied, so they are never broken
-    screen.print(table)
-    screen.print("AP: of the authors, on COCO val2017. owner/name: on the Hugging Face Hub, downloaded on first use.")
-    screen.print("Files: download them from the URLs in detrs checkpoint list --json.")
+        print(f"{100 * each.ap:4.1f}  {each.preset:{width}}  {each.source}")
+    print("\nAP: of the authors, on COCO val2017.")
+    print("owner/name: on the Hugging Face Hub, downloaded on first use.")
+    print("Files: download them from the URLs in detrs checkpoint list --json.")
