@@ -2,9 +2,11 @@
 
 import argparse
 import pickle
+import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,6 +97,20 @@ def test_other_content(tmp_path: Path, value: Any, message: str, legacy: bool) -
     path = save(tmp_path / "a.pth", value, legacy=legacy)
     with pytest.raises(UserError, match=message):
         read_torch_file(path)
+
+
+def test_models_of_ultralytics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "ultralytics.nn.tasks"
+    model = type("DetectionModel", (nn.Sequential,), {"__module__": name})
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(DetectionModel=model))
+    for parent in ("ultralytics", "ultralytics.nn"):
+        monkeypatch.setitem(sys.modules, parent, SimpleNamespace())
+    path = save(tmp_path / "best.pt", {"model": model(nn.Linear(2, 3)), "epoch": -1})
+    with pytest.raises(
+        UserError, match=r"contains code: 'ultralytics\..* is of Ultralytics, whose architectures"
+    ) as caught:
+        read_torch_file(path)
+    assert "torch.save" not in str(caught.value)
 
 
 def test_other_files(tmp_path: Path) -> None:

@@ -333,6 +333,11 @@ def _reference(module: str, name: str) -> Global:
     full = f"{module}.{name}"
     if full in OTHER_TENSORS:
         raise RejectedError(f"contains {OTHER_TENSORS[full]}. Expected dense tensors.")
+    if module.split(".")[0] == "ultralytics":
+        raise RejectedError(
+            f"contains code: {full[:120]!r}. It is of Ultralytics, whose architectures are not supported. Start from "
+            "other weights: detrs checkpoint list."
+        )
     if full not in ALLOWED:
         raise RejectedError(
             f"contains code: {full[:120]!r}. Code in weight files is never executed. Expected a state dict: save "
