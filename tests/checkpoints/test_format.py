@@ -314,7 +314,10 @@ class TestOtherFiles:
             (b"  \n", "an empty file"),
             (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "not a checkpoint but a web page"),
             (b"\n\n<html>sign in</html>" + b" " * 900, "a web page"),
-            (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git lfs pull"),
+            (
+                b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+                r"git lfs pull.*Expected a \.safetensors file\.",
+            ),
             (b"\x1f\x8b\x08\x00" + bytes(50), "gzip"),
             (b"\x89HDF\r\n\x1a\n" + bytes(50), "HDF5"),
             (b'{"model": "detr"}', "a JSON file"),

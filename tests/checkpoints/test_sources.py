@@ -101,7 +101,9 @@ def test_names_of_wrapped_models(detector: TrainedDetector, tmp_path: Path, pref
         assert torch.equal(mine, other)
 
 
-def test_scores_and_dilation_of_published_files(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_and_dilation_of_published_files(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The name gives the dilation of C5; the AP is promised only for the published bytes."""
     from detrs.checkpoints.foreign import official_detr
 
@@ -112,8 +114,11 @@ def test_scores_and_dilation_of_published_files(folder: Path, tmp_path: Path, mo
     shutil.copy(folder / "official.pth", path)
     found = open_source(path)
     assert seen == [{"dilation": True}] and found.detector.scores == {} and found.published is None
+    assert "detr-r50-dc5-f0fb7ef5.pth' is not the published file" in caplog.text
+    caplog.clear()
     shutil.copy(folder / "official.pth", tmp_path / "r50_deformable_detr-checkpoint (1).pth")
     assert open_detector(tmp_path / "r50_deformable_detr-checkpoint (1).pth").scores == {"ap": 0.445}
+    assert not caplog.records
 
 
 def test_predict_and_evaluate_use_it(folder: Path) -> None:
@@ -148,7 +153,8 @@ def test_incomplete_folders(folder: Path, tmp_path: Path) -> None:
     config, weights = folder / "transformers/config.json", folder / "transformers/model.safetensors"
     for name, files, message in [
         ("a", {"config.json": config}, "has config.json, but no weights"),
-        ("b", {"model.safetensors": weights}, "no best.safetensors: .* Pass one of its files: model.safetensors"),
+        ("b", {"model.safetensors": weights}, "has model.safetensors, but no config.json. Add config.json"),
+        ("e", {"pytorch_model.bin": weights}, "has pytorch_model.bin, but no config.json. Add config.json"),
         ("b/model.safetensors", {}, "has no config.json beside it"),
         ("c", {"last.safetensors": weights}, "has no best.safetensors"),
         ("d", {"d.pth": folder / "official.pth"}, "Pass one of its files: d.pth"),
@@ -161,9 +167,24 @@ def test_incomplete_folders(folder: Path, tmp_path: Path) -> None:
             open_detector(path)
 
 
-def test_weights_of_other_models(tmp_path: Path) -> None:
-    torch.save({"model": {"fc.weight": torch.ones(2)}}, tmp_path / "a.pth")
-    with pytest.raises(UserError, match=r"not of a supported detector: they begin with fc\.weight"):
+def test_settings_without_weights(folder: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"config\.json' has settings, but no weights\. Pass its folder '.*transformers'"
+    ):
+        open_detector(folder / "transformers/config.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("fc.weight", r"not of a supported detector: they begin with fc\.weight"),
+        ("layer1.0.conv1.weight", r"weights of a ResNet, not of a detector.*--backbone"),
+        ("mask_head.lay1.weight", "for segmentation.*Expected those of object detection"),
+    ],
+)
+def test_weights_of_other_models(tmp_path: Path, name: str, message: str) -> None:
+    torch.save({"model": {name: torch.ones(2)}}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=message):
         open_detector(tmp_path / "a.pth")
 
 

@@ -294,8 +294,8 @@ def _raise_other_file(path: Path, start: bytes) -> NoReturn:
         raise UserError(f"The checkpoint {path} is truncated or damaged. Use another copy.")
     kind = kind_of(start)
     if kind is None:
-        raise UserError(f"{path} is not a checkpoint, or it is damaged. Expected a .safetensors file saved by detrs.")
-    raise UserError(f"{path} is not a checkpoint but {kind}. Expected a .safetensors file saved by detrs.")
+        raise UserError(f"{path} is not a checkpoint, or it is damaged. Expected a .safetensors file.")
+    raise UserError(f"{path} is not a checkpoint but {kind}. Expected a .safetensors file.")
 
 
 def _raise_unreadable(path: Path, error: OSError) -> NoReturn:

@@ -6,6 +6,7 @@
 
 import hashlib
 import importlib
+import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,8 @@ from detrs.checkpoints.foreign.transformers import (
 from detrs.checkpoints.published import Published
 from detrs.errors import UserError, did_you_mean
 from detrs.files import open_regular
+
+logger = logging.getLogger("detrs")
 
 READERS = ("official_detr", "official_anchor_detr", "official_sparse_rcnn", "torchvision_faster_rcnn")
 """Modules of ``foreign`` with ``matches(keys)`` and ``read(tensors, source, args)``; the first match is used."""
@@ -89,6 +92,8 @@ def open_source(source: str | Path) -> Source:
 def _open_path(path: Path, known: Published | None) -> Source:
     if path.is_dir():
         return _open_folder(path, known)
+    if path.name == CONFIG and path.is_file():
+        raise UserError(f"'{path}' has settings, but no weights. Pass its folder '{path.parent}'.")
     try:
         with open_regular(path) as file:
             start = file.read(4)
@@ -126,12 +131,26 @@ def _open_official(path: Path, tensors: dict[str, Tensor], args: dict[str, Any],
         if known is not None:
             args = {"dilation": known.dilated, **args}
         detector = reader.read(tensors, path, args)
-        same = known is not None and (known.sha256 is None or file_sha256(path).startswith(known.sha256))
-        return Source(_promised(detector, known if same else None), OFFICIAL, path, known if same else None)
+        if known is not None and known.sha256 is not None and not file_sha256(path).startswith(known.sha256):
+            logger.warning(
+                "'%s' is not the published file: its SHA-256 does not begin with %s. If you did not replace it, "
+                "download it again.",
+                path,
+                known.sha256,
+            )
+            known = None
+        return Source(_promised(detector, known), OFFICIAL, path, known)
     if any(name.startswith(OF_TRANSFORMERS) for name in tensors):
         raise UserError(
             f"'{path}' has no {CONFIG} beside it. Weights of transformers are read with the settings in the same "
             "folder, as save_pretrained writes it."
+        )
+    if any(name.startswith(("mask_head.", "detr.")) for name in tensors):
+        raise UserError(f"The weights in '{path}' are for segmentation. Expected those of object detection.")
+    if any(name.startswith("layer1.0.conv1.") for name in tensors):
+        raise UserError(
+            f"'{path}' has the weights of a ResNet, not of a detector. A backbone is selected with --backbone, by the "
+            "name of its timm model or a .safetensors file."
         )
     raise UserError(
         f"The weights in '{path}' are not of a supported detector: they begin with {format.abbreviated(list(tensors))}."
@@ -189,6 +208,12 @@ def _raise_missing(path: Path) -> NoReturn:
 
 
 def _raise_other_folder(folder: Path) -> NoReturn:
+    weights = next((name for name in (WEIGHTS, OLD_WEIGHTS) if (folder / name).exists()), None)
+    if weights:
+        raise UserError(
+            f"The folder '{folder}' has {weights}, but no {CONFIG}. Add {CONFIG}, and preprocessor_config.json if "
+            "there is one, from the folder or repository that the weights come from."
+        )
     files = [entry.name for entry in sorted(folder.iterdir()) if entry.suffix in (*SUFFIXES, ".safetensors")]
     hint = f" Pass one of its files: {format.abbreviated(files)}." if files else ""
     raise UserError(
