@@ -291,6 +291,11 @@ def test_faulty_weights(folders: Folders) -> None:
     weights = folder / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-100])
+    with pytest.raises(UserError, match="is truncated or damaged"):
+        load_transformers(folder)
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    header = json.dumps({"a": entry, "b": entry}).encode()
+    weights.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     with pytest.raises(UserError, match="is not a valid safetensors file"):
         load_transformers(folder)
     weights.unlink()
@@ -334,8 +339,12 @@ def test_output_is_complete_or_not_written(folders: Folders, tmp_path: Path, mon
     [
         ("anchor-detr-tiny", {}, "transformers does not have AnchorDETR. Expected DETR"),
         ("faster-rcnn-tiny", {}, "transformers does not have FasterRCNN"),
-        ("deformable-detr-tiny", {}, "model.neck_norm is 'group-masked', but transformers only has 'group'"),
-        ("deformable-detr-r50-fpn", {}, "model.neck is 'fpn', but transformers only has 'projection'"),
+        (
+            "deformable-detr-tiny",
+            {},
+            "To convert, train with --model.neck-norm group --model.proposals all.",
+        ),
+        ("deformable-detr-r50-fpn", {}, "model.neck is 'fpn'. To convert, train with --model.neck projection."),
         ("deformable-detr-r50-own-level", {}, "model.encoder_attention is 'own-level'"),
         ("detr-tiny", {"classification": Focal()}, "model.classification is Focal"),
     ],

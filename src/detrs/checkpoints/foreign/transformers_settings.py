@@ -303,9 +303,10 @@ def check_representable(model: Any) -> None:
     if type(model) not in MODEL_TYPES:
         name = type(model).__name__.removesuffix("Config")
         raise UserError(f"transformers does not have {name}. Expected DETR, Conditional DETR or Deformable DETR.")
-    for key, value in REQUIRED.items():
-        if getattr(model, key, value) != value:
-            raise UserError(f"model.{key} is '{getattr(model, key)}', but transformers only has '{value}'.")
+    if wrong := {key: value for key, value in REQUIRED.items() if getattr(model, key, value) != value}:
+        found = ", ".join(f"model.{key} is '{getattr(model, key)}'" for key in wrong)
+        needed = " ".join(f"--model.{key.replace('_', '-')} {value}" for key, value in wrong.items())
+        raise UserError(f"transformers does not have these settings: {found}. To convert, train with {needed}.")
     if isinstance(model, DETRConfig) and not isinstance(model.classification, Softmax):
         raise UserError("model.classification is Focal, but DETR of transformers only has Softmax.")
 
