@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -166,11 +167,16 @@ FORBIDDEN_NAMES = {"load_state_dict_from_url", "load_checkpoint", "load_pretrain
 
 
 def test_no_source_file_can_unpickle() -> None:
-    """No unpickling function is imported or called, and timm receives tensors, never a path or a URL."""
+    """No unpickling function is imported or called, except one that is restricted to tensors.
+
+    timm receives tensors, never a path or a URL.
+    """
     sources = sorted(Path(detrs.__file__).parent.rglob("*.py"))
-    creations = 0
+    creations, loads = 0, []
     for source in sources:
-        for node in ast.walk(ast.parse(source.read_text())):
+        text = source.read_text()
+        uses_timm = re.search(r"^ *(import|from) timm\b", text, flags=re.MULTILINE)
+        for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Import):
                 assert not {alias.name.split(".")[0] for alias in node.names} & FORBIDDEN_MODULES, source
             elif isinstance(node, ast.ImportFrom):
@@ -179,11 +185,15 @@ def test_no_source_file_can_unpickle() -> None:
                 assert node.module != "torch" or "load" not in {alias.name for alias in node.names}, source
             elif isinstance(node, ast.Call):
                 name = ast.unparse(node.func)
+                if name == "torch.load" and source.name == "torch_file.py":  # after an inspection of the file
+                    loads.append({keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords})
+                    continue
                 assert name not in FORBIDDEN_CALLS and name.split(".")[-1] not in FORBIDDEN_NAMES, (source, name)
                 if name.startswith("timm.") and name.endswith("create_model"):
                     creations += 1
                     assert not {keyword.arg for keyword in node.keywords} & {"checkpoint_path", "pretrained_cfg"}
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and uses_timm:
                 assert node.value not in ("file", "url", "hf_hub_id", "custom_load"), (source, node.value)
     assert len(sources) > 50 and creations == 1
+    assert loads == [{"map_location": "'cpu'", "weights_only": "True"}]
     assert weight_file.read.__module__ == "detrs.backbones.weight_file"
