@@ -112,6 +112,16 @@ def test_equal_notes_of_several_splits_are_printed_once(root: Path, capsys: pyte
     assert "note: train, val: 1 x class without objects: 'dog'" in out and out.count("'dog'") == 1
 
 
+def test_equal_errors_of_several_splits_are_counted_once(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(root, "train", [[1, 2, 3]])
+    shutil.copy(root / "train.json", root / "val.json")
+    page = root / "check.html"
+    assert main(["check", str(root), "--output", str(page)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out.count("error: ") == 1 and "has 1 kind of error, listed above" in captured.err
+    assert "<b>1</b><span>kinds of errors</span>" in page.read_text()
+
+
 def test_names_of_copies_of_an_undivided_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, "labels", [[1, 2, 3, 4]])
     path = tmp_path / "labels.json"

@@ -83,10 +83,11 @@ def run(argv: list[str]) -> None:
         files.write_text(arguments.output, page(facts, advice, plan))
         screen.print(f"Page: {arguments.output}", soft_wrap=True)
     if arguments.json:
-        listed = [each._asdict() for each in advice]
-        print_json({**facts.to_json(), "preset": arguments.preset, "advice": listed})
+        as_json = [each._asdict() for each in advice]
+        print_json({**facts.to_json(), "preset": arguments.preset, "advice": as_json})
     if facts.num_errors:
-        kinds = "1 kind of error" if facts.num_errors == 1 else f"{facts.num_errors} kinds of errors"
+        listed = sum(kind == "error" for kind, *_ in facts.findings)
+        kinds = "1 kind of error" if listed == 1 else f"{listed} kinds of errors"
         raise UserError(f"{root} has {kinds}, listed above. Training requires a dataset without errors.")
 
 

@@ -83,8 +83,8 @@ def _summary(facts: DatasetFacts, plan: Plan) -> str:
         "images": f"{images:,}",
         "objects": f"{objects:,}",
         "classes": f"{classes:,}",
-        "kinds of errors": f"{facts.num_errors}",
-        "kinds of notes": f"{sum(len(split.notes) for split in facts.splits)}",
+        "kinds of errors": f"{sum(kind == 'error' for kind, *_ in facts.findings)}",
+        "kinds of notes": f"{sum(kind == 'note' for kind, *_ in facts.findings)}",
         "groups of copies": f"{len(facts.copies):,}",
     }
     if facts.similar is not None:
