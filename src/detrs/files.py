@@ -90,6 +90,20 @@ def open_regular(path: Path) -> BinaryIO:
     return open(path, "rb")
 
 
+def unreadable(path: str | Path, error: OSError, expected: str) -> UserError:
+    """The error of a file that cannot be opened or read.
+
+    Args:
+        path: The file.
+        error: The cause.
+        expected: What the file should be, without a period.
+    """
+    if isinstance(error, FileNotFoundError):
+        link = f" (a dangling link to {os.readlink(path)})" if os.path.islink(path) else ""
+        return UserError(f"There is no file '{path}'{link}. {expected}.")
+    return UserError(f"'{path}' cannot be read: {error.strerror}. {expected}.")
+
+
 def remove_partial(folder: Path) -> int:
     """Removes the temporary files of killed processes and returns their number.
 

@@ -11,8 +11,7 @@ import pytest
 
 from detrs.data.check import examine, read_annotations
 from detrs.data.detect import find_split
-from detrs.data.doctor import examine_dataset, own_splits, quantiles
-from detrs.data.formats.coco import CocoSplit
+from detrs.data.doctor import examine_dataset, quantiles
 from detrs.errors import UserError
 
 
@@ -102,8 +101,13 @@ def test_files_that_are_not_splits_are_ignored(folder: Any) -> None:
     facts = examine_dataset(folder.root)
     assert [split.name for split in facts.splits] == ["train"] and facts.num_errors == 0
     assert "notes.json" in str(facts.other_files[0])
-    names = ["train2017", "captions_train2017", "val", "person_keypoints_train2017"]
-    assert [split.name for split in own_splits([CocoSplit(name, path, ()) for name in names])] == ["train2017", "val"]
+
+
+def test_a_split_may_have_the_name_of_another_as_its_end(folder: Any) -> None:
+    path = folder.write()
+    shutil.copy(path, path.with_name("night_train.json"))
+    facts = examine_dataset(folder.root)
+    assert [split.name for split in facts.splits] == ["train", "night_train"] and facts.other_files == []
 
 
 def test_nothing_to_examine(tmp_path: Path, make_folder: Callable[[str], Any]) -> None:

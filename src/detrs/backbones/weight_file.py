@@ -7,7 +7,7 @@ is called with what it returns, unpickles anything.
 import json
 import os
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple
 
 import timm
 from safetensors import SafetensorError, safe_open
@@ -48,7 +48,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         with files.open_regular(Path(path)) as file:
             return _read_header(path, file)
     except OSError as error:
-        _raise_unreadable(path, error)
+        raise files.unreadable(path, error, EXPECTED) from error
 
 
 def read(path: str | Path) -> WeightFile:
@@ -64,7 +64,7 @@ def read(path: str | Path) -> WeightFile:
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise UserError(f"'{path}' is not a valid .safetensors file: {str(error).rstrip('.')}. {EXPECTED}.") from error
     except OSError as error:
-        _raise_unreadable(path, error)
+        raise files.unreadable(path, error, EXPECTED) from error
     if not tensors:
         raise UserError(f"'{path}' contains no tensors. {EXPECTED}.")
     for name, tensor in tensors.items():
@@ -142,10 +142,3 @@ def _read_header(path: str | Path, file: BinaryIO) -> dict[str, str]:
             f"'{path}' has {size:,} bytes, but should have {needed:,}: it is truncated or damaged. Download it again."
         )
     return dict(metadata)
-
-
-def _raise_unreadable(path: str | Path, error: OSError) -> NoReturn:
-    if isinstance(error, FileNotFoundError):
-        link = f" (a dangling link to {os.readlink(path)})" if os.path.islink(path) else ""
-        raise UserError(f"There is no file '{path}'{link}. {EXPECTED}.") from error
-    raise UserError(f"'{path}' cannot be read: {error.strerror}. {EXPECTED}.") from error

@@ -1,7 +1,6 @@
 """Facts about a dataset: everything that ``detrs check`` reports."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detrs.data.check import Examination, ImageEntry, examine
-from detrs.data.content import SYNONYMS, Split
+from detrs.data.content import SYNONYMS
 from detrs.data.copies import exact_copies, similar_images
 from detrs.data.detect import choose_split, find_splits
 from detrs.data.findings import Finding
@@ -226,7 +225,7 @@ def examine_dataset(root: Path, *, split: str | None = None, near_duplicates: bo
         UserError: There is no such dataset or split.
     """
     found = find_splits(root)
-    chosen = own_splits(found) if found and split is None else [choose_split(found, root, split or "train")]
+    chosen = found if found and split is None else [choose_split(found, root, split or "train")]
     examined = [SplitFacts(name=each.name, path=each.path, examination=examine(each)) for each in chosen]
     facts = [one for one in examined if order(one.name) < len(SYNONYMS) or one.examination.annotations is not None]
     facts = sorted(facts, key=lambda one: order(one.name)) or examined
@@ -253,20 +252,6 @@ def order(split: str) -> int:
     """Position of a split among train, val and test; other names are the last."""
     names = (rf"({'|'.join(synonyms)})((19|20)\d\d)?" for synonyms in SYNONYMS)
     return next((number for number, name in enumerate(names) if re.fullmatch(name, split)), len(SYNONYMS))
-
-
-def own_splits(found: Sequence[Split]) -> list[Split]:
-    """The splits without other annotations of the same images, such as COCO's ``captions_val2017`` of ``val2017``.
-
-    ``trainval`` of Pascal VOC is the union of ``train`` and ``val``, and not a split of its own beside them.
-    """
-    names = {each.name for each in found}
-    unions = {"trainval"} if {"train", "val"} <= names else set()
-    return [
-        each
-        for each in found
-        if each.name not in unions and not any(name and each.name.endswith(f"_{name}") for name in names)
-    ]
 
 
 def quantiles(values: NDArray[Any]) -> dict[str, float] | None:

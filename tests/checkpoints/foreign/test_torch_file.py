@@ -128,7 +128,12 @@ def test_other_files(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(UserError, match=message):
             read_torch_file(path)
-    for other, message in [(tmp_path / "none.pth", "There is no file"), (tmp_path, "cannot be read")]:
+    (tmp_path / "link.pth").symlink_to("gone")
+    for other, message in [
+        (tmp_path / "none.pth", "There is no file"),
+        (tmp_path / "link.pth", "a dangling link to gone"),
+        (tmp_path, "cannot be read"),
+    ]:
         with pytest.raises(UserError, match=message):
             read_torch_file(other)
 

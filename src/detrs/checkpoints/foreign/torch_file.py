@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch import Tensor
 from detrs.checkpoints.foreign.pickle_inspection import MAX_PICKLE_BYTES, RejectedError, inspect
 from detrs.checkpoints.format import abbreviated
 from detrs.errors import UserError
-from detrs.files import open_regular
+from detrs.files import open_regular, unreadable
 from detrs.isolation import warnings_ignored
 from detrs.magic import kind_of
 
@@ -65,7 +65,7 @@ def read_torch_file(path: str | Path) -> TorchFile:
             loaded = _load(file, size)
             return TorchFile(_state_dict(loaded, size), _args(loaded))
     except OSError as error:
-        _raise_unreadable(Path(path), error)
+        raise unreadable(path, error, f"Expected a weight file ({', '.join(SUFFIXES)})") from error
     except RejectedError as error:
         raise UserError(f"'{path}' {error}") from error
 
@@ -116,9 +116,9 @@ def _inspect_zip(file: BinaryIO, size: int) -> None:
             if entries[f"{root}data.pkl"].file_size > MAX_PICKLE_BYTES:
                 raise RejectedError(f"has a pickle above {MAX_PICKLE_BYTES:,} bytes. Expected a state dict.")
             inspection = inspect(archive.read(f"{root}data.pkl"))
+    except RejectedError:  # a ValueError
+        raise
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, LookupError) as error:
-        if isinstance(error, RejectedError):
-            raise
         raise RejectedError(DAMAGED_ZIP) from error
     for key, storage in inspection.storages.items():
         entry = entries.get(f"{root}data/{key}")
@@ -270,11 +270,3 @@ def _plain(value: Any, budget: list[int], depth: int = 0) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if value is None or isinstance(value, str | int | float) else f"{type(value).__name__}"
-
-
-def _raise_unreadable(path: Path, error: OSError) -> NoReturn:
-    if path.is_symlink() and not path.exists():
-        raise UserError(f"'{path}' is a dangling link to {os.readlink(path)}. Expected a weight file.") from error
-    if isinstance(error, FileNotFoundError):
-        raise UserError(f"There is no file '{path}'. Expected a weight file ({', '.join(SUFFIXES)}).") from error
-    raise UserError(f"'{path}' cannot be read: {error.strerror}. Expected a weight file.") from error
