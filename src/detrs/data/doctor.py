@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detrs.data.check import Examination, ImageEntry, examine
-from detrs.data.content import SYNONYMS
+from detrs.data.content import SYNONYMS, Split
 from detrs.data.copies import exact_copies, similar_images
 from detrs.data.detect import choose_split, find_splits
 from detrs.data.findings import Finding
@@ -225,7 +225,7 @@ def examine_dataset(root: Path, *, split: str | None = None, near_duplicates: bo
         UserError: There is no such dataset or split.
     """
     found = find_splits(root)
-    chosen = found if found and split is None else [choose_split(found, root, split or "train")]
+    chosen = without_union(found) if found and split is None else [choose_split(found, root, split or "train")]
     examined = [SplitFacts(name=each.name, path=each.path, examination=examine(each)) for each in chosen]
     facts = [one for one in examined if order(one.name) < len(SYNONYMS) or one.examination.annotations is not None]
     facts = sorted(facts, key=lambda one: order(one.name)) or examined
@@ -252,6 +252,12 @@ def order(split: str) -> int:
     """Position of a split among train, val and test; other names are the last."""
     names = (rf"({'|'.join(synonyms)})((19|20)\d\d)?" for synonyms in SYNONYMS)
     return next((number for number, name in enumerate(names) if re.fullmatch(name, split)), len(SYNONYMS))
+
+
+def without_union(found: list[Split]) -> list[Split]:
+    """The splits without ``trainval`` of Pascal VOC, the union of ``train`` and ``val``, if all three exist."""
+    has_parts = {"train", "val"} <= {each.name for each in found}
+    return [each for each in found if not (has_parts and each.name == "trainval")]
 
 
 def quantiles(values: NDArray[Any]) -> dict[str, float] | None:
