@@ -44,21 +44,37 @@ def deform_conv2d(
     if modulation.shape[1] != k or offsets.shape != (x.shape[0], 2 * k, h, w):
         given = f"{tuple(offsets.shape)} and {tuple(modulation.shape)}"
         raise ValueError(f"offsets and modulation: expected (B, {2 * k}, h, w) and (B, {k}, h, w), got {given}")
-    down = regular_samples(h, rows, stride, padding, x.device)  # (kh, h)
-    across = regular_samples(w, columns, stride, padding, x.device)  # (kw, w)
-    shifts = offsets.unflatten(1, (rows, columns, 2))
-    locations = torch.stack(
-        ((shifts[:, :, :, 1] + across[:, None]) / width, (shifts[:, :, :, 0] + down[:, None, :, None]) / height),
-        dim=-1,
-    )  # (B, kh, kw, h, w, 2)
+    locations = sampling_locations(offsets, (height, width), (rows, columns), stride, padding)
     samples = ms_deform_attn(
         x.flatten(2).transpose(1, 2)[:, :, None],
         ((height, width),),
-        locations.permute(0, 3, 4, 1, 2, 5).flatten(1, 4)[:, :, None, None, None],
+        locations.flatten(1, 4)[:, :, None, None, None],
         modulation.permute(0, 2, 3, 1).flatten(1)[:, :, None, None, None],
     )  # (B, h * w * K, C)
     cells = samples.reshape(x.shape[0], h, w, -1)
     return F.linear(cells, weight.permute(0, 2, 3, 1).flatten(1), bias).permute(0, 3, 1, 2)
+
+
+def sampling_locations(
+    offsets: Float[Tensor, "B _ h w"], size: tuple[int, int], kernel: tuple[int, int], stride: int, padding: int
+) -> Float[Tensor, "B h w kh kw 2"]:
+    """Where each weight of a kernel samples, (x, y) in [0, 1] of a map of ``size``, for each cell of the output.
+
+    Args:
+        offsets: As of ``deform_conv2d``.
+        size: (height, width) of the map that is sampled.
+        kernel: Rows and columns.
+        stride: As of ``deform_conv2d``.
+        padding: As of ``deform_conv2d``.
+    """
+    down = regular_samples(offsets.shape[2], kernel[0], stride, padding, offsets.device)  # (kh, h)
+    across = regular_samples(offsets.shape[3], kernel[1], stride, padding, offsets.device)  # (kw, w)
+    shifts = offsets.unflatten(1, (*kernel, 2))
+    locations = torch.stack(
+        ((shifts[:, :, :, 1] + across[:, None]) / size[1], (shifts[:, :, :, 0] + down[:, None, :, None]) / size[0]),
+        dim=-1,
+    )  # (B, kh, kw, h, w, 2)
+    return locations.permute(0, 3, 4, 1, 2, 5)
 
 
 def regular_samples(cells: int, kernel: int, stride: int, padding: int, device: torch.device) -> Float[Tensor, "k s"]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from detrs.layers.deformable_convolution import deform_conv2d
+from detrs.layers.deformable_convolution import deform_conv2d, sampling_locations
 from detrs.layers.fpn import FeaturePyramid, padding_of_cells
 from detrs.layers.neck import valid_group_norm
 from detrs.precision import full_precision
@@ -41,6 +41,10 @@ class DeformableConvolution(nn.Module):
         """Convolution of ``x`` with the sampling offsets of the output's cells, which have ``padding``."""
         y = deform_conv2d(x, offsets, modulation, self.weight, self.bias, self.stride, KERNEL // 2)
         return valid_group_norm(self.norm, y, padding)
+
+    def locations(self, offsets: Float[Tensor, "B 18 h w"], size: tuple[int, int]) -> Float[Tensor, "B h w 3 3 2"]:
+        """Where each cell samples a map of ``size``: (x, y) in [0, 1] of the map."""
+        return sampling_locations(offsets, size, (KERNEL, KERNEL), self.stride, KERNEL // 2)
 
 
 class NormalizedLevels(nn.Module):
@@ -129,27 +133,37 @@ class DynamicEncoderLayer(nn.Module):
     def forward(self, memory: Pyramid) -> Pyramid:
         with full_precision(memory.tokens.device.type):  # sampling positions need it
             memory = memory.with_tokens(memory.tokens.to(self.same.weight.dtype))
-            paddings = [
-                mask.unflatten(1, shape)
-                for mask, shape in zip(
-                    memory.padding.split([h * w for h, w in memory.shapes], dim=1), memory.shapes, strict=True
-                )
-            ]
-            maps = [x.masked_fill(mask[:, None], 0.0) for x, mask in zip(memory.maps(), paddings, strict=True)]
+            maps, paddings = self.valid_maps(memory)
             return memory.with_maps([self.level(maps, paddings, i) for i in range(len(maps))])
+
+    def valid_maps(self, memory: Pyramid) -> tuple[list[Tensor], list[Tensor]]:
+        """The maps (B, C, h, w), zero where padded, and their padding (B, h, w)."""
+        masks = memory.padding.split([h * w for h, w in memory.shapes], dim=1)
+        paddings = [mask.unflatten(1, shape) for mask, shape in zip(masks, memory.shapes, strict=True)]
+        return [x.masked_fill(mask[:, None], 0.0) for x, mask in zip(memory.maps(), paddings, strict=True)], paddings
+
+    def sampling(self, x: Float[Tensor, "B C h w"]) -> tuple[Float[Tensor, "B 18 h w"], Float[Tensor, "B 9 h w"]]:
+        """Offsets, (y, x) in pixels of the sampled map, and modulation of the samples of each cell."""
+        raw = self.offsets(x)
+        return raw[:, : 2 * KERNEL**2], raw[:, 2 * KERNEL**2 :].sigmoid()
+
+    def candidates(self, maps: list[Tensor], paddings: list[Tensor], i: int) -> dict[int, Float[Tensor, "B C h w"]]:
+        """Convolutions of level ``i`` and of its neighbors, by their level."""
+        x, padding = maps[i], paddings[i]
+        offsets, modulation = self.sampling(x)
+        candidates = {i: self.same(x, offsets, modulation, padding)}
+        if i > 0:
+            candidates[i - 1] = self.finer(maps[i - 1], offsets, modulation, padding)
+        if i + 1 < len(maps):
+            above = doubled(maps[i + 1], paddings[i + 1], (x.shape[2], x.shape[3])).masked_fill(padding[:, None], 0.0)
+            candidates[i + 1] = self.coarser(above, offsets, modulation, padding)
+        return candidates
 
     def level(self, maps: list[Tensor], paddings: list[Tensor], i: int) -> Float[Tensor, "B C h w"]:
         """The new map of level ``i``."""
         x, padding = maps[i], paddings[i]
-        raw = self.offsets(x)
-        offsets, modulation = raw[:, : 2 * KERNEL**2], raw[:, 2 * KERNEL**2 :].sigmoid()
-        candidates = [self.same(x, offsets, modulation, padding)]
-        if i > 0:
-            candidates.append(self.finer(maps[i - 1], offsets, modulation, padding))
-        if i + 1 < len(maps):
-            above = doubled(maps[i + 1], paddings[i + 1], (x.shape[2], x.shape[3])).masked_fill(padding[:, None], 0.0)
-            candidates.append(self.coarser(above, offsets, modulation, padding))
-        weighted = [self.scale(valid_mean(y, padding)) * y for y in candidates]
+        candidates = self.candidates(maps, paddings, i)
+        weighted = [self.scale(valid_mean(y, padding)) * y for y in candidates.values()]
         mixed = torch.stack(weighted).mean(0) if self.fusion == "mean" else torch.stack(weighted).sum(0)
         gated = self.gate(mixed, valid_mean(mixed, padding))
         return x + gated if self.residual else gated

@@ -29,8 +29,12 @@ class DynamicInteraction(nn.Module):
         self.activation = nn.ReLU(inplace=True)
 
     def forward(self, queries: Queries, memory: Pyramid) -> Float[Tensor, "B Q C"]:
+        x = self.responses(queries, memory)
+        return self.activation(self.output_norm(self.output_proj(x.flatten(2))))
+
+    def responses(self, queries: Queries, memory: Pyramid) -> Float[Tensor, "B Q _ C"]:
+        """The filtered features of each cell of the query's box, row by row."""
         x = self.pooling(queries.reference, memory)  # (B, Q, S * S, C)
         inner, outer = self.filters(queries.content).chunk(2, dim=-1)
         x = self.activation(self.inner_norm(x @ inner.unflatten(2, (-1, self.dynamic_dim))))
-        x = self.activation(self.outer_norm(x @ outer.unflatten(2, (self.dynamic_dim, -1))))
-        return self.activation(self.output_norm(self.output_proj(x.flatten(2))))
+        return self.activation(self.outer_norm(x @ outer.unflatten(2, (self.dynamic_dim, -1))))

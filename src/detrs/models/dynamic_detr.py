@@ -148,9 +148,12 @@ class DepthwiseFilter(nn.Module):
         self.output_norm = nn.LayerNorm(dim)
 
     def forward(self, queries: Queries, memory: Pyramid) -> Float[Tensor, "B Q C"]:
+        return self.output_norm(self.output_proj(self.responses(queries, memory).flatten(2))).relu()
+
+    def responses(self, queries: Queries, memory: Pyramid) -> Float[Tensor, "B Q _ C"]:
+        """The filtered features of each cell of the query's box, row by row."""
         features = self.pooling(queries.reference, memory)  # (B, Q, S * S, C)
-        filtered = self.norm(features * self.generator(queries.content)[:, :, None]).relu()
-        return self.output_norm(self.output_proj(filtered.flatten(2))).relu()
+        return self.norm(features * self.generator(queries.content)[:, :, None]).relu()
 
 
 class SharedFilter(nn.Module):
@@ -170,9 +173,13 @@ class SharedFilter(nn.Module):
         self.output_proj = xavier_linear(dim, dim)
 
     def forward(self, queries: Queries, memory: Pyramid) -> Float[Tensor, "B Q C"]:
+        return self.output_proj(self.responses(queries, memory).mean(2))
+
+    def responses(self, queries: Queries, memory: Pyramid) -> Float[Tensor, "B Q _ C"]:
+        """The filtered features of each cell of the query's box, row by row."""
         features = self.pooling(queries.reference, memory)  # (B, Q, S * S, C)
         filters = self.generator(queries.content).unflatten(2, (features.shape[3], -1))  # (B, Q, C, C)
-        return self.output_proj(self.norm(features @ filters).relu().mean(2))
+        return self.norm(features @ filters).relu()
 
 
 class TowerHead(nn.Module):

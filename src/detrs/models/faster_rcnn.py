@@ -33,7 +33,7 @@ from typing import Annotated, NamedTuple
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
@@ -106,6 +106,18 @@ class RegionPrediction(NamedTuple):
     """Code of the box for background (unused) and each class."""
 
 
+class Candidates(NamedTuple):
+    """The best boxes with a class before non-maximum suppression, highest score first."""
+
+    boxes_xyxy: Float[Tensor, "B n 4"]
+    """In pixels, clipped to the image."""
+    scores: Float[Tensor, "B n"]
+    """0 for those that are no detections: the score is too low or the box too small."""
+    labels: Int[Tensor, "B n"]
+    proposals: Int[Tensor, "B n"]
+    """Index of the proposal of each."""
+
+
 class BoxHead(nn.Module):
     """Class and class-specific box of pooled features, in full precision."""
 
@@ -161,6 +173,19 @@ class FasterRCNN(Model):
     ) -> Boxes:
         found = self(images, padding)
         limits = limits_of(padding, found)
+        candidates = self.candidates(found, limits)
+        scores = candidates.scores.masked_fill(~self.not_suppressed(candidates, limits), 0.0)
+        scores, order = scores.topk(torch.sym_min(max_detections, scores.shape[1]), dim=1)
+        boxes = xyxy_to_cxcywh(candidates.boxes_xyxy / limits[:, None]).gather(1, order[..., None].expand(-1, -1, 4))
+        return Boxes(boxes.masked_fill(scores[..., None] == 0, 0.0), scores, candidates.labels.gather(1, order))
+
+    def candidates(self, found: RegionPrediction, limits: Float[Tensor, "B 4"]) -> Candidates:
+        """The best pairs of proposal and class.
+
+        Args:
+            found: of this model.
+            limits: (width, height, width, height) of each image.
+        """
         scores = found.logits.softmax(-1)[..., 1:].masked_fill(~found.valid[..., None], 0.0)  # (B, N, K)
         num_classes = scores.shape[2]
         scores, best = scores.flatten(1).topk(torch.sym_min(CANDIDATES, scores.shape[1] * num_classes), dim=1)
@@ -170,14 +195,15 @@ class FasterRCNN(Model):
         boxes = self.coder.decode_single(deltas.flatten(0, 1), proposals.flatten(0, 1)).view_as(proposals)
         boxes = clipped(boxes, limits)
         wrong = (scores <= self.config.min_score) | ((boxes[..., 2:] - boxes[..., :2]).amin(-1) < MIN_SIDE)
-        scores = scores.masked_fill(wrong, 0.0)
+        return Candidates(boxes, scores.masked_fill(wrong, 0.0), labels, proposal)
+
+    def not_suppressed(self, candidates: Candidates, limits: Float[Tensor, "B 4"]) -> Bool[Tensor, "B n"]:
+        """Which candidates remain after non-maximum suppression within each class."""
+        boxes, scores, labels, _ = candidates
         # boxes of different classes do not overlap after this shift, which float32 rounds to pixels for many classes
         shifted = boxes.double() + (labels * (limits.amax(1)[:, None].double() + 1))[..., None]
         unique = [not_suppressed(*each, self.config.nms_iou) for each in zip(shifted, scores.double(), strict=True)]
-        scores = scores.masked_fill(~torch.stack(unique), 0.0)
-        scores, order = scores.topk(torch.sym_min(max_detections, scores.shape[1]), dim=1)
-        boxes = xyxy_to_cxcywh(boxes / limits[:, None]).gather(1, order[..., None].expand(-1, -1, 4))
-        return Boxes(boxes.masked_fill(scores[..., None] == 0, 0.0), scores, labels.gather(1, order))
+        return torch.stack(unique)
 
 
 class RegionObjective(Objective):
