@@ -225,6 +225,16 @@ def test_threshold_and_max_detections(folder: Path) -> None:
     assert [len(each) for each in everything(folder, threshold=high + 1e-6)] == [0] * 5
 
 
+def test_the_threshold_is_that_of_the_detector_by_default(folder: Path) -> None:
+    low, high = torch.tensor([-3.0, 2.0]).sigmoid().tolist()  # 0.047, 0.881
+    for own, expected, count in ((None, 0.5, 1), (high + 1e-3, high + 1e-3, 0), (low, low, 2), (0.0, 0.0, 2)):
+        predictor = Predictor(trained(Finder(), threshold=own), "cpu")
+        assert predictor.threshold == expected
+        assert [len(each) for each in predictor(folder)] == [count] * 5
+        assert [len(each.detections) for each in predictor.predict_iter(folder)] == [count] * 5
+        assert [len(each) for each in predictor(folder, threshold=0.1)] == [1] * 5  # given
+
+
 def test_max_detections_are_those_of_the_evaluation_by_default(folder: Path) -> None:
     experiment = Experiment(evaluation=EvaluationConfig(max_detections=1))
     detector = trained(Finder(), experiment)

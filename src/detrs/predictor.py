@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from detrs.checkpoints.detector import TrainedDetector
+from detrs.checkpoints.detector import DEFAULT_THRESHOLD, TrainedDetector
 from detrs.checkpoints.sources import open_detector
 from detrs.data.folders import IMAGE_SUFFIXES, find_images
 from detrs.data.images import decode_image
@@ -84,16 +84,23 @@ class Predictor:
         """
         return cls(open_detector(checkpoint), device, max_detections)
 
+    @property
+    def threshold(self) -> float:
+        """The default of the smallest score of a detection: the detector's own ``threshold``, which maximises F1 on
+        its validation split, or 0.5 if it has none."""
+        own = self.detector.threshold
+        return DEFAULT_THRESHOLD if own is None else own
+
     def __call__(
         self,
         sources: Source | Iterable[Source],
         *,
-        threshold: float = 0.5,
+        threshold: float | None = None,
         batch_size: int = 8,
         allow_urls: bool = False,
         on_error: OnError = "raise",
     ) -> list[Detections]:
-        """The detections of each image, in the order of the sources.
+        """The detections of each image, in the order of the sources; for the arguments see ``predict_iter``.
 
         Raises:
             UserError: as ``predict_iter``.
@@ -107,7 +114,7 @@ class Predictor:
         self,
         sources: Source | Iterable[Source],
         *,
-        threshold: float = 0.5,
+        threshold: float | None = None,
         batch_size: int = 8,
         allow_urls: bool = False,
         on_error: OnError = "raise",
@@ -117,7 +124,7 @@ class Predictor:
         Args:
             sources: one source, or any iterable of them; it may be endless. A folder means the images directly in it,
                 a glob those it matches (``**`` for sub-folders), both sorted and without hidden files.
-            threshold: smallest score of a detection, in [0, 1].
+            threshold: smallest score of a detection, in [0, 1]; by default ``self.threshold``.
             batch_size: images to read at a time. Images of equal size are batched without padding, so detections do
                 not depend on other images.
             allow_urls: download ``http://`` and ``https://`` sources.
@@ -129,6 +136,7 @@ class Predictor:
         Raises:
             UserError: an argument is out of range; or, with ``on_error="raise"``, a source cannot be read.
         """
+        threshold = self.threshold if threshold is None else threshold
         check_threshold(threshold)
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}, but must be at least 1.")

@@ -1,6 +1,7 @@
 """Metadata of a checkpoint that are missing, of another type or out of range."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,20 @@ def test_it_is_loaded_as_saved(checkpoint: Path) -> None:
     assert detector.classes.names[90] == "class 90" and not detector.module.training
 
 
+def test_thresholds_are_saved_and_absent_in_old_files(checkpoint: Path, tmp_path: Path) -> None:
+    detector = load_detector(checkpoint)
+    assert (detector.threshold, detector.class_thresholds) == (None, {})
+    path = tmp_path / "new.safetensors"
+    save_detector(path, replace(detector, threshold=0.37, class_thresholds={"class 3": 0.4, "class 4": None}))
+    loaded = load_detector(path)
+    assert (loaded.threshold, loaded.class_thresholds) == (0.37, {"class 3": 0.4, "class 4": None})
+    saved = format.load(path)
+    del saved.meta["threshold"], saved.meta["class_thresholds"]
+    format.save(path, saved.tensors, saved.meta)
+    old = load_detector(path)
+    assert (old.threshold, old.class_thresholds) == (None, {})
+
+
 NAMES, IDS = [f"{i}" for i in range(91)], list(range(91))
 
 
@@ -64,6 +79,11 @@ NAMES, IDS = [f"{i}" for i in range(91)], list(range(91))
         (("preprocessing", "cwd"), 3),
         (("scores",), "high"),
         (("step",), "three"),
+        (("threshold",), 1.5),
+        (("threshold",), "high"),
+        (("threshold",), True),
+        (("class_thresholds",), [0.5]),
+        (("class_thresholds",), {"class 3": -0.1}),
         (("epoch",), True),
         (("experiment", "evaluation", "max_detections"), -1),
         (("experiment", "optimizer", "lr"), 10**400),

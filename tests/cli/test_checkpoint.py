@@ -1,11 +1,13 @@
 """``detrs checkpoint inspect`` and ``list``."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from detrs.checkpoints.detector import load_detector, save_detector
 from detrs.checkpoints.published import TABLE
 
 
@@ -26,6 +28,17 @@ def test_inspect(detrs: Callable, checkpoint: Path) -> None:
     assert all(len(line) <= 80 for line in table.out.splitlines())
     assert values["sha256"] in table.out
     assert weights[0]["name"] in detrs("checkpoint", "inspect", checkpoint, "--tensors").out
+
+
+def test_inspect_shows_the_threshold(detrs: Callable, checkpoint: Path, tmp_path: Path) -> None:
+    values = detrs("checkpoint", "inspect", checkpoint, "--json").json
+    assert (values["threshold"], values["class_thresholds"]) == (None, {})
+    assert "threshold" not in detrs("checkpoint", "inspect", checkpoint).out
+    path, thresholds = tmp_path / "best.safetensors", {"bright": 0.4, "dark": None}
+    save_detector(path, replace(load_detector(checkpoint), threshold=0.37, class_thresholds=thresholds))
+    values = detrs("checkpoint", "inspect", path, "--json").json
+    assert (values["threshold"], values["class_thresholds"]) == (0.37, thresholds)
+    assert "0.37 (best F1 on the validation split)" in detrs("checkpoint", "inspect", path).out
 
 
 def test_a_file_with_code_is_an_error(detrs: Callable, tmp_path: Path) -> None:

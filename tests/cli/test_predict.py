@@ -1,14 +1,18 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from detrs.checkpoints.detector import load_detector, save_detector
 from detrs.cli.predict import stem
+from detrs.evaluation.thresholds import between
 from detrs.predictor import Predictor
 from detrs.visualization.draw import draw_detections
 
@@ -101,6 +105,26 @@ def test_bad_sources(detrs: Callable, checkpoint: Path, sources: tuple[str, ...]
     done = detrs("predict", checkpoint, *sources, "--device", "cpu", "--json", "--output", "out")
     assert done.code == 2 and message in done.err.splitlines()[-1] and "Traceback" not in done.err
     assert not done.err.rstrip().endswith("..")
+
+
+def test_the_threshold_is_that_of_the_checkpoint_by_default(
+    detrs: Callable, checkpoint: Path, folder: Path, tmp_path: Path
+) -> None:
+    """The printed threshold, typed again, gives the same detections."""
+    detector = load_detector(checkpoint)
+    scores = torch.cat([each.scores for each in Predictor(detector, "cpu")(folder, threshold=0.0)]).sort().values
+    threshold = between(float(scores[-4]), float(scores[-3]))
+    own = tmp_path / "own.safetensors"
+    save_detector(own, replace(detector, threshold=threshold))
+    words = (folder, "--device", "cpu")
+    done = detrs("predict", own, *words, "--json")
+    assert done.json["threshold"] == threshold and done.json["num_detections"] == 3
+    assert f"threshold {threshold}: stored in the checkpoint, best F1" in done.err
+    typed = detrs("predict", own, *words, "--threshold", threshold)
+    assert f"threshold {threshold}: from --threshold" in typed.out and "3 detections in 3 images" in typed.out
+    default = detrs("predict", checkpoint, *words)
+    assert "threshold 0.5: default, since the checkpoint contains none" in default.out
+    assert "No detection reaches the threshold 0.5; the highest score is" in default.out
 
 
 def test_bad_threshold(detrs: Callable, checkpoint: Path, folder: Path) -> None:

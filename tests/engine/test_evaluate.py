@@ -8,6 +8,7 @@ import torch
 from run_tiny import Tiny, training
 from torchvision import tv_tensors
 
+import detrs
 from detrs import models
 from detrs.boxes import xyxy_to_cxcywh
 from detrs.checkpoints import format
@@ -19,6 +20,7 @@ from detrs.engine.evaluate import Scores, evaluate, evaluate_checkpoint, scored_
 from detrs.engine.runtime import Runtime
 from detrs.engine.trainer import Trainer
 from detrs.errors import UserError
+from detrs.evaluation.coco import coco_report
 from detrs.models.detector import Model
 from detrs.structures import Boxes, Classes
 
@@ -58,6 +60,29 @@ def test_checkpoint_alone_gives_the_results_of_training(
     )
     assert scores.report.scalars() == pytest.approx(in_training.report.scalars(), abs=1e-3)
     assert scores.report.scalars() == pytest.approx(format.read_meta(alone)["scores"], abs=1e-3)
+
+
+def test_the_threshold_of_the_best_f1_is_stored(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All objects but those of class 3 are found with a score of 0.8, beside as many detections of nothing at 0.4."""
+    truth = Tiny("val").ground_truth()
+    results: list[dict[str, Any]] = []
+    for each in truth["annotations"]:
+        x, y, w, h = each["bbox"]
+        found = {"image_id": each["image_id"], "category_id": each["category_id"]}
+        if each["category_id"] != 3:
+            results.append(found | {"bbox": [x, y, w, h], "score": 0.8})
+        results.append(found | {"bbox": [x + 1000, y, w, h], "score": 0.4})
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: Scores(coco_report(truth, results), results))
+    experiment = tiny.experiment(schedule={"epochs": 1})
+    list(training(experiment, tmp_path / "run"))
+    path = tmp_path / "run" / "best.safetensors"
+    meta, saved = format.read_meta(path), load_detector(path)
+    assert saved.threshold == meta["threshold"] == 0.6 and saved.class_thresholds == meta["class_thresholds"]
+    present = {str(each["category_id"]) for each in truth["annotations"]} - {"3"}
+    assert saved.class_thresholds == {name: 0.6 if name in present else None for name in "0123456789"}
+    assert detrs.load(path, device="cpu").threshold == 0.6
 
 
 def test_meta_is_enough_to_predict(run: tuple[Path, Scores], tiny: ModuleType) -> None:

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,10 @@ from detrs.postprocess import detections
 from detrs.schema import from_dict, to_dict
 from detrs.structures import Batch, Classes, Detections
 
+DEFAULT_THRESHOLD = 0.5
+"""Smallest score of a prediction of detectors without a threshold of their own: published weights, and those trained
+without validation."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainedDetector:
@@ -37,6 +41,11 @@ class TrainedDetector:
     """Optimizer steps done."""
     epoch: int
     """Epoch of that step, from 1."""
+    threshold: float | None = None
+    """The score that maximises F1 at IoU 0.5 on the validation split, which predictions use by default; ``None``:
+    unknown, as in published weights, files of older versions and after training without validation."""
+    class_thresholds: dict[str, float | None] = field(default_factory=dict)
+    """Likewise for each class of the validation split alone."""
 
     @torch.no_grad()  # not inference_mode, whose tensors cannot be changed in place later
     def detect(
@@ -79,6 +88,8 @@ def save_detector(path: Path, detector: TrainedDetector) -> None:
         "scores": detector.scores,
         "step": detector.step,
         "epoch": detector.epoch,
+        "threshold": detector.threshold,
+        "class_thresholds": detector.class_thresholds,
     }
     format.save(path, detector.module.state_dict(), meta)
 
@@ -108,6 +119,7 @@ def load_detector(path: Path) -> TrainedDetector:
         scores, step, epoch = meta["scores"], meta["step"], meta["epoch"]
         if not (isinstance(scores, dict) and type(step) is type(epoch) is int):
             raise ValueError("expected scores as an object, step and epoch as integers")
+        threshold, class_thresholds = read_thresholds(meta)
         with Skeleton():  # a forged file must not make this process allocate more than the file contains
             module = models.build(experiment.model)
     except UserError as error:
@@ -135,6 +147,8 @@ def load_detector(path: Path) -> TrainedDetector:
         scores=scores,
         step=step,
         epoch=epoch,
+        threshold=threshold,
+        class_thresholds=class_thresholds,
     )
 
 
@@ -174,6 +188,21 @@ def read_classes(values: Any, num_classes: int) -> Classes:
         if not is_list or not len(set(entries)) == len(entries) == num_classes:
             raise ValueError(f"classes: expected {num_classes} unique {kind.__name__} values, got {entries!r:.80}")
     return Classes(tuple(names), tuple(ids))
+
+
+def read_thresholds(meta: Mapping[str, Any]) -> tuple[float | None, dict[str, float | None]]:
+    """The thresholds of a checkpoint, overall and per class; files of older versions have none.
+
+    Raises:
+        ValueError: one is not a number in [0, 1].
+    """
+    overall, per_class = meta.get("threshold"), meta.get("class_thresholds", {})
+    if not isinstance(per_class, dict):
+        raise ValueError(f"class_thresholds: expected an object, got {per_class!r:.80}")
+    for value in (overall, *per_class.values()):
+        if value is not None and not (type(value) in (int, float) and 0 <= value <= 1):
+            raise ValueError(f"threshold: expected a number in [0, 1] or null, got {value!r:.80}")
+    return overall, per_class
 
 
 Shapes = Mapping[str, tuple[int, ...]]

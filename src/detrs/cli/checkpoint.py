@@ -85,6 +85,9 @@ def inspect(arguments: InspectArguments) -> None:
         "mean": ", ".join(f"{value:g}" for value in values["preprocessing"]["mean"]),
         "std": ", ".join(f"{value:g}" for value in values["preprocessing"]["std"]),
         "AP": None if ap is None else f"{100 * ap:.1f}",
+        "threshold": None
+        if values["threshold"] is None
+        else f"{values['threshold']} (best F1 on the validation split)",
         "written by": values["written_by"],
         "published at": values["url"],
         "SHA-256": values["sha256"],
@@ -122,6 +125,8 @@ def describe(source: "Source", with_tensors: bool = False) -> dict[str, Any]:
         "scores": detector.scores,
         "step": detector.step,
         "epoch": detector.epoch,
+        "threshold": detector.threshold,
+        "class_thresholds": detector.class_thresholds,
         "written_by": writer(source),
         "url": known.url if known else None,
         "sha256": file_sha256(source.path) if source.path.is_file() else None,

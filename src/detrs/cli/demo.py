@@ -13,8 +13,6 @@ DATA = "digits"
 MINUTES = 8.0
 """Budget for training. The whole command takes ten minutes on two CPU cores."""
 NUM_IMAGES = 12
-THRESHOLD = 0.3
-"""Minimum score of the detections that are drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +93,7 @@ def draw(checkpoint: Path, folder: Path, device: str) -> Path:
     dataset = open_dataset(DATA, "val")
     images = (dataset[index].image for index in range(min(NUM_IMAGES, len(dataset))))
     folder.mkdir()
-    found = Predictor.load(checkpoint, device).predict_iter(images, threshold=THRESHOLD)
-    for number, (image, detections) in enumerate(found):
-        draw_detections(image, detections, THRESHOLD).save(folder / f"{number + 1:02}.jpg", quality=95)
+    predictor = Predictor.load(checkpoint, device)
+    for number, (image, detections) in enumerate(predictor.predict_iter(images)):
+        draw_detections(image, detections, predictor.threshold).save(folder / f"{number + 1:02}.jpg", quality=95)
     return folder

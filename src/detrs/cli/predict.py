@@ -35,8 +35,9 @@ class PredictArguments:
     """Files, folders or quoted glob patterns (** includes subfolders)."""
     output: Path | None = None
     """Output folder, new or empty. Default: runs/predict-N."""
-    threshold: float = 0.5
-    """Minimum score of a detection."""
+    threshold: float | None = None
+    """Minimum score of a detection. Default: the one that maximises F1 on the validation split of training, which is
+    stored in the checkpoint; 0.5 if it has none."""
     batch_size: int = 8
     """Images read at a time; images of equal size share a forward pass."""
     device: str = "auto"
@@ -61,8 +62,10 @@ def run(argv: list[str]) -> None:
     from detrs.predictor import Predictor, check_threshold
     from detrs.visualization.draw import draw_detections
 
-    check_threshold(arguments.threshold)
+    if arguments.threshold is not None:
+        check_threshold(arguments.threshold)
     predictor = Predictor.load(arguments.checkpoint, arguments.device)
+    threshold = predictor.threshold if arguments.threshold is None else arguments.threshold
     errors: dict[str, UserError] = {}
     images: list[dict[str, Any]] = []
     table = Table("image", "detections", box=SIMPLE_HEAD)
@@ -76,15 +79,15 @@ def run(argv: list[str]) -> None:
     )
     output = create_output_folder(arguments.output or new_folder("predict"))  # arguments are checked by now
     predictions = output / "predictions.json"
-    values = {"checkpoint": arguments.checkpoint, "threshold": arguments.threshold}
+    values = {"checkpoint": arguments.checkpoint, "threshold": threshold}
     best = 0.0
     try:
         with console(as_json=True).status("predicting") as status:
             for image, all_found in everything:
                 best = max(best, *all_found.scores[:1].tolist(), 0.0)  # sorted by score
-                found = all_found.filter(arguments.threshold)
+                found = all_found.filter(threshold)
                 source = found.source or ""
-                drawn = draw_detections(image, found, arguments.threshold)
+                drawn = draw_detections(image, found, threshold)
                 path = free_name(output, stem(source))
                 try:
                     drawn.save(path, quality=95)
@@ -104,15 +107,23 @@ def run(argv: list[str]) -> None:
     objects = sum(len(image["detections"]) for image in images)
     if images:
         screen.print(table)
+    screen.print(f"threshold {threshold}: {origin(arguments.threshold, predictor.detector.threshold)}")
     screen.print(f"{objects} detections in {len(images)} images: {predictions}", soft_wrap=True)
     if images and not objects:
-        screen.print(f"No detection reaches the threshold {arguments.threshold:g}; the highest score is {best:.3f}.")
+        screen.print(f"No detection reaches the threshold {threshold}; the highest score is {best:.3f}.")
     if arguments.json:
         summary = {"num_images": len(images), "num_detections": objects, "skipped": skipped}
         print_json({"output": str(output), "predictions": str(predictions), **values, **summary})
     if errors:
         others = f" {len(errors) - 1} more failed: see {predictions}." if len(errors) > 1 else ""
         raise UserError(f"{next(iter(errors.values()))}{others}")
+
+
+def origin(given: float | None, stored: float | None) -> str:
+    """Where the threshold comes from."""
+    if given is not None:
+        return "from --threshold"
+    return "default, since the checkpoint contains none" if stored is None else "stored in the checkpoint, best F1"
 
 
 def counts(found: "Detections") -> str:

@@ -5,10 +5,11 @@ import logging
 from collections.abc import Callable, Iterator
 
 from detrs import models
-from detrs.checkpoints.detector import TrainedDetector, preprocessing_of, save_detector
+from detrs.checkpoints.detector import DEFAULT_THRESHOLD, TrainedDetector, preprocessing_of, save_detector
 from detrs.config import Experiment
 from detrs.data.loader import steps_per_epoch, training_batches
 from detrs.data.overlap import overlap
+from detrs.data.protocol import checked_ground_truth
 from detrs.data.sample import Dataset
 from detrs.engine.average import Average
 from detrs.engine.clock import Clock
@@ -24,6 +25,7 @@ from detrs.engine.saving import Saver
 from detrs.engine.state import TrainingState
 from detrs.engine.step import Step
 from detrs.errors import UserError
+from detrs.evaluation.thresholds import f1_thresholds
 from detrs.files import free_bytes
 from detrs.isolation import random_streams
 from detrs.layers.activation_checkpointing import checkpoint_activations
@@ -193,8 +195,13 @@ class Trainer:
         is_kept = stored is not None and (stored["scores"]["ap"] or 0.0) > max(ap, before)
         is_best = is_best and not is_kept
         self.clock.update()
+        threshold = None
         if self.runtime.is_main and is_best:
-            save_detector(folder.best, dataclasses.replace(self.snapshot(), scores=report.scalars()))
+            threshold, of_classes = f1_thresholds(checked_ground_truth(self.val_set), scores.results)
+            best = dataclasses.replace(
+                self.snapshot(), scores=report.scalars(), threshold=threshold, class_thresholds=of_classes
+            )
+            save_detector(folder.best, best)
         epoch = self.clock.epoch(state.step)
         self.metrics.evaluation(report, step=state.step, epoch=epoch, seconds=self.clock.seconds)
         state.evaluations_without_gain = 0 if is_gain else state.evaluations_without_gain + 1
@@ -206,7 +213,8 @@ class Trainer:
             logger.warning("kept best.safetensors of step %d, which has a higher AP", state.best_step)
         if self.runtime.is_main:
             if is_best:
-                save_predictions(self.val_set, scores.results, folder.predictions)
+                shown = DEFAULT_THRESHOLD if threshold is None else threshold
+                save_predictions(self.val_set, scores.results, folder.predictions, shown)
             save_curves(folder.metrics, folder.results)
         return is_best
 

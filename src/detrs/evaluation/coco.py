@@ -110,8 +110,8 @@ def coco_report(
     """
     if max_detections < 1:
         raise UserError(f"max_detections must be at least 1, got {max_detections}.")
-    images = _numbering(image["id"] for image in ground_truth["images"])
-    categories = _numbering(category["id"] for category in ground_truth["categories"])
+    images = numbering(image["id"] for image in ground_truth["images"])
+    categories = numbering(category["id"] for category in ground_truth["categories"])
     annotations = ground_truth["annotations"]
     is_crowd = np.array([bool(annotation.get("iscrowd", 0)) for annotation in annotations], dtype=bool)  # (N,)
 
@@ -124,7 +124,7 @@ def coco_report(
     precision = evaluator.eval["precision"]  # (10 IoU thresholds, 101 recalls, K, 4 sizes, 3 limits); -1: undefined
     recall = evaluator.eval["recall"]  # (10, K, 4, 3)
 
-    names = _names(ground_truth["categories"])
+    names = class_names(ground_truth["categories"])
     objects = Counter(a["category_id"] for a, crowd in zip(annotations, is_crowd, strict=True) if not crowd)
     return CocoReport(
         ap=_mean(precision[:, :, :, ALL, -1]),
@@ -155,12 +155,12 @@ def coco_report(
     )
 
 
-def _numbering(ids: Iterable[Id]) -> dict[Id, int]:
+def numbering(ids: Iterable[Id]) -> dict[Id, int]:
     """Maps the ids, in the order in which the evaluator sorts them, to 1, 2, .."""
     return {id: number for number, id in enumerate(sorted(set(ids), key=lambda id: (isinstance(id, str), id)), start=1)}
 
 
-def _names(categories: list[dict[str, Any]]) -> dict[Id, str]:
+def class_names(categories: list[dict[str, Any]]) -> dict[Id, str]:
     """Category id -> name. Names that are not unique get the id as a suffix."""
     names = {category["id"]: str(category.get("name", category["id"])) for category in categories}
     count = Counter(names.values())
