@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from detrs.checkpoints.publishing import push_to_hub
     from detrs.engine.evaluate import evaluate_checkpoint as evaluate
     from detrs.engine.train import train, training
+    from detrs.explanation.explain import explain
     from detrs.models import build
     from detrs.predictor import Predictor, load
     from detrs.presets import preset
@@ -31,6 +32,7 @@ __all__ = [
     "__version__",
     "build",
     "evaluate",
+    "explain",
     "load",
     "preset",
     "push_to_hub",
@@ -43,6 +45,7 @@ _HOMES = {
     "Predictor": ("detrs.predictor", "Predictor"),
     "build": ("detrs.models", "build"),
     "evaluate": ("detrs.engine.evaluate", "evaluate_checkpoint"),
+    "explain": ("detrs.explanation.explain", "explain"),
     "load": ("detrs.predictor", "load"),
     "preset": ("detrs.presets", "preset"),
     "push_to_hub": ("detrs.checkpoints.publishing", "push_to_hub"),

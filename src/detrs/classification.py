@@ -69,9 +69,13 @@ class Focal:
         """Divisor of the sum: the number of objects, at least 1."""
         return float(max(num_objects, 1))
 
+    def probabilities(self, logits: Float[Tensor, "*some K"]) -> Float[Tensor, "*some K"]:
+        """The score of each class."""
+        return logits.float().sigmoid()
+
     def best(self, logits: Float[Tensor, "B Q K"], count: int) -> Best:
         """The ``count`` best pairs of query and class; one query can appear with several classes."""
-        scores = logits.float().sigmoid().flatten(1)  # (B, Q*K)
+        scores = self.probabilities(logits).flatten(1)  # (B, Q*K)
         values, indices = scores.topk(min(count, scores.shape[1]), dim=1)
         return Best(values, indices // logits.shape[2], indices % logits.shape[2])
 
@@ -114,9 +118,13 @@ class Softmax:
         """
         return num_objects + self.no_object_weight * (num_queries - num_objects)
 
+    def probabilities(self, logits: Float[Tensor, "*some _"]) -> Float[Tensor, "*some K"]:
+        """The score of each class, without "no object"."""
+        return logits.float().softmax(-1)[..., :-1]
+
     def best(self, logits: Float[Tensor, "B Q K"], count: int) -> Best:
         """The ``count`` best queries, each with its best class other than "no object" (even if that is more likely)."""
-        scores, labels = logits.float().softmax(-1)[..., :-1].max(-1)  # (B, Q)
+        scores, labels = self.probabilities(logits).max(-1)  # (B, Q)
         values, queries = scores.topk(min(count, scores.shape[1]), dim=1)
         return Best(values, queries, labels.gather(1, queries))
 

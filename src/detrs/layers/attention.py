@@ -1,5 +1,8 @@
 """Global multi-head attention."""
 
+from typing import NamedTuple
+
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -28,13 +31,25 @@ class MultiHeadAttention(nn.Module):
         mask: Bool[Tensor, "*broadcast T"] | None = None,
     ) -> Float[Tensor, "B Q C"]:
         """Attention output; ``mask`` is True where a query attends to a key, broadcast to (B, M, Q, T)."""
-        q, k, v = (
-            split_heads(projected, self.num_heads)
-            for projected in (self.query_proj(query), self.key_proj(key), self.value_proj(value))
-        )
+        q, k = self.queries_and_keys(query, key)
+        v = split_heads(self.value_proj(value), self.num_heads)
         dropout = self.dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.output_proj(join_heads(attended))
+
+    def queries_and_keys(
+        self, query: Float[Tensor, "B Q C"], key: Float[Tensor, "B T C"]
+    ) -> tuple[Float[Tensor, "B M Q D"], Float[Tensor, "B M T D"]]:
+        """Projected queries and keys of each head, from which ``attention_weights`` follow."""
+        return split_heads(self.query_proj(query), self.num_heads), split_heads(self.key_proj(key), self.num_heads)
+
+
+def attention_weights(
+    query: Float[Tensor, "B M Q D"], key: Float[Tensor, "B M T D"], mask: Bool[Tensor, "*broadcast T"]
+) -> Float[Tensor, "B M Q T"]:
+    """softmax(query . key / sqrt(D)) over the keys where ``mask`` is True; 0 elsewhere."""
+    logits = query * query.shape[3] ** -0.5 @ key.mT
+    return logits.masked_fill(~mask, -torch.inf).softmax(-1)
 
 
 def split_heads(x: Float[Tensor, "B T C"], num_heads: int) -> Float[Tensor, "B M T D"]:
@@ -45,6 +60,15 @@ def split_heads(x: Float[Tensor, "B T C"], num_heads: int) -> Float[Tensor, "B M
 def join_heads(x: Float[Tensor, "B M T D"]) -> Float[Tensor, "B T C"]:
     """The inverse of ``split_heads``."""
     return x.transpose(1, 2).flatten(2)
+
+
+class AttentionInputs(NamedTuple):
+    """The arguments of ``MultiHeadAttention``."""
+
+    query: Float[Tensor, "B Q C"]
+    key: Float[Tensor, "B T C"]
+    value: Float[Tensor, "B T C"]
+    mask: Bool[Tensor, "*broadcast T"]
 
 
 def not_padding(memory: Pyramid) -> Bool[Tensor, "B 1 1 S"]:
@@ -72,8 +96,11 @@ class GlobalSelfAttention(nn.Module):
         self.attention = MultiHeadAttention(dim, num_heads, dropout, initialization)
 
     def forward(self, memory: Pyramid) -> Float[Tensor, "B S C"]:
+        return self.attention(*self.inputs(memory))
+
+    def inputs(self, memory: Pyramid) -> AttentionInputs:
         embedded = memory.tokens + memory.position
-        return self.attention(embedded, embedded, memory.tokens, not_padding(memory))
+        return AttentionInputs(embedded, embedded, memory.tokens, not_padding(memory))
 
 
 class GlobalCrossAttention(nn.Module):
@@ -84,5 +111,8 @@ class GlobalCrossAttention(nn.Module):
         self.attention = MultiHeadAttention(dim, num_heads, dropout, initialization)
 
     def forward(self, queries: Queries, memory: Pyramid) -> Float[Tensor, "B Q C"]:
+        return self.attention(*self.inputs(queries, memory))
+
+    def inputs(self, queries: Queries, memory: Pyramid) -> AttentionInputs:
         query, key = queries.content + queries.position, memory.tokens + memory.position
-        return self.attention(query, key, memory.tokens, not_padding(memory))
+        return AttentionInputs(query, key, memory.tokens, not_padding(memory))

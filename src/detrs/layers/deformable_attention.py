@@ -1,6 +1,7 @@
 """Multi-scale deformable attention as a layer (Deformable DETR, 4.1)."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -9,6 +10,15 @@ from torch import Tensor, nn
 from detrs.layers.initialization import xavier_linear
 from detrs.ops import ms_deform_attn_fused
 from detrs.structures import Pyramid, Queries
+
+
+class Samples(NamedTuple):
+    """Arguments of ``ms_deform_attn_fused``: where each query samples, and with which weights."""
+
+    offsets: Float[Tensor, "B Q M L P 2"]
+    logits: Float[Tensor, "B Q M L P"]
+    reference_points: Float[Tensor, "B Q L R"]
+    """Points or boxes, relative to each padded level."""
 
 
 class DeformableAttention(nn.Module):
@@ -42,12 +52,25 @@ class DeformableAttention(nn.Module):
     def forward(
         self, query: Float[Tensor, "B Q C"], reference: Float[Tensor, "B Q R"], memory: Pyramid
     ) -> Float[Tensor, "B Q C"]:
-        heads, levels, points = self.heads_levels_points
-        value = self.value_proj(memory.tokens).unflatten(2, (heads, -1))  # (B, S, M, D)
-        offsets = self.sampling_offsets(query).unflatten(2, (heads, levels, points, 2))
-        logits = self.attention_weights(query).unflatten(2, (heads, levels, points))
-        around = on_padded_maps(reference, memory.valid_ratio)  # (B, Q, L, R)
-        return self.output_proj(ms_deform_attn_fused(value, memory.shapes, offsets, logits, around, memory.padding))
+        value = self.value_proj(memory.tokens).unflatten(2, (self.heads_levels_points[0], -1))  # (B, S, M, D)
+        samples = self.samples(query, reference, memory)
+        return self.output_proj(ms_deform_attn_fused(value, memory.shapes, *samples, memory.padding))
+
+    def samples(self, query: Float[Tensor, "B Q C"], reference: Float[Tensor, "B Q R"], memory: Pyramid) -> Samples:
+        """What determines sampling locations and attention weights: ``memory`` contributes its valid ratios only."""
+        return Samples(
+            self.sampling_offsets(query).unflatten(2, (*self.heads_levels_points, 2)),
+            self.attention_weights(query).unflatten(2, self.heads_levels_points),
+            on_padded_maps(reference, memory.valid_ratio),
+        )
+
+
+class DeformableInputs(NamedTuple):
+    """The arguments of ``DeformableAttention``."""
+
+    query: Float[Tensor, "B Q C"]
+    reference: Float[Tensor, "B Q R"]
+    memory: Pyramid
 
 
 def on_padded_maps(reference: Float[Tensor, "B Q R"], valid_ratio: Float[Tensor, "B L 2"]) -> Float[Tensor, "B Q L R"]:
@@ -73,7 +96,10 @@ class DeformableSelfAttention(nn.Module):
         self.attention = DeformableAttention(dim, num_heads, num_levels, num_points)
 
     def forward(self, memory: Pyramid) -> Float[Tensor, "B S C"]:
-        return self.attention(memory.tokens + memory.position, memory.reference_points, memory)
+        return self.attention(*self.inputs(memory))
+
+    def inputs(self, memory: Pyramid) -> DeformableInputs:
+        return DeformableInputs(memory.tokens + memory.position, memory.reference_points, memory)
 
 
 class OwnLevelSelfAttention(nn.Module):
@@ -84,8 +110,11 @@ class OwnLevelSelfAttention(nn.Module):
         self.attention = DeformableAttention(dim, num_heads, 1, num_points)
 
     def forward(self, memory: Pyramid) -> Float[Tensor, "B S C"]:
-        levels = [self.attention(x.tokens + x.position, x.reference_points, x) for x in single_levels(memory)]
-        return torch.cat(levels, dim=1)
+        return torch.cat([self.attention(*level) for level in self.inputs(memory)], dim=1)
+
+    def inputs(self, memory: Pyramid) -> list[DeformableInputs]:
+        """Those of each level."""
+        return [DeformableInputs(x.tokens + x.position, x.reference_points, x) for x in single_levels(memory)]
 
 
 def single_levels(memory: Pyramid) -> list[Pyramid]:
@@ -112,4 +141,7 @@ class DeformableCrossAttention(nn.Module):
         self.attention = DeformableAttention(dim, num_heads, num_levels, num_points)
 
     def forward(self, queries: Queries, memory: Pyramid) -> Float[Tensor, "B Q C"]:
-        return self.attention(queries.content + queries.position, queries.reference, memory)
+        return self.attention(*self.inputs(queries, memory))
+
+    def inputs(self, queries: Queries, memory: Pyramid) -> DeformableInputs:
+        return DeformableInputs(queries.content + queries.position, queries.reference, memory)

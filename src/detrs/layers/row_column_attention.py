@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from detrs.layers.attention import join_heads, split_heads
+from detrs.layers.attention import attention_weights, join_heads, split_heads
 from detrs.layers.initialization import Initialization
 from detrs.structures import Pyramid, Queries
 
@@ -39,6 +39,17 @@ class AxisAttention(NamedTuple):
     """One for each of the N columns or rows."""
     mask: Bool[Tensor, "B 1 1 N"]
     """True for columns or rows that are not padding."""
+
+
+class RowColumnInputs(NamedTuple):
+    """The arguments of ``RowColumnAttention``."""
+
+    query_x: Float[Tensor, "B Q C"]
+    query_y: Float[Tensor, "B Q C"]
+    key_x: Float[Tensor, "B H W C"]
+    key_y: Float[Tensor, "B H W C"]
+    value: Float[Tensor, "B H W C"]
+    padding: Bool[Tensor, "B H W"]
 
 
 class RowColumnAttention(nn.Module):
@@ -80,6 +91,20 @@ class RowColumnAttention(nn.Module):
         Padding is right and bottom only: padded columns are those of the first row, padded rows those of the first
         column.
         """
+        columns, rows = self.axes(query_x, query_y, key_x, key_y, padding)
+        values = self.value_proj(value).unflatten(3, (self.num_heads, -1)).permute(0, 3, 1, 2, 4)  # (B, M, H, W, D)
+        dropout = self.dropout if self.training else 0.0
+        return self.output_proj(join_heads(attend(columns, rows, values, dropout)))
+
+    def axes(
+        self,
+        query_x: Float[Tensor, "B Q C"],
+        query_y: Float[Tensor, "B Q C"],
+        key_x: Float[Tensor, "B H W C"],
+        key_y: Float[Tensor, "B H W C"],
+        padding: Bool[Tensor, "B H W"],
+    ) -> tuple[AxisAttention, AxisAttention]:
+        """Projected queries and keys of columns and of rows; the arguments are those of ``forward``."""
         columns = AxisAttention(
             split_heads(self.query_x_proj(query_x), self.num_heads),
             split_heads(self.key_mean(self.key_x_proj(key_x), padding, 1), self.num_heads),
@@ -90,9 +115,7 @@ class RowColumnAttention(nn.Module):
             split_heads(self.key_mean(self.key_y_proj(key_y), padding, 2), self.num_heads),
             ~padding[:, None, None, :, 0],
         )
-        values = self.value_proj(value).unflatten(3, (self.num_heads, -1)).permute(0, 3, 1, 2, 4)  # (B, M, H, W, D)
-        dropout = self.dropout if self.training else 0.0
-        return self.output_proj(join_heads(attend(columns, rows, values, dropout)))
+        return columns, rows
 
 
 def attend(
@@ -110,8 +133,7 @@ def attend(
     lines = F.scaled_dot_product_attention(  # all cells across the longer axis are one value
         first.query, first.key, values.flatten(3), attn_mask=first.mask, dropout_p=dropout
     ).unflatten(3, values.shape[3:])  # (B, M, Q, shorter, D)
-    logits = second.query * second.query.shape[3] ** -0.5 @ second.key.mT
-    weights = logits.masked_fill(~second.mask, -torch.inf).softmax(-1)  # (B, M, Q, shorter)
+    weights = attention_weights(second.query, second.key, second.mask)  # (B, M, Q, shorter)
     # each query has its own values here: one product each, not attention to shared values
     return (F.dropout(weights, dropout)[..., None, :].to(lines.dtype) @ lines).squeeze(3)
 
@@ -135,10 +157,13 @@ class RowColumnSelfAttention(nn.Module):
         self.attention = RowColumnAttention(dim, num_heads, dropout, initialization, key_mean)
 
     def forward(self, memory: Pyramid) -> Float[Tensor, "B S C"]:
+        return self.attention(*self.inputs(memory))
+
+    def inputs(self, memory: Pyramid) -> RowColumnInputs:
         x, y = memory.position.chunk(2, dim=-1)
         with_x, with_y = memory.tokens + x, memory.tokens + y
-        key_x, key_y, value, padding = (as_map(t, memory) for t in (with_x, with_y, memory.tokens, memory.padding))
-        return self.attention(with_x, with_y, key_x, key_y, value, padding)
+        maps = (as_map(t, memory) for t in (with_x, with_y, memory.tokens, memory.padding))
+        return RowColumnInputs(with_x, with_y, *maps)
 
 
 class RowColumnCrossAttention(nn.Module):
@@ -154,9 +179,12 @@ class RowColumnCrossAttention(nn.Module):
         self.attention = RowColumnAttention(dim, num_heads, dropout, initialization, key_mean)
 
     def forward(self, queries: Queries, memory: Pyramid) -> Float[Tensor, "B Q C"]:
+        return self.attention(*self.inputs(queries, memory))
+
+    def inputs(self, queries: Queries, memory: Pyramid) -> RowColumnInputs:
         _, query_x, query_y = queries.position.chunk(3, dim=-1)
         x, y = memory.position.chunk(2, dim=-1)
-        return self.attention(
+        return RowColumnInputs(
             queries.content + query_x,
             queries.content + query_y,
             as_map(memory.tokens + x, memory),

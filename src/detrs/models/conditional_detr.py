@@ -165,13 +165,24 @@ class ConditionalCrossAttention(nn.Module):
         self.output_proj = XAVIER.output(dim, dim)
 
     def forward(self, queries: Queries, spatial: Float[Tensor, "B Q C"], memory: Pyramid) -> Float[Tensor, "B Q C"]:
+        return self.attend(*self.queries_and_keys(queries, spatial, memory), memory)
+
+    def queries_and_keys(
+        self, queries: Queries, spatial: Float[Tensor, "B Q C"], memory: Pyramid
+    ) -> tuple[Float[Tensor, "B M Q _"], Float[Tensor, "B M S _"]]:
+        """Projected queries and keys of each head: contents, then positions (2D channels)."""
         query = self.query_content_proj(queries.content), self.query_spatial_proj(spatial)
         key = self.key_content_proj(memory.tokens), self.key_position_proj(memory.position)
-        return self.attend(query, key, memory)
+        return self.concatenated(*query), self.concatenated(*key)
 
-    def attend(self, query: tuple[Tensor, Tensor], key: tuple[Tensor, Tensor], memory: Pyramid) -> Tensor:
-        """Attention output, given content and position of queries (B, Q, C) and of keys (B, S, C)."""
-        q, k = (torch.cat([split_heads(x, self.num_heads) for x in pair], dim=-1) for pair in (query, key))
+    def concatenated(
+        self, content: Float[Tensor, "B T C"], position: Float[Tensor, "B T C"]
+    ) -> Float[Tensor, "B M T _"]:
+        """Content and position of queries or keys, concatenated within each head."""
+        return torch.cat([split_heads(content, self.num_heads), split_heads(position, self.num_heads)], dim=-1)
+
+    def attend(self, q: Float[Tensor, "B M Q _"], k: Float[Tensor, "B M S _"], memory: Pyramid) -> Tensor:
+        """Attention output (B, Q, C), given projected queries and keys."""
         v = split_heads(self.value_proj(memory.tokens), self.num_heads)
         dropout = self.dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=not_padding(memory), dropout_p=dropout)
@@ -187,11 +198,18 @@ class FirstCrossAttention(nn.Module):
         self.query_position_proj = xavier_linear(dim, dim)
 
     def forward(self, queries: Queries, spatial: Float[Tensor, "B Q C"], memory: Pyramid) -> Float[Tensor, "B Q C"]:
+        return self.conditional.attend(*self.queries_and_keys(queries, spatial, memory), memory)
+
+    def queries_and_keys(
+        self, queries: Queries, spatial: Float[Tensor, "B Q C"], memory: Pyramid
+    ) -> tuple[Float[Tensor, "B M Q _"], Float[Tensor, "B M S _"]]:
+        """As in ``ConditionalCrossAttention``."""
         inner = self.conditional
         content = inner.query_content_proj(queries.content) + self.query_position_proj(queries.position)
         position = inner.key_position_proj(memory.position)
         key = inner.key_content_proj(memory.tokens) + position, position
-        return inner.attend((content, inner.query_spatial_proj(spatial)), key, memory)
+        query = content, inner.query_spatial_proj(spatial)
+        return inner.concatenated(*query), inner.concatenated(*key)
 
 
 def build(config: ConditionalDETRConfig, pretrained: bool = False) -> Detector:

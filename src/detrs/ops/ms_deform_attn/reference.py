@@ -90,9 +90,30 @@ def compute(inputs: Inputs, sample: Sample = by_grid_sample) -> Tensor:
     if padding is not None:
         value = value.masked_fill(padding[..., None, None], 0)
     if reference_points is not None:
-        locations = locate(locations, reference_points, shapes, points)
-        weights = weights.softmax(-1)
+        locations, weights = samples(locations, weights, reference_points, shapes, points)
     return ms_deform_attn(value, shapes, points, locations, weights, sample)
+
+
+def samples(
+    offsets: Tensor,
+    logits: Tensor,
+    reference_points: Tensor,
+    shapes: Sequence[tuple[int, int]],
+    points: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """Locations and weights of the plain form from the inputs of the fused form.
+
+    Args:
+        offsets: (B, Q, M, K, 2), as in ``locate``.
+        logits: (B, Q, M, K).
+        reference_points: (B, Q, L, 2 or 4).
+        shapes: (height, width) of each level.
+        points: Number of points on each level.
+
+    Returns:
+        Sampling locations (B, Q, M, K, 2), relative to each level, and attention weights (B, Q, M, K).
+    """
+    return locate(offsets, reference_points, shapes, points), logits.softmax(-1)
 
 
 def locate(

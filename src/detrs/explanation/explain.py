@@ -1,0 +1,159 @@
+"""``detrs.explain``: images to what a detector computed for them, by the same path as prediction."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from detrs.checkpoints.detector import TrainedDetector
+from detrs.errors import UserError
+from detrs.explanation.builders import BUILDERS
+from detrs.explanation.gradients import gradients
+from detrs.explanation.recording import Call, Selection, recording
+from detrs.explanation.trace import best_queries
+from detrs.explanation.tracing import TRACERS
+from detrs.explanation.views import Explanation
+from detrs.predictor import ImageDetections, Predictor, Source, check_threshold
+
+THRESHOLD = 0.5
+MAX_TOKENS = 400
+
+
+def explain(
+    detector: str | Path | Predictor | TrainedDetector,
+    images: Source | Iterable[Source],
+    *,
+    threshold: float | None = None,
+    device: str = "auto",
+    num_gradients: int = 0,
+    max_tokens: int = MAX_TOKENS,
+    allow_urls: bool = False,
+) -> list[Explanation]:
+    """Explain the detections of each image: attention, sampling points, the path of the boxes, gradients.
+
+    Detections are those that ``Predictor`` returns for each image by itself. The model is left as it was.
+
+    Args:
+        detector: a checkpoint, as for ``Predictor.load``; or a predictor or detector that is loaded already.
+        images: as for ``Predictor``: files, folders, globs, arrays, ....
+        threshold: smallest score of a detection, in [0, 1].
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``; a predictor remains on its own.
+        num_gradients: number of detections, best first, whose gradients are computed: five backward passes for each.
+        max_tokens: views contain at most this many tokens of each level of the encoder, a regular grid, and at most
+            this many queries of the decoder, the best.
+        allow_urls: download ``http://`` and ``https://`` sources.
+
+    Returns:
+        One explanation per image, in the order of the sources.
+
+    Raises:
+        UserError: the checkpoint or an image cannot be used, or an argument is out of range.
+    """
+    found = explain_iter(
+        detector,
+        images,
+        threshold=threshold,
+        device=device,
+        num_gradients=num_gradients,
+        max_tokens=max_tokens,
+        allow_urls=allow_urls,
+    )
+    return list(found)
+
+
+def explain_iter(
+    detector: str | Path | Predictor | TrainedDetector,
+    images: Source | Iterable[Source],
+    *,
+    threshold: float | None = None,
+    device: str = "auto",
+    num_gradients: int = 0,
+    max_tokens: int = MAX_TOKENS,
+    allow_urls: bool = False,
+) -> Iterator[Explanation]:
+    """The same, one by one. Arguments and errors are those of ``explain``."""
+    threshold = THRESHOLD if threshold is None else threshold
+    check_threshold(threshold)
+    if num_gradients < 0:
+        raise UserError(f"num_gradients is {num_gradients}, but must be at least 0.")
+    if max_tokens < 1:
+        raise UserError(f"max_tokens is {max_tokens}, but must be at least 1.")
+    return _explanations(detector, images, threshold, device, num_gradients, max_tokens, allow_urls)
+
+
+def _explanations(
+    detector: str | Path | Predictor | TrainedDetector,
+    images: Source | Iterable[Source],
+    threshold: float,
+    device: str,
+    num_gradients: int,
+    max_tokens: int,
+    allow_urls: bool,
+) -> Iterator[Explanation]:
+    with as_predictor(detector, device) as predictor:
+        model = predictor.detector.module
+        tracer = TRACERS[type(model)]
+        classes = {*BUILDERS, *tracer.classes(model), type(model)}
+        items = predictor.predict_iter(images, threshold=threshold, batch_size=1, allow_urls=allow_urls)
+        while True:
+            with recording(model, classes) as calls:
+                item = next(items, None)
+            if item is None:
+                return
+            yield explanation(predictor, item, calls, threshold, num_gradients, max_tokens)
+
+
+@contextmanager
+def as_predictor(detector: str | Path | Predictor | TrainedDetector, device: str) -> Iterator[Predictor]:
+    """A predictor. A ``TrainedDetector`` is on its own device and in its own mode again afterwards."""
+    if isinstance(detector, Predictor):
+        yield detector
+    elif isinstance(detector, TrainedDetector):
+        module = detector.module
+        modes = [(each, each.training) for each in module.modules()]
+        before = next(module.parameters()).device
+        try:
+            yield Predictor(detector, device)
+        finally:
+            module.to(before)
+            for each, mode in modes:
+                each.training = mode
+    else:
+        yield Predictor.load(detector, device)
+
+
+@torch.no_grad()
+def explanation(
+    predictor: Predictor,
+    item: ImageDetections,
+    calls: list[Call],
+    threshold: float,
+    num_gradients: int,
+    max_tokens: int,
+) -> Explanation:
+    """The explanation of one image from the calls of its forward pass."""
+    detector, (image, detections) = predictor.detector, item
+    model, tracer = detector.module, TRACERS[type(detector.module)]
+    max_detections = detector.experiment.evaluation.max_detections
+    (images, padding) = next(call.arguments for call in calls if call.module is model)
+    trace = tracer.trace(model, calls, max_detections)
+    kept = (trace.scores != 0) & (trace.scores >= threshold)  # as in ``postprocess.detections`` and ``filter``
+    queries = trace.queries[kept].tolist()
+    assert torch.equal(trace.scores[kept], detections.scores) and torch.equal(trace.labels[kept], detections.labels)
+    selection = Selection(best_queries(trace.layers[-1], queries, max_tokens), max_tokens)
+    views = tuple(BUILDERS[type(call.module)](call, selection) for call in calls if type(call.module) in BUILDERS)
+    answers = list(zip(queries, detections.labels.tolist(), strict=True))[:num_gradients]
+    return Explanation(
+        image=image,
+        source=detections.source,
+        detector=type(detector.experiment.model).__name__.removesuffix("Config"),
+        input_size=(images.shape[2], images.shape[3]),
+        classes=detector.classes,
+        threshold=threshold,
+        detections=detections,
+        queries=queries,
+        trace=trace.layers,
+        views=views,
+        gradients=gradients(model, tracer, images, padding, max_detections, answers),
+    )
