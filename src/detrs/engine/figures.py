@@ -61,10 +61,10 @@ def save_predictions(dataset: Dataset, results: list[dict[str, Any]], path: Path
     save_grid(drawn, path)
 
 
-def save_curves(metrics: Path, path: Path) -> None:
+def save_curves(metrics: Path, path: Path, steps_per_epoch: int) -> None:
     """Plots the curves in ``metrics.jsonl`` into a PNG file."""
     with atomic_write(path) as temporary:
-        results_figure(metrics, temporary)
+        results_figure(metrics, temporary, steps_per_epoch=steps_per_epoch)
 
 
 def scaled_down(image: Tensor, boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:

@@ -215,11 +215,11 @@ class Trainer:
             if is_best:
                 shown = DEFAULT_THRESHOLD if threshold is None else threshold
                 save_predictions(self.val_set, scores.results, folder.predictions, shown)
-            save_curves(folder.metrics, folder.results)
+            save_curves(folder.metrics, folder.results, self.clock.steps_per_epoch)
         return is_best
 
     def write_best(self) -> None:
         """Without validation: save the current weights, or their average, as ``best``, and draw the curves."""
         save_detector(self.folder.best, self.snapshot())
         if self.folder.metrics.exists():
-            save_curves(self.folder.metrics, self.folder.results)
+            save_curves(self.folder.metrics, self.folder.results, self.clock.steps_per_epoch)

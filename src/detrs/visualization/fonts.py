@@ -1,0 +1,124 @@
+"""Fonts for names in any script.
+
+DejaVu Sans, which is part of matplotlib, has Latin, Greek, Cyrillic and Arabic, but no Chinese, Japanese or Korean. For
+other characters, the font of ``pip install 'detrs[fonts]'`` (Noto Sans CJK) or else an installed font of the system is
+used. Without one, a name is replaced and a warning is logged once: empty rectangles would be unreadable.
+"""
+
+import functools
+import importlib.util
+import logging
+import unicodedata
+from pathlib import Path
+
+import matplotlib
+from matplotlib import font_manager
+from matplotlib.ft2font import FT2Font
+from PIL import ImageFont
+
+logger = logging.getLogger("detrs")
+
+DEFAULT = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+PACKAGE, PACKAGE_FILE = "noto_cjk_sans_otc", "NotoSansCJK-Regular.ttc"
+"""The package of ``detrs[fonts]``, and its font."""
+UNUSUAL = ("bold", "black", "light", "thin", "medium", "italic", "oblique", "mono", "serif", "condensed", "narrow")
+"""Parts of file names of fonts that are used only if there is no regular one."""
+
+
+@functools.lru_cache(maxsize=32)
+def font(text: str, size: int) -> ImageFont.FreeTypeFont:
+    """The font for ``text``, ``size`` pixels high."""
+    return sized(file_for(text), size)
+
+
+@functools.lru_cache(maxsize=16)
+def sized(path: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, size)
+
+
+@functools.lru_cache(maxsize=4096)
+def legible(text: str, replacement: str | None = None) -> str:
+    """``text`` as one line of characters that a font has.
+
+    Args:
+        text: A name from a dataset or of a file.
+        replacement: Returned if no font has all characters of ``text``; ``None``: each missing one is written as its
+            code, such as ``U+8840``.
+    """
+    text = " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in text).split())
+    if not (missing := missing_characters(file_for(text), text)):
+        return text
+    warn_of_missing_font("".join(missing))
+    if replacement is not None:
+        return replacement
+    return "".join(f"U+{ord(c):04X} " if c in missing else c for c in text).strip()
+
+
+@functools.lru_cache(maxsize=1)
+def _warned() -> list[str]:
+    """What was warned of; empty before."""
+    return []
+
+
+def warn_of_missing_font(characters: str) -> None:
+    """Log once how to get a font."""
+    if not _warned():
+        _warned().append(characters)
+        logger.warning(
+            "No installed font has the characters %s, so names with them are replaced in images. Install a font: "
+            "pip install 'detrs[fonts]' (Noto Sans CJK: Chinese, Japanese, Korean), or any font of the system.",
+            characters[:20],
+        )
+
+
+@functools.lru_cache(maxsize=4096)
+def file_for(text: str) -> str:
+    """The font file that has the most characters of ``text``: the default one if it has all."""
+    if not (missing := missing_characters(DEFAULT, text)):
+        return DEFAULT
+    best, fewest = DEFAULT, len(missing)
+    for path in other_files():
+        number = len(missing_characters(path, text))
+        if number < fewest:
+            best, fewest = path, number
+        if not number:
+            break
+    return best
+
+
+def plot_families(text: str) -> list[str]:
+    """Names of the font families for ``text`` in a figure of matplotlib, which takes each character from the first
+    that has it."""
+    families = ["DejaVu Sans"]
+    path = file_for("".join(missing_characters(DEFAULT, text)))
+    if path != DEFAULT:
+        font_manager.fontManager.addfont(path)
+        families.append(font_manager.FontProperties(fname=path).get_name())
+    return families
+
+
+def missing_characters(path: str, text: str) -> list[str]:
+    """The characters that a font file does not have, each once, without spaces and control characters."""
+    has = characters_of(path)
+    return [c for c in dict.fromkeys(text) if ord(c) not in has and unicodedata.category(c)[0] not in "CZ"]
+
+
+@functools.lru_cache(maxsize=64)
+def characters_of(path: str) -> frozenset[int]:
+    """Code points of a font file; empty if it cannot be read, or has images instead of outlines."""
+    try:
+        file = FT2Font(path)
+        return frozenset(file.get_charmap()) if file.scalable else frozenset()
+    except (OSError, RuntimeError, ValueError):
+        return frozenset()
+
+
+@functools.lru_cache(maxsize=1)
+def other_files() -> tuple[str, ...]:
+    """Font files beside the default one: that of the package, then those of the system, regular ones first."""
+    spec = importlib.util.find_spec(PACKAGE)
+    packaged = [str(Path(folder, PACKAGE_FILE)) for folder in (spec and spec.submodule_search_locations) or []]
+    system = sorted(
+        font_manager.findSystemFonts(), key=lambda path: (any(p in Path(path).name.lower() for p in UNUSUAL), path)
+    )
+    return (*packaged, *system)
