@@ -6,7 +6,7 @@ import torch
 
 from detrs.boxes import cxcywh_to_xyxy
 from detrs.classification import Classification
-from detrs.structures import Boxes, Classes, Detections, Prediction
+from detrs.structures import Boxes, Classes, Detections, LayerBoxes, Prediction
 
 
 def best_boxes(prediction: Prediction, classification: Classification, max_detections: int) -> Boxes:
@@ -17,9 +17,14 @@ def best_boxes(prediction: Prediction, classification: Classification, max_detec
         classification: the meaning of its logits; with ``Focal`` a query can appear with several classes.
         max_detections: N.
     """
+    return best_of_layer(prediction, classification, max_detections).boxes
+
+
+def best_of_layer(prediction: Prediction, classification: Classification, max_detections: int) -> LayerBoxes:
+    """``best_boxes`` of any decoder layer, with the query of each."""
     best = classification.best(prediction.logits, max_detections)
     boxes = prediction.boxes.float().gather(1, best.queries[..., None].expand(-1, -1, 4))  # (B, N, 4)
-    return Boxes(boxes, best.scores, best.labels)
+    return LayerBoxes(Boxes(boxes, best.scores, best.labels), best.queries, prediction.logits.shape[1])
 
 
 def detections(

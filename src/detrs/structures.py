@@ -154,6 +154,15 @@ class Boxes(NamedTuple):
     """Contiguous class index, 0 .. K-1 (int64)."""
 
 
+class LayerBoxes(NamedTuple):
+    """The detections of one decoder layer, as ``detect`` would return them if it were the last."""
+
+    boxes: Boxes
+    queries: Int[Tensor, "B N"] | None
+    """The query of each detection; ``None`` for models without queries."""
+    num_queries: int | None
+
+
 class Losses(NamedTuple):
     """The training loss of a batch."""
 

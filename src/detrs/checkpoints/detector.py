@@ -4,10 +4,10 @@ import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from detrs import config, models, schema
 from detrs.checkpoints import format
@@ -19,11 +19,20 @@ from detrs.errors import UserError
 from detrs.models.detector import Model
 from detrs.postprocess import detections
 from detrs.schema import from_dict, to_dict
-from detrs.structures import Batch, Classes, Detections
+from detrs.structures import Batch, Boxes, Classes, Detections
 
 DEFAULT_THRESHOLD = 0.5
 """Smallest score of a prediction of detectors without a threshold of their own: published weights, and those trained
 without validation."""
+
+
+class LayerDetections(NamedTuple):
+    """The detections of one decoder layer in a batch."""
+
+    detections: list[Detections]
+    queries: list[Tensor] | None
+    """For each image (N,) the query of each detection; ``None`` for models without queries."""
+    num_queries: int | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,12 +69,31 @@ class TrainedDetector:
             image_sizes: (height, width) in pixels of each original image.
             sources: path or URL of each image.
         """
-        batch = self.preprocessing.normalize(batch)
-        evaluation = self.experiment.evaluation
+        batch, limit = self.preprocessing.normalize(batch), self.experiment.evaluation.max_detections
         with memory_errors(batch.images, "Lower --batch-size or the image size"):
-            boxes = self.module.detect(batch.images, batch.padding, evaluation.max_detections)
+            boxes = self.module.detect(batch.images, batch.padding, limit)
+        return self._detections(boxes, image_sizes, sources)
+
+    @torch.no_grad()
+    def detect_layers(self, batch: Batch, image_sizes: Sequence[tuple[int, int]]) -> list[LayerDetections]:
+        """The detections of each decoder layer; those of the last are ``detect``'s. Arguments as in ``detect``."""
+        batch, limit = self.preprocessing.normalize(batch), self.experiment.evaluation.max_detections
+        with memory_errors(batch.images, "Lower --batch-size or the image size"):
+            layers = self.module.detect_layers(batch.images, batch.padding, limit)
+        found = []
+        for layer in layers:
+            queries = None
+            if layer.queries is not None:  # without the padding, as in ``detections``
+                is_real = layer.boxes.scores != 0
+                queries = [own[real].cpu() for own, real in zip(layer.queries, is_real, strict=True)]
+            found.append(LayerDetections(self._detections(layer.boxes, image_sizes), queries, layer.num_queries))
+        return found
+
+    def _detections(
+        self, boxes: Boxes, image_sizes: Sequence[tuple[int, int]], sources: Sequence[str | None] | None = None
+    ) -> list[Detections]:
         found = detections(boxes, image_sizes, self.classes, sources)
-        return [each.clipped() for each in found] if evaluation.clip else found
+        return [each.clipped() for each in found] if self.experiment.evaluation.clip else found
 
 
 def preprocessing_of(experiment: Experiment) -> Preprocessing:

@@ -42,8 +42,10 @@ class EvaluateArguments:
     """Number of data loading processes; 0 loads in the main process."""
     results: Path | None = None
     """Write the detections to this file, in the COCO results format."""
+    report: Path | None = None
+    """Write a report to this folder, new or with an earlier report: report.html, figures as PNG, report.json."""
     json: Flag = False
-    """Print one JSON object to stdout; the table goes to stderr."""
+    """Print one JSON object to stdout; the table goes to stderr. With --report, including its numbers."""
 
 
 def run(argv: list[str]) -> None:
@@ -54,6 +56,11 @@ def run(argv: list[str]) -> None:
     check_data(arguments.data)
     from detrs.engine.evaluate import evaluate_checkpoint
     from detrs.engine.runtime import is_main_process
+
+    if arguments.report:
+        from detrs.engine.report import check_report_folder
+
+        check_report_folder(arguments.report)
 
     with counting("evaluating") as on_images:
         scores = evaluate_checkpoint(
@@ -67,18 +74,25 @@ def run(argv: list[str]) -> None:
             clip=arguments.clip,
             device=arguments.device,
             workers=arguments.workers,
+            diagnose=arguments.report is not None,
             on_images=on_images,
         )
     if not is_main_process():
         return
-    console(as_json=arguments.json).print(scores.report.table())
+    screen = console(as_json=arguments.json)
+    screen.print(scores.report.table())
     if arguments.results:
         try:
             arguments.results.write_text(json.dumps(scores.results))
         except OSError as error:
             raise UserError(f"Cannot write --results '{arguments.results}': {error.strerror}.") from error
+    values = {"checkpoint": arguments.checkpoint, **scores.report.to_json()}
+    if arguments.report:
+        path = scores.write_report(arguments.report)
+        screen.print(f"Report: {path}", soft_wrap=True)
+        values |= {"report": str(path), "diagnosis": scores.diagnosis.to_json()}
     if arguments.json:
-        print_json({"checkpoint": arguments.checkpoint, **scores.report.to_json()})
+        print_json(values)
 
 
 def check_writable(path: Path) -> None:

@@ -3,13 +3,16 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+import torch
 
 from detrs import config
 from detrs.checkpoints.classes import match
-from detrs.checkpoints.detector import TrainedDetector
+from detrs.checkpoints.detector import LayerDetections, TrainedDetector
 from detrs.checkpoints.format import abbreviated
 from detrs.checkpoints.sources import open_detector
 from detrs.config import Experiment, RuntimeConfig
@@ -21,20 +24,71 @@ from detrs.data.sample import Dataset
 from detrs.data.splits import NO_SPLIT
 from detrs.engine.runtime import Runtime
 from detrs.errors import UserError
+from detrs.evaluation import diagnosis as diagnoses
+from detrs.evaluation import matching as matches
 from detrs.evaluation.coco import CocoReport, coco_report
-from detrs.structures import Classes
+from detrs.evaluation.diagnosis import Diagnosis
+from detrs.evaluation.layers import ImageLayers
+from detrs.evaluation.matching import Matching
+from detrs.structures import Classes, Target
 
 logger = logging.getLogger("detrs")
 
 Results = list[dict[str, Any]]
 
 
-class Scores(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Scores:
     """An evaluation: the scores, and the detections that were scored."""
 
     report: CocoReport
-    results: Results
+    results: Results = field(repr=False)
     """COCO results in the order of the images, best first within an image; ids are the dataset's own."""
+    dataset: Dataset | None = field(default=None, repr=False)
+    """The images and the ground truth."""
+    detector: TrainedDetector | None = field(default=None, repr=False)
+    """With the settings of this evaluation."""
+    layers: Sequence[ImageLayers] = field(default=(), repr=False)
+    """The detections of each decoder layer; empty without ``diagnose=True``."""
+
+    @cached_property
+    def matching(self) -> Matching:
+        """The detections and objects that match."""
+        assert self.dataset is not None
+        return matches.matching(checked_ground_truth(self.dataset), self.results)
+
+    @cached_property
+    def diagnosis(self) -> Diagnosis:
+        """Where the detector fails: the numbers of ``write_report``, computed on first use.
+
+        Numbers at a threshold refer to that of the checkpoint, which predictions use by default; if it has none, to the
+        best F1 of this evaluation. AP of each layer and use of queries need ``diagnose=True``.
+        """
+        assert self.dataset is not None and self.detector is not None
+        return diagnoses.diagnose(
+            checked_ground_truth(self.dataset),
+            self.results,
+            matched=self.matching,
+            threshold=self.detector.threshold,
+            max_detections=self.detector.experiment.evaluation.max_detections,
+            layers=self.layers,
+        )
+
+    def write_report(self, folder: Path | str) -> Path:
+        """Write the diagnosis as a page, figures and JSON.
+
+        Args:
+            folder: new, or with an earlier report, whose files are replaced.
+
+        Returns:
+            The page, ``report.html``.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        from detrs.engine.report import write_report  # draws: not needed for scores
+
+        return write_report(self, Path(folder))
 
 
 def evaluate(
@@ -43,6 +97,7 @@ def evaluate(
     runtime: Runtime,
     *,
     workers: int = 0,
+    diagnose: bool = False,
     on_images: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Score ``detector``, in float32; every process calls this and gets the same scores.
@@ -56,6 +111,7 @@ def evaluate(
             are not scored.
         runtime: device and processes.
         workers: loader processes.
+        diagnose: keep the detections of each decoder layer, for ``Scores.diagnosis``.
         on_images: called after each batch with the number of images done, and of all images.
 
     Raises:
@@ -65,6 +121,7 @@ def evaluate(
     classes, is_scored = scored_classes(detector.classes.names, dataset.classes)
     detector = replace(detector, classes=classes)
     own: Results = []
+    own_layers: list[ImageLayers] = []
     was_training, done = module.training, 0
     module.eval()
     try:
@@ -78,7 +135,12 @@ def evaluate(
             world_size=runtime.world_size,
         ):
             sizes = [target.original_size for target in batch.targets]
-            found = detector.detect(batch.to(runtime.device), sizes)
+            if diagnose:
+                layers = detector.detect_layers(batch.to(runtime.device), sizes)
+                own_layers += image_layers(layers, batch.targets, is_scored)
+                found = layers[-1].detections
+            else:
+                found = detector.detect(batch.to(runtime.device), sizes)
             for target, of_image in zip(batch.targets, found, strict=True):
                 labels = of_image.labels.tolist()
                 scored = zip(of_image.to_coco(target.image_id), labels, strict=True)
@@ -90,12 +152,34 @@ def evaluate(
         module.train(was_training)
     position = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
     results = sorted(runtime.gather(own), key=lambda result: position[result["image_id"]])
+    all_layers = sorted(runtime.gather(own_layers), key=lambda each: position[each.image_id]) if diagnose else ()
     limit = experiment.evaluation.max_detections
     report = coco_report(checked_ground_truth(dataset), results, max_detections=limit) if runtime.is_main else None
     shared = runtime.from_main(report)
     assert shared is not None
     num_skipped = getattr(dataset, "num_skipped", 0)  # not a member of the protocol: datasets in Python skip nothing
-    return Scores(replace(shared, num_skipped=num_skipped), results)
+    return Scores(replace(shared, num_skipped=num_skipped), results, dataset, detector, all_layers)
+
+
+def image_layers(
+    layers: Sequence[LayerDetections], targets: Sequence[Target], is_scored: Sequence[bool]
+) -> list[ImageLayers]:
+    """The detections of each layer by image, as arrays; of scored classes."""
+    scored, found = torch.tensor(is_scored, dtype=torch.bool), []
+    for index, target in enumerate(targets):
+        arrays, keep = [], torch.zeros(0, dtype=torch.bool)
+        for layer in layers:
+            each = layer.detections[index]
+            keep = scored[each.labels]
+            boxes = each.boxes_xyxy[keep].double()
+            ids = torch.tensor(each.classes.category_ids)[each.labels[keep]]
+            sizes = boxes[:, 2:] - boxes[:, :2]
+            columns = [boxes[:, :2], sizes, each.scores[keep, None].double(), ids[:, None].double()]
+            arrays.append(torch.cat(columns, 1).numpy())
+        queries = layers[-1].queries
+        own = None if queries is None else queries[index][keep].numpy()
+        found.append(ImageLayers(target.image_id, tuple(arrays), own, layers[-1].num_queries))
+    return found
 
 
 def evaluate_checkpoint(
@@ -110,6 +194,7 @@ def evaluate_checkpoint(
     clip: bool | None = None,
     device: str = "auto",
     workers: int = 0,
+    diagnose: bool = False,
     on_images: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Score the detector of a checkpoint; by default with the settings of its training.
@@ -126,6 +211,8 @@ def evaluate_checkpoint(
         clip: clip boxes to the image; by default as in training.
         device: ``auto``, ``cpu``, ``cuda``, ...
         workers: loader processes.
+        diagnose: keep the detections of each decoder layer, so that ``diagnosis`` and ``write_report`` of the result
+            also have the AP of each layer and the use of queries.
         on_images: called after each batch with the number of images done, and of all images.
 
     Raises:
@@ -173,7 +260,7 @@ def evaluate_checkpoint(
         experiment=experiment,
         preprocessing=replace(detector.preprocessing, resize_to=experiment.data.resize_to),
     )
-    return evaluate(detector, dataset, runtime, workers=workers, on_images=on_images)
+    return evaluate(detector, dataset, runtime, workers=workers, diagnose=diagnose, on_images=on_images)
 
 
 def open_validation(experiment: Experiment, *, is_given: bool, is_exact: bool) -> Dataset:

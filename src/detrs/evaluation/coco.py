@@ -12,7 +12,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import hotcoco
 import numpy as np
@@ -108,51 +108,69 @@ def coco_report(
         UserError: A box or score is not finite or a size is negative (a diverged model), an image or category id is
             unknown, or an annotation id is not unique.
     """
-    if max_detections < 1:
-        raise UserError(f"max_detections must be at least 1, got {max_detections}.")
     images = numbering(image["id"] for image in ground_truth["images"])
     categories = numbering(category["id"] for category in ground_truth["categories"])
-    annotations = ground_truth["annotations"]
-    is_crowd = np.array([bool(annotation.get("iscrowd", 0)) for annotation in annotations], dtype=bool)  # (N,)
-
-    truth = _ground_truth(annotations, is_crowd, images, categories)
-    evaluator = hotcoco.COCOeval(truth, truth.load_res(_rows(results, images, categories)), "bbox")
-    evaluator.params.max_dets = [min(1, max_detections), min(10, max_detections), max_detections]
-    evaluator.evaluate()
-    evaluator.accumulate()
-    assert evaluator.eval is not None
-    precision = evaluator.eval["precision"]  # (10 IoU thresholds, 101 recalls, K, 4 sizes, 3 limits); -1: undefined
-    recall = evaluator.eval["recall"]  # (10, K, 4, 3)
+    truth = validated_truth(ground_truth, images, categories)
+    _, precision, recall = accumulated(truth, result_rows(results, images, categories), max_detections)
 
     names = class_names(ground_truth["categories"])
-    objects = Counter(a["category_id"] for a, crowd in zip(annotations, is_crowd, strict=True) if not crowd)
+    annotations = ground_truth["annotations"]
+    objects = Counter(a["category_id"] for a in annotations if not a.get("iscrowd", 0))
     return CocoReport(
-        ap=_mean(precision[:, :, :, ALL, -1]),
-        ap50=_mean(precision[0, :, :, ALL, -1]),
-        ap75=_mean(precision[5, :, :, ALL, -1]),
-        ap_small=_mean(precision[:, :, :, SMALL, -1]),
-        ap_medium=_mean(precision[:, :, :, MEDIUM, -1]),
-        ap_large=_mean(precision[:, :, :, LARGE, -1]),
-        ar1=_mean(recall[:, :, ALL, 0]),
-        ar10=_mean(recall[:, :, ALL, 1]),
-        ar100=_mean(recall[:, :, ALL, 2]),
-        ar_small=_mean(recall[:, :, SMALL, -1]),
-        ar_medium=_mean(recall[:, :, MEDIUM, -1]),
-        ar_large=_mean(recall[:, :, LARGE, -1]),
+        ap=mean(precision[:, :, :, ALL, -1]),
+        ap50=mean(precision[0, :, :, ALL, -1]),
+        ap75=mean(precision[5, :, :, ALL, -1]),
+        ap_small=mean(precision[:, :, :, SMALL, -1]),
+        ap_medium=mean(precision[:, :, :, MEDIUM, -1]),
+        ap_large=mean(precision[:, :, :, LARGE, -1]),
+        ar1=mean(recall[:, :, ALL, 0]),
+        ar10=mean(recall[:, :, ALL, 1]),
+        ar100=mean(recall[:, :, ALL, 2]),
+        ar_small=mean(recall[:, :, SMALL, -1]),
+        ar_medium=mean(recall[:, :, MEDIUM, -1]),
+        ar_large=mean(recall[:, :, LARGE, -1]),
         per_class={
             names[category_id]: {
-                "ap": _mean(precision[:, :, k, ALL, -1]),
-                "ap50": _mean(precision[0, :, k, ALL, -1]),
-                "ar": _mean(recall[:, k, ALL, -1]),
+                "ap": mean(precision[:, :, k, ALL, -1]),
+                "ap50": mean(precision[0, :, k, ALL, -1]),
+                "ar": mean(recall[:, k, ALL, -1]),
                 "num_objects": objects[category_id],
             }
             for k, category_id in enumerate(categories)
         },
         num_images=len(images),
         num_objects=objects.total(),
-        num_crowd=int(is_crowd.sum()),
+        num_crowd=len(annotations) - objects.total(),
         num_detections=len(results),
     )
+
+
+class Accumulated(NamedTuple):
+    """The evaluator after its computations."""
+
+    evaluator: hotcoco.COCOeval
+    precision: np.ndarray
+    """(10 IoU thresholds, 101 recalls, K, 4 sizes, 3 limits); -1: undefined"""
+    recall: np.ndarray
+    """(10, K, 4, 3)"""
+
+
+def accumulated(truth: hotcoco.COCO, rows: np.ndarray, max_detections: int) -> Accumulated:
+    """Evaluate detections.
+
+    Args:
+        truth: with ids that are numbers from 1.
+        rows: (N, 7) image, x, y, w, h, score, category.
+        max_detections: see ``coco_report``.
+    """
+    if max_detections < 1:
+        raise UserError(f"max_detections must be at least 1, got {max_detections}.")
+    evaluator = hotcoco.COCOeval(truth, truth.load_res(rows), "bbox")
+    evaluator.params.max_dets = [min(1, max_detections), min(10, max_detections), max_detections]
+    evaluator.evaluate()
+    evaluator.accumulate()
+    assert evaluator.eval is not None
+    return Accumulated(evaluator, evaluator.eval["precision"], evaluator.eval["recall"])
 
 
 def numbering(ids: Iterable[Id]) -> dict[Id, int]:
@@ -167,10 +185,10 @@ def class_names(categories: list[dict[str, Any]]) -> dict[Id, str]:
     return {id: name if count[name] == 1 else f"{name} ({id})" for id, name in names.items()}
 
 
-def _ground_truth(
-    annotations: list[dict[str, Any]], is_crowd: np.ndarray, images: dict[Id, int], categories: dict[Id, int]
-) -> hotcoco.COCO:
+def validated_truth(ground_truth: dict[str, Any], images: dict[Id, int], categories: dict[Id, int]) -> hotcoco.COCO:
     """The annotations with all ids renumbered from 1 (the evaluator treats annotation id 0 as unmatched)."""
+    annotations = ground_truth["annotations"]
+    is_crowd = np.array([bool(annotation.get("iscrowd", 0)) for annotation in annotations], dtype=bool)  # (N,)
     repeated = [id for id, count in Counter(a["id"] for a in annotations if "id" in a).items() if count > 1]
     if repeated:
         raise UserError(f"The annotation id {repeated[0]!r} is not unique. Annotation ids must be unique.")
@@ -191,7 +209,7 @@ def _ground_truth(
     )
 
 
-def _rows(results: Sequence[dict[str, Any]], images: dict[Id, int], categories: dict[Id, int]) -> np.ndarray:
+def result_rows(results: Sequence[dict[str, Any]], images: dict[Id, int], categories: dict[Id, int]) -> np.ndarray:
     """Validates and renumbers the detections: (N, 7) with image, x, y, w, h, score, category."""
 
     def name(index: int) -> str:
@@ -234,7 +252,7 @@ def _check_ids(
                 raise UserError(f"{name(index)} has the {kind} id {id!r}, which is not in the ground truth.")
 
 
-def _mean(values: np.ndarray) -> float | None:
+def mean(values: np.ndarray) -> float | None:
     """Mean of the defined values, or ``None``; the evaluator marks undefined values with -1."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else None

@@ -71,10 +71,15 @@ class Matching:
     pairs: Pairs
     match: np.ndarray
     """(N,) the object that a detection finds; -1: none."""
-    ignored: np.ndarray
-    """(N,) bool: in a crowd region."""
+    in_crowd: np.ndarray
+    """(N,) bool: overlaps a crowd region of its class."""
     finder: np.ndarray
     """(M,) the detection that finds an object; -1: none. Crowd regions are never found."""
+
+    @property
+    def ignored(self) -> np.ndarray:
+        """(N,) In a crowd region, and without an object: neither right nor wrong."""
+        return self.in_crowd & ~self.is_right
 
     @property
     def is_right(self) -> np.ndarray:
@@ -107,10 +112,16 @@ def matching(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) ->
     order = np.lexsort((-scores, image))  # stable
     found = Found(image[order], label[order], boxes[order], scores[order])
     pairs = overlapping(found, objects, len(images))
-    match, ignored = greedy(found, objects, pairs)
+    near = pairs.iou >= MATCH_IOU
+    same = near & (found.label[pairs.found] == objects.label[pairs.object])
+    crowd = objects.is_crowd[pairs.object]
+    match = greedy(Pairs(*(column[same & ~crowd] for column in pairs)), len(scores))
+    in_crowd = np.zeros(len(scores), dtype=bool)
+    in_crowd[pairs.found[same & crowd]] = True
     finder = np.full(len(objects.image), -1)
     finder[match[match >= 0]] = np.flatnonzero(match >= 0)
-    return Matching(tuple(images), tuple(names[id] for id in categories), objects, found, pairs, match, ignored, finder)
+    of_classes = tuple(names[id] for id in categories)
+    return Matching(tuple(images), of_classes, objects, found, pairs, match, in_crowd, finder)
 
 
 def _columns(
@@ -159,19 +170,14 @@ def box_iou(boxes: np.ndarray, others: np.ndarray, is_crowd: np.ndarray) -> np.n
     return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
 
 
-def greedy(found: Found, objects: Objects, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-    """The object of each detection (-1: none), and whether it is ignored."""
-    match = np.full(len(found.scores), -1)
-    ignored = np.zeros(len(found.scores), dtype=bool)
-    same = (found.label[pairs.found] == objects.label[pairs.object]) & (pairs.iou >= MATCH_IOU)
-    index, other, iou = (column[same] for column in pairs)
-    crowd = objects.is_crowd[other]
-    # By detection, best object first; of equal IoU the later one, as pycocotools.
-    order = np.lexsort((-other[~crowd], -iou[~crowd], index[~crowd]))
+def greedy(pairs: Pairs, num_found: int) -> np.ndarray:
+    """The object of each detection (-1: none): each takes its best free object, in the order of the detections."""
+    match = np.full(num_found, -1)
+    # Of equal IoU the later object, as pycocotools.
+    order = np.lexsort((-pairs.object, -pairs.iou, pairs.found))
     taken: set[int] = set()
-    for detection, candidate in zip(index[~crowd][order].tolist(), other[~crowd][order].tolist(), strict=True):
-        if match[detection] < 0 and candidate not in taken:
-            match[detection] = candidate
+    for found, candidate in zip(pairs.found[order].tolist(), pairs.object[order].tolist(), strict=True):
+        if match[found] < 0 and candidate not in taken:
+            match[found] = candidate
             taken.add(candidate)
-    ignored[index[crowd]] = True
-    return match, ignored & (match < 0)
+    return match

@@ -11,14 +11,15 @@ from detrs.criterion.objective import Objective, SetObjective
 from detrs.criterion.set_criterion import CriterionConfig
 from detrs.layers.decoder import Decoder
 from detrs.layers.encoder import Encoder
-from detrs.postprocess import best_boxes
-from detrs.structures import Boxes, Predictions
+from detrs.postprocess import best_boxes, best_of_layer
+from detrs.structures import Boxes, LayerBoxes, Predictions
 
 
 class Model(nn.Module, ABC):
     """The interface between a model and the rest of the library: an objective to train and a function to detect.
 
-    Training, evaluation, prediction and export use nothing else of a model.
+    Training, evaluation, prediction and export use nothing else of a model; the report of an evaluation also
+    ``detect_layers``.
     """
 
     @abstractmethod
@@ -36,6 +37,15 @@ class Model(nn.Module, ABC):
             padding: (B, H, W), True where padded.
             max_detections: largest number of detections per image.
         """
+
+    def detect_layers(
+        self, images: Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"], max_detections: int = 100
+    ) -> tuple[LayerBoxes, ...]:
+        """The detections of each decoder layer; those of the last are ``detect``'s. Arguments as in ``detect``.
+
+        Models without decoder layers and queries have one.
+        """
+        return (LayerBoxes(self.detect(images, padding, max_detections), None, None),)
 
 
 class Detector(Model):
@@ -84,3 +94,9 @@ class Detector(Model):
         self, images: Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"], max_detections: int = 100
     ) -> Boxes:
         return best_boxes(self(images, padding).last, self.classification, max_detections)
+
+    def detect_layers(
+        self, images: Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"], max_detections: int = 100
+    ) -> tuple[LayerBoxes, ...]:
+        layers = self(images, padding).layers
+        return tuple(best_of_layer(layer, self.classification, max_detections) for layer in layers)

@@ -1,6 +1,5 @@
 """The page of ``detrs check``: one HTML file with all facts about a dataset, without scripts and external files."""
 
-import html
 from collections.abc import Sequence
 
 import matplotlib
@@ -10,6 +9,7 @@ from PIL import Image
 from detrs.data.advice import Advice, Plan, scales, training_split
 from detrs.data.doctor import DatasetFacts, SplitFacts
 from detrs.data.findings import Finding
+from detrs.visualization.page import document, text, tiles
 from detrs.visualization.suspects import data_uri, suspects
 from detrs.visualization.svg import bars, histogram, scatter
 
@@ -17,47 +17,6 @@ HEAT = 48
 """Cells of the heat map along each side."""
 MAX_CLASSES = 60
 """Classes in the chart, the most frequent first."""
-STYLE = """
-:root { color-scheme: light dark; --back: #ffffff; --card: #f6f7f9; --text: #1c2024; --soft: #616a75; --line: #dfe3e8;
-  --s0: #0072b2; --s1: #e69f00; --s2: #009e73; --s3: #cc79a7; --bad: #b3261e; --mark: #d55e00; }
-@media (prefers-color-scheme: dark) { :root { --back: #16191d; --card: #20242a; --text: #e8eaed; --soft: #9aa4b0;
-  --line: #343a42; --s0: #56b4e9; --s1: #e69f00; --s2: #2fc796; --s3: #de9cc2; --bad: #ff8a80; --mark: #ff9b54; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 32px 24px 64px; max-width: 1180px; background: var(--back); color: var(--text);
-  font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 26px; margin: 0 0 4px; overflow-wrap: anywhere; } h2 { font-size: 19px; margin: 40px 0 12px; }
-h3 { font-size: 15px; margin: 0 0 8px; color: var(--soft); font-weight: 600; }
-p.sub { margin: 0; color: var(--soft); }
-.tiles { display: flex; flex-wrap: wrap; gap: 12px; margin-top: 20px; }
-.tile { background: var(--card); border-radius: 8px; padding: 12px 18px; min-width: 120px; }
-.tile b { display: block; font-size: 22px; } .tile span { color: var(--soft); font-size: 13px; }
-.bad b { color: var(--bad); }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(340px, 100%), 1fr)); gap: 16px; }
-.card { background: var(--card); border-radius: 8px; padding: 16px; min-width: 0; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
-.scroll { overflow-x: auto; }
-ul { margin: 0; padding: 0; list-style: none; } li { padding: 8px 12px; margin-bottom: 8px; background: var(--card);
-  border-left: 4px solid var(--s0); border-radius: 4px; overflow-wrap: anywhere; }
-li.error { border-color: var(--bad); } li.note { border-color: var(--s1); } li b { margin-right: 6px; }
-li small { color: var(--soft); }
-svg { max-width: 100%; height: auto; display: block; }
-svg text { fill: var(--text); font: 12.5px system-ui, sans-serif; }
-svg text.small { fill: var(--soft); font-size: 11px; } svg text.mark { fill: var(--mark); }
-.s0 { fill: var(--s0); } .s1 { fill: var(--s1); } .s2 { fill: var(--s2); } .s3 { fill: var(--s3); }
-.soft { fill-opacity: .45; } .axis { stroke: var(--line); } line.mark { stroke: var(--mark); stroke-dasharray: 4 3; }
-.legend { color: var(--soft); font-size: 13px; } .legend i { display: inline-block; width: 10px; height: 10px;
-  border-radius: 2px; margin: 0 5px 0 12px; }
-.legend i.s0 { background: var(--s0); } .legend i.s1 { background: var(--s1); }
-.legend i.s2 { background: var(--s2); } .legend i.s3 { background: var(--s3); }
-.heat { width: 100%; max-width: 340px; image-rendering: pixelated; border-radius: 4px; display: block; }
-.images { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(320px, 100%), 1fr)); gap: 16px;
-  align-items: end; }
-figure { margin: 0; } figure img { width: 100%; max-height: 360px; object-fit: contain; border-radius: 6px;
-  background: var(--card); display: block; }
-figcaption { font-size: 12px; color: var(--soft); overflow-wrap: anywhere; margin-top: 4px; }
-"""
 
 
 def page(facts: DatasetFacts, advice: Sequence[Advice], plan: Plan) -> str:
@@ -67,19 +26,13 @@ def page(facts: DatasetFacts, advice: Sequence[Advice], plan: Plan) -> str:
     if len(train.objects):
         sections += [_charts(train, plan)]
     sections += [_images(facts)]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_text(facts.root.name)}: detrs check</title>\n<style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join(sections)
-        + "\n</body>\n</html>\n"
-    )
+    return document(f"{facts.root.name}: detrs check", sections)
 
 
 def _summary(facts: DatasetFacts, plan: Plan) -> str:
     images, objects = (sum(map(len, each)) for each in zip(*((s.images, s.objects) for s in facts.splits), strict=True))
     classes = max(len(split.classes) for split in facts.splits)
-    tiles = {
+    numbers = {
         "images": f"{images:,}",
         "objects": f"{objects:,}",
         "classes": f"{classes:,}",
@@ -88,14 +41,10 @@ def _summary(facts: DatasetFacts, plan: Plan) -> str:
         "groups of copies": f"{len(facts.copies):,}",
     }
     if facts.similar is not None:
-        tiles["pairs of similar images"] = f"{len(facts.similar):,}"
-    cells = "".join(
-        f'<div class="tile{" bad" if name == "kinds of errors" and facts.num_errors else ""}"><b>{value}</b>'
-        f"<span>{name}</span></div>"
-        for name, value in tiles.items()
-    )
+        numbers["pairs of similar images"] = f"{len(facts.similar):,}"
+    bad = {"kinds of errors"} if facts.num_errors else set()
     about = f"{facts.format} dataset, compared with the preset {plan.preset} at image size {_size(plan.resize_to)}"
-    return f'<h1>{_text(facts.root)}</h1><p class="sub">{_text(about)}</p><div class="tiles">{cells}</div>'
+    return f'<h1>{text(facts.root)}</h1><p class="sub">{text(about)}</p>{tiles(numbers, bad)}'
 
 
 def _findings(facts: DatasetFacts) -> str:
@@ -107,14 +56,14 @@ def _finding(kind: str, split: str, finding: Finding) -> str:
     places = ", ".join(finding.places) + (", ..." if finding.count > len(finding.places) and finding.places else "")
     count = f"{finding.count:,} x " if finding.places else ""
     where = f"{split}: " if split else ""
-    small = f"<br><small>{_text(places)}</small>" if places else ""
-    return f'<li class="{kind}"><b>{kind}</b>{_text(where + count + finding.kind)}{small}</li>'
+    small = f"<br><small>{text(places)}</small>" if places else ""
+    return f'<li class="{kind}"><b>{kind}</b>{text(where + count + finding.kind)}{small}</li>'
 
 
 def _advice(facts: DatasetFacts, advice: Sequence[Advice], plan: Plan) -> str:
-    listed = "".join(f"<li><b>{_text(each.topic)}</b>{_text(each.text)}</li>" for each in advice)
+    listed = "".join(f"<li><b>{text(each.topic)}</b>{text(each.text)}</li>" for each in advice)
     none = "Fix the errors first." if facts.num_errors else f"Nothing to change for {plan.preset}."
-    return f"<h2>Advice</h2><ul>{listed or f'<li>{_text(none)}</li>'}</ul>"
+    return f"<h2>Advice</h2><ul>{listed or f'<li>{text(none)}</li>'}</ul>"
 
 
 def _table(facts: DatasetFacts) -> str:
@@ -138,8 +87,8 @@ def _table(facts: DatasetFacts) -> str:
                 "-" if side is None else " / ".join(f"{share:.0%}" for share in shares.values()),
             )
         )
-    cells = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    heads = "".join(f"<th>{_text(cell)}</th>" for cell in head)
+    cells = "".join(f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    heads = "".join(f"<th>{text(cell)}</th>" for cell in head)
     return (
         f'<h2>Splits</h2><div class="card scroll"><table><tr>{heads}</tr>{cells}</table></div>'
         '<p class="sub">Box side: square root of the area in pixels of the original image. Small, medium and large by '
@@ -156,7 +105,7 @@ def _classes(facts: DatasetFacts) -> str:
     names = sorted(totals, key=lambda name: -totals[name])
     shown = names[:MAX_CLASSES]
     chart = bars(shown, {split.name: [split.per_class.get(name, 0) for name in shown] for split in splits})
-    legend = "".join(f'<i class="s{number}"></i>{_text(split.name)}' for number, split in enumerate(splits))
+    legend = "".join(f'<i class="s{number}"></i>{text(split.name)}' for number, split in enumerate(splits))
     rest = f"; the {len(shown)} most frequent of {len(names)} classes" if len(names) > len(shown) else ""
     return (
         '<h2>Classes</h2><div class="card"><h3>Objects per class</h3>'
@@ -182,8 +131,8 @@ def _charts(train: SplitFacts, plan: Plan) -> str:
             train.objects.boxes[:, 2] / train.objects.boxes[:, 3], label="width / height", logarithmic=True
         ),
     }
-    cards = "".join(f'<div class="card"><h3>{_text(title)}</h3>{chart}</div>' for title, chart in charts.items())
-    return f'<h2>Boxes and images of the split {_text(train.name)}</h2><div class="cards">{cards}</div>'
+    cards = "".join(f'<div class="card"><h3>{text(title)}</h3>{chart}</div>' for title, chart in charts.items())
+    return f'<h2>Boxes and images of the split {text(train.name)}</h2><div class="cards">{cards}</div>'
 
 
 def heat_map(split: SplitFacts) -> str:
@@ -205,17 +154,13 @@ def _images(facts: DatasetFacts) -> str:
     parts = []
     for kind, found in suspects(facts).items():
         figures = "".join(
-            f'<figure><img alt="{_text(each.caption)}" src="{each.uri}">'
-            f"<figcaption>{_text(each.caption)}</figcaption></figure>"
+            f'<figure><img alt="{text(each.caption)}" src="{each.uri}">'
+            f"<figcaption>{text(each.caption)}</figcaption></figure>"
             for each in found
         )
-        parts.append(f'<h2>{_text(kind)}</h2><div class="images">{figures}</div>')
+        parts.append(f'<h2>{text(kind)}</h2><div class="images">{figures}</div>')
     return "\n".join(parts)
 
 
 def _size(size: tuple[int, int]) -> str:
     return f"{size[0]}" if size[0] == size[1] else f"{size[0]} {size[1]}"
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value).encode("utf-8", "backslashreplace").decode())
