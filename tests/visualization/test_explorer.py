@@ -221,7 +221,7 @@ def test_points_of_a_backbone(show: Callable[..., Opened]) -> None:
 def test_gradients(show: Callable[..., Opened]) -> None:
     payload = explanation()
     opened = show(payload, "mode=gradients&detection=1&entry=2")
-    expected = restored(payload["gradients"][1]["y"])
+    expected = 0.5 * restored(payload["gradients"][1]["y"])
     np.testing.assert_allclose(
         opened.marks("heat && Array.from(explorer.marks.heat.values)"), expected.ravel(), atol=1e-6
     )

@@ -66,7 +66,7 @@ function heatRaster(heat, factor, table, opacity) {
       const i = 4 * (row * width + column);
       const shown = heat.fine ? Math.sqrt(value) : value; // gradients are noisy: show small values too
       [pixels.data[i], pixels.data[i + 1], pixels.data[i + 2]] = colorAt(table, shown);
-      pixels.data[i + 3] = 255 * opacity * Math.min(1, 0.1 + 1.2 * Math.sqrt(shown));
+      pixels.data[i + 3] = 255 * opacity * Math.min(1, 1.25 * Math.sqrt(shown));
     }
   }
   context.putImageData(pixels, 0, 0);
@@ -143,7 +143,7 @@ function drawDots(context, frame, dots, selected) {
 function drawBox(context, frame, box) {
   const color = box.label === null ? "#ffffff" : frame.classColor(box.label);
   if (box.role === "faint") {
-    context.globalAlpha = 0.55;
+    context.globalAlpha = 0.45;
     strokeBox(context, frame, box.corners, color, 1);
   } else if (box.role === "reference") {
     context.setLineDash([5 * frame.unit, 4 * frame.unit]);

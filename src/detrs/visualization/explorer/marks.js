@@ -188,10 +188,10 @@ function addGradients(marks, explanation, state, entry) {
   }
   const array = numbers(found[entry.quantity]);
   const [height, width] = array.shape;
-  const maximum = typeof found.maximum === "object" ? found.maximum[entry.quantity] : found.maximum;
-  marks.heat = heatOf(array.slice(), height, width, [0, 0, explanation.width, explanation.height]);
+  const maximum = found.maximum[entry.quantity]; // of the stored values, which are relative to it
+  marks.heat = heatOf(array.slice().map((value) => value * maximum), height, width, [0, 0, explanation.width, explanation.height]);
   marks.heat.fine = true;
-  marks.summary = `Gradient norm of the ${entry.label} of detection ${state.detection + 1}${maximum ? `, largest ${Number(maximum).toPrecision(3)}` : ""}.`;
+  marks.summary = `Gradient norm of the ${entry.label} of detection ${state.detection + 1}, largest ${maximum.toPrecision(3)}.`;
 }
 
 /** A map with its largest value and where that lies. */
