@@ -231,4 +231,4 @@ def decoded(encoded: Json) -> np.ndarray:
     """The values of an encoded array in float64."""
     dtype = np.dtype(encoded["dtype"]).newbyteorder("<")
     stored = np.frombuffer(base64.b64decode(encoded["data"]), dtype).reshape(encoded["shape"])
-    return encoded["offset"] + encoded["scale"] * stored.astype(np.float64)
+    return np.asarray(encoded["offset"] + encoded["scale"] * stored.astype(np.float64))  # not a scalar for shape ()

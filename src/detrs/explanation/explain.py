@@ -14,7 +14,7 @@ from detrs.explanation.recording import Call, Selection, recording
 from detrs.explanation.trace import best_queries
 from detrs.explanation.tracing import TRACERS
 from detrs.explanation.views import Explanation
-from detrs.predictor import ImageDetections, Predictor, Source, check_threshold
+from detrs.predictor import ImageDetections, OnError, Predictor, Source, check_threshold
 
 THRESHOLD = 0.5
 MAX_TOKENS = 400
@@ -29,6 +29,7 @@ def explain(
     num_gradients: int = 0,
     max_tokens: int = MAX_TOKENS,
     allow_urls: bool = False,
+    on_error: OnError = "raise",
 ) -> list[Explanation]:
     """Explain the detections of each image: attention, sampling points, the path of the boxes, gradients.
 
@@ -43,6 +44,7 @@ def explain(
         max_tokens: views contain at most this many tokens of each level of the encoder, a regular grid, and at most
             this many queries of the decoder, the best.
         allow_urls: download ``http://`` and ``https://`` sources.
+        on_error: what to do with a source that cannot be read, as for ``Predictor``.
 
     Returns:
         One explanation per image, in the order of the sources.
@@ -58,6 +60,7 @@ def explain(
         num_gradients=num_gradients,
         max_tokens=max_tokens,
         allow_urls=allow_urls,
+        on_error=on_error,
     )
     return list(found)
 
@@ -71,6 +74,7 @@ def explain_iter(
     num_gradients: int = 0,
     max_tokens: int = MAX_TOKENS,
     allow_urls: bool = False,
+    on_error: OnError = "raise",
 ) -> Iterator[Explanation]:
     """The same, one by one. Arguments and errors are those of ``explain``."""
     threshold = THRESHOLD if threshold is None else threshold
@@ -79,7 +83,7 @@ def explain_iter(
         raise UserError(f"num_gradients is {num_gradients}, but must be at least 0.")
     if max_tokens < 1:
         raise UserError(f"max_tokens is {max_tokens}, but must be at least 1.")
-    return _explanations(detector, images, threshold, device, num_gradients, max_tokens, allow_urls)
+    return _explanations(detector, images, threshold, device, num_gradients, max_tokens, allow_urls, on_error)
 
 
 def _explanations(
@@ -90,12 +94,15 @@ def _explanations(
     num_gradients: int,
     max_tokens: int,
     allow_urls: bool,
+    on_error: OnError,
 ) -> Iterator[Explanation]:
     with as_predictor(detector, device) as predictor:
         model = predictor.detector.module
         tracer = TRACERS[type(model)]
         classes = {*BUILDERS, *tracer.classes(model), type(model)}
-        items = predictor.predict_iter(images, threshold=threshold, batch_size=1, allow_urls=allow_urls)
+        items = predictor.predict_iter(
+            images, threshold=threshold, batch_size=1, allow_urls=allow_urls, on_error=on_error
+        )
         while True:
             with recording(model, classes) as calls:
                 item = next(items, None)
