@@ -161,9 +161,9 @@ def label_images(dataset: Dataset, diagnosis: Diagnosis) -> dict[str, list[tuple
 def label_caption(each: LabelError) -> str:
     """The classes in a few words."""
     if each.detected_label is None:
-        return f"{each.label}: nothing found, but {each.score:.0%} of similar objects"
+        return f"{each.label}, {each.score:.0%} of similar ones are found"
     if each.label is None:
-        return f"{each.detected_label} {each.score:.2f} without label"
+        return f"{each.detected_label} {each.score:.2f}"
     if each.label == each.detected_label:
         return f"{each.label} {each.score:.2f}, IoU {each.iou:.2f}"
     return f"labelled {each.label}, detected {each.detected_label} {each.score:.2f}"
@@ -181,4 +181,4 @@ def _corners(boxes: np.ndarray) -> torch.Tensor:
 
 def _save(image: Image.Image, path: Path) -> None:
     with atomic_write(path) as temporary:
-        image.quantize(256, method=Image.Quantize.MEDIANCUT).save(temporary, format="PNG", optimize=True)
+        image.save(temporary, format="PNG")

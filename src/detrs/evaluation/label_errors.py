@@ -4,7 +4,8 @@ A detection is *confident* if its score reaches the threshold, and the median sc
 class.
 
 =============  ========================================================================================================
-missing label  a confident detection; no object, of any class, overlaps it with an IoU of 0.1 or more
+missing label  a confident detection; no object, of any class, overlaps it with an IoU of 0.1 or more, and no better
+               such detection with an IoU of 0.5 or more
 wrong class    a confident detection; the object that it fits with an IoU of at least 0.7 has another class, and no
                detection of that class finds it
 shifted box    a confident detection of the class of the nearest object, with an IoU between 0.1 and 0.5, and no other
@@ -23,7 +24,7 @@ import numpy as np
 
 from detrs.evaluation.coco import Id
 from detrs.evaluation.errors import error_kinds, found_objects, nearest, same_class
-from detrs.evaluation.matching import Matching
+from detrs.evaluation.matching import MATCH_IOU, Matching, box_iou
 
 MISSING, WRONG_CLASS, SHIFTED, NO_OBJECT = "missing label", "wrong class", "shifted box", "no object"
 FIT_IOU = 0.7
@@ -74,12 +75,30 @@ def label_errors(matched: Matching, threshold: float) -> list[LabelError]:
     listed: list[LabelError] = []
     for kind, chosen in cases.items():
         rows = np.flatnonzero(chosen)
-        for row in rows[np.argsort(-matched.found.scores[rows], kind="stable")].tolist():
+        rows = rows[np.argsort(-matched.found.scores[rows], kind="stable")]
+        if kind == MISSING:
+            rows = distinct(matched, rows)
+        else:  # the best of each object
+            rows = rows[np.sort(np.unique(concerned[rows], return_index=True)[1])]
+        for row in rows.tolist():
             target = {MISSING: -1, WRONG_CLASS: int(other.object[row]), SHIFTED: int(own.object[row])}[kind]
             iou = {MISSING: 0.0, WRONG_CLASS: float(other.iou[row]), SHIFTED: float(own.iou[row])}[kind]
             listed.append(_candidate(matched, kind, row, target, float(matched.found.scores[row]), iou))
     listed += _without_detection(matched, threshold, is_found)
     return _balanced(listed)
+
+
+def distinct(matched: Matching, rows: np.ndarray) -> np.ndarray:
+    """Detections (R,), best first, without those that overlap a better one with an IoU of at least 0.5."""
+    kept: dict[int, list[int]] = {}
+    chosen = []
+    for row in rows.tolist():
+        others = kept.setdefault(int(matched.found.image[row]), [])
+        own = np.repeat(matched.found.boxes[row : row + 1], len(others), 0)
+        if not (box_iou(own, matched.found.boxes[others], np.zeros(len(others), bool)) >= MATCH_IOU).any():
+            others.append(row)
+            chosen.append(row)
+    return np.array(chosen, dtype=np.int64)
 
 
 def confident_scores(matched: Matching, threshold: float) -> np.ndarray:

@@ -17,7 +17,7 @@ PART = 300
 """Side in pixels of a part."""
 CONTEXT = 2.5
 """Side of a part relative to the box."""
-RIGHT_COLOR, WHITE, ORANGE, BLACK = (0, 200, 120), (255, 255, 255), (230, 120, 0), (0, 0, 0)
+RIGHT_COLOR, WHITE, ORANGE, BLACK = (0, 230, 118), (255, 255, 255), (255, 140, 0), (0, 0, 0)
 
 
 class Drawn(NamedTuple):
@@ -50,7 +50,7 @@ def _side(image: UInt8[Tensor, "3 H W"], drawn: Drawn, names: Sequence[str]) -> 
     pen = ImageDraw.Draw(canvas)
     for box, right in zip(boxes.tolist(), drawn.is_right, strict=True):
         if right:
-            outline(pen, box, RIGHT_COLOR, 1)
+            outline(pen, box, RIGHT_COLOR, 2)
     wrong = [index for index, right in enumerate(drawn.is_right) if not right]
     scores = None if drawn.scores is None else torch.tensor([drawn.scores[index] for index in wrong])
     labels = torch.tensor([drawn.labels[index] for index in wrong], dtype=torch.long)
@@ -76,7 +76,7 @@ def part(image: UInt8[Tensor, "3 H W"], label: Sequence[float] | None, found: Se
         if box is not None:
             x, y, w, h = box
             corners = zip((x, y, x + w, y + h), (left, top) * 2, strict=True)
-            outline(pen, [(value - offset) * scale for value, offset in corners], color, 2)
+            outline(pen, [(value - offset) * scale for value, offset in corners], color, 3)
     return canvas
 
 
@@ -84,5 +84,5 @@ def outline(pen: ImageDraw.ImageDraw, box_xyxy: Sequence[float], color: tuple[in
     """An outline with a dark line around it, visible on any image."""
     x1, y1, x2, y2 = box_xyxy
     x2, y2 = max(x1, x2), max(y1, y2)
-    pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=BLACK, width=width + 2)
+    pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=BLACK)
     pen.rectangle((x1, y1, x2, y2), outline=color, width=width)

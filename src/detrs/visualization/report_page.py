@@ -22,9 +22,10 @@ STYLE = """
 .l2 { stroke: var(--s2); } .l3 { stroke: var(--s3); } .legend i.s0 { margin-left: 0; }
 td.cell { text-align: center; min-width: 46px; border: 1px solid var(--back); } td.cell.low { color: var(--text); }
 .matrix th { font-weight: 600; } .matrix th.top { text-align: center; max-width: 110px; overflow-wrap: anywhere; }
-.bar { display: grid; grid-template-columns: minmax(110px, 190px) 1fr 110px; gap: 10px; align-items: center;
-  padding: 3px 0; } .bar div { background: var(--s0); height: 14px; border-radius: 3px; min-width: 1px; }
-.bar div.wrong { background: var(--mark); } .bar span { color: var(--soft); font-size: 13px; text-align: right; }
+.bar { display: grid; grid-template-columns: 1fr auto; column-gap: 10px; align-items: baseline; padding: 4px 0; }
+.bar small, .bar span { color: var(--soft); font-size: 13px; } .bar small { font-weight: 400; margin-left: 6px; }
+.bar div { grid-column: 1 / 3; background: var(--s0); height: 9px; border-radius: 3px; min-width: 1px; }
+.bar div.wrong { background: var(--mark); }
 .wide { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(540px, 100%), 1fr)); gap: 20px; }
 .wide img { max-height: none; } p.note { color: var(--soft); font-size: 13px; margin: 8px 0 0; }
 .key { display: inline-block; width: 11px; height: 11px; border-radius: 2px; margin: 0 5px 0 10px; }
@@ -146,12 +147,13 @@ def _curves(diagnosis: Mapping[str, Any]) -> str:
     )
 
 
-def bar(name: str, value: float, most: float, shown: str, kind: str = "") -> str:
-    """A horizontal bar with a name and a text."""
-    width = 100 * value / most if most > 0 else 0
+def bar(name: str, value: float, most: float, shown: str, *, kind: str = "", note: str = "") -> str:
+    """A horizontal bar below a name, a note and a text."""
+    width = max(100 * value / most, 0) if most > 0 else 0
+    small = f"<small>{text(note)}</small>" if note else ""
     return (
-        f'<div class="bar"><b>{text(name)}</b><div class="{kind}" style="width:{max(width, 0):.1f}%"></div>'
-        f"<span>{text(shown)}</span></div>"
+        f'<div class="bar"><b>{text(name)}{small}</b><span>{text(shown)}</span>'
+        f'<div class="{kind}" style="width:{width:.1f}%"></div></div>'
     )
 
 
@@ -163,8 +165,11 @@ def _errors(diagnosis: Mapping[str, Any]) -> str:
 
     def bars(counts: Mapping[str, int], whole: int) -> str:
         return "".join(
-            bar(name, count, most, f"{count:,} ({count / whole:.0%})" if whole else "0", "wrong")
-            + f'<p class="note" style="margin:0 0 6px">{EXPLAINED[name]}</p>'
+            bar(
+                *(name, count, most, f"{count:,} ({count / whole:.0%})" if whole else "0"),
+                kind="wrong",
+                note=EXPLAINED[name],
+            )
             for name, count in counts.items()
         )
 
@@ -200,7 +205,7 @@ def _confusion(diagnosis: Mapping[str, Any]) -> str:
         wrong.sort(key=lambda each: -each["count"])
         most = wrong[0]["count"] if wrong else 0
         rows = "".join(
-            bar(f"{each['truth']} → {each['detected']}", each["count"], most, f"{each['count']:,}", "wrong")
+            bar(f"{each['truth']} → {each['detected']}", each["count"], most, f"{each['count']:,}", kind="wrong")
             for each in wrong[:LISTED]
         )
         title = "Most frequent confusions: object → detection" if wrong else "No class is taken for another."
