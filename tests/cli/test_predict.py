@@ -14,7 +14,7 @@ from detrs.checkpoints.detector import load_detector, save_detector
 from detrs.cli.predict import stem
 from detrs.evaluation.thresholds import between
 from detrs.predictor import Predictor
-from detrs.visualization.draw import draw_detections
+from detrs.visualization.draw import Style, draw_detections
 
 
 @pytest.fixture
@@ -127,6 +127,25 @@ def test_the_threshold_is_that_of_the_checkpoint_by_default(
     assert "No detection reaches the threshold 0.5; the highest score is" in default.out
 
 
+def test_flags_for_drawing(detrs: Callable, checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    styles = []
+
+    def draw(*arguments: Any, style: Style) -> Image.Image:
+        styles.append(style)
+        return draw_detections(*arguments, style=style)
+
+    monkeypatch.setattr("detrs.visualization.draw.draw_detections", draw)
+    words = (folder / "val-0.png", "--device", "cpu", "--threshold", 0)
+    flags = ("--hide-labels", "--line-width", 3, "--color-by", "instance")
+    assert detrs("predict", checkpoint, *words, *flags).code == 0
+    assert detrs("predict", checkpoint, *words, "--show-labels").code == 0
+    assert styles == [Style(show_labels=False, line_width=3, color_by="instance"), Style()]
+    both = detrs("predict", checkpoint, *words, "--show-labels", "--hide-labels")
+    assert both.code == 2 and "exclude each other" in both.message
+    bad = detrs("predict", checkpoint, *words, "--line-width", 0)
+    assert bad.code == 2 and bad.message.startswith("line_width is 0, but must be")
+
+
 def test_bad_threshold(detrs: Callable, checkpoint: Path, folder: Path) -> None:
     done = detrs("predict", checkpoint, folder, "--threshold", 50, "--device", "cpu")
     assert done.code == 2 and done.message == "threshold is 50.0, but must be in [0, 1]."
@@ -136,11 +155,11 @@ def test_an_interruption_keeps_the_predictions_so_far(
     detrs: Callable, checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(images: int) -> Callable:
-        def draw(*arguments: Any) -> Image.Image:
+        def draw(*arguments: Any, **options: Any) -> Image.Image:
             drawn.append(1)
             if len(drawn) > images:
                 raise KeyboardInterrupt
-            return draw_detections(*arguments)
+            return draw_detections(*arguments, **options)
 
         drawn: list[int] = []
         return draw

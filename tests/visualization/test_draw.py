@@ -1,6 +1,7 @@
 import random
 from itertools import combinations
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -9,12 +10,16 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
+from detrs.errors import UserError
 from detrs.structures import Classes, Detections
+from detrs.visualization import fonts
 from detrs.visualization.draw import (
     OKABE_ITO,
+    Annotation,
     Color,
     Rectangle,
-    _font,
+    Style,
+    _name_patches,
     _place,
     _shorten,
     class_color,
@@ -156,7 +161,7 @@ class TestNames:
             bare = draw_boxes(plain(397, 499), torch.tensor([box]).float(), torch.tensor([2]), names)
             return int((~with_name & is_color(bare, (10, 20, 30))).sum())
 
-        text = _font(round(0.025 * (397 * 499) ** 0.5)).getlength("white cell")
+        text = fonts.font("", round(0.025 * (397 * 499) ** 0.5)).getlength("white cell")
         assert patch(box) > 0.6 * text * 10
 
     def test_cover_no_other_name_if_there_is_room(self) -> None:
@@ -185,11 +190,13 @@ class TestNames:
         assert is_color(drawn, class_color(1)).sum() > 4 * 12 + 200  # more than its outline
 
     def test_are_truncated_to_the_width(self) -> None:
-        font = _font(20)
-        assert _shorten("cell", font, 1000) == "cell"
-        short = _shorten("a very long name of a class", font, 120)
+        font = fonts.font("", 20)
+        assert _shorten("cell", "", 20, 1000) == "cell" and _shorten("cell", "0.91", 20, 1000) == "cell 0.91"
+        short = _shorten("a very long name of a class", "", 20, 120)
         assert short.startswith("a very") and short.endswith("…") and font.getlength(short) <= 120
-        assert _shorten("cell", font, 3) == ""
+        short = _shorten("a very long name of a class", "0.91", 20, 160)
+        assert short.startswith("a very") and short.endswith("… 0.91") and font.getlength(short) <= 160
+        assert _shorten("cell", "", 20, 3) == "" and _shorten("", "0.91", 20, 100) == "0.91"
 
     def test_have_contrast_and_colours_differ(self) -> None:
         assert contrast((0, 0, 0), (255, 255, 255)) == pytest.approx(21)
@@ -205,6 +212,58 @@ class TestNames:
         for view in (protanopia, deuteranopia):
             seen = [lab(np.clip(np.array(view) @ linear(color), 0, 1)) for color in OKABE_ITO]
             assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) > 15
+
+    def test_never_cover_each_other(self) -> None:
+        """200 objects of one class: every name is legible, inside the image, and on its patch completely."""
+        generator = torch.Generator().manual_seed(0)
+        starts = torch.rand(200, 2, generator=generator) * torch.tensor([1200, 800])
+        ends = starts + 10 + 30 * torch.rand(200, 2, generator=generator)
+        boxes = [
+            Annotation(Rectangle(*map(float, box)), "Ångström gq", f"{i / 200:.2f}", class_color(i))
+            for i, box in enumerate(torch.cat([starts, ends], dim=1))
+        ]
+        patches = _name_patches(boxes, 14, 3, (1240, 840))
+        assert 40 < len(patches) < 200
+        for one, other in combinations([patch.rectangle for patch in patches], 2):
+            assert one.overlap(np.array([other])) == 0
+        for patch in patches:
+            left, top, right, bottom = patch.rectangle
+            assert left >= 0 and top >= 0 and right <= 1240 and bottom <= 840
+            x0, y0, x1, y1 = fonts.font(patch.name, 14).getbbox(patch.name)
+            assert x0 >= 0 and y0 >= 0 and x1 <= right - left - 3 and y1 <= bottom - top
+
+    def test_a_long_name_keeps_its_score(self) -> None:
+        box = Annotation(Rectangle(10, 50, 40, 80), "a name that goes on " * 9, "0.91", class_color(0))
+        (patch,) = _name_patches([box], 14, 3, (500, 400))
+        assert patch.name.startswith("a name that") and patch.name.endswith("… 0.91")
+        assert patch.rectangle.right - patch.rectangle.left <= 0.4 * 500
+
+
+class TestStyle:
+    BOXES: ClassVar[list[list[float]]] = [[20.0, 50.0, 200.0, 180.0], [250.0, 60.0, 480.0, 390.0]]
+
+    def test_labels_can_be_hidden(self) -> None:
+        drawn = draw(plain(397, 499), self.BOXES, [0, 1], [0.9, 0.8], style=Style(show_labels=False))
+        untouched = is_color(drawn, (10, 20, 30))
+        assert untouched[:50].all() and untouched[180:, :250].all()
+        assert is_color(drawn, class_color(0))[50, 20:200].all()
+
+    @pytest.mark.parametrize("width", [1, 2, 9])
+    def test_line_width(self, width: int) -> None:
+        drawn = draw(plain(397, 499), self.BOXES, [0, 1], style=Style(line_width=width, show_labels=False))
+        assert is_color(drawn, class_color(0))[120, 20:40].tolist() == [True] * width + [False] * (20 - width)
+
+    def test_one_color_per_object(self) -> None:
+        style = Style(color_by="instance", show_labels=False)
+        drawn = draw(plain(397, 499), self.BOXES, [2, 2], [0.7, 0.9], style=style)
+        assert is_color(drawn, class_color(0))[60, 250:480].all(), "the best has the first color"
+        assert is_color(drawn, class_color(1))[50, 20:200].all()
+        assert not is_color(drawn, class_color(2)).any()
+
+    @pytest.mark.parametrize("values", [{"line_width": 0}, {"line_width": 1.5}, {"color_by": "x"}])
+    def test_bad_values_are_named(self, values: dict[str, Any]) -> None:
+        with pytest.raises(UserError, match=next(iter(values))):
+            Style(**values)
 
 
 def linear(color: Color) -> np.ndarray:

@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import tyro
@@ -44,6 +44,14 @@ class PredictArguments:
     """auto, cpu, cuda, cuda:1 or mps."""
     allow_urls: Flag = False
     """Allow http:// and https:// URLs as sources."""
+    show_labels: Flag = False
+    """Draw class names and scores beside the boxes. This is the default."""
+    hide_labels: Flag = False
+    """Draw boxes only."""
+    line_width: int | None = None
+    """Width of the boxes' outlines in pixels. Default: proportional to the image, thinner around small objects."""
+    color_by: Literal["class", "instance"] = "class"
+    """One color per class, or another color for each object."""
     json: Flag = False
     """Print one JSON object to stdout; the table goes to stderr."""
 
@@ -60,8 +68,11 @@ def run(argv: list[str]) -> None:
     from rich.text import Text
 
     from detrs.predictor import Predictor, check_threshold
-    from detrs.visualization.draw import draw_detections
+    from detrs.visualization.draw import Style, draw_detections
 
+    if arguments.show_labels and arguments.hide_labels:
+        raise UserError("--show-labels and --hide-labels exclude each other: pass only one of them.")
+    style = Style(show_labels=not arguments.hide_labels, line_width=arguments.line_width, color_by=arguments.color_by)
     if arguments.threshold is not None:
         check_threshold(arguments.threshold)
     predictor = Predictor.load(arguments.checkpoint, arguments.device)
@@ -87,7 +98,7 @@ def run(argv: list[str]) -> None:
                 best = max(best, *all_found.scores[:1].tolist(), 0.0)  # sorted by score
                 found = all_found.filter(threshold)
                 source = found.source or ""
-                drawn = draw_detections(image, found, threshold)
+                drawn = draw_detections(image, found, threshold, style=style)
                 path = free_name(output, stem(source))
                 try:
                     drawn.save(path, quality=95)

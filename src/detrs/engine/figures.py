@@ -1,4 +1,4 @@
-"""Figures of a training run: the first training batches, the predictions on validation images, the curves."""
+"""Figures of a training run: the first training batches, predictions beside the ground truth, the curves."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,10 +15,12 @@ from detrs.data.sample import Dataset
 from detrs.files import atomic_write
 from detrs.structures import Batch
 from detrs.visualization.curves import results_figure
-from detrs.visualization.draw import draw_boxes, grid
+from detrs.visualization.draw import WHITE, draw_boxes, grid
 
 MAX_IMAGES = 16
-"""Images per figure."""
+"""Images of a training batch in the figure."""
+MAX_PAIRS = 8
+"""Validation images in the figure, each with its ground truth and its detections."""
 MAX_SIDE = 800
 """Images are scaled down to this long side in pixels; 16 images of 50 megapixels would need gigabytes."""
 
@@ -34,11 +36,13 @@ def save_training_batch(batch: Batch, names: Sequence[str], path: Path) -> None:
     save_grid(drawn, path)
 
 
-def save_predictions(dataset: Dataset, results: list[dict[str, Any]], path: Path, threshold: float = 0.3) -> None:
-    """Draws the first images of ``dataset`` with the detections that score at least ``threshold`` into one JPEG file.
+def save_predictions(dataset: Dataset, results: list[dict[str, Any]], path: Path, threshold: float) -> None:
+    """Draws validation images into one JPEG file: on the left the ground truth, on the right the detections.
+
+    The images are those of ``spread``, the same in every epoch and every run on the same data.
 
     Args:
-        dataset: The images and class names.
+        dataset: The images, their objects and the class names.
         results: Detections in COCO format, of any images of ``dataset``.
         path: File to write.
         threshold: Minimum score of the detections drawn.
@@ -48,17 +52,48 @@ def save_predictions(dataset: Dataset, results: list[dict[str, Any]], path: Path
         if result["score"] >= threshold:
             detections[result["image_id"]].append(result)
     labels = {category_id: label for label, category_id in enumerate(dataset.classes.category_ids)}
-    drawn = []
-    for index in range(min(len(dataset), MAX_IMAGES)):
+    pairs, captions = [], []
+    for index in spread(len(dataset), MAX_PAIRS):
         sample = dataset[index]
         own = detections[sample.image_id]
         boxes = torch.tensor([result["bbox"] for result in own], dtype=torch.float32).reshape(-1, 4)
         boxes_xyxy = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
         own_labels = torch.tensor([labels[result["category_id"]] for result in own], dtype=torch.long)
         scores = torch.tensor([result["score"] for result in own], dtype=torch.float32)
+        image, truth_xyxy = scaled_down(sample.image, sample.boxes.as_subclass(Tensor))
         image, boxes_xyxy = scaled_down(sample.image, boxes_xyxy)
-        drawn.append(draw_boxes(image, boxes_xyxy, own_labels, dataset.classes.names, scores))
-    save_grid(drawn, path)
+        names = dataset.classes.names
+        truth = draw_boxes(image, truth_xyxy, sample.labels, names)
+        pairs.append(beside(truth, draw_boxes(image, boxes_xyxy, own_labels, names, scores)))
+        captions.append(
+            f"{Path(sample.path).name}: {counted(len(truth_xyxy), 'object')}, {counted(len(own), 'detection')}"
+        )
+    title = f"left: ground truth; right: detections with a score of at least {threshold:.2f}"
+    save_grid(pairs, path, captions, title)
+
+
+def spread(number: int, limit: int) -> list[int]:
+    """Indices of at most ``limit`` of ``number`` items, spread evenly: the middles of equal parts.
+
+    >>> spread(100, 4)
+    [12, 37, 62, 87]
+    """
+    parts = min(number, limit)
+    return [(2 * part + 1) * number // (2 * parts) for part in range(parts)]
+
+
+def beside(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Two images of equal size as one, with a narrow white line between them."""
+    gap = max(2, left.width // 100)
+    both = Image.new("RGB", (left.width + gap + right.width, left.height), WHITE)
+    both.paste(left, (0, 0))
+    both.paste(right, (left.width + gap, 0))
+    return both
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 object``, ``2 objects``."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def save_curves(metrics: Path, path: Path, steps_per_epoch: int) -> None:
@@ -78,8 +113,8 @@ def scaled_down(image: Tensor, boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
     return functional.resize_image(image.as_subclass(Tensor), size, antialias=True), boxes_xyxy * factors
 
 
-def save_grid(images: Sequence[Image.Image], path: Path) -> None:
+def save_grid(images: Sequence[Image.Image], path: Path, captions: Sequence[str] = (), title: str = "") -> None:
     """Tiles the images and writes them as one JPEG file."""
-    tiled = grid(images)
+    tiled = grid(images, captions=captions, title=title)
     with atomic_write(path) as temporary:
         tiled.save(temporary, format="JPEG", quality=90)

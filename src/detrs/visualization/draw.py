@@ -1,26 +1,27 @@
 """Boxes with class names, drawn on images.
 
-Line width and font size scale with the image. Every class has its own color; the first eight are the palette of Okabe
-and Ito, which color-blind people can distinguish. A name is printed on a patch of the class color, in black or white,
-whichever has the higher contrast. The patch lies inside the image and, where possible, covers no other name and no
-small box.
+Line width and font size scale with the image. Every class, or every object, has its own color; the first eight are the
+palette of Okabe and Ito, which color-blind people can distinguish. A name is printed on a patch of that color, in black
+or white, whichever has the higher contrast. The patch lies inside the image and, where possible, covers no other name
+and no small box. A long name is truncated, its score is not.
 """
 
 import colorsys
-import functools
 import math
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
-import matplotlib
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
+from detrs.errors import UserError
 from detrs.structures import Detections
+from detrs.visualization.fonts import font as font_of
+from detrs.visualization.fonts import legible
 
 Color = tuple[int, int, int]
 
@@ -36,6 +37,10 @@ OKABE_ITO: tuple[Color, ...] = (
     (255, 255, 255),
 )
 """Okabe and Ito, Color Universal Design (2008); their black, which is invisible on dark images, is white here."""
+
+
+LONG_NAME = 0.4
+"""Names are truncated to this part of the width of the image, or to the width of their box if it is wider."""
 
 
 class Rectangle(NamedTuple):
@@ -59,11 +64,36 @@ class Rectangle(NamedTuple):
 
 
 class Annotation(NamedTuple):
-    """A rectangle with a text and a color: a box, or the patch on which its name is printed."""
+    """A rectangle with a name, a score and a color: a box, or the patch on which its name is printed."""
 
     rectangle: Rectangle
-    text: str
+    name: str
+    score: str
     color: Color
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """How boxes are drawn.
+
+    Raises:
+        UserError: A value is out of range.
+    """
+
+    show_labels: bool = True
+    """Print class names and scores."""
+    line_width: int | None = None
+    """Width of the outlines in pixels of the drawn image; ``None``: proportional to the image, thinner around small
+    objects."""
+    color_by: Literal["class", "instance"] = "class"
+    """One color per class, or another color for each object."""
+
+    def __post_init__(self) -> None:
+        width = self.line_width
+        if width is not None and (isinstance(width, bool) or not isinstance(width, int) or width < 1):
+            raise UserError(f"line_width is {width!r}, but must be a number of pixels of at least 1, or None.")
+        if self.color_by not in ("class", "instance"):
+            raise UserError(f"color_by is {self.color_by!r}, but must be 'class' or 'instance'.")
 
 
 def draw_boxes(
@@ -74,6 +104,7 @@ def draw_boxes(
     scores: Float[Tensor, "N"] | None = None,
     *,
     min_size: int = 384,
+    style: Style = Style(),
 ) -> Image.Image:
     """Draws boxes with class names and, if given, scores. Boxes with higher scores are drawn on top.
 
@@ -86,6 +117,7 @@ def draw_boxes(
         scores: Printed after the names.
         min_size: An image whose long side is shorter (in pixels) is first enlarged by an integer factor, so that the
             names are legible. 0 keeps the size.
+        style: Labels, line width and colors.
 
     Returns:
         A new image; ``image`` is not modified.
@@ -94,42 +126,54 @@ def draw_boxes(
     factor = max(1, math.ceil(min_size / max(drawn.size)))
     if factor > 1:
         drawn = drawn.resize((drawn.width * factor, drawn.height * factor), Image.Resampling.BICUBIC)
-    texts = [names[label] for label in labels.tolist()]
-    order = list(range(len(texts)))
+    order = list(range(len(labels)))
+    texts = [""] * len(order)
     if scores is not None:
         values = scores.tolist()
-        texts = [f"{name} {value:.2f}" for name, value in zip(texts, values, strict=True)]
+        texts = [f"{value:.2f}" for value in values]
         order.sort(key=lambda i: values[i], reverse=True)
     rectangles = [_clip(box, drawn.size) for box in (boxes_xyxy.double() * factor).tolist()]
-    colors = [class_color(label) for label in labels.tolist()]
+    numbers = labels.tolist() if style.color_by == "class" else np.argsort(order).tolist()
     boxes = [  # highest score first
-        Annotation(rectangle, texts[i], colors[i]) for i in order if (rectangle := rectangles[i]) is not None
+        Annotation(rectangle, legible(names[label], f"class {label}"), texts[i], class_color(numbers[i]))
+        for i, label in ((i, int(labels[i])) for i in order)
+        if (rectangle := rectangles[i]) is not None
     ]
 
     font_size = _font_size(drawn.size, [box.rectangle.area for box in boxes])
-    line_width = max(2, round(font_size / 5))
-    font = _font(font_size)
+    margin = max(2, round(font_size / 5))
     canvas = ImageDraw.Draw(drawn)
     for box in reversed(boxes):
-        _outline(canvas, box.rectangle, box.color, line_width)
-    for patch in reversed(_name_patches(boxes, font, line_width, drawn.size)):
+        _outline(canvas, box.rectangle, box.color, margin, style.line_width)
+    for patch in reversed(_name_patches(boxes, font_size, margin, drawn.size) if style.show_labels else []):
         canvas.rectangle(_pixels(patch.rectangle), fill=patch.color)
-        start = (patch.rectangle.left + line_width, patch.rectangle.top)
-        canvas.text(start, patch.text, fill=text_color(patch.color), font=font)
+        start = (patch.rectangle.left + margin, patch.rectangle.top)
+        canvas.text(start, patch.name, fill=text_color(patch.color), font=font_of(patch.name, font_size))
     return drawn
 
 
 def draw_detections(
-    image: UInt8[Tensor, "3 H W"], detections: Detections, threshold: float = 0.5, *, min_size: int = 384
+    image: UInt8[Tensor, "3 H W"],
+    detections: Detections,
+    threshold: float = 0.5,
+    *,
+    min_size: int = 384,
+    style: Style = Style(),
 ) -> Image.Image:
     """Draws the detections of ``image`` with scores of at least ``threshold``."""
     assert tuple(image.shape[1:]) == tuple(detections.image_size), (image.shape, detections.image_size)
     found = detections.filter(threshold)
-    return draw_boxes(image, found.boxes_xyxy, found.labels, found.classes.names, found.scores, min_size=min_size)
+    boxes = found.boxes_xyxy, found.labels, found.classes.names, found.scores
+    return draw_boxes(image, *boxes, min_size=min_size, style=style)
 
 
 def grid(
-    images: Sequence[Image.Image], *, columns: int = 0, captions: Sequence[str] = (), max_size: int = 2400
+    images: Sequence[Image.Image],
+    *,
+    columns: int = 0,
+    captions: Sequence[str] = (),
+    title: str = "",
+    max_size: int = 2400,
 ) -> Image.Image:
     """Tiles images of any sizes row by row. All cells have the median width and height; every image is scaled to fit.
 
@@ -137,6 +181,7 @@ def grid(
         images: At least one.
         columns: Images per row; 0 chooses the number that makes the grid about square.
         captions: One line of text below each image, or none at all.
+        title: One line of text above all images.
         max_size: Longest side of all cells together, in pixels; larger grids are scaled down to it.
     """
     assert images and len(captions) in (0, len(images)), (len(images), len(captions))
@@ -146,19 +191,26 @@ def grid(
     scale = min(1.0, max_size / (columns * width), max_size / (rows * height))
     width, height = math.ceil(width * scale), math.ceil(height * scale)
     gap = max(2, min(width, height) // 60)
-    font = _font(_font_size((width, height)))
-    caption_height = sum(font.getmetrics()) + gap if captions else 0
+    font_size = _font_size((width, height))
+    line_height = sum(font_of("", font_size).getmetrics()) + gap
+    caption_height, top = (line_height if captions else 0), (line_height if title else 0)
 
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + caption_height + gap) + gap), PAPER)
+    size = columns * (width + gap) + gap, rows * (height + caption_height + gap) + gap + top
+    sheet = Image.new("RGB", size, PAPER)
     canvas = ImageDraw.Draw(sheet)
+
+    def write(text: str, middle: float, height: float, width: float) -> None:
+        text = _shorten(legible(text), "", font_size, width)
+        canvas.text((middle, height), text, fill=BLACK, font=font_of(text, font_size), anchor="ma")
+
+    write(title, size[0] / 2, gap / 2, size[0])
     for i, image in enumerate(images):
         row, column = divmod(i, columns)
-        left, top = gap + column * (width + gap), gap + row * (height + caption_height + gap)
+        left, upper = gap + column * (width + gap), gap + top + row * (height + caption_height + gap)
         scaled = ImageOps.contain(image, (width, height), Image.Resampling.LANCZOS)
-        sheet.paste(scaled, (left + (width - scaled.width) // 2, top + (height - scaled.height) // 2))
+        sheet.paste(scaled, (left + (width - scaled.width) // 2, upper + (height - scaled.height) // 2))
         if captions:
-            text = _shorten(captions[i], font, width)
-            canvas.text((left + width / 2, top + height), text, fill=BLACK, font=font, anchor="ma")
+            write(captions[i], left + width / 2, upper + height, width)
     return sheet
 
 
@@ -194,12 +246,6 @@ def _font_size(size: tuple[int, int], areas: Sequence[float] = ()) -> int:
     return round(max(10, 0.014 * side, min(0.025 * side, 0.4 * usual)))
 
 
-@functools.lru_cache(maxsize=8)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    # The font of matplotlib includes Greek, Cyrillic and Arabic; that of Pillow is limited to Latin.
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
-
-
 def _clip(box: list[float], size: tuple[int, int]) -> Rectangle | None:
     """The box clipped to the image; ``None`` if it lies outside or is not finite."""
     x1, y1, x2, y2 = box
@@ -215,29 +261,33 @@ def _pixels(box: Rectangle) -> tuple[int, int, int, int]:
     return left, top, max(left, math.ceil(box.right) - 1), max(top, math.ceil(box.bottom) - 1)
 
 
-def _outline(canvas: ImageDraw.ImageDraw, box: Rectangle, color: Color, line_width: int) -> None:
+def _outline(
+    canvas: ImageDraw.ImageDraw, box: Rectangle, color: Color, usual_width: int, line_width: int | None
+) -> None:
     """Draws a colored line along the inside of the box, with a thin dark line inside it for images of that color."""
     left, top, right, bottom = _pixels(box)
-    if min(right - left, bottom - top) > 5 * line_width:
+    is_small = min(right - left, bottom - top) <= 5 * (line_width or usual_width)
+    # a thinner line, so that it does not cover a small object
+    width = line_width or (max(1, usual_width // 2) if is_small else usual_width)
+    if not is_small:
         red, green, blue = color
-        inner = (left + line_width, top + line_width, right - line_width, bottom - line_width)
-        canvas.rectangle(inner, outline=(red // 3, green // 3, blue // 3), width=max(1, line_width // 3))
-    else:  # a thinner line, so that it does not cover a small object
-        line_width = max(1, line_width // 2)
-    canvas.rectangle((left, top, right, bottom), outline=color, width=line_width)
+        inner = (left + width, top + width, right - width, bottom - width)
+        canvas.rectangle(inner, outline=(red // 3, green // 3, blue // 3), width=max(1, width // 3))
+    canvas.rectangle((left, top, right, bottom), outline=color, width=width)
 
 
-def _shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """The text as a single line, truncated to ``width`` pixels."""
-    text = " ".join(text.split())  # line breaks would be drawn as boxes
-    if font.getlength(text) <= width:
-        return text
-    shorter = (text[:length] + "…" for length in range(len(text) - 1, 0, -1))
+def _shorten(text: str, end: str, font_size: int, width: float) -> str:
+    """``text`` and ``end`` in one line; ``text`` is truncated so that both fit into ``width`` pixels."""
+    end = f" {end}" if text and end else end
+    font = font_of(text + end, font_size)
+    if font.getlength(text + end) <= width:
+        return text + end
+    shorter = (text[:length] + "…" + end for length in range(len(text) - 1, 0, -1))
     return next((short for short in shorter if font.getlength(short) <= width), "")
 
 
 def _name_patches(
-    boxes: Sequence[Annotation], font: ImageFont.FreeTypeFont, margin: int, image_size: tuple[int, int]
+    boxes: Sequence[Annotation], font_size: int, margin: int, image_size: tuple[int, int]
 ) -> list[Annotation]:
     """The patches with the names of the boxes, placed greedily in the order of ``boxes``.
 
@@ -246,15 +296,21 @@ def _name_patches(
     rectangles = np.array([box.rectangle for box in boxes]).reshape(-1, 4)
     areas = np.array([box.rectangle.area for box in boxes])
     patches: list[Annotation] = []
+    named: set[str] = set()
     for box in boxes:
-        text = _shorten(box.text, font, image_size[0] - 2 * margin)
+        limit = max(LONG_NAME * image_size[0], box.rectangle.right - box.rectangle.left, 8 * font_size)
+        text = _shorten(box.name, box.score, font_size, min(limit, image_size[0]) - 2 * margin)
+        font = font_of(text, font_size)
         size = (font.getlength(text) + 2 * margin, sum(font.getmetrics()))
         names = np.array([patch.rectangle for patch in patches]).reshape(-1, 4)
         small = rectangles[areas < 4 * size[0] * size[1]]
         patch, covered = _place(box.rectangle, size, image_size, np.concatenate([names, small]))
-        # Among crowded boxes a name is skipped if it would cover much; the color still identifies the class.
-        if covered < 0.25 * patch.area or all(other.color != box.color for other in patches):
-            patches.append(Annotation(patch, text, box.color))
+        # Among crowded boxes a name is skipped if it would cover another name or much of small boxes, unless it is the
+        # first of its class.
+        is_free = covered < 0.25 * patch.area and patch.overlap(names) == 0
+        if is_free or box.name not in named:
+            named.add(box.name)
+            patches.append(Annotation(patch, text, "", box.color))
     return patches
 
 

@@ -51,7 +51,7 @@ def legible(text: str, replacement: str | None = None) -> str:
     warn_of_missing_font("".join(missing))
     if replacement is not None:
         return replacement
-    return "".join(f"U+{ord(c):04X} " if c in missing else c for c in text).strip()
+    return " ".join("".join(f"U+{ord(c):04X} " if c in missing else c for c in text).split())
 
 
 @functools.lru_cache(maxsize=1)
