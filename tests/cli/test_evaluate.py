@@ -26,6 +26,40 @@ def test_json_is_the_report_of_the_engine(detrs: Callable, checkpoint: Path, dat
     assert other.json["num_images"] == 4
 
 
+def test_a_report(detrs: Callable, checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "report"
+    done = detrs("evaluate", checkpoint, "--device", "cpu", "--report", folder, "--json")
+    assert done.code == 0 and f"Report: {folder / 'report.html'}" in done.err
+    plain = detrs("evaluate", checkpoint, "--device", "cpu", "--json").json
+    written = json.loads((folder / "report.json").read_text())
+    assert done.json == {**plain, "report": str(folder / "report.html"), "diagnosis": written["diagnosis"]}
+    assert written["report"] == {name: value for name, value in plain.items() if name != "checkpoint"}
+    layers = written["diagnosis"]["layers"]
+    assert len(layers) == 2 and layers[-1]["ap"] == plain["ap"]
+    assert written["diagnosis"]["queries"]["num_queries"] == 17
+    again = detrs("evaluate", checkpoint, "--device", "cpu", "--report", folder)  # replaced
+    assert again.code == 0 and "Report: " in again.out
+
+
+def test_folders_of_reports_are_checked_at_once(detrs: Callable, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detrs.engine.evaluate.evaluate_checkpoint", None)  # not reached
+        for folder, message in (
+            ("file", f"--report must be a folder, but '{tmp_path / 'file'}' is a file."),
+            ("file/deeper", "is a file."),
+            ("full", "is not empty and contains no report: choose another one."),
+        ):
+            done = detrs("evaluate", checkpoint, "--report", tmp_path / folder)
+            assert done.code == 2 and done.message.endswith(message), done.message
+        patch.setattr("os.access", lambda path, mode: False)
+        done = detrs("evaluate", checkpoint, "--report", tmp_path / "new")
+        assert done.code == 2 and "is not writable: choose another one." in done.message
+    assert (tmp_path / "full" / "mine.txt").read_text() == "mine" == (tmp_path / "file").read_text()
+
+
 def test_table_without_json(detrs: Callable, checkpoint: Path) -> None:
     done = detrs("evaluate", checkpoint, "--device", "cpu", "--image-size", 67, "--max-detections", 5)
     assert done.code == 0 and "bright" in done.out and "15 detections" in done.out and not done.err

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from shrunk import EVERY_MODEL, PIPELINES, shallow, shrunk
+from shrunk import EVERY_MODEL, PIPELINES, changed, shallow, shrunk
 from torch import Tensor, nn
 
 from detrs.checkpoints.detector import TrainedDetector, preprocessing_of
@@ -20,6 +20,7 @@ from detrs.engine.runtime import Runtime
 from detrs.evaluation.coco import coco_report
 from detrs.models import ModelConfig
 from detrs.models.detector import Detector, Model
+from detrs.postprocess import best_boxes
 from detrs.predictor import Predictor
 from detrs.structures import Boxes, Detections
 
@@ -116,6 +117,42 @@ def test_evaluation_equals_prediction_at_any_batch_size(config: ModelConfig) -> 
         together = Predictor(detector, "cpu")(images(), threshold=0.0, batch_size=batch_size)
         for found, other_found in zip(together, alone, strict=True):
             torch.testing.assert_close(found.boxes_xyxy, other_found.boxes_xyxy, atol=1e-4, rtol=0)
+
+
+class FirstLayer(Model):
+    """A detector whose result is that of its first decoder layer."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def objective(self, config: Any) -> Any:
+        raise NotImplementedError
+
+    def detect(self, images: Tensor, padding: Tensor, max_detections: int = 100) -> Boxes:
+        first = self.detector(images, padding).layers[0]
+        return best_boxes(first, self.detector.classification, max_detections)
+
+
+def test_layers_are_scored_as_if_they_were_the_last() -> None:
+    detector, dataset, _ = case(changed(shrunk("deformable-detr-tiny"), decoder_layers=3), lambda detector: detector)
+    runtime, plain = Runtime(RuntimeConfig(device="cpu")), scores_of(detector, dataset)
+    first = evaluate(replace(detector, module=FirstLayer(detector.module)), dataset, runtime).report  # type: ignore
+    for batch_size in (1, 4):
+        experiment = replace(detector.experiment, evaluation=EvaluationConfig(MAX_DETECTIONS, batch_size=batch_size))
+        scores = evaluate(replace(detector, experiment=experiment), dataset, runtime, diagnose=True)
+        layers = scores.diagnosis.layers
+        assert [each.layer for each in layers] == [1, 2, 3]
+        assert (layers[-1].ap, layers[-1].ap50) == (scores.report.ap, scores.report.ap50)
+        assert layers[0].ap == pytest.approx(first.ap, abs=1e-3) and first.ap != plain.report.ap
+        assert len(scores.results) == len(plain.results) and scores.report.ap == pytest.approx(
+            plain.report.ap, abs=1e-3
+        )
+        queries = scores.diagnosis.queries
+        assert queries is not None and sum(queries.counts) == sum(
+            result["score"] >= scores.diagnosis.threshold for result in scores.results
+        )
+    assert plain.diagnosis.layers == () and plain.diagnosis.queries is None
 
 
 @EVERY_MODEL
