@@ -1,5 +1,6 @@
 """The detections are those of prediction, their queries gave them, and the model is left as it was."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from explained import EVERY_TINY, photograph, shared_tiny, tiny
 from PIL import Image
+from torch import nn
 
 import detrs
 from detrs.boxes import cxcywh_to_xyxy
@@ -153,6 +155,25 @@ def test_a_checkpoint_and_a_file(tmp_path: Path) -> None:
     assert found.source == str(tmp_path / "image.png") and expected.source is None
     assert found.queries == expected.queries and found.input_size == (97, 131)
     assert all(torch.equal(value, tensors(found)[key]) for key, value in tensors(expected).items())
+
+
+@pytest.mark.parametrize("own", [None, 0.37])
+def test_the_threshold_of_the_detector_is_the_default(own: float | None) -> None:
+    detector = replace(shared_tiny("detr-tiny"), threshold=own)
+    (explanation,) = explain(detector, photograph(), device="cpu")
+    assert explanation.threshold == (0.5 if own is None else own)
+    assert len(explanation.detections) == len(Predictor(detector, "cpu")(photograph())[0])
+
+
+def test_models_of_other_libraries() -> None:
+    class Other(nn.Module):
+        pass
+
+    module: Any = Other()
+    module.register_parameter("weight", nn.Parameter(torch.zeros(1)))
+    predictor = Predictor(replace(shared_tiny("detr-tiny"), module=module), "cpu")
+    with pytest.raises(UserError, match="Models of the class Other cannot be explained; those of Detector"):
+        explain(predictor, photograph())
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ LONGEST_GRADIENT_SIDE = 256
 JPEG_QUALITY = 88
 DECODER_BYTES = 4_000_000
 """Limit of the decoder's views before base64; the best queries that fit are stored."""
-ENCODER_BYTES = 4_000_000
+ENCODER_BYTES = 6_000_000
 """Limit of the encoder's views before base64; the finest grid of tokens that fits is stored."""
 ENCODER_STRIDE = 32
 """Of the encoder's levels, the tokens of that with the nearest stride are stored, in pixels of the resized image."""

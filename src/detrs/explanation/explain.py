@@ -16,7 +16,6 @@ from detrs.explanation.tracing import TRACERS
 from detrs.explanation.views import Explanation
 from detrs.predictor import ImageDetections, OnError, Predictor, Source, check_threshold
 
-THRESHOLD = 0.5
 MAX_TOKENS = 400
 
 
@@ -38,7 +37,7 @@ def explain(
     Args:
         detector: a checkpoint, as for ``Predictor.load``; or a predictor or detector that is loaded already.
         images: as for ``Predictor``: files, folders, globs, arrays, ....
-        threshold: smallest score of a detection, in [0, 1].
+        threshold: smallest score of a detection, in [0, 1]; by default as in prediction: ``Predictor.threshold``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``; a predictor remains on its own.
         num_gradients: number of detections, best first, whose gradients are computed: five backward passes for each.
         max_tokens: views contain at most this many tokens of each level of the encoder, a regular grid, and at most
@@ -77,8 +76,8 @@ def explain_iter(
     on_error: OnError = "raise",
 ) -> Iterator[Explanation]:
     """The same, one by one. Arguments and errors are those of ``explain``."""
-    threshold = THRESHOLD if threshold is None else threshold
-    check_threshold(threshold)
+    if threshold is not None:
+        check_threshold(threshold)
     if num_gradients < 0:
         raise UserError(f"num_gradients is {num_gradients}, but must be at least 0.")
     if max_tokens < 1:
@@ -89,7 +88,7 @@ def explain_iter(
 def _explanations(
     detector: str | Path | Predictor | TrainedDetector,
     images: Source | Iterable[Source],
-    threshold: float,
+    threshold: float | None,
     device: str,
     num_gradients: int,
     max_tokens: int,
@@ -98,7 +97,11 @@ def _explanations(
 ) -> Iterator[Explanation]:
     with as_predictor(detector, device) as predictor:
         model = predictor.detector.module
+        if type(model) not in TRACERS:
+            known = ", ".join(sorted(each.__name__ for each in TRACERS))
+            raise UserError(f"Models of the class {type(model).__name__} cannot be explained; those of {known} can.")
         tracer = TRACERS[type(model)]
+        threshold = predictor.threshold if threshold is None else threshold
         classes = {*BUILDERS, *tracer.classes(model), type(model)}
         items = predictor.predict_iter(
             images, threshold=threshold, batch_size=1, allow_urls=allow_urls, on_error=on_error
