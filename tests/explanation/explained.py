@@ -11,7 +11,7 @@ from shrunk import TINY_MODELS
 from torch import Tensor
 
 from detrs.checkpoints.detector import TrainedDetector, preprocessing_of
-from detrs.explanation.tracing import TRACERS
+from detrs.explanation.builders import TRACERS
 from detrs.models import MODELS, build
 from detrs.presets import preset
 from detrs.structures import Classes

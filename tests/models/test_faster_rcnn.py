@@ -70,7 +70,7 @@ def test_boxes_of_thousands_of_classes_are_suppressed_by_their_overlap(monkeypat
     proposals = torch.tensor([[[12.5, 10.0, 16.5, 14.0], [11.0, 10.0, 15.0, 14.0], [10.6, 10.0, 14.6, 14.0]]])
     logits = torch.zeros(1, 3, 20_001)
     logits[..., -1] = torch.tensor([20.0, 19.0, 18.0])
-    found = RegionPrediction(proposals, torch.ones(1, 3, dtype=torch.bool), logits, torch.zeros(1, 3, 20_001, 4))
+    found = RegionPrediction(proposals, torch.zeros(1, 3), logits, torch.zeros(1, 3, 20_001, 4))
     monkeypatch.setattr(model, "forward", lambda *_: found)
     padding = torch.zeros(1, 128, 1920, dtype=torch.bool)
     scores = model.detect(torch.zeros(1, 3, 128, 1920), padding, 10).scores[0]

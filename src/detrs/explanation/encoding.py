@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from detrs.explanation.tokens import fitting_grid, spread
-from detrs.explanation.trace import best_queries, duplicates, runners_up
+from detrs.explanation.trace import best_queries, duplicates_of, runners_up
 from detrs.explanation.views import (
     AttentionView,
     Explanation,
@@ -85,7 +85,7 @@ def encode_detection(explanation: Explanation, index: int) -> Json:
         "score": float(found.scores[index]),
         "box_xyxy": found.boxes_xyxy[index].tolist(),
         "runners_up": [{"name": names[other], "score": score} for other, score in runners_up(last, query, label)],
-        "duplicates": [each._asdict() for each in duplicates(last, query, label)],
+        "duplicates": [each._asdict() for each in duplicates_of(explanation, index)],
     }
 
 
@@ -110,7 +110,8 @@ def encode_view(view: View) -> Json:
     found["queries"] = view.queries.tolist()
     if isinstance(view, RegionView):
         found["boxes"] = array(view.boxes)
-        return found if view.responses is None else found | relative("responses", view.responses)
+        objectness = {} if view.objectness is None else {"objectness": array(view.objectness)}
+        return found | objectness | ({} if view.responses is None else relative("responses", view.responses))
     if view.grids:
         (height, width), *others = view.grids
         assert not others, "reduce_views leaves one grid"
@@ -191,7 +192,11 @@ def with_grid(view: Any, grid: tuple[int, int]) -> View:
 
 def rows(view: Any, chosen: Tensor) -> View:
     """The view with only the queries at the positions ``chosen``."""
-    names = {"sampling": ("locations", "weights"), "attention": ("weights",), "region": ("boxes", "responses")}
+    names = {
+        "sampling": ("locations", "weights"),
+        "attention": ("weights",),
+        "region": ("boxes", "responses", "objectness"),
+    }
     arrays = {name: getattr(view, name) for name in ("queries", *names[view.kind])}
     kept: View = replace(view, **{name: None if each is None else each[chosen] for name, each in arrays.items()})
     return kept
@@ -204,7 +209,7 @@ def bytes_per_query(view: View) -> int:
     if isinstance(view, AttentionView):
         return view.weights[:1].numel() + view.weights.shape[1] * 4
     if isinstance(view, RegionView):
-        return 16 + (0 if view.responses is None else view.responses[:1].numel() + 4)
+        return 20 + (0 if view.responses is None else view.responses[:1].numel() + 4)
     return 0
 
 

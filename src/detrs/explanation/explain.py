@@ -8,11 +8,10 @@ import torch
 
 from detrs.checkpoints.detector import TrainedDetector
 from detrs.errors import UserError
-from detrs.explanation.builders import BUILDERS
+from detrs.explanation.builders import BUILDERS, TRACERS
 from detrs.explanation.gradients import gradients
 from detrs.explanation.recording import Call, Selection, recording
 from detrs.explanation.trace import best_queries
-from detrs.explanation.tracing import TRACERS
 from detrs.explanation.views import Explanation
 from detrs.predictor import ImageDetections, OnError, Predictor, Source, check_threshold
 
@@ -165,5 +164,6 @@ def explanation(
         queries=queries,
         trace=trace.layers,
         views=views,
+        suppressed=trace.suppressed and tuple(trace.suppressed[i] for i in kept.nonzero()[:, 0].tolist()),
         gradients=gradients(model, tracer, images, padding, max_detections, answers),
     )

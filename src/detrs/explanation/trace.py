@@ -1,12 +1,13 @@
 """Questions to the trace: which other classes did a query predict, and which other queries predict the same object?"""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 from torchvision.ops import box_iou
 
 from detrs.boxes import cxcywh_to_xyxy
-from detrs.explanation.views import LayerTrace
+from detrs.explanation.views import Duplicate, Explanation, LayerTrace
 
 DUPLICATE_IOU = 0.5
 """Two queries of one class whose boxes overlap more are duplicates."""
@@ -19,15 +20,6 @@ class RunnerUp(NamedTuple):
 
     label: int
     score: float
-
-
-class Duplicate(NamedTuple):
-    """Another query with the same class at the same place."""
-
-    query: int
-    label: int
-    score: float
-    iou: float
 
 
 def runners_up(last: LayerTrace, query: int, label: int, count: int = 5) -> list[RunnerUp]:
@@ -46,6 +38,13 @@ def duplicates(last: LayerTrace, query: int, label: int) -> list[Duplicate]:
     found = same.nonzero()[:, 0]
     found = found[scores[found].argsort(descending=True, stable=True)]
     return [Duplicate(i, label, float(scores[i]), float(iou[i])) for i in found.tolist()]
+
+
+def duplicates_of(explanation: Explanation, index: int) -> Sequence[Duplicate]:
+    """Of a detection: the boxes that non-maximum suppression removed for it or, without suppression, ``duplicates``."""
+    if explanation.suppressed is not None:
+        return explanation.suppressed[index]
+    return duplicates(explanation.trace[-1], explanation.queries[index], int(explanation.detections.labels[index]))
 
 
 def overlaps(boxes: Tensor, query: int) -> Tensor:

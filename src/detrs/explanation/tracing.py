@@ -1,4 +1,4 @@
-"""Which query gave each detection, and all queries over the layers: one literal table from model to function."""
+"""Which query gave each detection, and all queries over the layers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from detrs.explanation.recording import Call
-from detrs.explanation.views import LayerTrace
+from detrs.explanation.views import Duplicate, LayerTrace
 from detrs.layers.decoder import Decoder
 from detrs.models.detector import Detector
 from detrs.structures import Prediction, Queries
@@ -22,6 +22,8 @@ class Trace(NamedTuple):
     """(N,) its class."""
     scores: Tensor
     """(N,) its score."""
+    suppressed: tuple[tuple[Duplicate, ...], ...] | None = None
+    """For each box, those that non-maximum suppression removed for it; None without suppression."""
 
 
 class Tracer(NamedTuple):
@@ -53,7 +55,3 @@ def layer_trace(model: Detector, queries: Queries, prediction: Prediction) -> La
     scores = model.classification.probabilities(prediction.logits)
     tensors = (queries.reference, prediction.boxes, scores)
     return LayerTrace(*(each[0].detach().float().cpu() for each in tensors))
-
-
-TRACERS: dict[type[nn.Module], Tracer] = {Detector: Tracer(decoder_classes, decoder_trace)}
-"""Class of a model -> how to trace it."""

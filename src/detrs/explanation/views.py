@@ -5,7 +5,7 @@ queries of the decoder or of tokens of the encoder.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
@@ -85,6 +85,8 @@ class RegionView:
     """cxcywh in [0, 1] of the un-padded image."""
     responses: Float[Tensor, "Q S S"] | None
     """Size of the filters' response at each cell of the region, rows top to bottom; None without dynamic filters."""
+    objectness: Float[Tensor, "Q"] | None = None
+    """Probability that a proposal is an object of any class (Faster R-CNN)."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -102,6 +104,15 @@ class PointsView:
 
 
 View = SamplingView | AttentionView | RegionView | PointsView
+
+
+class Duplicate(NamedTuple):
+    """Another query with the same class at the same place."""
+
+    query: int
+    label: int
+    score: float
+    iou: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +149,8 @@ class Explanation:
     """One per layer of the decoder."""
     views: tuple[View, ...]
     """In the order of the forward pass."""
+    suppressed: tuple[tuple[Duplicate, ...], ...] | None = None
+    """For each detection, the boxes that non-maximum suppression removed for it; None without suppression."""
     gradients: tuple[Gradients, ...] = ()
     """Of the first detections, as many as asked for."""
 

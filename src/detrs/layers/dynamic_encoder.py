@@ -1,7 +1,7 @@
 """The dynamic encoder of Dynamic DETR: deformable convolutions across neighboring levels, weighted and gated."""
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -96,6 +96,22 @@ class DynamicReLU(nn.Module):
         return torch.maximum((1 + 2 * a1) * x + b1, 2 * a2 * x + b2)
 
 
+class Sampling(NamedTuple):
+    """The samples of each cell of a level."""
+
+    offsets: Float[Tensor, "B 18 h w"]
+    """(y, x) in pixels of the sampled map."""
+    modulation: Float[Tensor, "B 9 h w"]
+    """Factor of each sample."""
+
+
+class Source(NamedTuple):
+    """A map that a level samples, and the convolution that does it."""
+
+    convolution: DeformableConvolution
+    x: Float[Tensor, "B C _ _"]
+
+
 class DynamicEncoderLayer(nn.Module):
     """New content of each level from itself and its neighbors; all levels share the weights.
 
@@ -132,38 +148,44 @@ class DynamicEncoderLayer(nn.Module):
 
     def forward(self, memory: Pyramid) -> Pyramid:
         with full_precision(memory.tokens.device.type):  # sampling positions need it
-            memory = memory.with_tokens(memory.tokens.to(self.same.weight.dtype))
             maps, paddings = self.valid_maps(memory)
             return memory.with_maps([self.level(maps, paddings, i) for i in range(len(maps))])
 
     def valid_maps(self, memory: Pyramid) -> tuple[list[Tensor], list[Tensor]]:
         """The maps (B, C, h, w), zero where padded, and their padding (B, h, w)."""
+        memory = memory.with_tokens(memory.tokens.to(self.same.weight.dtype))
         masks = memory.padding.split([h * w for h, w in memory.shapes], dim=1)
         paddings = [mask.unflatten(1, shape) for mask, shape in zip(masks, memory.shapes, strict=True)]
         return [x.masked_fill(mask[:, None], 0.0) for x, mask in zip(memory.maps(), paddings, strict=True)], paddings
 
-    def sampling(self, x: Float[Tensor, "B C h w"]) -> tuple[Float[Tensor, "B 18 h w"], Float[Tensor, "B 9 h w"]]:
-        """Offsets, (y, x) in pixels of the sampled map, and modulation of the samples of each cell."""
+    def sampling(self, x: Float[Tensor, "B C h w"]) -> Sampling:
+        """Where and how much each cell of a level samples the level and its neighbors."""
         raw = self.offsets(x)
-        return raw[:, : 2 * KERNEL**2], raw[:, 2 * KERNEL**2 :].sigmoid()
+        return Sampling(raw[:, : 2 * KERNEL**2], raw[:, 2 * KERNEL**2 :].sigmoid())
 
-    def candidates(self, maps: list[Tensor], paddings: list[Tensor], i: int) -> dict[int, Float[Tensor, "B C h w"]]:
-        """Convolutions of level ``i`` and of its neighbors, by their level."""
+    def sources(self, maps: list[Tensor], paddings: list[Tensor], i: int) -> dict[int, Source]:
+        """The maps that level ``i`` samples, by their level: its own and its neighbors."""
         x, padding = maps[i], paddings[i]
-        offsets, modulation = self.sampling(x)
-        candidates = {i: self.same(x, offsets, modulation, padding)}
+        sources = {i: Source(self.same, x)}
         if i > 0:
-            candidates[i - 1] = self.finer(maps[i - 1], offsets, modulation, padding)
+            sources[i - 1] = Source(self.finer, maps[i - 1])
         if i + 1 < len(maps):
             above = doubled(maps[i + 1], paddings[i + 1], (x.shape[2], x.shape[3])).masked_fill(padding[:, None], 0.0)
-            candidates[i + 1] = self.coarser(above, offsets, modulation, padding)
-        return candidates
+            sources[i + 1] = Source(self.coarser, above)
+        return sources
+
+    def convolved(
+        self, source: Source, sampling: Sampling, padding: Bool[Tensor, "B h w"]
+    ) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C 1 1"]]:
+        """The convolution of a source, and its scale: the weight of each channel."""
+        y = source.convolution(source.x, *sampling, padding)
+        return y, self.scale(valid_mean(y, padding))
 
     def level(self, maps: list[Tensor], paddings: list[Tensor], i: int) -> Float[Tensor, "B C h w"]:
         """The new map of level ``i``."""
         x, padding = maps[i], paddings[i]
-        candidates = self.candidates(maps, paddings, i)
-        weighted = [self.scale(valid_mean(y, padding)) * y for y in candidates.values()]
+        sampling, sources = self.sampling(x), self.sources(maps, paddings, i).values()
+        weighted = [scale * y for y, scale in (self.convolved(source, sampling, padding) for source in sources)]
         mixed = torch.stack(weighted).mean(0) if self.fusion == "mean" else torch.stack(weighted).sum(0)
         gated = self.gate(mixed, valid_mean(mixed, padding))
         return x + gated if self.residual else gated

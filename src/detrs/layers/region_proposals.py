@@ -74,20 +74,8 @@ class RegionProposalNetwork(nn.Module):
             torch.cat(logits, 1), torch.cat(deltas, 1), torch.cat(anchors), torch.cat(outside, 1), sizes
         )
 
-    def propose(
-        self, scores: AnchorScores, limits: Float[Tensor, "B 4"], count: int
-    ) -> tuple[Float[Tensor, "B N 4"], Bool[Tensor, "B N"]]:
-        """The boxes of ``ranked``.
-
-        Returns:
-            xyxy in pixels, and which of them are proposals; the others are zero.
-        """
-        boxes, logits = self.ranked(scores, limits, count)
-        valid = logits > -torch.inf
-        return boxes.masked_fill(~valid[..., None], 0.0), valid
-
     @torch.no_grad()
-    def ranked(
+    def propose(
         self, scores: AnchorScores, limits: Float[Tensor, "B 4"], count: int
     ) -> tuple[Float[Tensor, "B N 4"], Float[Tensor, "B N"]]:
         """The best ``count`` boxes of each image, after non-maximum suppression within each level.
@@ -98,7 +86,8 @@ class RegionProposalNetwork(nn.Module):
             count: N, also of the boxes of each level before suppression.
 
         Returns:
-            xyxy in pixels, and the logit of "any object" of each: -inf if it is no proposal.
+            xyxy in pixels, and the logit of "any object" of each: zero and -inf for the rest of images with fewer
+            proposals.
         """
         all_scores, all_boxes, start = [], [], 0
         for size in scores.sizes:
@@ -115,7 +104,8 @@ class RegionProposalNetwork(nn.Module):
             all_scores.append(logits.masked_fill(~unique, -torch.inf))
             all_boxes.append(boxes)
         values, best = torch.cat(all_scores, 1).topk(torch.sym_min(count, sum(s.shape[1] for s in all_scores)), dim=1)
-        return torch.cat(all_boxes, 1).gather(1, best[..., None].expand(-1, -1, 4)), values
+        boxes = torch.cat(all_boxes, 1).gather(1, best[..., None].expand(-1, -1, 4))
+        return boxes.masked_fill((values == -torch.inf)[..., None], 0.0), values
 
 
 def grid(cell: Float[Tensor, "n 4"], stride: int, shape: tuple[int, int]) -> Float[Tensor, "A 4"]:

@@ -98,8 +98,8 @@ class RegionPrediction(NamedTuple):
 
     proposals: Float[Tensor, "B N 4"]
     """xyxy in pixels."""
-    valid: Bool[Tensor, "B N"]
-    """False for the rest of images with fewer proposals."""
+    objectness: Float[Tensor, "B N"]
+    """Logit of "any object", from the proposal network; -inf for the rest of images with fewer proposals."""
     logits: Float[Tensor, "B N _"]
     """Of background and each class."""
     deltas: Float[Tensor, "B N _ 4"]
@@ -112,7 +112,7 @@ class Candidates(NamedTuple):
     boxes_xyxy: Float[Tensor, "B n 4"]
     """In pixels, clipped to the image."""
     scores: Float[Tensor, "B n"]
-    """0 for those that are no detections: the score is too low or the box too small."""
+    """0 where the score is too low or the box too small."""
     labels: Int[Tensor, "B n"]
     proposals: Int[Tensor, "B n"]
     """Index of the proposal of each."""
@@ -160,10 +160,10 @@ class FasterRCNN(Model):
     def forward(self, images: Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"]) -> RegionPrediction:
         maps = self.features(images, padding)
         scores = self.rpn(maps, padding)
-        proposals, valid = self.rpn.propose(scores, limits_of(padding, scores), self.config.num_proposals)
+        proposals, objectness = self.rpn.propose(scores, limits_of(padding, scores), self.config.num_proposals)
         logits, deltas = self.classify(maps, padding, rois_of(proposals))
         count = proposals.shape[:2]
-        return RegionPrediction(proposals, valid, logits.unflatten(0, count), deltas.unflatten(0, count))
+        return RegionPrediction(proposals, objectness, logits.unflatten(0, count), deltas.unflatten(0, count))
 
     def objective(self, config: CriterionConfig) -> Objective:
         return RegionObjective(self, config)
@@ -174,10 +174,13 @@ class FasterRCNN(Model):
         found = self(images, padding)
         limits = limits_of(padding, found)
         candidates = self.candidates(found, limits)
-        scores = candidates.scores.masked_fill(~self.not_suppressed(candidates, limits), 0.0)
-        scores, order = scores.topk(torch.sym_min(max_detections, scores.shape[1]), dim=1)
+        scores, order = self.best(candidates, limits, max_detections)
         boxes = xyxy_to_cxcywh(candidates.boxes_xyxy / limits[:, None]).gather(1, order[..., None].expand(-1, -1, 4))
         return Boxes(boxes.masked_fill(scores[..., None] == 0, 0.0), scores, candidates.labels.gather(1, order))
+
+    def scores(self, found: RegionPrediction) -> Float[Tensor, "B N K"]:
+        """Probability of each class of each proposal; 0 for the rest of images with fewer proposals."""
+        return found.logits.softmax(-1)[..., 1:].masked_fill((found.objectness == -torch.inf)[..., None], 0.0)
 
     def candidates(self, found: RegionPrediction, limits: Float[Tensor, "B 4"]) -> Candidates:
         """The best pairs of proposal and class.
@@ -186,24 +189,37 @@ class FasterRCNN(Model):
             found: of this model.
             limits: (width, height, width, height) of each image.
         """
-        scores = found.logits.softmax(-1)[..., 1:].masked_fill(~found.valid[..., None], 0.0)  # (B, N, K)
+        scores = self.scores(found)
         num_classes = scores.shape[2]
         scores, best = scores.flatten(1).topk(torch.sym_min(CANDIDATES, scores.shape[1] * num_classes), dim=1)
         proposal, labels = best // num_classes, best % num_classes  # (B, n)
-        image = torch.arange(len(best), device=best.device)[:, None]
-        deltas, proposals = found.deltas[image, proposal, labels + 1], found.proposals[image, proposal]
-        boxes = self.coder.decode_single(deltas.flatten(0, 1), proposals.flatten(0, 1)).view_as(proposals)
-        boxes = clipped(boxes, limits)
+        boxes = self.boxes(found, proposal, labels, limits)
         wrong = (scores <= self.config.min_score) | ((boxes[..., 2:] - boxes[..., :2]).amin(-1) < MIN_SIDE)
         return Candidates(boxes, scores.masked_fill(wrong, 0.0), labels, proposal)
 
-    def not_suppressed(self, candidates: Candidates, limits: Float[Tensor, "B 4"]) -> Bool[Tensor, "B n"]:
-        """Which candidates remain after non-maximum suppression within each class."""
+    def boxes(
+        self,
+        found: RegionPrediction,
+        proposals: Int[Tensor, "B n"],
+        labels: Int[Tensor, "B n"],
+        limits: Float[Tensor, "B 4"],
+    ) -> Float[Tensor, "B n 4"]:
+        """xyxy in pixels of pairs of proposal and class, clipped to the image."""
+        image = torch.arange(len(labels), device=labels.device)[:, None]
+        deltas, boxes = found.deltas[image, proposals, labels + 1], found.proposals[image, proposals]
+        refined = self.coder.decode_single(deltas.flatten(0, 1), boxes.flatten(0, 1)).view_as(boxes)
+        return clipped(refined, limits)
+
+    def best(
+        self, candidates: Candidates, limits: Float[Tensor, "B 4"], count: int
+    ) -> tuple[Float[Tensor, "B _"], Int[Tensor, "B _"]]:
+        """Scores and indices of the best candidates after non-maximum suppression within each class."""
         boxes, scores, labels, _ = candidates
         # boxes of different classes do not overlap after this shift, which float32 rounds to pixels for many classes
         shifted = boxes.double() + (labels * (limits.amax(1)[:, None].double() + 1))[..., None]
         unique = [not_suppressed(*each, self.config.nms_iou) for each in zip(shifted, scores.double(), strict=True)]
-        return torch.stack(unique)
+        scores = scores.masked_fill(~torch.stack(unique), 0.0)
+        return scores.topk(torch.sym_min(count, scores.shape[1]), dim=1)
 
 
 class RegionObjective(Objective):
@@ -229,10 +245,10 @@ class RegionObjective(Objective):
                 anchor_losses(*image, scores.anchors, model.rpn.coder)
                 for image in zip(scores.logits, scores.deltas, scores.outside, objects, strict=True)
             ]
-            proposals, valid = model.rpn.propose(scores, limits, model.config.num_training_proposals)
+            proposals, objectness = model.rpn.propose(scores, limits, model.config.num_training_proposals)
             samples = [
                 sample(boxes[mask], own, classes, model.config.num_samples)
-                for boxes, mask, own, classes in zip(proposals, valid, objects, labels, strict=True)
+                for boxes, mask, own, classes in zip(proposals, objectness > -torch.inf, objects, labels, strict=True)
             ]
         rois = [F.pad(each.boxes, (1, 0), value=i) for i, each in enumerate(samples)]
         logits, deltas = model.classify(maps, padding, torch.cat(rois))
