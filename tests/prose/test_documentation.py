@@ -32,6 +32,7 @@ PAGES = (
     "docs/how-to/slow-machine.md",
     "docs/how-to/several-gpus.md",
     "docs/how-to/threshold.md",
+    "docs/explain.md",
     "docs/how-to/deploy.md",
     "docs/reference/configuration.md",
     "docs/models/dat.md",
