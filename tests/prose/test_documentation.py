@@ -31,6 +31,7 @@ PAGES = (
     "docs/how-to/memory.md",
     "docs/how-to/slow-machine.md",
     "docs/how-to/several-gpus.md",
+    "docs/report.md",
     "docs/how-to/threshold.md",
     "docs/explain.md",
     "docs/how-to/deploy.md",

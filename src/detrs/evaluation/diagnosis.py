@@ -104,7 +104,7 @@ class Curves:
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """The numbers of a report, at IoU 0.5 unless the name says otherwise."""
+    """The numbers of a report, at IoU 0.5; ``ap`` over IoU 0.50 to 0.95."""
 
     threshold: float
     """Of all numbers at a threshold."""

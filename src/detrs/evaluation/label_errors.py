@@ -1,4 +1,4 @@
-"""Objects and detections whose labels deserve a look: where a detector that is usually right contradicts the labels.
+"""Objects and detections whose labels should be checked: where a detector that is usually right contradicts the labels.
 
 A detection is *confident* if its score reaches the threshold, and the median score of the right detections of its
 class.
@@ -14,7 +14,7 @@ no object      an object that no detection with at least half the threshold over
                of its class and of similar area (from half to double; at least 10 of them) are found
 =============  ========================================================================================================
 
-Many of them are errors of the detector: the rule finds candidates, and does not replace a look at the image.
+Many of them are errors of the detector: these are candidates. Check the image before a label is changed.
 """
 
 from dataclasses import dataclass

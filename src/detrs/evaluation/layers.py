@@ -1,4 +1,4 @@
-"""What only the detector knows: the detections of every decoder layer, and the query of each detection."""
+"""Detections of every decoder layer, and the query of each: their AP, and how queries are used."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

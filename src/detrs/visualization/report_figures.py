@@ -8,8 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from detrs.visualization.draw import OKABE_ITO
+from detrs.visualization.fonts import legible, plot_families
 
 ORANGE, SKY, GREEN, _, BLUE, RED, PURPLE, _ = (f"#{r:02x}{g:02x}{b:02x}" for r, g, b in OKABE_ITO)
 COLORS = (BLUE, ORANGE, GREEN, PURPLE)
@@ -37,10 +39,13 @@ def figures(diagnosis: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
     }
     if len(diagnosis["layers"]) > 1:
         draw["layers.png"] = (_layers, (6.4, 4.2))
+    families = plot_families("".join(diagnosis["per_class"]))
     for name, (plot, size) in draw.items():
         figure = Figure(figsize=size, dpi=140, layout="constrained")  # pyplot is not thread-safe
         FigureCanvasAgg(figure)
         plot(figure.subplots(), diagnosis)
+        for written in figure.findobj(Text):
+            written.set_fontfamily(families)
         yield name, figure
 
 
@@ -142,7 +147,6 @@ def _layers(axes: Axes, diagnosis: Mapping[str, Any]) -> None:
 
 
 def _name(name: str) -> str:
-    """A class name without a meaning for matplotlib, in which ``$`` begins a formula."""
-    short = name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
-    short = "".join(letter if letter.isprintable() else "?" for letter in short)
-    return short.replace("$", r"\$").lstrip("_") or "_"
+    """A class name without a meaning for matplotlib, in which ``$`` begins a formula and ``_`` hides a label."""
+    short = legible(name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…").replace("$", r"\$")
+    return "\u200b" + short if short.startswith("_") else short

@@ -278,7 +278,7 @@ def query_facts(use: Mapping[str, Any]) -> list[tuple[str, str]]:
         facts.append(("error", f"Image {image} has {most:,} objects, {queries:,} queries: raise --model.num-queries."))
         facts.append(("error", f"{use['images_above_queries']:,} images have more objects than queries."))
     elif most:
-        facts.append(("", f"At most {most:,} objects in an image ({image}), {queries:,} queries."))
+        facts.append(("", f"Image {image} has most objects, {most:,}, for {queries:,} queries."))
     if most > limit:
         facts.append(
             ("error", f"Image {image} has {most:,} objects, but at most {limit:,} detections per image are returned.")
@@ -328,8 +328,8 @@ def _labels(labels: Mapping[str, Sequence[Shown]], diagnosis: Mapping[str, Any])
         for kind, shown in labels.items()
     ]
     return (
-        '<h2>Labels to check</h2><p class="note">Places where the detector is sure, and the label says something else. '
-        "Many are errors of the detector: look before you change a label. White: label, orange: detection.</p>"
+        '<h2>Labels to check</h2><p class="note">Places where confident detections contradict the labels. Many are '
+        "errors of the detector: check the image before you change a label. White: label, orange: detection.</p>"
         + "".join(parts)
     )
 
