@@ -85,6 +85,10 @@ class EvaluationConfig:
     """Stop after this many evaluations without a better AP; None: never."""
 
 
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+"""Experiment trackers."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
     """Device, data loading and precision. Results change only by rounding and the statistics of BatchNorm."""
@@ -108,6 +112,8 @@ class RuntimeConfig:
     """Save ``last.safetensors`` every N minutes within an epoch, and after each epoch."""
     log_every: Annotated[int, Ge(1)] = 20
     """Log to ``metrics.jsonl`` every N steps."""
+    track: tuple[Tracker, ...] = ()
+    """Experiment trackers that receive the metrics, figures and settings, besides the files of the run."""
     allow_changed_data: bool = False
     """Resume this once although images or annotations have changed, for example after removing a broken image."""
 

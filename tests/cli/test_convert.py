@@ -25,7 +25,7 @@ SMALL = (
 
 
 def test_training_from_yolo_data(detrs: Callable, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "save_curves", lambda metrics, png: None)  # slow, and tested elsewhere
+    monkeypatch.setattr(trainer, "save_curves", lambda *arguments: None)  # slow, and tested elsewhere
     assert detrs("convert", data, "--to", "yolo", "yolo").code == 0
     command = ["train", "deformable-detr-tiny", *SMALL.split(), "--epochs", 1, "--json", "--data"]
     coco, yolo = (detrs(*command, path, "--output", name) for path, name in ((data, "a"), ("yolo/data.yaml", "b")))

@@ -79,7 +79,7 @@ def test_weights_are_those_that_training_starts_from(tmp_path: Path) -> None:
 
 
 def test_training_starts_from_weights(detrs: Callable, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "save_curves", lambda metrics, png: None)  # slow, and tested elsewhere
+    monkeypatch.setattr(trainer, "save_curves", lambda *arguments: None)  # slow, and tested elsewhere
     command = ["train", "deformable-detr-tiny", "--data", data, *SMALL.split(), "--epochs", 1]
     command += ["--model.backbone.norm", "frozen", "--lr", 1e-12, "--json"]
     first = detrs(*command, "--output", "first", "--seed", 7)
@@ -191,7 +191,7 @@ def test_default_output_is_a_new_folder() -> None:
 def test_train_then_resume_by_folder_and_by_command(
     detrs: Callable, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "save_curves", lambda metrics, png: None)  # slow, and tested elsewhere
+    monkeypatch.setattr(trainer, "save_curves", lambda *arguments: None)  # slow, and tested elsewhere
     command = ["train", "deformable-detr-tiny", "--data", data, "--output", "run", "--json", *SMALL.split()]
     first = detrs(*command, "--epochs", 1)
     assert first.code == 0, first.err

@@ -17,6 +17,7 @@ TRAIN = {
     "runtime.workers": "workers",
     "runtime.threads": "threads",
     "schedule.max_minutes": "max-minutes",
+    "runtime.track": "track",
     "initial": "weights",
 }
 EVALUATE = {

@@ -14,7 +14,7 @@ from detrs.cli import flags
 from detrs.cli.arguments import Flag, Size, after, as_pair, check_data, is_given, new_folder, parse
 from detrs.cli.cores import threads_beside_others
 from detrs.cli.report import console, print_json
-from detrs.config import Experiment
+from detrs.config import Experiment, Tracker
 from detrs.data.formats.huggingface_datasets import is_hub_name
 from detrs.engine.finetuning import experiment_from
 from detrs.engine.run import RunFolder
@@ -60,6 +60,8 @@ class TrainArguments:
     weights: str | None
     """Start from a trained detector of the same model: best.safetensors, folder of a run, or published weights (Hub id,
     folder, .pth file). Weights of classes are kept by name; other classes start anew."""
+    track: tuple[Tracker, ...]
+    """Log to experiment trackers, too: tensorboard, wandb, mlflow, trackio."""
     backbone: str | None = None
     """timm model name, or a .safetensors file with weights of one. Default: the backbone of the preset."""
     output: Path | None = None

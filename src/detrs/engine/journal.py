@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -112,6 +112,8 @@ class Metrics:
     def __init__(self, path: Path, log_every: int, *, writes: bool = True) -> None:
         self.path, self.log_every, self.writes = path, log_every, writes
         self.window = Window()
+        self.on_line: Callable[[dict[str, Any]], None] | None = None
+        """Called with every line after it was written."""
 
     def step(self, report: StepReport) -> None:
         """Adds a step and writes a line every ``log_every`` steps."""
@@ -137,6 +139,8 @@ class Metrics:
                     file.write(json.dumps(line, allow_nan=False) + "\n")
             except OSError as error:
                 raise UserError(f"Cannot write to {self.path}: {error.strerror}.") from error
+            if self.on_line is not None:
+                self.on_line(line)
 
     def state(self) -> dict[str, Any]:
         """The pending sums, for ``resume``."""

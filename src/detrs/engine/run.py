@@ -11,12 +11,15 @@
     next.safetensors        the next ``last`` while it is written
     run.lock, run.owner     lock of the folder and the process that holds it, during a run
     train_batch_*.jpg       the first batches with their labels
-    val_predictions.jpg     detections of the best weights on validation images
+    val_predictions.jpg     detections of the best weights beside the ground truth of validation images
+    trackers.json           names of the run in experiment trackers, to continue there
+    tensorboard/            events of TensorBoard
 """
 
 import json
 import logging
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,6 +54,8 @@ class RunFolder:
         self.previous = path / "previous.safetensors"
         self.next = path / "next.safetensors"
         self.predictions = path / "val_predictions.jpg"
+        self.trackers = path / "trackers.json"
+        self.tensorboard = path / "tensorboard"
         self._lock = FolderLock(path)
 
     def check(self, *, resume: bool) -> None:
@@ -91,7 +96,9 @@ class RunFolder:
             if not resume:
                 self._raise_if_used()  # another run may have used it since the check
                 for path in self.path.iterdir():
-                    if path not in (self._lock.path, self._lock.owner):
+                    if path == self.tensorboard:
+                        shutil.rmtree(path)
+                    elif path not in (self._lock.path, self._lock.owner):
                         path.unlink()
             yield
         finally:
@@ -181,7 +188,9 @@ class RunFolder:
 
     def _raise_if_used(self) -> None:
         """Raise ``UserError`` unless all files are those of a run that failed before its first checkpoint."""
-        if not all(path.is_file() and _is_of_a_failed_start(path) for path in self.path.iterdir()):
+        events = {self.tensorboard} if self.experiment.is_file() else {}
+        others = [path for path in self.path.iterdir() if path not in events]
+        if not all(path.is_file() and _is_of_a_failed_start(path) for path in others):
             raise UserError(
                 f"The output folder '{self.path}' is not empty: choose another, or resume the run in it with --resume."
             )
@@ -202,7 +211,7 @@ def check_training_state(path: Path, meta: Mapping[str, Any]) -> None:
 def _is_of_a_failed_start(path: Path) -> bool:
     if path.name == "metrics.jsonl":
         return b'"evaluation"' not in path.read_bytes()  # otherwise the run had checkpoints, and its scores are kept
-    known = path.name in ("experiment.json", "run.lock", "run.owner") or PARTIAL.fullmatch(path.name)
+    known = path.name in ("experiment.json", "trackers.json", "run.lock", "run.owner") or PARTIAL.fullmatch(path.name)
     return bool(known or re.fullmatch(r"train_batch_\d+\.jpg", path.name))
 
 

@@ -7,8 +7,9 @@ train``: the code above this file is the same, and so are the results.
 import atexit
 import os
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil  # type: ignore[import-untyped,unused-ignore]
@@ -210,6 +211,27 @@ class Runtime:
         """A context that the main process enters first (downloads, caches)."""
         with self._state, self._accelerator.main_process_first():
             yield
+
+    def start_tracker(self, name: str, project: str, folder: Path, options: Mapping[str, Any]) -> Any:
+        """One of accelerate's experiment trackers, started. Its methods must be called in ``own_state()``.
+
+        Args:
+            name: such as ``tensorboard``; its package is installed.
+            project: the project or experiment in the tracker.
+            folder: for the files of trackers that write some.
+            options: arguments of the class of the tracker.
+        """
+        with self._state:
+            self._accelerator.project_configuration.logging_dir = str(folder)
+            # not through filter_trackers, which has a list of the packages that were installed when it was imported
+            self._accelerator.log_with, self._accelerator.trackers = [name], []
+            self._accelerator.init_trackers(project, init_kwargs={name: dict(options)})
+            (tracker,) = self._accelerator.trackers
+        return tracker
+
+    def own_state(self) -> AbstractContextManager[None]:
+        """A context with accelerate's state of this process, for its trackers."""
+        return self._state
 
     def memory_bytes(self) -> int:
         """Peak memory of the GPU, or current resident memory of this process."""

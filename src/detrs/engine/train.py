@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Generator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from detrs.engine.interruption import Interrupted, Interruption
 from detrs.engine.journal import StepReport, display, format_scores
 from detrs.engine.run import RunFolder
 from detrs.engine.runtime import Runtime, is_main_process
+from detrs.engine.tracking import check_installed
 from detrs.engine.trainer import Trainer
 from detrs.errors import UserError
 from detrs.ops.threads import num_threads
@@ -85,6 +86,7 @@ def training(
     if train_set is not None and (val_set is not None or experiment.data.val_split == NO_SPLIT):  # no folder is used
         experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, path=None))
     config.validate(experiment)
+    check_installed(experiment.runtime.track)
     runtime = Runtime(experiment.runtime)
     check_divisible(experiment.data.batch_size, runtime.world_size, experiment.runtime.accumulate)
     images = experiment.data.batch_size // (runtime.world_size * experiment.runtime.accumulate)
@@ -113,12 +115,14 @@ def training(
         num_threads(experiment.runtime.threads),
         folder.open(resume=resume) if runtime.is_main else nullcontext(),
         Interruption() as interruption,
+        ExitStack() as stack,
     ):
         if resume:
             saver.restore()
         runtime.wait_for_all()  # all processes have read what the main process may change now
         if runtime.is_main:
             folder.save_experiment(trainer.experiment)
+            stack.enter_context(trainer.tracking.open(trainer.experiment, step=state.step, is_new=not resume))
         try:
             if clock.is_evaluation_due(state):  # the run was stopped during an evaluation
                 found = run_evaluation(trainer, interruption)

@@ -24,6 +24,7 @@ from detrs.engine.runtime import Runtime
 from detrs.engine.saving import Saver
 from detrs.engine.state import TrainingState
 from detrs.engine.step import Step
+from detrs.engine.tracking import Tracking
 from detrs.errors import UserError
 from detrs.evaluation.thresholds import f1_thresholds
 from detrs.files import free_bytes
@@ -80,6 +81,8 @@ class Trainer:
             steps_to_evaluate=None if val_set is None else len(val_set) / experiment.data.batch_size,
         )
         self.metrics = Metrics(folder.metrics, experiment.runtime.log_every, writes=runtime.is_main)
+        self.tracking = Tracking(runtime, folder)
+        self.metrics.on_line = self.tracking.line
 
         pretrained = not resume and initial is None
         with runtime.main_first(), random_streams(experiment.seed):
@@ -215,6 +218,7 @@ class Trainer:
             if is_best:
                 shown = DEFAULT_THRESHOLD if threshold is None else threshold
                 save_predictions(self.val_set, scores.results, folder.predictions, shown)
+                self.tracking.image("val_predictions", folder.predictions, state.step)
             save_curves(folder.metrics, folder.results, self.clock.steps_per_epoch)
         return is_best
 
