@@ -341,6 +341,11 @@ def test_touch(show: Callable[..., Opened]) -> None:
         touch("touchMove", -spread, spread)
     touch("touchEnd")
     assert page.evaluate("explorer.state.zoom") == pytest.approx(3, rel=0.1)
+    touch("touchStart", -80, 80)
+    for spread in (70, 60, 40):
+        touch("touchMove", -spread, spread)
+    touch("touchEnd")
+    assert page.evaluate("explorer.state.zoom") == pytest.approx(1.5, rel=0.1)
 
 
 def test_texts_from_outside_do_no_harm(show: Callable[..., Opened]) -> None:

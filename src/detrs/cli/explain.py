@@ -106,7 +106,7 @@ def run(argv: list[str]) -> None:
     if images:
         screen.print(table)
     screen.print(f"threshold {threshold}: {origin(arguments.threshold, predictor.detector.threshold)}")
-    screen.print(f"{len(images)} images: {output}", soft_wrap=True)
+    screen.print(f"{len(images)} image{'' if len(images) == 1 else 's'}: {output}", soft_wrap=True)
     pages = [name for image in images for name in image["files"] if name.endswith(".html")]
     if pages:
         screen.print(f"Open in a browser: {printable(str(output / pages[0]))}", soft_wrap=True)

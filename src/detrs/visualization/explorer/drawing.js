@@ -1,4 +1,4 @@
-/* Marks on a canvas. A frame maps pixels of the image to pixels of the canvas: {scale, x, y, unit, palette, ...}. */
+/* Marks on a canvas. A frame maps pixels of the image to pixels of the canvas: {scale, x, y, unit, ...}. */
 
 const LEVEL_COLORS = ["#ffd166", "#06d6a0", "#4cc9f0", "#f15bb5", "#9b8cff", "#ff8a5b", "#c8e35a", "#ffffff"];
 
@@ -143,7 +143,7 @@ function drawDots(context, frame, dots, selected) {
 function drawBox(context, frame, box) {
   const color = box.label === null ? "#ffffff" : frame.classColor(box.label);
   if (box.role === "faint") {
-    context.globalAlpha = 0.45;
+    context.globalAlpha = frame.faint;
     strokeBox(context, frame, box.corners, color, 1);
   } else if (box.role === "reference") {
     context.setLineDash([5 * frame.unit, 4 * frame.unit]);

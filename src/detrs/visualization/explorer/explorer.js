@@ -45,7 +45,8 @@ function startExplorer() {
   /** A frame with what the drawing needs besides the geometry. */
   function decorated(plain) {
     if (state.dots) dots ??= allDots(explanation);
-    return { ...plain, colorMaps, dots: dots ?? [], classColor: colors.css, textColor: colors.text };
+    const faint = explanation.detections.length > 15 ? 0.2 : 0.45; // many boxes would hide what is between them
+    return { ...plain, colorMaps, faint, dots: dots ?? [], classColor: colors.css, textColor: colors.text };
   }
 
   /** Changes fields of the state, and shows the result. */
@@ -177,7 +178,7 @@ function startExplorer() {
       pixels.fillStyle = `rgb(${colorAt(colorMaps[map], i / 127)})`;
       pixels.fillRect(i, 0, 1, 1);
     }
-    return element("span", { class: "scale" }, "0", strip, `${maximum.toPrecision(3)}${note ? ` (${note})` : ""}`);
+    return element("span", { class: "scale" }, "0", strip, `${short(maximum)}${note ? ` (${note})` : ""}`);
   }
 
   function click(point) {

@@ -109,7 +109,7 @@ function tipText(explanation, marks, mode, point, radius) {
   if (marks.heat) {
     const { corners: [x0, y0, x1, y1], width, height, values } = marks.heat;
     const [column, row] = [Math.floor(((point.x - x0) / (x1 - x0)) * width), Math.floor(((point.y - y0) / (y1 - y0)) * height)];
-    if (column >= 0 && column < width && row >= 0 && row < height) return values[row * width + column].toPrecision(3);
+    if (column >= 0 && column < width && row >= 0 && row < height) return short(values[row * width + column]);
   }
   const [hit] = mode.selects === "pixel" ? [] : detectionsAt(explanation, point);
   return hit === undefined ? "" : `${explanation.detections[hit].name} ${explanation.detections[hit].score.toFixed(2)}`;

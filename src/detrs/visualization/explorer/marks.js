@@ -154,7 +154,7 @@ function addRegion(marks, explanation, state, entry, mode) {
   const size = entry.responses.shape[1];
   const values = entry.responses.slice(row).map((value) => value * maximumOf(entry, row, 0));
   marks.heat = heatOf(values, size, size, corners);
-  marks.summary += `, responses on a grid of ${size} x ${size}, largest ${marks.heat.maximum.toPrecision(3)}.`;
+  marks.summary += `, responses on a grid of ${size} x ${size}, largest ${short(marks.heat.maximum)}.`;
 }
 
 /** Points that a backbone samples, as offsets from the centers of their cells. */
@@ -191,7 +191,7 @@ function addGradients(marks, explanation, state, entry) {
   const maximum = found.maximum[entry.quantity]; // of the stored values, which are relative to it
   marks.heat = heatOf(array.slice().map((value) => value * maximum), height, width, [0, 0, explanation.width, explanation.height]);
   marks.heat.fine = true;
-  marks.summary = `Gradient norm of the ${entry.label} of detection ${state.detection + 1}, largest ${maximum.toPrecision(3)}.`;
+  marks.summary = `Gradient norm of the ${entry.label} of detection ${state.detection + 1}, largest ${short(maximum)}.`;
 }
 
 /** A map with its largest value and where that lies. */
@@ -213,4 +213,9 @@ function subject(marks, state) {
 function percent(value) {
   const hundred = 100 * value;
   return `${hundred >= 10 ? hundred.toFixed(0) : hundred.toPrecision(2)}%`;
+}
+
+/** Three digits, with an exponent for small numbers. */
+function short(value) {
+  return value !== 0 && Math.abs(value) < 0.001 ? value.toExponential(2) : value.toPrecision(3);
 }
