@@ -202,6 +202,10 @@ def main(folder: Path, *, odd: bool) -> None:
         for other in others:
             assert all(torch.equal(a.scores, b.scores) for a, b in zip(found, other, strict=True))
     guest.check("predict in threads")
+    explanation = explained(predictor, paths[0])
+    guest.check("explain")
+    assert all(other == explanation for other in in_threads(lambda: explained(predictor, paths[0])))
+    guest.check("explain in threads")
 
     opened = os.open(folder / "0.jpg", os.O_RDONLY)
     for source in ([opened], [np.int64(opened)], [True], [float(opened)], [[opened]], [None]):
@@ -227,10 +231,20 @@ def main(folder: Path, *, odd: bool) -> None:
                 "reports": [[report.loss, report.grad_norm] for report in reports],
                 "scores": scores.report.scalars(),
                 "detections": [digest({"boxes": each.boxes_xyxy, "scores": each.scores}) for each in found],
+                "explanation": explanation,
                 "built": [str(tensor.dtype) for tensor in built.state_dict().values()],
             }
         )
     )
+
+
+def explained(predictor: Any, path: Path) -> str:
+    """The JSON of the explanation of an image, as a digest."""
+    import detrs
+
+    (found,) = detrs.explain(predictor, path, threshold=0.0, num_gradients=1)
+    assert len(found.gradients) == 1 and len(found.views) > 0 and not predictor.detector.module.training
+    return hashlib.sha256(json.dumps(found.to_json(), allow_nan=False).encode()).hexdigest()
 
 
 def detrs_state(path: Path) -> dict[str, torch.Tensor]:

@@ -50,9 +50,9 @@ def test_random_streams_of_the_program_continue(program: str, request: pytest.Fi
     expected = [
         [python.random(), numpy.rand(), float(torch.rand((), generator=torch_stream, dtype=dtype))] for _ in drawn
     ]
-    assert drawn == expected and len(drawn) == 11
+    assert drawn == expected and len(drawn) == 13
 
 
 def test_results_do_not_depend_on_the_settings_of_the_program(plain: dict[str, Any], odd: dict[str, Any]) -> None:
-    for key in ("built", "reports", "weights", "scores", "detections"):
+    for key in ("built", "reports", "weights", "scores", "detections", "explanation"):
         assert plain[key] == odd[key], key

@@ -1,5 +1,6 @@
 """The detections are those of prediction, their queries gave them, and the model is left as it was."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,17 @@ def test_hooks_are_present_only_while_the_model_runs() -> None:
     before = state(Predictor(detector, "cpu").detector.module)
     for _ in explain_iter(Predictor(detector, "cpu"), [photograph()] * 2, threshold=THRESHOLD):
         assert state(detector.module) == before
+
+
+def test_explanations_in_threads() -> None:
+    """Each thread records its own calls of the shared model only."""
+    predictor = Predictor(shared_tiny("detr-tiny"), "cpu")
+    images = [photograph(seed=seed) for seed in range(4)]
+    expected = explain(predictor, images, threshold=THRESHOLD)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda image: explain(predictor, [image] * 3, threshold=THRESHOLD)[-1], images))
+    for one, other in zip(found, expected, strict=True):
+        assert all(torch.equal(value, tensors(other)[key]) for key, value in tensors(one).items())
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

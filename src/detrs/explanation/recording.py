@@ -3,6 +3,7 @@
 A view is computed afterwards, from methods that the module's forward itself uses, called with the recorded inputs.
 """
 
+import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -49,13 +50,15 @@ Builder = Callable[[Call, Selection], View]
 def recording(model: nn.Module, classes: Collection[type[nn.Module]]) -> Iterator[list[Call]]:
     """Records the calls of all modules of exactly these classes, in the order in which they return.
 
-    The hooks are removed at the end, also after an error.
+    The hooks are removed at the end, also after an error. Calls in other threads are not recorded.
     """
     calls: list[Call] = []
+    own = threading.get_ident()
 
     def hook(name: str) -> Any:
         def record(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-            calls.append(Call(module, name, arguments, output))
+            if threading.get_ident() == own:
+                calls.append(Call(module, name, arguments, output))
 
         return record
 
