@@ -1,6 +1,6 @@
 """Experiment trackers (TensorBoard, Weights & Biases, MLflow, Trackio): what a run logs to them, through accelerate.
 
-They receive what ``metrics.jsonl`` receives, two figures and the settings. They never change a result: random generators
+They receive what ``metrics.jsonl`` receives, two figures and the settings. They never change a result: random streams
 are kept, and a tracker that fails during training is dropped with a warning.
 """
 
