@@ -244,7 +244,8 @@ def explained(predictor: Any, path: Path) -> str:
 
     (found,) = detrs.explain(predictor, path, threshold=0.0, num_gradients=1)
     assert len(found.gradients) == 1 and len(found.views) > 0 and not predictor.detector.module.training
-    return hashlib.sha256(json.dumps(found.to_json(), allow_nan=False).encode()).hexdigest()
+    page = found.to_json() | {"source": path.name}
+    return hashlib.sha256(json.dumps(page, allow_nan=False).encode()).hexdigest()
 
 
 def detrs_state(path: Path) -> dict[str, torch.Tensor]:
