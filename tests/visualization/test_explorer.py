@@ -399,3 +399,17 @@ def test_the_view_is_saved_as_png(show: Callable[..., Opened], tmp_path: Path) -
     download.value.save_as(tmp_path / "view.png")
     with Image.open(tmp_path / "view.png") as image:
         assert image.width >= 1600 and len(image.convert("RGB").getcolors(maxcolors=10**7)) > 1000
+
+
+def test_views_are_grouped_by_layer_and_named_where_a_layer_has_two(show: Callable[..., Opened]) -> None:
+    payload = explanation(views="points")
+    for view, (stage, block) in zip(payload["views"], ((2, 1), (2, 3), (3, 1)), strict=True):
+        view |= {"layer": block, "name": f"backbone.stages.{stage}.attns.{block}"}
+    opened = show(payload, "mode=backbone-points")
+    assert opened.pressed("mode") == "Backbone sampling"
+    assert opened.page.inner_text('[data-choice="layer"] .buttons').split() == ["2.1", "2.3", "3.1"]
+    payload["views"] += [view | {"name": f"other.{view['layer']}"} for view in payload["views"]]
+    opened = show(payload)
+    assert {*opened.page.evaluate("explorer.explanation.modes.map((mode) => mode.label)")} == {
+        *("Boxes", "Gradients", "Backbone sampling: backbone.stages.*.attns.*", "Backbone sampling: other.*")
+    }

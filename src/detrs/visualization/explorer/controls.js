@@ -21,7 +21,7 @@ function controls(explanation, state, update) {
     const colors = [["level", "level"], ["head", "head"], ["weight", "weight"]].map(([value, label]) => ({ value, label }));
     parts.push(choice("color", "Color by", colors, state.color, (color) => update({ color })));
   }
-  if (["attention", "gradients", "region"].includes(mode.kind)) {
+  if (["attention", "gradients"].includes(mode.kind) || entry.responses) {
     parts.push(choice("map", "Colors", ["inferno", "viridis", "cividis"].map((map) => ({ value: map, label: map })), state.map, (map) => update({ map })));
     const filters = [{ value: true, label: "bilinear" }, { value: false, label: "nearest" }];
     parts.push(choice("smooth", "Pixels", filters, state.smooth, (smooth) => update({ smooth })));

@@ -86,7 +86,7 @@ function sample(heat, row, column) {
 
 /** Sampling points: area and opacity by weight, color by level, head or weight; the heaviest on top. */
 function drawPoints(context, frame, points, state) {
-  const order = points.all.filter((point) => !point.hidden).sort((a, b) => a.weight - b.weight);
+  const order = points.all.filter((point) => !point.hidden && point.weight > 0).sort((a, b) => a.weight - b.weight);
   const largest = 9 * frame.unit;
   for (const point of order) {
     const share = points.maximum > 0 ? point.weight / points.maximum : 0;
@@ -108,7 +108,7 @@ function disc(context, x, y, radius, color, alpha, unit) {
   context.globalAlpha = 1;
 }
 
-/** Offsets from cells to sampled points. */
+/** Lines from the cells of a regular grid to sampled points. */
 function drawArrows(context, frame, arrows) {
   const radius = Math.min(Math.max(0.12 * arrows.cell * frame.scale, 1.2 * frame.unit), 4 * frame.unit);
   for (const each of arrows.all) {

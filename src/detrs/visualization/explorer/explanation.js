@@ -78,10 +78,8 @@ function modesOf(json) {
   }
   const groups = new Map();
   for (const view of json.views) {
-    const repeated = json.views.some(
-      (other) => other !== view && other.kind === view.kind && other.stage === view.stage && other.layer === view.layer,
-    );
-    const named = repeated ? view.name.replace(/\d+/g, "*") : ""; // the name without the number of its layer
+    const others = json.views.filter((other) => ["kind", "stage", "layer"].every((name) => other[name] === view[name]));
+    const named = others.some((other) => pattern(other) !== pattern(view)) ? pattern(view) : ""; // two modules in a layer
     const key = [view.stage, view.kind, named].filter(Boolean).join("-");
     if (!groups.has(key)) groups.set(key, { key, named, views: [] });
     groups.get(key).views.push(view);
@@ -104,6 +102,11 @@ function modesOf(json) {
   return modes;
 }
 
+/** Name of the module of a view without the numbers of layers. */
+function pattern(view) {
+  return view.name.replace(/\d+/g, "*");
+}
+
 /** Text of the button of a group of views. */
 function labelOf(view) {
   if (view.kind === "sampling") return view.stage === "encoder" ? "Encoder sampling" : "Decoder sampling";
@@ -114,11 +117,17 @@ function labelOf(view) {
 
 /** One layer or block of a mode with its arrays. */
 function entryOf(view, index) {
-  const entry = { view, layer: view.layer ?? index, label: String((view.layer ?? index) + 1), title: view.name };
+  const entry = { view, layer: view.layer ?? index, label: entryLabel(view, index), title: view.name };
   for (const name of ["locations", "weights", "maximum", "boxes", "responses", "points"]) entry[name] = numbers(view[name]);
   entry.rows = new Map((view.queries ?? []).map((query, row) => [query, row]));
   if (entry.locations) [, entry.numHeads, entry.numLevels] = entry.locations.shape;
   else if (view.kind === "attention") entry.numHeads = entry.weights.shape[1];
   else if (view.kind === "points") entry.numHeads = entry.points.shape[0];
   return entry;
+}
+
+/** Number of a layer; for blocks of a backbone, the numbers of stage and block in the name of the module. */
+function entryLabel(view, index) {
+  const numbers = view.kind === "points" ? view.name.match(/\d+/g) : null;
+  return numbers ? numbers.join(".") : String((view.layer ?? index) + 1);
 }

@@ -166,7 +166,7 @@ function startExplorer() {
     if (marks.anchor) parts.push(element("span", {}, marks.cell ? "cross: chosen token" : "cross: reference point"));
     if (marks.boxes.some((box) => box.role === "reference")) parts.push(element("span", {}, "dashed: reference box"));
     if (marks.path) parts.push(element("span", {}, "thin boxes: other layers, dark to bright"));
-    if (marks.arrows) parts.push(element("span", {}, "line: from the cell to the sampled point"));
+    if (marks.arrows) parts.push(element("span", {}, "lines: from a regular grid to the sampled points"));
     byId("legend").replaceChildren(...parts);
   }
 

@@ -92,14 +92,14 @@ function rowOf(marks, explanation, state, entry, mode) {
 function addSampling(marks, explanation, state, entry, mode) {
   const row = rowOf(marks, explanation, state, entry, mode);
   if (row === null) return;
-  const [, heads, levels, count] = entry.locations.shape;
+  const [, heads, levels, each] = entry.locations.shape;
   const locations = entry.locations.slice(row);
   const weights = entry.weights.slice(row);
   const scale = entry.maximum ? entry.maximum.at(row) : 1;
   const points = [];
   for (let i = 0; i < weights.length; i++) {
-    const head = Math.floor(i / (levels * count));
-    const level = Math.floor(i / count) % levels;
+    const head = Math.floor(i / (levels * each));
+    const level = Math.floor(i / each) % levels;
     points.push({
       x: locations[2 * i] * explanation.width,
       y: locations[2 * i + 1] * explanation.height,
@@ -110,12 +110,16 @@ function addSampling(marks, explanation, state, entry, mode) {
     });
   }
   const shown = points.filter((point) => !point.hidden);
-  const total = shown.reduce((sum, point) => sum + point.weight, 0) / (state.head === null ? heads : 1);
+  const sampled = new Set(points.filter((point) => point.weight > 0).map((point) => point.level));
+  const count = shown.filter((point) => sampled.has(point.level)).length; // convolutions skip levels
+  const sum = (list) => list.reduce((total, point) => total + point.weight, 0);
+  const chosen = state.head === null ? points : points.filter((point) => point.head === state.head);
+  const whole = sum(chosen) / (state.head === null ? heads : 1) || 1; // of one head: 1 for softmax, but not for modulation
   const best = shown.reduce((a, b) => (b.weight > a.weight ? b : a));
   marks.points = { all: points, maximum: best.weight };
   marks.summary =
-    `${subject(marks, state)}: ${shown.length} points with ${percent(total)} of the weight. ` +
-    `Largest: ${percent(best.weight)} at head ${best.head + 1}, level ${best.level + 1}, (${Math.round(best.x)}, ${Math.round(best.y)}).`;
+    `${subject(marks, state)}: ${count} points with ${percent(sum(shown) / sum(chosen) || 0)} of the weight. ` +
+    `Largest: ${percent(best.weight / whole)} at head ${best.head + 1}, level ${best.level + 1}, (${Math.round(best.x)}, ${Math.round(best.y)}).`;
 }
 
 /** Attention of a row as a map: one head, or the mean of all. */
@@ -157,7 +161,7 @@ function addRegion(marks, explanation, state, entry, mode) {
   marks.summary += `, responses on a grid of ${size} x ${size}, largest ${short(marks.heat.maximum)}.`;
 }
 
-/** Points that a backbone samples, as offsets from the centers of their cells. */
+/** Points that a backbone samples, with lines from the cells of a regular grid. */
 function addPoints(marks, explanation, state, entry) {
   const [groups, height, width] = entry.points.shape;
   const flat = entry.points.slice();
@@ -173,9 +177,8 @@ function addPoints(marks, explanation, state, entry) {
     });
   }
   const shown = arrows.filter((each) => !each.hidden);
-  const mean = shown.reduce((sum, each) => sum + Math.hypot(each.x - each.from.x, each.y - each.from.y), 0) / shown.length;
   marks.arrows = { all: arrows, cell: Math.min(explanation.width / width, explanation.height / height) };
-  marks.summary = `${shown.length} sampled points (${groups} groups of ${height} x ${width}), ${mean.toFixed(1)} pixels from their cells on average.`;
+  marks.summary = `${shown.length} sampled points: ${groups} groups of ${height} x ${width}. ${entry.view.name}`;
 }
 
 /** Norm of the gradient of a quantity of the selected detection with respect to the image. */
