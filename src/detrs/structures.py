@@ -11,11 +11,14 @@ Sizes are ``(height, width)``; points are ``(x, y)``; boxes are ``(cx, cy, w, h)
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Shapes = tuple[tuple[int, int], ...]
 """Sizes of the levels, ``((h, w), ...)`` as Python ints: no device synchronization, clean export."""
@@ -256,6 +259,46 @@ class Detections:
                 )
             ],
         }
+
+    def plot(
+        self,
+        image: Any = None,
+        *,
+        threshold: float = 0.0,
+        show_labels: bool = True,
+        line_width: int | None = None,
+        color_by: Literal["class", "instance"] = "class",
+    ) -> "Image.Image":
+        """The detections drawn on their image, as a Pillow image, which notebooks show; ``.save(path)`` writes it.
+
+        Args:
+            image: The image in which they were found: a path, bytes, Pillow image, array (H, W, 3) in RGB or tensor
+                (3, H, W). By default the file ``source``.
+            threshold: Minimum score of the detections drawn, in [0, 1].
+            show_labels: Print class names and scores.
+            line_width: Width of the outlines in pixels; ``None``: proportional to the image.
+            color_by: One color per class, or another color for each object (``instance``).
+
+        Raises:
+            UserError: There is no image, it has another size than ``image_size``, or an argument is out of range.
+        """
+        from detrs.visualization import notebook
+
+        style: Any = {"show_labels": show_labels, "line_width": line_width, "color_by": color_by}
+        return notebook.plot(self, image, threshold=threshold, **style)
+
+    def __repr__(self) -> str:
+        first = zip(self.names[:3], self.scores[:3].tolist(), strict=True)
+        best = ", ".join(f"{name} {score:.2f}" for name, score in first)
+        more = ", ..." if len(self) > 3 else ""
+        height, width = self.image_size
+        source = "" if self.source is None else f", source={self.source!r}"
+        return f"<Detections: {len(self)} ({best}{more}), image_size=({height}, {width}){source}>"
+
+    def _repr_html_(self) -> str:
+        from detrs.visualization import notebook
+
+        return notebook.detections_html(self)
 
     def to_supervision(self) -> Any:
         """The same as a ``supervision.Detections`` (``pip install supervision``)."""

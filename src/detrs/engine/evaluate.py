@@ -90,6 +90,14 @@ class Scores:
 
         return write_report(self, Path(folder))
 
+    def __repr__(self) -> str:
+        figures = {"AP": self.report.ap, "AP50": self.report.ap50, "AP75": self.report.ap75}
+        scores = ", ".join(f"{name} {'-' if value is None else f'{value:.3f}'}" for name, value in figures.items())
+        return f"<Scores: {scores}; {self.report.num_images} images, {len(self.results)} detections>"
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
 
 def evaluate(
     detector: TrainedDetector,

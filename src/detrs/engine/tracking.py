@@ -1,7 +1,7 @@
 """Experiment trackers (TensorBoard, Weights & Biases, MLflow, Trackio): what a run logs to them, through accelerate.
 
-They receive what ``metrics.jsonl`` receives, two figures and the settings. They never change a result: random streams
-are kept, and a tracker that fails during training is dropped with a warning.
+They receive what ``metrics.jsonl`` receives, two figures and the settings. They never change a result: the state of
+random generators is kept, and a tracker that fails during training is dropped with a warning.
 """
 
 import importlib.util

@@ -26,6 +26,7 @@ from detrs.engine.tracking import check_installed
 from detrs.engine.trainer import Trainer
 from detrs.errors import UserError
 from detrs.ops.threads import num_threads
+from detrs.visualization import notebook
 
 logger = logging.getLogger("detrs")
 
@@ -46,6 +47,14 @@ class TrainResult:
     """Optimizer steps of the run."""
     seconds: float
     """Wall-clock time of the whole run, including earlier parts of a resumed run."""
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "best weights": f"step {self.best_step} of {self.steps}",
+            "time": f"{self.seconds:,.0f} s",
+            "checkpoint": str(self.checkpoint),
+        }
+        return notebook.result_html(self.scores, facts, RunFolder(self.output).results)
 
 
 def training(

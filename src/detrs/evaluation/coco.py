@@ -9,6 +9,7 @@ are not rounded: rounding boxes to integer pixels changes AP by 0.02.
 """
 
 import dataclasses
+import html
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,9 +23,12 @@ from rich.table import Table
 from rich.text import Text
 
 from detrs.errors import UserError, printable
+from detrs.html_table import html_table
 
 Id = int | str
 
+COLUMNS = ("", "all", "IoU 0.50", "IoU 0.75", "top 1", "top 10", "small", "medium", "large")
+"""Columns of the table of scores."""
 ALL, SMALL, MEDIUM, LARGE = range(4)  # index of the object size in the evaluator's arrays: all, < 32^2, < 96^2, above
 
 
@@ -68,6 +72,25 @@ class CocoReport:
         """A JSON-serializable dictionary with full precision."""
         return dataclasses.asdict(self)
 
+    def _repr_html_(self) -> str:
+        counts = (
+            f"{self.num_images:,} images, {self.num_objects:,} objects, {self.num_crowd:,} crowd regions, "
+            f"{self.num_detections:,} detections"
+        )
+        precision, recall = self._rows()
+        summary = html_table(COLUMNS, [("AP", *map(_figure, precision)), ("AR", *map(_figure, recall))])
+        classes = [
+            (html.escape(name), f"{row['num_objects']:,}", *(_figure(row[key]) for key in ("ap", "ap50", "ar")))
+            for name, row in self.per_class.items()
+        ]
+        return f"<div><p>{counts}</p>{summary}{html_table(('class', 'objects', 'AP', 'AP50', 'AR'), classes)}</div>"
+
+    def _rows(self) -> tuple[tuple[float | None, ...], tuple[float | None, ...]]:
+        """AP and AR for ``COLUMNS``."""
+        precision = (self.ap, self.ap50, self.ap75, None, None, self.ap_small, self.ap_medium, self.ap_large)
+        recall = (self.ar100, None, None, self.ar1, self.ar10, self.ar_small, self.ar_medium, self.ar_large)
+        return precision, recall
+
     def table(self) -> RenderableType:
         """The report as rich tables: the twelve metrics and the metrics per class."""
         skipped = f" ({self.num_skipped:,} skipped: missing or unreadable)" if self.num_skipped else ""
@@ -77,10 +100,9 @@ class CocoReport:
             title_justify="left",
             box=SIMPLE_HEAD,
         )
-        for column in ("", "all", "IoU 0.50", "IoU 0.75", "top 1", "top 10", "small", "medium", "large"):
+        for column in COLUMNS:
             summary.add_column(column, justify="right")
-        precision = (self.ap, self.ap50, self.ap75, None, None, self.ap_small, self.ap_medium, self.ap_large)
-        recall = (self.ar100, None, None, self.ar1, self.ar10, self.ar_small, self.ar_medium, self.ar_large)
+        precision, recall = self._rows()
         summary.add_row("AP", *map(_figure, precision), style="bold")
         summary.add_row("AR", *map(_figure, recall))
         classes = Table("class", box=SIMPLE_HEAD)
