@@ -124,9 +124,10 @@ def gradients(checkpoint: str) -> Figure:
         trained.outline(each, "#ffffff")
         each.set_title(f"|∂ {name} / ∂ image|")
     x1, y1, x2, y2 = trained.box_xyxy
-    for each in axes:  # half a box around the box
-        each.set_xlim(1.5 * x1 - 0.5 * x2, 1.5 * x2 - 0.5 * x1)
-        each.set_ylim(1.5 * y2 - 0.5 * y1, 1.5 * y1 - 0.5 * y2)
+    width, height = trained.scale[:2].tolist()
+    for each in axes:  # half a box around the box, inside the image
+        each.set_xlim(max(1.5 * x1 - 0.5 * x2, -0.5), min(1.5 * x2 - 0.5 * x1, width - 0.5))
+        each.set_ylim(min(1.5 * y2 - 0.5 * y1, height - 0.5), max(1.5 * y1 - 0.5 * y2, -0.5))
     return figure
 
 
