@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from detrs.boxes import cxcywh_to_xyxy
 from detrs.data.digits import DigitsDataset
-from detrs.layers.deformable_attention import DeformableAttention, on_padded_maps
+from detrs.layers.deformable_attention import DeformableAttention
 from detrs.ops.ms_deform_attn.reference import locate
 from detrs.predictor import Predictor
 from detrs.structures import Batch, Pyramid
@@ -85,13 +85,13 @@ def points(checkpoint: str) -> Figure:
     ):
         trained.show(each, title)
         query, reference = query[:, index : index + 1], reference[:, index : index + 1]
-        sizes = layer.heads_levels_points
+        heads, levels, points = layer.heads_levels_points
         with torch.no_grad():
-            offsets = layer.sampling_offsets(query).unflatten(2, (*sizes, 2)).flatten(3, 4)
-            weights = layer.attention_weights(query).unflatten(2, (sizes[0], -1)).softmax(-1)[0, 0]
-        per_level = (sizes[2],) * sizes[1]
-        located = locate(offsets, on_padded_maps(reference, pyramid.valid_ratio), pyramid.shapes, per_level)[0, 0]
-        for head, color in zip(range(sizes[0]), (ORANGE, "#56b4e9", "#f0e442", "#cc79a7"), strict=True):
+            samples = layer.samples(query, reference, pyramid)
+        weights = samples.logits.flatten(3).softmax(-1)[0, 0]  # (M, L * P)
+        offsets, around = samples.offsets.flatten(3, 4), samples.reference_points
+        located = locate(offsets, around, pyramid.shapes, (points,) * levels)[0, 0]  # (M, L * P, 2)
+        for head, color in zip(range(heads), (ORANGE, "#56b4e9", "#f0e442", "#cc79a7"), strict=True):
             x, y = (located[head] * trained.scale[:2] - 0.5).T
             each.scatter(x, y, s=900 * weights[head], color=color, edgecolor=INK, linewidth=0.5, alpha=0.85)
         x, y = (reference[0, 0, :2] * trained.scale[:2] - 0.5).tolist()
