@@ -136,7 +136,7 @@ def test_the_reference_of_presets_has_every_preset(site: Path, pages: dict[Path,
     assert [name for name in PRESETS if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)] == []
 
 
-@pytest.mark.parametrize("page", ["python", "configuration", "structures", "datasets", "operator"])
+@pytest.mark.parametrize("page", ["python", "explanation", "configuration", "structures", "datasets", "operator"])
 def test_the_reference_of_python_has_every_object(site: Path, page: str) -> None:
     text = (site / "reference" / f"{page}.html").read_text(encoding="utf-8")
     named = re.findall(r"^::: (\S+)$", (REPOSITORY / "docs" / "reference" / f"{page}.md").read_text(), re.MULTILINE)
