@@ -27,7 +27,6 @@ ACTIONS = re.compile(r"^  (\w+) .*  ", flags=re.MULTILINE)
 FLAG = re.compile(r"^  (\S.*?)(?:  +(\S.*))?$")
 DEFAULT = re.compile(r" ?\(default: (.*)\)$|^Default: (.*)\.$| Default: (.*)\.$")
 REQUIRED = " (required)"
-TABLE = "| | |\n|---|---|\n"
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
@@ -130,9 +129,10 @@ def presets() -> str:
         ap = "" if row["ap"] is None else f"{row['ap']:.1f}" + (" (test-dev)" if row["ap_split"] == "test-dev" else "")
         size = " x ".join(map(str, row["image_size"]))
         about = " ".join(row["about"].split())
-        cells = (code(row["name"]), ap, size, str(row["epochs"]), str(row["batch_size"]), markdown_of(about))
+        name = f"{code(row['name'])}<br>{markdown_of(about)}"
+        cells = (name, ap, size, str(row["epochs"]), str(row["batch_size"]))
         rows.append(f"| {' | '.join(cells)} |")
-    head = "| preset | COCO AP | image size | epochs | batch size | description |\n|---|---:|---:|---:|---:|---|\n"
+    head = "| preset | COCO AP | image size | epochs | batch size |\n|---|---:|---:|---:|---:|\n"
     return head + "\n".join(rows)
 
 
