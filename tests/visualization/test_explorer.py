@@ -413,3 +413,29 @@ def test_views_are_grouped_by_layer_and_named_where_a_layer_has_two(show: Callab
     assert {*opened.page.evaluate("explorer.explanation.modes.map((mode) => mode.label)")} == {
         *("Boxes", "Gradients", "Backbone sampling: backbone.stages.*.attns.*", "Backbone sampling: other.*")
     }
+
+
+def test_the_opacity_slider_can_be_dragged(show: Callable[..., Opened]) -> None:
+    opened = show(explanation(views="attention"), "mode=decoder-attention&detection=0")
+    box = opened.page.locator("#opacity").bounding_box()
+    y = box["y"] + box["height"] / 2
+    opened.page.mouse.move(box["x"] + 0.85 * box["width"], y)
+    opened.page.mouse.down()
+    for part in (0.7, 0.5, 0.3):
+        opened.page.mouse.move(box["x"] + part * box["width"], y)
+    opened.page.mouse.up()
+    assert opened.page.evaluate("explorer.state.opacity") == pytest.approx(0.3, abs=0.11)
+
+
+def test_an_animation_ends_at_the_marks_of_the_layer(show: Callable[..., Opened]) -> None:
+    payload, fragment = explanation(), "mode=decoder-sampling&detection=1"
+    moving, still = (show(payload, fragment, reduced_motion=each) for each in ("no-preference", "reduce"))
+    for opened in (moving, still):
+        opened.page.keyboard.press("ArrowLeft")
+    canvas = "document.getElementById('canvas').toDataURL()"
+    for _ in range(100):
+        opened.page.wait_for_timeout(50)
+        if moving.page.evaluate(canvas) == still.page.evaluate(canvas):
+            break
+    assert moving.page.evaluate(canvas) == still.page.evaluate(canvas)
+    assert moving.pressed("layer") == "2"

@@ -1,5 +1,8 @@
 /* The bar above the image: mode, layer, head, level and how they are drawn. */
 
+/** Fields that the controls show, apart from the opacity: a slider must not be replaced while it is dragged. */
+const CONTROLLED = ["mode", "entry", "head", "level", "color", "map", "smooth"];
+
 /** The controls of a state; `update` receives the changed fields. */
 function controls(explanation, state, update) {
   const mode = explanation.modes.find((each) => each.key === state.mode);

@@ -96,9 +96,11 @@ function startExplorer() {
   }
 
   function renderPage(before) {
-    const focused = focusKey(document.activeElement);
-    byId("controls").replaceChildren(...controls(explanation, state, update));
-    if (focused) document.querySelector(focused)?.focus({ preventScroll: true });
+    if (!before || CONTROLLED.some((name) => before[name] !== state[name])) {
+      const focused = focusKey(document.activeElement);
+      byId("controls").replaceChildren(...controls(explanation, state, update));
+      if (focused) document.querySelector(focused)?.focus({ preventScroll: true });
+    }
     renderPanel(before);
     renderLegend();
     byId("summary").textContent = marks.missing || marks.summary;
