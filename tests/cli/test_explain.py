@@ -32,7 +32,10 @@ def test_files_of_each_image(detrs: Callable, checkpoint: Path, folder: Path) ->
     done = detrs("explain", checkpoint, folder, *words)
     assert done.code == 0 and len(done.out.splitlines()) == 1 and "val-0.png" in done.err
     names = sorted(path.name for path in Path("out").iterdir())
-    assert names == ["explanations.json", "val-0.html", "val-0.json", "val-1.html", "val-1.json"]
+    assert names == [
+        "explanations.json",
+        *(f"val-{number}.{each}" for number in (0, 1) for each in ("html", "json", "png")),
+    ]
     expected = Predictor.load(checkpoint, "cpu")(folder, threshold=THRESHOLD)
     for image, detections in zip(done.json["images"], expected, strict=True):
         assert image["detections"] == detections.to_json()["detections"] and len(detections)
@@ -41,6 +44,8 @@ def test_files_of_each_image(detrs: Callable, checkpoint: Path, folder: Path) ->
         assert [each["query"] for each in payload["detections"]] == image["queries"]
         assert len(payload["gradients"]) == 1 and payload["threshold"] == THRESHOLD
         assert Path("out", image["files"][0]).read_text() == explorer_page(payload)
+        with Image.open(Path("out", image["files"][2])) as figure:
+            assert figure.format == "PNG" and figure.width > 1000
     summary = json.loads(Path("out/explanations.json").read_text())
     assert summary["images"] == done.json["images"] and summary["skipped"] == []
 
@@ -52,7 +57,7 @@ def test_an_unreadable_image_is_skipped(detrs: Callable, checkpoint: Path, folde
     last = done.err.splitlines()[-1]
     assert "val-0.png is not a readable image" in last and "1 more failed: see out/explanations.json" in last
     assert [Path(each["source"]).name for each in done.json["skipped"]] == ["val-0.png", "missing.png"]
-    assert [each["files"] for each in done.json["images"]] == [["val-1.html", "val-1.json"]]
+    assert [each["files"] for each in done.json["images"]] == [["val-1.html", "val-1.json", "val-1.png"]]
 
 
 def test_equal_names_do_not_overwrite_each_other(detrs: Callable, checkpoint: Path, folder: Path) -> None:
@@ -70,7 +75,7 @@ def test_equal_names_do_not_overwrite_each_other(detrs: Callable, checkpoint: Pa
     ("words", "message"),
     [
         ((), "No sources given. Usage: detrs explain CHECKPOINT SOURCE..., with files, folders or glob patterns."),
-        (("images", "--format", "svg"), "--format expects some of html, json"),
+        (("images", "--format", "svg"), "--format expects some of html, json, png"),
         (("images", "--format", ","), "separated by commas, got ','."),
         (("images", "--gradients", -1), "--gradients is -1, but must be at least 0."),
         (("images", "--threshold", 50), "threshold is 50.0, but must be in [0, 1]."),
@@ -95,7 +100,7 @@ def test_a_file_that_cannot_be_written_is_reported_and_removed(
         return self.write_bytes(text.encode())
 
     monkeypatch.setattr(Path, "write_text", full)
-    done = detrs("explain", checkpoint, folder, "--device", "cpu", "--output", "out")
+    done = detrs("explain", checkpoint, folder, "--device", "cpu", "--output", "out", "--format", "html,json")
     assert done.code == 2 and done.message == "Cannot write to 'out': No space left on device."
     assert sorted(path.name for path in Path("out").iterdir()) == ["explanations.json", "val-1.html", "val-1.json"]
     assert json.loads(Path("out/explanations.json").read_text())["skipped"][0]["reason"].startswith("Cannot write")

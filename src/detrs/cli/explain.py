@@ -1,4 +1,4 @@
-"""``detrs explain``: what a detector computed for images, as pages to explore and JSON."""
+"""``detrs explain``: what a detector computed for images, as pages to explore, JSON and figures."""
 
 import json
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from detrs.errors import UserError, printable
 if TYPE_CHECKING:
     from detrs.explanation.views import Explanation
 
-FORMATS = ("html", "json")
+FORMATS = ("html", "json", "png")
 SUMMARY = "explanations"
 """Stem of the file that lists all images."""
 
@@ -25,8 +25,9 @@ SUMMARY = "explanations"
 class ExplainArguments:
     """Show what a detector computed for images: attention, sampling points, the path of the boxes, gradients.
 
-    Writes NAME.html, a page to explore without server or network, and NAME.json, the same as data, for each image to a
-    new folder. Unreadable images are skipped and reported at the end, with exit code 2.
+    Writes NAME.html, a page to explore without server or network, NAME.json, the same as data, and NAME.png, a figure
+    of the best detections, for each image to a new folder. Unreadable images are skipped and reported at the end, with
+    exit code 2.
     """
 
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
@@ -39,7 +40,7 @@ class ExplainArguments:
     """Minimum score of a detection. Default: as in detrs predict."""
     gradients: int = 0
     """Detections, best first, whose gradients with respect to the image are computed: five backward passes for each."""
-    format: str = "html,json"
+    format: str = "html,json,png"
     """Files for each image, separated by commas."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
@@ -139,17 +140,20 @@ def write_files(folder: Path, explanation: "Explanation", formats: list[str]) ->
     Raises:
         OSError: a file cannot be written, for example because the disk is full.
     """
+    from detrs.visualization import explanation_figure
     from detrs.visualization.explorer import explorer_page
 
     name = free_stem(folder, stem(explanation.source or "image"), formats)
-    values = explanation.to_json()
+    values = explanation.to_json() if {"html", "json"} & {*formats} else {}
     for each in formats:
         path = folder / f"{name}.{each}"
         try:
             if each == "html":
                 path.write_text(explorer_page(values), encoding="utf-8")
-            else:
+            elif each == "json":
                 path.write_text(json.dumps(values, allow_nan=False), encoding="utf-8")
+            else:
+                explanation_figure.figure(explanation).savefig(path, format="png", dpi=explanation_figure.DPI)
         except OSError:
             path.unlink(missing_ok=True)
             raise
