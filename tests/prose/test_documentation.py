@@ -20,6 +20,8 @@ PAGES = (
     "docs/data.md",
     "docs/checking.md",
     "docs/training.md",
+    "docs/logging.md",
+    "docs/notebooks.md",
     "docs/weights.md",
     "docs/finetuning.md",
     "docs/coming_from.md",
