@@ -220,6 +220,9 @@ def test_labels_to_check() -> None:
     assert kinds(*scene(*right, objects=objects)) == []
     surely = (*right, (0, 9000.0, 0.0, 0.7), (0, 9005.0, 0.0, 0.65), (0, 9300.0, 0.0, 0.55))  # the last is not sure
     assert kinds(*scene(*surely, objects=objects)) == [("missing label", None, "a", 0.7)]
+    wrong = [(0, 9000.0 + 200 * n, 0.0, 0.7) for n in range(12)]  # as many as are right: half of them
+    assert len(kinds(*scene(*right, *wrong[:11], objects=objects))) == 11
+    assert kinds(*scene(*right, *wrong, objects=objects)) == []
     for crowd in (False, True):  # also of another class
         region = scene(*surely, objects=[*objects, (1, 9000.0)], crowd={12} if crowd else ())
         assert [each[0] for each in kinds(*region)] == ([] if crowd else ["wrong class"])

@@ -41,6 +41,14 @@ def test_matches_are_those_of_pycocotools(seed: int, monkeypatch: pytest.MonkeyP
     assert (matched.finder >= 0).sum() == matched.is_right.sum()
 
 
+def test_of_equal_iou_the_later_object_is_found() -> None:
+    """As pycocotools: ``if ious[dind, gind] < iou: continue``."""
+    box = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 8, 8]}
+    truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "a"}], "annotations": [box, box]}
+    assert matching(truth, [{**box, "score": 0.5}]).match.tolist() == [1]
+    assert matching(truth, [{**box, "score": 0.5}] * 3).match.tolist() == [1, 0, -1]
+
+
 def test_nothing_at_all() -> None:
     matched = matching({"images": [{"id": 1}], "categories": [{"id": 1, "name": "a"}], "annotations": []}, [])
     assert len(matched.match) == len(matched.finder) == len(matched.pairs.iou) == 0

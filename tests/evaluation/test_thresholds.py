@@ -61,7 +61,7 @@ def test_without_right_detections_there_is_no_threshold() -> None:
 
 def test_the_threshold_can_be_typed_and_accepts_the_same_detections() -> None:
     assert between(0.4, 0.6) == 0.5 and between(0.412, 0.4139) == 0.413 and between(0.41, 0.42) == 0.42
-    assert between(0.0, 1.0) == 0.5
+    assert between(0.0, 1.0) == 0.5 and between(0.12345, 0.12349) == 0.12347 and between(1e-7, 3e-7) == 2e-7
     random = np.random.default_rng(0)
     for digits in (1, 3, 5, 9):
         scores = np.unique((random.random(200) ** digits).astype(np.float32))

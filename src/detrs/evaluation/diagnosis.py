@@ -122,7 +122,7 @@ class Diagnosis:
     queries: QueryUse | None
     """``None`` for detectors without queries."""
     layers: tuple[LayerScore, ...]
-    """AP of each decoder layer; empty if unknown."""
+    """AP of each decoder layer; empty if unknown, and for detectors without queries."""
     worst_images: tuple[ImageErrors, ...]
     """Images with errors, those with most errors first; at most ``MAX_IMAGES``."""
     label_errors: tuple[LabelError, ...]

@@ -1,7 +1,7 @@
 """Objects and detections whose labels should be checked: where a detector that is usually right contradicts the labels.
 
-A detection is *confident* if its score reaches the threshold, and the median score of the right detections of its
-class.
+A detection is *confident* if its score reaches the threshold and the median score of the right detections of its class,
+and if at least half of the detections of this class with that score are right.
 
 =============  ========================================================================================================
 missing label  a confident detection; no object, of any class, overlaps it with an IoU of 0.1 or more, and no better
@@ -29,6 +29,8 @@ from detrs.evaluation.matching import MATCH_IOU, Matching, box_iou
 MISSING, WRONG_CLASS, SHIFTED, NO_OBJECT = "missing label", "wrong class", "shifted box", "no object"
 FIT_IOU = 0.7
 """Smallest IoU at which a detection of another class means the same object."""
+MIN_PRECISION = 0.5
+"""Share of right detections of a class among those that are confident."""
 NEIGHBOURS = 10
 """Similar objects that must exist."""
 SHARE_FOUND = 0.8
@@ -102,11 +104,15 @@ def distinct(matched: Matching, rows: np.ndarray) -> np.ndarray:
 
 
 def confident_scores(matched: Matching, threshold: float) -> np.ndarray:
-    """(K,) The score from which detections of each class are confident; infinity for classes that are never right."""
+    """(K,) The score from which detections of each class are confident; infinity: no detection is."""
     scores = np.full(len(matched.names), np.inf)
     right = matched.is_right & (matched.found.scores >= threshold)
     for label in np.unique(matched.found.label[right]).tolist():
-        scores[label] = np.median(matched.found.scores[right & (matched.found.label == label)])
+        own = matched.found.label == label
+        score = np.median(matched.found.scores[right & own])
+        above = own & (matched.found.scores >= score)
+        if (right & above).sum() >= MIN_PRECISION * (above & ~matched.ignored).sum():
+            scores[label] = score
     return scores
 
 

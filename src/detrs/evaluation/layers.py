@@ -58,8 +58,8 @@ class QueryUse:
 def layer_scores(
     ground_truth: dict[str, Any], images: Sequence[ImageLayers], max_detections: int
 ) -> tuple[LayerScore, ...]:
-    """The AP of each decoder layer; the last is that of the evaluation."""
-    if not images:
+    """The AP of each decoder layer; the last is that of the evaluation. Empty for detectors without queries."""
+    if not images or images[0].num_queries is None:
         return ()
     numbers = numbering(image["id"] for image in ground_truth["images"])
     categories = numbering(category["id"] for category in ground_truth["categories"])

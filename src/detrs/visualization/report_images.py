@@ -13,6 +13,10 @@ from detrs.visualization.draw import draw_boxes
 
 SIDE = 560
 """Long side in pixels of an image."""
+WIDE = 2
+"""Ratio of width and height above which both sides are one below the other."""
+GAP = 6
+"""Pixels between both sides."""
 PART = 300
 """Side in pixels of a part."""
 CONTEXT = 2.5
@@ -31,18 +35,21 @@ class Drawn(NamedTuple):
 
 
 def side_by_side(image: UInt8[Tensor, "3 H W"], truth: Drawn, found: Drawn, names: Sequence[str]) -> Image.Image:
-    """The ground truth on the left and the detections on the right; what is wrong has its name."""
-    sides = [_side(image, each, names) for each in (truth, found)]
-    gap = max(4, sides[0].width // 80)
-    sheet = Image.new("RGB", (2 * sides[0].width + gap, sides[0].height), WHITE)
-    sheet.paste(sides[0], (0, 0))
-    sheet.paste(sides[1], (sides[0].width + gap, 0))
+    """The ground truth on the left and the detections on the right, or below for wide images; what is wrong has its
+    name."""
+    height, width = image.shape[1:]
+    is_wide = width > WIDE * height
+    one, other = (_side(image, each, names, 2 * SIDE if is_wide else SIDE) for each in (truth, found))
+    right, down = (0, one.height + GAP) if is_wide else (one.width + GAP, 0)
+    sheet = Image.new("RGB", (right + one.width, down + one.height), WHITE)
+    sheet.paste(one, (0, 0))
+    sheet.paste(other, (right, down))
     return sheet
 
 
-def _side(image: UInt8[Tensor, "3 H W"], drawn: Drawn, names: Sequence[str]) -> Image.Image:
+def _side(image: UInt8[Tensor, "3 H W"], drawn: Drawn, names: Sequence[str], side: int) -> Image.Image:
     height, width = image.shape[1:]
-    scale = SIDE / max(height, width)
+    scale = side / max(height, width)
     size = [max(1, round(height * scale)), max(1, round(width * scale))]
     resized = functional.resize_image(image.as_subclass(Tensor), size, antialias=True)
     boxes = drawn.boxes_xyxy.float() * torch.tensor([size[1] / width, size[0] / height] * 2)

@@ -134,7 +134,8 @@ def _curves(diagnosis: Mapping[str, Any]) -> str:
         gray = {name: points(kind, over, name) for name in thin}
         keys = "".join(f'<i class="s{index}"></i>{text(name)}' for index, name in enumerate(lines))
         more = len(names) - len(shown) - len(thin)
-        rest = f" Gray: {len(thin)} other classes{f' of {len(thin) + more}' if more else ''}." if thin else ""
+        of = f" of {len(thin) + more:,}" if more else ""
+        rest = f"<br>Gray: {len(thin)}{of} other {'class' if len(thin) == 1 else 'classes'}." if thin else ""
         return f'{line_chart(lines, labels=labels, thin=gray, marks=marks)}<p class="legend">{keys}{rest}</p>'
 
     threshold = diagnosis["threshold"]
@@ -311,8 +312,8 @@ def _worst(shown: Sequence[Shown]) -> str:
     if not shown:
         return ""
     keys = (
-        '<p class="note">Left: ground truth, right: detections. Thin green: found objects and right detections. With '
-        "names: objects that are not found, wrong detections.</p><br>"
+        '<p class="note">Left or top: ground truth; right or bottom: detections. Thin green: found objects and right '
+        "detections. With names: objects that are not found, wrong detections.</p><br>"
     )
     return f"<h2>Images with most errors</h2>{keys}{_figures(shown, WIDE)}"
 
