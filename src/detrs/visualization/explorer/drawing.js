@@ -64,9 +64,10 @@ function heatRaster(heat, factor, table, opacity) {
     for (let column = 0; column < width; column++) {
       const value = sample(heat, (row + 0.5) / factor - 0.5, (column + 0.5) / factor - 0.5) * inverse;
       const i = 4 * (row * width + column);
-      const shown = heat.fine ? Math.sqrt(value) : value; // gradients are noisy: show small values too
+      const root = Math.sqrt(value);
+      const shown = heat.fine ? root : value; // gradients are noisy: show small values too
       [pixels.data[i], pixels.data[i + 1], pixels.data[i + 2]] = colorAt(table, shown);
-      pixels.data[i + 3] = 255 * opacity * Math.min(1, 1.25 * Math.sqrt(shown));
+      pixels.data[i + 3] = 255 * opacity * Math.min(1, 1.25 * root);
     }
   }
   context.putImageData(pixels, 0, 0);
