@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -54,15 +54,17 @@ class Html(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site as ``.ci/run`` builds it."""
-    folder = tmp_path_factory.mktemp("site")
+def build(folder: Path) -> None:
+    """Build the site as ``.ci/run`` does."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return folder
+
+
+@pytest.fixture(scope="module")
+def site(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    return once("site", build)
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +156,39 @@ def test_the_papers_to_cite_are_those_of_the_citation_file() -> None:
     ]
     assert all(page.count(f"`{key}`") == 1 for key, *_ in entries)
     assert f"version = {{{file['version']}}}" in page and f"title = {{{file['title']}}}" in page
+
+
+@pytest.fixture
+def home(site: Path, browser: Any) -> Iterator[Any]:
+    """The home page as a file in Chromium, without a server."""
+    page = browser.new_page()
+    problems: list[str] = []
+    page.on("request", lambda request: problems.append(request.url) if not is_local(request.url) else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto((site / "index.html").as_uri())
+    yield page
+    assert problems == []
+    page.close()
+
+
+def is_local(url: str) -> bool:
+    return url.startswith(("file:", "data:", "about:", "blob:"))
+
+
+@pytest.mark.parametrize(
+    ("words", "title"),
+    [("train yolo", "Train on YOLO data"), ("choose threshold", "Choose a threshold"), ("cite", "How to cite")],
+)
+def test_the_search_finds_the_page_without_a_server(home: Any, words: str, title: str) -> None:
+    home.fill("[data-md-component=search-query]", words)
+    first = home.locator(".md-search-result__item h1").first
+    first.wait_for(state="attached")
+    assert first.text_content() == title
+
+
+def test_the_switch_changes_the_colors(home: Any) -> None:
+    seen = set()
+    for _ in range(3):
+        home.locator("form[data-md-component=palette] label:visible").click()
+        seen.add(home.evaluate("document.body.getAttribute('data-md-color-scheme')"))
+    assert {"default", "slate"} <= seen
