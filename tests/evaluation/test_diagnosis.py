@@ -193,7 +193,7 @@ def test_duplicates() -> None:
 
 def test_calibration_by_hand() -> None:
     """0.95: right; 0.85 and 0.81: one of two; 0.15: wrong; one more lies in a crowd region and is left out."""
-    found = ((0, 0.0, 0.0, 0.95), (0, 600.0, 0.0, 0.85), (0, 300.0, 0.0, 0.81), (0, 600.0, 0.0, 0.15))
+    found = ((0, 20.0, 0.0, 0.95), (0, 600.0, 0.0, 0.85), (0, 300.0, 0.0, 0.81), (0, 600.0, 0.0, 0.15))
     truth, results = scene(*found, (0, 900.0, 0.0, 0.99), objects=((0, 0.0), (0, 300.0), (0, 900.0)), crowd={2})
     calibration = diagnose(truth, results).calibration
     assert calibration.num_detections == 4
@@ -220,6 +220,9 @@ def test_labels_to_check() -> None:
     assert kinds(*scene(*right, objects=objects)) == []
     surely = (*right, (0, 9000.0, 0.0, 0.7), (0, 9005.0, 0.0, 0.65), (0, 9300.0, 0.0, 0.55))  # the last is not sure
     assert kinds(*scene(*surely, objects=objects)) == [("missing label", None, "a", 0.7)]
+    varied = [(label, left, top, 0.5 + n / 100) for n, (label, left, top, _) in enumerate(right[:11])]
+    assert kinds(*scene(*varied, (0, 9000.0, 0.0, 0.55), objects=objects)) == [("missing label", None, "a", 0.55)]
+    assert kinds(*scene(*varied, (0, 9000.0, 0.0, 0.54), objects=objects)) == []  # below the median
     wrong = [(0, 9000.0 + 200 * n, 0.0, 0.7) for n in range(12)]  # as many as are right: half of them
     assert len(kinds(*scene(*right, *wrong[:11], objects=objects))) == 11
     assert kinds(*scene(*right, *wrong, objects=objects)) == []
@@ -246,8 +249,14 @@ def test_worst_images_first() -> None:
         ]
     truth["annotations"].append({"id": 99, "image_id": 1, "category_id": 1, "bbox": [5, 5, 9, 9]})
     truth["annotations"].append({"id": 98, "image_id": 1, "category_id": 1, "bbox": [50, 5, 9, 9]})
+    truth["annotations"].append({"id": 97, "image_id": 7, "category_id": 0, "bbox": [50, 5, 9, 9]})
+    results.append({"image_id": 7, "category_id": 0, "bbox": [50, 5, 9, 9], "score": 0.9})
+    truth["images"].append({"id": 8})
+    results.append({"image_id": 8, "category_id": 0, "bbox": [50, 5, 9, 9], "score": 0.9})
     worst = diagnose(truth, results, threshold=0.5).worst_images
-    assert [(each.image_id, each.wrong, each.lost) for each in worst] == [(9, 3, 0), (1, 0, 2), (7, 1, 0)]
+    assert [(each.image_id, each.right, each.wrong, each.lost) for each in worst] == [
+        *((9, 0, 3, 0), (1, 0, 0, 2), (8, 0, 1, 0), (7, 1, 1, 0))  # of equal errors, fewer right ones first
+    ]
 
 
 def test_use_of_queries() -> None:

@@ -129,7 +129,7 @@ def _without_detection(matched: Matching, threshold: float, is_found: np.ndarray
         sizes, total = area[order], np.append(0, np.cumsum(is_found[order]))
         low, high = np.searchsorted(sizes, sizes / 2), np.searchsorted(sizes, sizes * 2, "right")
         others = high - low - 1
-        share = (total[high] - total[low] - is_found[order]) / np.maximum(others, 1)
+        share = (total[high] - total[low]) / np.maximum(others, 1)  # it is not found itself
         chosen = ~touched[order] & (others >= NEIGHBOURS) & (share >= SHARE_FOUND)
         found += zip(share[chosen].tolist(), order[chosen].tolist(), strict=True)
     found.sort(key=lambda each: -each[0])
