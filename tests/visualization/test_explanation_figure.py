@@ -19,7 +19,7 @@ from detrs.explanation.explain import explain
 from detrs.explanation.views import AttentionView, Explanation, Gradients, PointsView, RegionView, SamplingView
 from detrs.structures import Classes
 from detrs.visualization import explanation_figure
-from detrs.visualization.explanation_figure import figure, save
+from detrs.visualization.explanation_figure import figure, layers_figure, save
 
 THRESHOLD = 0.2
 SIZE = torch.tensor([131.0, 97.0])
@@ -161,3 +161,12 @@ def test_of_many_layers_the_first_and_the_last_are_shown() -> None:
     deep = dataclasses.replace(explanation, trace=explanation.trace[:1] * 6, views=())
     assert explanation_figure.shown_layers(deep) == [0, 2, 3, 5]
     assert len([axes for axes in figure(deep, max_detections=1).axes if axes.get_title().startswith("layer ")]) == 4
+
+
+def test_layers_of_chosen_detections() -> None:
+    explanation = explained("deformable-detr-tiny")
+    drawn = layers_figure(explanation, [1, 0], width=6)
+    assert [axes.get_title()[:8] for axes in drawn.axes] == ["layer 1:", "layer 2:", "layer 3:"] * 2
+    assert [axes.get_ylabel() for axes in drawn.axes[::3]] == [
+        f"{i + 1}: {explanation.detections.names[i]}, query {explanation.queries[i]}" for i in (1, 0)
+    ]

@@ -29,7 +29,7 @@ from detrs.explanation.views import (
 )
 from detrs.visualization import explanation_panels as panels
 from detrs.visualization.draw import class_color, draw_detections
-from detrs.visualization.explanation_panels import DIMMED, SMALL, Color, Window
+from detrs.visualization.explanation_panels import DIMMED, SHADED, SMALL, Color, Window
 from detrs.visualization.fonts import legible
 
 WIDTH = 9.0
@@ -97,6 +97,27 @@ def figure(explanation: Explanation, max_detections: int = MAX_DETECTIONS) -> Fi
             draw_answer(axes, explanation, answer, layers)
     sheet.suptitle(heading(explanation, len(answers)), fontsize=TITLE, fontweight="bold", parse_math=False)
     sheet.supxlabel(legend(explanation), fontsize=SMALL + 1, color="#404040")
+    return sheet
+
+
+def layers_figure(explanation: Explanation, detections: Sequence[int], width: float = WIDTH) -> Figure:
+    """Only the decoder layers of some detections, a row each: small enough for a page of text.
+
+    Args:
+        explanation: of an image.
+        detections: indices of detections.
+        width: in inches.
+    """
+    answers = answers_of(explanation)
+    layers = shown_layers(explanation)
+    aspect = explanation.image.shape[1] / explanation.image.shape[2]
+    panel = (width - 0.3) / len(layers)
+    engine = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.005, hspace=0.005)
+    sheet = Figure(figsize=(width, len(detections) * (panel * aspect + 0.3)), dpi=DPI, layout=engine)
+    FigureCanvasAgg(sheet)
+    grid = sheet.subplots(len(detections), len(layers), squeeze=False)
+    for axes, number in zip(grid, detections, strict=True):
+        draw_layers(axes, explanation, answers[number], layers)
     return sheet
 
 
@@ -177,7 +198,7 @@ def draw_overview(part: SubFigure, explanation: Explanation, views: list[View]) 
     for axes in (first, *others):
         axes.set_anchor("N")
     for axes, view in zip(others, views, strict=True):
-        panels.show_image(axes, image, panels.whole(image), DIMMED)
+        panels.show_image(axes, image, panels.whole(image), min(brightness([view]), SHADED))
         if isinstance(view, PointsView):
             panels.show_points(axes, view, image)
             name = ".".join(view.name.split(".")[-4:])
@@ -217,12 +238,7 @@ def draw_encoder(axes: Axes, explanation: Explanation, view: View) -> None:
 
 def draw_answer(axes: Sequence[Axes], explanation: Explanation, answer: Answer, layers: list[int]) -> None:
     """One detection: its layers, scores and gradients."""
-    window = window_of(explanation, answer)
-    for each, layer in zip(axes, layers, strict=False):
-        draw_layer(each, explanation, answer, layer, window)
-    number = f"{answer.number + 1}: {panels.shortened(legible(explanation.classes.names[answer.label]), 24)}"
-    text = f"{number}, {'proposal' if explanation.suppressed is not None else 'query'} {answer.query}"
-    axes[0].set_ylabel(text, fontproperties=panels.font(text, SMALL + 1, "bold"), parse_math=False)
+    window = draw_layers(axes, explanation, answer, layers)
     best = explanation.trace[-1]
     names = [(answer.label, answer.score), *runners_up(best, answer.query, answer.label, 3)]
     scores = axes[len(layers)]
@@ -236,6 +252,21 @@ def draw_answer(axes: Sequence[Axes], explanation: Explanation, answer: Answer, 
             draw_gradient(each, explanation, answer, found, name, window)
 
 
+def draw_layers(axes: Sequence[Axes], explanation: Explanation, answer: Answer, layers: list[int]) -> Window:
+    """The layers of a detection, with its class and query beside them.
+
+    Returns:
+        The part of the image that is shown.
+    """
+    window = window_of(explanation, answer)
+    for each, layer in zip(axes, layers, strict=False):
+        draw_layer(each, explanation, answer, layer, window)
+    number = f"{answer.number + 1}: {panels.shortened(legible(explanation.classes.names[answer.label]), 24)}"
+    text = f"{number}, {'proposal' if explanation.suppressed is not None else 'query'} {answer.query}"
+    axes[0].set_ylabel(text, fontproperties=panels.font(text, SMALL + 1, "bold"), parse_math=False)
+    return window
+
+
 def draw_layer(axes: Axes, explanation: Explanation, answer: Answer, layer: int, window: Window) -> None:
     """A decoder layer."""
     image, trace = explanation.image, explanation.trace[layer]
@@ -245,7 +276,7 @@ def draw_layer(axes: Axes, explanation: Explanation, answer: Answer, layer: int,
         if not isinstance(view, PointsView) and view.stage == "decoder" and view.layer == layer
         if answer.query in view.queries
     ]
-    panels.show_image(axes, image, window, DIMMED if heats(views) else 1.0)
+    panels.show_image(axes, image, window, brightness(views))
     title = f"layer {layer + 1}: {trace.scores[answer.query, answer.label]:.2f}"
     for view in views:
         row = int((view.queries == answer.query).nonzero()[0, 0])
@@ -260,9 +291,13 @@ def draw_layer(axes: Axes, explanation: Explanation, answer: Answer, layer: int,
     axes.set_title(title, fontsize=TITLE - 2)
 
 
-def heats(views: Sequence[View]) -> bool:
-    """Whether something is drawn over the image."""
-    return any(not isinstance(view, RegionView) or view.responses is not None for view in views)
+def brightness(views: Sequence[View]) -> float:
+    """Of an image under what is drawn over it."""
+    if any(isinstance(view, AttentionView) for view in views):
+        return DIMMED
+    if any(isinstance(view, RegionView) and view.responses is not None for view in views):
+        return DIMMED
+    return SHADED if any(isinstance(view, SamplingView | PointsView) for view in views) else 1.0
 
 
 def draw_gradient(

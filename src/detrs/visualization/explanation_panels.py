@@ -23,7 +23,9 @@ HEAT = "inferno"
 POINTS = "plasma"
 """Color map of points, of which the smallest must be visible on dark images, too."""
 DIMMED = 0.55
-"""Brightness of the image under points and heat maps."""
+"""Brightness of the image under heat maps, which also has less color."""
+SHADED = 0.8
+"""Brightness of the image under points."""
 SMALL = 8
 """Font size in points."""
 
@@ -66,7 +68,7 @@ def show_image(axes: Axes, image: Tensor, window: Window, brightness: float = 1.
     pixels = image.permute(1, 2, 0).numpy().astype(np.float32) / 255
     if brightness < 1:
         gray = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-        pixels = brightness * (0.6 * gray[..., None] + 0.4 * pixels)
+        pixels = brightness * ((1 - brightness) * gray[..., None] + brightness * pixels)
     height, width = image.shape[1:]
     axes.imshow(pixels, extent=(0, width, height, 0), interpolation="bicubic")
     axes.set_xlim(window.left, window.right)
