@@ -13,11 +13,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import MaxNLocator
 
 from detrs.errors import UserError
 from detrs.visualization.draw import OKABE_ITO
-from detrs.visualization.fonts import legible, plot_families
+from detrs.visualization.fonts import DEFAULT, file_for, legible
 
 ORANGE, SKY, GREEN, _, BLUE, RED, PURPLE, _ = (f"#{r:02x}{g:02x}{b:02x}" for r, g, b in OKABE_ITO)
 GREY, BLACK, BROWN, OLIVE = "#8a8a8a", "#222222", "#8c4a2f", "#8a8a00"
@@ -221,10 +222,10 @@ def _plain(name: str) -> str:
 def _legend(axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if labels:
-        families = plot_families("".join(labels))
-        axes.legend(
-            handles, labels, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.02), prop={"family": families}
-        )
+        legend = axes.legend(handles, labels, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.02))
+        for text in legend.get_texts():
+            if (path := file_for(text.get_text())) != DEFAULT:  # without a change of matplotlib's list of fonts
+                text.set_fontproperties(FontProperties(fname=path, size=text.get_fontsize()))
 
 
 def _prepare(axes: Axes, last_step: int, steps_per_epoch: int | None) -> None:

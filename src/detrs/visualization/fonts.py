@@ -86,17 +86,6 @@ def file_for(text: str) -> str:
     return best
 
 
-def plot_families(text: str) -> list[str]:
-    """Names of the font families for ``text`` in a figure of matplotlib, which takes each character from the first
-    that has it."""
-    families = ["DejaVu Sans"]
-    path = file_for("".join(missing_characters(DEFAULT, text)))
-    if path != DEFAULT:
-        font_manager.fontManager.addfont(path)
-        families.append(font_manager.FontProperties(fname=path).get_name())
-    return families
-
-
 def missing_characters(path: str, text: str) -> list[str]:
     """The characters that a font file does not have, each once, without spaces and control characters."""
     has = characters_of(path)
