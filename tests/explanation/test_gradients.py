@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from detrs.explanation.builders import TRACERS
 from detrs.explanation.explain import explain
-from detrs.explanation.gradients import NAMES, derivatives
+from detrs.explanation.gradients import derivatives
 from detrs.explanation.recording import recording
 from detrs.models.faster_rcnn import FasterRCNN
 from detrs.ops import use
@@ -97,8 +97,8 @@ def test_maps_are_norms_over_the_colors(name: str) -> None:
     images = images.clone().requires_grad_()
     boxes = detector.module.detect(images, padding, detector.experiment.evaluation.max_detections)
     for index, each in enumerate(explanation.gradients):
-        assert tuple(each.maps) == NAMES
-        for quantity, value in zip(NAMES, (boxes.scores[0, index], *boxes.boxes[0, index]), strict=True):
+        assert tuple(each.maps) == ("score", "x", "y", "w", "h")
+        for quantity, value in zip(each.maps, (boxes.scores[0, index], *boxes.boxes[0, index]), strict=True):
             (expected,) = torch.autograd.grad(value, images, retain_graph=True)
             norm = expected[0].square().sum(0).sqrt()
             assert each.maps[quantity].shape == explanation.input_size
