@@ -1,6 +1,7 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image
 
+from detrs.evaluation.diagnosis import diagnose
 from detrs.visualization import fonts
 from detrs.visualization.curves import curves_figure
 from detrs.visualization.draw import draw_boxes
+from detrs.visualization.report_figures import figures
 
 CACHED = (
     *(fonts.font, fonts.sized, fonts.legible, fonts.file_for, fonts.other_files, fonts.characters_of),
@@ -91,6 +94,15 @@ def test_figures_use_the_font_as_well(square_font: str) -> None:
     labels = [text for axes in figure.axes if axes.get_legend() for text in axes.get_legend().get_texts()]
     (label,) = [label for label in labels if label.get_text().startswith("血")]
     assert label.get_fontproperties().get_file() == square_font
+    assert "Square" not in fonts.font_manager.fontManager.get_font_names()
+
+
+def test_figures_of_a_report_use_the_font_as_well(square_font: str) -> None:
+    truth: Any = {"images": [{"id": 1}], "annotations": [], "categories": [{"id": 1, "name": "血"}]}
+    (matrix,) = (figure for name, figure in figures(diagnose(truth, []).to_json()) if name == "confusion_matrix.png")
+    matrix.canvas.draw()
+    labels = [label for label in matrix.axes[0].get_xticklabels() if label.get_text() == "血"]
+    assert [label.get_fontproperties().get_file() for label in labels] == [square_font]
     assert "Square" not in fonts.font_manager.fontManager.get_font_names()
 
 

@@ -13,12 +13,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import MaxNLocator
 
 from detrs.errors import UserError
 from detrs.visualization.draw import OKABE_ITO
-from detrs.visualization.fonts import DEFAULT, file_for, legible
+from detrs.visualization.fonts import legible, set_font
 
 ORANGE, SKY, GREEN, _, BLUE, RED, PURPLE, _ = (f"#{r:02x}{g:02x}{b:02x}" for r, g, b in OKABE_ITO)
 GREY, BLACK, BROWN, OLIVE = "#8a8a8a", "#222222", "#8c4a2f", "#8a8a00"
@@ -223,9 +222,8 @@ def _legend(axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if labels:
         legend = axes.legend(handles, labels, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.02))
-        for text in legend.get_texts():
-            if (path := file_for(text.get_text())) != DEFAULT:  # without a change of matplotlib's list of fonts
-                text.set_fontproperties(FontProperties(fname=path, size=text.get_fontsize()))
+        for written in legend.get_texts():
+            set_font(written)
 
 
 def _prepare(axes: Axes, last_step: int, steps_per_epoch: int | None) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
 from PIL import ImageFont
 
 logger = logging.getLogger("detrs")
@@ -69,6 +70,12 @@ def warn_of_missing_font(characters: str) -> None:
             "pip install 'detrs[fonts]' (Noto Sans CJK: Chinese, Japanese, Korean), or any font of the system.",
             characters[:20],
         )
+
+
+def set_font(written: Text) -> None:
+    """Give a text of a figure the font that has its characters; matplotlib's list of fonts is not changed."""
+    if (path := file_for(written.get_text())) != DEFAULT:
+        written.set_fontproperties(font_manager.FontProperties(fname=path, size=written.get_fontsize()))
 
 
 @functools.lru_cache(maxsize=4096)

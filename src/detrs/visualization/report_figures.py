@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from detrs.visualization.draw import OKABE_ITO
-from detrs.visualization.fonts import legible, plot_families
+from detrs.visualization.fonts import legible, set_font
 
 ORANGE, SKY, GREEN, _, BLUE, RED, PURPLE, _ = (f"#{r:02x}{g:02x}{b:02x}" for r, g, b in OKABE_ITO)
 COLORS = (BLUE, ORANGE, GREEN, PURPLE)
@@ -39,13 +39,12 @@ def figures(diagnosis: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
     }
     if len(diagnosis["layers"]) > 1:
         draw["layers.png"] = (_layers, (6.4, 4.2))
-    families = plot_families("".join(diagnosis["per_class"]))
     for name, (plot, size) in draw.items():
         figure = Figure(figsize=size, dpi=140, layout="constrained")  # pyplot is not thread-safe
         FigureCanvasAgg(figure)
         plot(figure.subplots(), diagnosis)
         for written in figure.findobj(Text):
-            written.set_fontfamily(families)
+            set_font(written)
         yield name, figure
 
 
