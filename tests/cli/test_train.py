@@ -26,6 +26,12 @@ def experiment(words: str) -> config.Experiment:
     return train.read(["deformable-detr-tiny", *words.split()])[0]
 
 
+def test_track_needs_a_tracker() -> None:
+    assert experiment("--track tensorboard wandb").runtime.track == ("tensorboard", "wandb")
+    with pytest.raises(UserError, match="--track expects at least one of tensorboard, wandb, mlflow, trackio"):
+        experiment("--data D --track --epochs 3")
+
+
 def test_short_flags_set_their_settings() -> None:
     values = experiment(
         "--data D --epochs 3 --batch-size 6 --lr 1e-2 --device cpu --workers 2 --max-minutes 1.5 --seed 7 "

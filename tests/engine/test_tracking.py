@@ -2,6 +2,7 @@ import json
 import logging
 import os
 import random
+import re
 import sys
 import textwrap
 from collections.abc import Callable
@@ -48,7 +49,10 @@ class Config:
     def update(self, values, allow_val_change):
         write("config", values)
 
-config, FAIL_AT = Config(), None
+config, run, FAIL_AT = Config(), None, None
+
+def active_run():
+    return run
 
 def init(**options):
     import random
@@ -205,14 +209,29 @@ def test_a_tracker_that_cannot_start_is_one_sentence(
     module, _ = fake("wandb")
 
     def fail(**options: Any) -> None:
+        os.environ["FAKE_SERVICE"] = "port"
         raise RuntimeError("api_key not configured\n(no-tty)")
 
     monkeypatch.setattr(module, "init", fail)
     expected = "The tracker wandb could not be started: api_key not configured (no-tty)"
     with pytest.raises(UserError) as error:
         run(tiny, tmp_path / "run", "tensorboard", "wandb")
-    assert str(error.value) == expected
+    assert str(error.value) == expected and "FAKE_SERVICE" not in os.environ
     assert len(run(tiny, tmp_path / "run", "tensorboard")) == 6, "the folder of the failed start can be used"
+
+
+@pytest.mark.parametrize(("name", "end"), [("wandb", "wandb.finish()"), ("mlflow", "mlflow.end_run()")])
+def test_an_open_run_of_the_program_is_left_alone(
+    tiny: ModuleType, tmp_path: Path, fake: Callable[[str], tuple[ModuleType, Path]], name: str, end: str
+) -> None:
+    """``wandb.init`` would return that run, and it would be finished at the end of training."""
+    module, log = fake(name)
+    module.run = module.init()  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=f"has a run open in it: call {re.escape(end)} before training"):
+        run(tiny, tmp_path / "run", name)
+    assert [json.loads(line)[0] for line in log.read_text().splitlines()] == ["init"]
+    assert not (tmp_path / "run").exists()
+    os.environ.pop("FAKE_SERVICE")  # of this test's own run
 
 
 def test_a_missing_package_is_named_before_data_are_loaded(

@@ -4,7 +4,7 @@ import dataclasses
 import operator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import tyro
 
@@ -135,6 +135,8 @@ def read(argv: list[str]) -> tuple[Experiment, Path, TrainArguments]:
     )
     if arguments.resume and arguments.output is None:
         raise UserError(RESUME_USAGE)
+    if is_given("track", rest) and not arguments.track and not start.runtime.track:
+        raise UserError(f"--track expects at least one of {', '.join(get_args(Tracker))}, separated by spaces.")
     experiment = merged(arguments, rest)
     if is_given("data", rest) or is_given("data.path", rest):
         check_data(experiment.data.path)

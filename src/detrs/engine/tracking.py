@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import re
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -47,15 +48,31 @@ SCORES = {f"ap{end}": f"AP{end}" for end in ("", "50", "75", *SIZES)} | {
 """Score in ``metrics.jsonl`` -> name in trackers."""
 
 
-def check_installed(names: Sequence[str]) -> None:
-    """Check that the packages of trackers are installed.
+def check_trackers(names: Sequence[str]) -> None:
+    """Check that the packages of trackers are installed, and that the program itself has no run open in them.
 
     Raises:
-        UserError: one is not.
+        UserError: a package is missing, or a run is open. Weights & Biases would log to that run and finish it.
     """
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"runtime.track is '{name}', but the package {name} is not installed: {INSTALL[name]}")
+        if has_open_run(name):
+            end = "mlflow.end_run()" if name == "mlflow" else f"{name}.finish()"
+            raise UserError(
+                f"runtime.track is '{name}', but this program has a run open in it: call {end} before training, or "
+                "train without this tracker."
+            )
+
+
+def has_open_run(name: str) -> bool:
+    """Whether the program has started a run of Weights & Biases or MLflow and not finished it."""
+    package: Any = sys.modules.get(name)
+    if package is None:
+        return False
+    if name == "mlflow":
+        return package.active_run() is not None
+    return name == "wandb" and package.run is not None
 
 
 class Tracking:
@@ -93,9 +110,11 @@ class Tracking:
         self.runs = {} if is_new else self._read()
         known, before, added = {*self.runs}, dict(os.environ), dict[str, str]()
         try:
-            for name in names:
-                self._start(name, step)
-            added = {name: value for name, value in os.environ.items() if before.get(name) != value}
+            try:
+                for name in names:
+                    self._start(name, step)
+            finally:
+                added = {name: value for name, value in os.environ.items() if before.get(name) != value}
             files.write_text(self.folder.trackers, json.dumps(self.runs, indent=1) + "\n")
             new = [name for name in names if name not in known]
             self._each(lambda name, tracker: tracker.store_init_configuration(flat(to_dict(experiment))), new)

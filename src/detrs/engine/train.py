@@ -22,7 +22,7 @@ from detrs.engine.interruption import Interrupted, Interruption
 from detrs.engine.journal import StepReport, display, format_scores
 from detrs.engine.run import RunFolder
 from detrs.engine.runtime import Runtime, is_main_process
-from detrs.engine.tracking import check_installed
+from detrs.engine.tracking import check_trackers
 from detrs.engine.trainer import Trainer
 from detrs.errors import UserError
 from detrs.ops.threads import num_threads
@@ -95,7 +95,7 @@ def training(
     if train_set is not None and (val_set is not None or experiment.data.val_split == NO_SPLIT):  # no folder is used
         experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, path=None))
     config.validate(experiment)
-    check_installed(experiment.runtime.track)
+    check_trackers(experiment.runtime.track)
     runtime = Runtime(experiment.runtime)
     check_divisible(experiment.data.batch_size, runtime.world_size, experiment.runtime.accumulate)
     images = experiment.data.batch_size // (runtime.world_size * experiment.runtime.accumulate)
