@@ -120,10 +120,7 @@ def scores(number: int) -> Scores:
         "categories": [{"id": 1, "name": ODD}, {"id": 2, "name": "cell"}],
     }
     result = {"image_id": 1, "category_id": 1, "bbox": [0.0, 0.0, 40.0, 40.0], "score": 0.5}
-    return Scores(report=coco_report(truth, [result] * number), results=[result] * number, **EXTRA)
-
-
-EXTRA: dict[str, Any] = {name: None for name in Scores._fields if name not in ("report", "results")}
+    return Scores(report=coco_report(truth, [result] * number), results=[result] * number)
 
 
 def test_an_evaluation_is_a_table_and_not_its_results() -> None:
