@@ -16,6 +16,15 @@ def printable(text: object) -> str:
     return str(text).encode("utf-8", "backslashreplace").decode()
 
 
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "image"), counted(1234, "image"), counted(0, "class", "classes")
+    ('1 image', '1,234 images', '0 classes')
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` with the most similar known word, or ``""`` if none is similar.
 

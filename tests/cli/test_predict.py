@@ -146,6 +146,14 @@ def test_flags_for_drawing(detrs: Callable, checkpoint: Path, folder: Path, monk
     assert bad.code == 2 and bad.message.startswith("line_width is 0, but must be")
 
 
+def test_numbers_have_their_nouns(detrs: Callable, checkpoint: Path, folder: Path) -> None:
+    words = (checkpoint, folder / "val-0.png", "--device", "cpu")
+    scores = Predictor.load(checkpoint, "cpu")(folder / "val-0.png", threshold=0.0)[0].scores
+    best = float(scores[0] + scores[1]) / 2
+    assert "1 detection in 1 image: runs/" in detrs("predict", *words, "--threshold", best).out
+    assert "2 detections in 1 image: runs/" in detrs("predict", *words, "--threshold", float(scores[1])).out
+
+
 def test_bad_threshold(detrs: Callable, checkpoint: Path, folder: Path) -> None:
     done = detrs("predict", checkpoint, folder, "--threshold", 50, "--device", "cpu")
     assert done.code == 2 and done.message == "threshold is 50.0, but must be in [0, 1]."

@@ -211,6 +211,11 @@ def test_summary_of_a_run() -> None:
     ]
 
 
+def test_summary_of_a_run_with_one_of_each() -> None:
+    text = summary(Experiment(), torch.nn.Linear(2, 2), (1, 1, 1), torch.device("cpu"), Path("runs/first"))
+    assert "1 training image, 1 validation image, 1 class\n" in text
+
+
 def test_terminal_gets_a_bar() -> None:
     stream = io.StringIO()
     shown = Display(Console(file=stream, width=160, force_terminal=True))

@@ -17,6 +17,7 @@ from detrs.engine.report import FIGURES
 from detrs.errors import UserError
 from detrs.evaluation.coco import coco_report
 from detrs.structures import Classes
+from detrs.visualization.report_page import query_facts
 
 ODD = ("</script><b>", "$x_1$", "_under", "红细胞", "ñandú \n 2", *(f"class {n} " + "x" * 60 for n in range(5, 10)))
 """Names of the ten classes that would break a page or a figure."""
@@ -113,6 +114,17 @@ def test_a_report_of_nothing(tiny: ModuleType, tmp_path: Path) -> None:
     page = scores_of(tiny, Odd(), found=False).write_report(tmp_path)
     html = checked(page)
     assert "0 wrong detections" in html and "Labels to check" not in html and "Calibration</h2>" not in html
+
+
+def test_facts_about_one_query_and_one_image() -> None:
+    use: dict[str, Any] = {"most_objects": 2, "max_detections": 9, "num_queries": 1, "image_with_most_objects": 7}
+    use |= {"images_above_queries": 1, "num_used": 1, "per_image": (1.0, 1.0), "several_classes": 1, "counts": (4,)}
+    facts = [fact for _, fact in query_facts(use)]
+    assert facts[:2] == [
+        "Image 7 has 2 objects, 1 query: raise --model.num-queries.",
+        "More objects than queries: 1 image.",
+    ]
+    assert "Same query as a better detection, but another class: 1 detection." in facts
 
 
 class One(Odd):

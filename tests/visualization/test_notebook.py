@@ -126,9 +126,10 @@ def scores(number: int) -> Scores:
 def test_an_evaluation_is_a_table_and_not_its_results() -> None:
     of_run = scores(5000)
     assert len(str(list(of_run.results))) > 400_000
-    assert repr(of_run) == "<Scores: AP 1.000, AP50 1.000, AP75 1.000; 1 images, 5000 detections>"
+    assert repr(of_run) == "<Scores: AP 1.000, AP50 1.000, AP75 1.000; 1 image, 5,000 detections>"
     page = of_run._repr_html_()
     assert page == of_run.report._repr_html_() and len(page) < 5000
+    assert "1 image, 1 object, 0 crowd regions, 5,000 detections" in page
     rows = Cells(page).rows
     assert rows[1][:2] == ["AP", "1.000"] and rows[2][0] == "AR" and rows[1][6] == "–"
     assert rows[4] == [ODD, "1", "1.000", "1.000", "1.000"] and rows[5] == ["cell", "0", "–", "–", "–"]

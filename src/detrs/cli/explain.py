@@ -11,7 +11,7 @@ import tyro
 from detrs.cli.arguments import Flag, new_folder, parse
 from detrs.cli.predict import counts, create_output_folder, origin, stem, write
 from detrs.cli.report import console, print_json
-from detrs.errors import UserError, printable
+from detrs.errors import UserError, counted, printable
 
 if TYPE_CHECKING:
     from detrs.explanation.views import Explanation
@@ -98,7 +98,7 @@ def run(argv: list[str]) -> None:
                     errors[source] = UserError(f"Cannot write to '{output}': {error.strerror or error}.")
                 images.append({**each.detections.to_json(), "queries": each.queries, "files": names})
                 table.add_row(Text(printable(source)), Text(counts(each.detections)), Text(printable(", ".join(names))))
-                status.update(f"{len(images)} images")
+                status.update(counted(len(images), "image"))
     finally:
         skipped = [{"source": source, "reason": str(error)} for source, error in errors.items()]
         write(summary, {**values, "images": images, "skipped": skipped})
@@ -107,7 +107,7 @@ def run(argv: list[str]) -> None:
     if images:
         screen.print(table)
     screen.print(f"threshold {threshold}: {origin(arguments.threshold, predictor.detector.threshold)}")
-    screen.print(f"{len(images)} image{'' if len(images) == 1 else 's'}: {output}", soft_wrap=True)
+    screen.print(f"{counted(len(images), 'image')}: {output}", soft_wrap=True)
     pages = [name for image in images for name in image["files"] if name.endswith(".html")]
     if pages:
         screen.print(f"Open in a browser: {printable(str(output / pages[0]))}", soft_wrap=True)

@@ -12,7 +12,7 @@ import tyro
 
 from detrs.cli.arguments import Flag, new_folder, parse
 from detrs.cli.report import console, print_json
-from detrs.errors import UserError, printable
+from detrs.errors import UserError, counted, printable
 
 if TYPE_CHECKING:
     from detrs.structures import Detections
@@ -36,7 +36,7 @@ class PredictArguments:
     output: Path | None = None
     """Output folder, new or empty. Default: runs/predict-N."""
     threshold: float | None = None
-    """Minimum score of a detection. Default: the one that maximises F1 on the validation split of training, which is
+    """Minimum score of a detection. Default: the one that maximizes F1 on the validation split of training, which is
     stored in the checkpoint; 0.5 if it has none."""
     batch_size: int = 8
     """Images read at a time; images of equal size share a forward pass."""
@@ -109,7 +109,7 @@ def run(argv: list[str]) -> None:
                     name = None
                 images.append({**found.to_json(), "annotated_image": name})
                 table.add_row(Text(printable(source)), Text(counts(found)))
-                status.update(f"{len(images)} images")
+                status.update(counted(len(images), "image"))
     finally:
         skipped = [{"source": source, "reason": str(error)} for source, error in errors.items()]
         write(predictions, {**values, "images": images, "skipped": skipped})
@@ -119,7 +119,7 @@ def run(argv: list[str]) -> None:
     if images:
         screen.print(table)
     screen.print(f"threshold {threshold}: {origin(arguments.threshold, predictor.detector.threshold)}")
-    screen.print(f"{objects} detections in {len(images)} images: {predictions}", soft_wrap=True)
+    screen.print(f"{counted(objects, 'detection')} in {counted(len(images), 'image')}: {predictions}", soft_wrap=True)
     if images and not objects:
         screen.print(f"No detection reaches the threshold {threshold}; the highest score is {best:.3f}.")
     if arguments.json:
@@ -138,8 +138,8 @@ def origin(given: float | None, stored: float | None) -> str:
 
 
 def counts(found: "Detections") -> str:
-    """Number of detections per class, most frequent first: ``RBC 12, WBC 1``."""
-    return ", ".join(f"{name} {count}" for name, count in Counter(found.names).most_common()) or "-"
+    """Number of detections per class, most frequent first: ``RBC: 12, WBC: 1``."""
+    return ", ".join(f"{name}: {count}" for name, count in Counter(found.names).most_common()) or "-"
 
 
 def write(path: Path, values: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from detrs.data.protocol import check_protocol, checked_ground_truth
 from detrs.data.sample import Dataset
 from detrs.data.splits import NO_SPLIT
 from detrs.engine.runtime import Runtime
-from detrs.errors import UserError
+from detrs.errors import UserError, counted
 from detrs.evaluation import diagnosis as diagnoses
 from detrs.evaluation import matching as matches
 from detrs.evaluation.coco import CocoReport, coco_report
@@ -93,7 +93,8 @@ class Scores:
     def __repr__(self) -> str:
         figures = {"AP": self.report.ap, "AP50": self.report.ap50, "AP75": self.report.ap75}
         scores = ", ".join(f"{name} {'-' if value is None else f'{value:.3f}'}" for name, value in figures.items())
-        return f"<Scores: {scores}; {self.report.num_images} images, {len(self.results)} detections>"
+        images = counted(self.report.num_images, "image")
+        return f"<Scores: {scores}; {images}, {counted(len(self.results), 'detection')}>"
 
     def _repr_html_(self) -> str:
         return self.report._repr_html_()

@@ -19,7 +19,7 @@ from torch import nn
 
 from detrs import files
 from detrs.config import Experiment
-from detrs.errors import UserError
+from detrs.errors import UserError, counted
 from detrs.evaluation.coco import CocoReport
 
 logger = logging.getLogger("detrs")
@@ -261,8 +261,8 @@ def summary(
     total, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
     frozen = "" if total == trained else f", {trained / 1e6:.2f} M of them trained"
     images, val_images, classes = sizes
-    validation = f"{val_images} validation images" if val_images else "no validation"
-    counts = f"{images} training images, {validation}, {classes} classes"
+    validation = counted(val_images, "validation image") if val_images else "no validation"
+    counts = f"{counted(images, 'training image')}, {validation}, {counted(classes, 'class', 'classes')}"
     rows = {
         "device": f"{device}, {threads} CPU thread{'s' * (threads > 1)}, {experiment.runtime.precision}",
         "preset": experiment.name or type(experiment.model).__name__,

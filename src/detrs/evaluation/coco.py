@@ -22,7 +22,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from detrs.errors import UserError, printable
+from detrs.errors import UserError, counted, printable
 from detrs.html_table import html_table
 
 Id = int | str
@@ -74,8 +74,8 @@ class CocoReport:
 
     def _repr_html_(self) -> str:
         counts = (
-            f"{self.num_images:,} images, {self.num_objects:,} objects, {self.num_crowd:,} crowd regions, "
-            f"{self.num_detections:,} detections"
+            f"{counted(self.num_images, 'image')}, {counted(self.num_objects, 'object')}, "
+            f"{counted(self.num_crowd, 'crowd region')}, {counted(self.num_detections, 'detection')}"
         )
         precision, recall = self._rows()
         summary = html_table(COLUMNS, [("AP", *map(_figure, precision)), ("AR", *map(_figure, recall))])
@@ -95,8 +95,8 @@ class CocoReport:
         """The report as rich tables: the twelve metrics and the metrics per class."""
         skipped = f" ({self.num_skipped:,} skipped: missing or unreadable)" if self.num_skipped else ""
         summary = Table(
-            title=f"{self.num_images:,} images{skipped}, {self.num_objects:,} objects, "
-            f"{self.num_crowd:,} crowd regions, {self.num_detections:,} detections",
+            title=f"{counted(self.num_images, 'image')}{skipped}, {counted(self.num_objects, 'object')}, "
+            f"{counted(self.num_crowd, 'crowd region')}, {counted(self.num_detections, 'detection')}",
             title_justify="left",
             box=SIMPLE_HEAD,
         )

@@ -6,6 +6,7 @@ It shows the numbers of ``report.json`` and nothing else, beside images.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from detrs.errors import counted
 from detrs.visualization.line_chart import Points, line_chart
 from detrs.visualization.page import document, text, tiles
 
@@ -86,7 +87,7 @@ def _summary(values: Mapping[str, Any]) -> str:
     }[diagnosis["threshold_origin"]]
     best = diagnosis["best_threshold"]
     here = "" if best is None else f" The best F1 of this evaluation is {number(diagnosis['best_f1'])}, at {best:g}."
-    skipped = f" {report['num_skipped']:,} images were missing or unreadable." if report["num_skipped"] else ""
+    skipped = f" Missing or unreadable: {counted(report['num_skipped'], 'image')}." if report["num_skipped"] else ""
     return (
         f'<h1>{text(values["name"])}</h1><p class="sub">{text(values["about"])}</p>{tiles(numbers)}'
         '<p class="note">Precision, recall, F1 and all numbers of errors: IoU 0.5, detections with a score of at least '
@@ -179,16 +180,16 @@ def _errors(diagnosis: Mapping[str, Any]) -> str:
     rows = "".join(bar(name, value, largest, f"+{100 * value:.1f} AP50") for name, value in delta.items())
     repeated = duplicates["num_detections"]
     several = (
-        f"{duplicates['num_objects']:,} objects in {duplicates['num_images']:,} images have more than one detection "
-        f"(up to {duplicates['most']}): {repeated:,} duplicates."
+        f"More than one detection: {counted(duplicates['num_objects'], 'object')} in "
+        f"{counted(duplicates['num_images'], 'image')} (up to {duplicates['most']}), {counted(repeated, 'duplicate')}."
         if repeated
         else "No object has more than one detection."
     )
     return (
         '<h2>Errors</h2><div class="cards">'
-        f'<div class="card"><h3>{total:,} wrong detections</h3>{bars(detections, total)}'
-        f'<p class="note">{several} {errors["ignored"]:,} detections in crowd regions are ignored.</p></div>'
-        f'<div class="card"><h3>{lost:,} objects that are not found</h3>{bars(objects, lost)}</div>'
+        f'<div class="card"><h3>{counted(total, "wrong detection")}</h3>{bars(detections, total)}'
+        f'<p class="note">{several} Ignored in crowd regions: {counted(errors["ignored"], "detection")}.</p></div>'
+        f'<div class="card"><h3>Not found: {counted(lost, "object")}</h3>{bars(objects, lost)}</div>'
         f'<div class="card"><h3>What fixing one kind of error would add (TIDE)</h3>{rows}'
         '<p class="note">Over all scores. The kinds do not add up: fixing one changes the others.</p></div></div>'
     )
@@ -276,8 +277,9 @@ def query_facts(use: Mapping[str, Any]) -> list[tuple[str, str]]:
     most, limit, queries = use["most_objects"], use["max_detections"], use["num_queries"]
     image = use["image_with_most_objects"]
     if most > queries:
-        facts.append(("error", f"Image {image} has {most:,} objects, {queries:,} queries: raise --model.num-queries."))
-        facts.append(("error", f"{use['images_above_queries']:,} images have more objects than queries."))
+        has = f"Image {image} has {counted(most, 'object')}, {counted(queries, 'query', 'queries')}"
+        facts.append(("error", f"{has}: raise --model.num-queries."))
+        facts.append(("error", f"More objects than queries: {counted(use['images_above_queries'], 'image')}."))
     elif most:
         facts.append(("", f"Image {image} has most objects, {most:,}, for {queries:,} queries."))
     if most > limit:
@@ -288,7 +290,8 @@ def query_facts(use: Mapping[str, Any]) -> list[tuple[str, str]]:
     median, largest = use["per_image"]
     facts.append(("", f"In an image, {median:g} of them do (median), at most {largest:g}."))
     if use["several_classes"]:
-        facts.append(("", f"{use['several_classes']:,} detections have the query of a better one and another class."))
+        others = counted(use["several_classes"], "detection")
+        facts.append(("", f"Same query as a better detection, but another class: {others}."))
     if total := sum(use["counts"]):
         busiest = sorted(use["counts"], reverse=True)[: max(1, queries // 10)]
         facts.append(("", f"The busiest tenth of the queries gives {sum(busiest) / total:.0%} of the detections."))

@@ -49,7 +49,7 @@ function addQuery(marks, explanation, state, entry) {
 function addPath(marks, explanation, state, entry) {
   if (state.query === null) {
     const count = explanation.detections.length;
-    marks.summary = count ? `${count} detections. Select one to follow its box over the layers.` : "No detection reaches the threshold.";
+    marks.summary = count ? `${counted(count, "detection")}. Select one to follow its box over the layers.` : "No detection reaches the threshold.";
     return;
   }
   const corners = explanation.layers.map((_, layer) => explanation.box(layer, state.query));
@@ -186,7 +186,7 @@ function addGradients(marks, explanation, state, entry) {
   const found = explanation.json.gradients.find((each) => each.detection === state.detection);
   if (!found) {
     const stored = explanation.json.gradients.length;
-    marks.missing = state.detection === null ? "Select a detection." : `The file has gradients of the first ${stored} detections (--gradients).`;
+    marks.missing = state.detection === null ? "Select a detection." : `The file has gradients of the best ${stored === 1 ? "detection" : counted(stored, "detection")} (--gradients).`;
     return;
   }
   const array = numbers(found[entry.quantity]);
@@ -195,6 +195,11 @@ function addGradients(marks, explanation, state, entry) {
   marks.heat = heatOf(array.slice().map((value) => value * maximum), height, width, [0, 0, explanation.width, explanation.height]);
   marks.heat.fine = true;
   marks.summary = `Gradient norm of the ${entry.label} of detection ${state.detection + 1}, largest ${short(maximum)}.`;
+}
+
+/** "1 detection", "2 detections". */
+function counted(count, noun) {
+  return `${count} ${noun}${count === 1 ? "" : "s"}`;
 }
 
 /** A map with its largest value and where that lies. */
