@@ -86,7 +86,7 @@ class Predictor:
 
     @property
     def threshold(self) -> float:
-        """The default of the smallest score of a detection: the detector's own ``threshold``, which maximises F1 on
+        """The default of the smallest score of a detection: the detector's own ``threshold``, which maximizes F1 on
         its validation split, or 0.5 if it has none."""
         own = self.detector.threshold
         return DEFAULT_THRESHOLD if own is None else own

@@ -88,7 +88,7 @@ def test_results_classes_and_training() -> None:
 
 def test_the_default_threshold() -> None:
     assert "below a score of 0.5 are left out; `threshold=` changes" in card(detector())
-    assert "below a score of 0.37 are left out: this threshold maximises F1" in card(detector(threshold=0.37))
+    assert "below a score of 0.37 are left out: this threshold maximizes F1" in card(detector(threshold=0.37))
 
 
 def test_what_is_unknown_is_omitted() -> None:

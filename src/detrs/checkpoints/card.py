@@ -86,7 +86,7 @@ def threshold_of(detector: TrainedDetector) -> str:
     if detector.threshold is None:
         return "Detections below a score of 0.5 are left out; `threshold=` changes that."
     return (
-        f"Detections below a score of {detector.threshold} are left out: this threshold maximises F1 at IoU 0.5 on "
+        f"Detections below a score of {detector.threshold} are left out: this threshold maximizes F1 at IoU 0.5 on "
         "the validation split. `threshold=` changes it."
     )
 

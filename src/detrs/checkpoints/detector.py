@@ -51,7 +51,7 @@ class TrainedDetector:
     epoch: int
     """Epoch of that step, from 1."""
     threshold: float | None = None
-    """The score that maximises F1 at IoU 0.5 on the validation split, which predictions use by default; ``None``:
+    """The score that maximizes F1 at IoU 0.5 on the validation split, which predictions use by default; ``None``:
     unknown, as in published weights, files of older versions and after training without validation."""
     class_thresholds: dict[str, float | None] = field(default_factory=dict)
     """Likewise for each class of the validation split alone."""

@@ -166,7 +166,7 @@ def label_caption(each: LabelError) -> str:
         return f"{each.detected_label} {each.score:.2f}"
     if each.label == each.detected_label:
         return f"{each.label} {each.score:.2f}, IoU {each.iou:.2f}"
-    return f"labelled {each.label}, detected {each.detected_label} {each.score:.2f}"
+    return f"labeled {each.label}, detected {each.detected_label} {each.score:.2f}"
 
 
 def position(dataset: Dataset, image_id: Id) -> int:

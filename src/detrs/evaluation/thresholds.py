@@ -1,4 +1,4 @@
-"""The score threshold that maximises F1, of all detections and of each class.
+"""The score threshold that maximizes F1, of all detections and of each class.
 
 F1 = 2 TP / (2 TP + FP + FN) at IoU 0.5, for the detections with a score of at least the threshold. All objects count
 alike: it is not a mean over classes.
@@ -13,7 +13,7 @@ from detrs.evaluation.matching import Matching, matching
 
 
 class Thresholds(NamedTuple):
-    """Thresholds that maximise F1; ``None`` where no detection is right."""
+    """Thresholds that maximize F1; ``None`` where no detection is right."""
 
     overall: float | None
     per_class: dict[str, float | None]
@@ -70,7 +70,7 @@ def curve_of(scores: np.ndarray, is_right: np.ndarray, num_objects: int) -> Curv
 
 
 def best_threshold(of: Curve) -> float | None:
-    """The threshold that maximises F1; of equal F1, the one that accepts the fewest detections."""
+    """The threshold that maximizes F1; of equal F1, the one that accepts the fewest detections."""
     if not of.f1.size or of.f1.max() == 0:
         return None
     best = int(of.f1.argmax())
