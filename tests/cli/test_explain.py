@@ -60,6 +60,23 @@ def test_an_unreadable_image_is_skipped(detrs: Callable, checkpoint: Path, folde
     assert [each["files"] for each in done.json["images"]] == [["val-1.html", "val-1.json", "val-1.png"]]
 
 
+def test_a_wrong_path_leaves_the_folder_usable(detrs: Callable, checkpoint: Path, folder: Path) -> None:
+    words = ("--device", "cpu", "--format", "html,json", "--output", "out")
+    for command in ("explain", "predict"):
+        done = detrs(command, checkpoint, "missing.png", *words[: 2 if command == "predict" else 4], *words[4:])
+        assert done.code == 2 and done.message.startswith("missing.png does not exist") and not done.out
+    done = detrs("explain", checkpoint, folder, *words)
+    assert done.code == 0 and "val-0.html, .json" in done.out
+
+
+def test_the_highest_score_if_there_is_no_detection(detrs: Callable, checkpoint: Path, folder: Path) -> None:
+    best = Predictor.load(checkpoint, "cpu")(folder / "val-0.png", threshold=0.0)[0].scores[0]
+    words = (checkpoint, folder / "val-0.png", "--device", "cpu", "--format", "html")
+    done = detrs("explain", *words, "--threshold", 1)
+    assert f"No detection reaches the threshold 1.0; the highest score is {best:.3f}." in done.out
+    assert "No detection" not in detrs("explain", *words, "--threshold", 0).out
+
+
 def test_equal_names_do_not_overwrite_each_other(detrs: Callable, checkpoint: Path, folder: Path) -> None:
     Path("other").mkdir()
     (folder / "val-0.png").rename("other/val-1.jpg")

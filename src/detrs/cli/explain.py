@@ -73,6 +73,7 @@ def run(argv: list[str]) -> None:
     threshold = predictor.threshold if arguments.threshold is None else arguments.threshold
     errors: dict[str, UserError] = {}
     images: list[dict[str, Any]] = []
+    best = 0.0
     table = Table("image", "detections", "files", box=SIMPLE_HEAD)
     for column in (table.columns[0], table.columns[2]):
         column.overflow = "fold"
@@ -96,18 +97,25 @@ def run(argv: list[str]) -> None:
                         names.append(name)
                 except OSError as error:
                     errors[source] = UserError(f"Cannot write to '{output}': {error.strerror or error}.")
+                scores = each.trace[-1].scores
+                best = max(best, float(scores.max()) if scores.numel() else 0.0)
                 images.append({**each.detections.to_json(), "queries": each.queries, "files": names})
-                table.add_row(Text(printable(source)), Text(counts(each.detections)), Text(printable(", ".join(names))))
+                table.add_row(Text(printable(source)), Text(counts(each.detections)), Text(printable(listed(names))))
                 status.update(counted(len(images), "image"))
     finally:
         skipped = [{"source": source, "reason": str(error)} for source, error in errors.items()]
-        write(summary, {**values, "images": images, "skipped": skipped})
+        if images or len(errors) != 1:  # else the message has everything, and the folder can be used again
+            write(summary, {**values, "images": images, "skipped": skipped})
+    if not images and len(errors) == 1:
+        raise next(iter(errors.values()))
 
     screen = console(as_json=arguments.json)
     if images:
         screen.print(table)
     screen.print(f"threshold {threshold}: {origin(arguments.threshold, predictor.detector.threshold)}")
     screen.print(f"{counted(len(images), 'image')}: {output}", soft_wrap=True)
+    if images and not any(image["detections"] for image in images):
+        screen.print(f"No detection reaches the threshold {threshold}; the highest score is {best:.3f}.")
     pages = [name for image in images for name in image["files"] if name.endswith(".html")]
     if pages:
         screen.print(f"Open in a browser: {printable(str(output / pages[0]))}", soft_wrap=True)
@@ -116,6 +124,11 @@ def run(argv: list[str]) -> None:
     if errors:
         others = f" {len(errors) - 1} more failed: see {summary}." if len(errors) > 1 else ""
         raise UserError(f"{next(iter(errors.values()))}{others}")
+
+
+def listed(names: list[str]) -> str:
+    """The files of one image in short: ``["a.html", "a.json"]`` as ``a.html, .json``."""
+    return ", ".join([*names[:1], *(Path(name).suffix for name in names[1:])])
 
 
 def parse_formats(text: str) -> list[str]:

@@ -112,7 +112,10 @@ def run(argv: list[str]) -> None:
                 status.update(counted(len(images), "image"))
     finally:
         skipped = [{"source": source, "reason": str(error)} for source, error in errors.items()]
-        write(predictions, {**values, "images": images, "skipped": skipped})
+        if images or len(errors) != 1:  # else the message has everything, and the folder can be used again
+            write(predictions, {**values, "images": images, "skipped": skipped})
+    if not images and len(errors) == 1:
+        raise next(iter(errors.values()))
 
     screen = console(as_json=arguments.json)
     objects = sum(len(image["detections"]) for image in images)
