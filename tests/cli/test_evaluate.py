@@ -37,8 +37,14 @@ def test_a_report(detrs: Callable, checkpoint: Path, data: Path, tmp_path: Path)
     layers = written["diagnosis"]["layers"]
     assert len(layers) == 2 and layers[-1]["ap"] == plain["ap"]
     assert written["diagnosis"]["queries"]["num_queries"] == 17
-    again = detrs("evaluate", checkpoint, "--device", "cpu", "--report", folder)  # replaced
-    assert again.code == 0 and "Report: " in again.out
+    results = folder / "results.json"
+    again = detrs("evaluate", checkpoint, "--device", "cpu", "--report", folder, "--results", results)  # replaced
+    assert again.code == 0 and "Report: " in again.out and results.exists()
+    (folder / "report.json").unlink()
+    (folder / "report.html").unlink()
+    results.unlink()
+    again = detrs("evaluate", checkpoint, "--device", "cpu", "--report", folder, "--results", results)
+    assert again.code == 0 and results.exists(), "the results in the folder of a new report"
 
 
 def test_folders_of_reports_are_checked_at_once(detrs: Callable, checkpoint: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from run_tiny import Tiny
 
 from detrs.checkpoints.detector import TrainedDetector, preprocessing_of
+from detrs.engine import report
 from detrs.engine.evaluate import Scores
 from detrs.engine.report import FIGURES
 from detrs.errors import UserError
@@ -93,7 +94,7 @@ def test_the_files_of_a_report(tiny: ModuleType, tmp_path: Path) -> None:
     scores = scores_of(tiny, Odd())
     (tmp_path / "report").mkdir()
     for old in ("report.json", "layers.png"):
-        (tmp_path / "report" / old).write_text("of an earlier report")
+        (tmp_path / "report" / old).write_text('{"diagnosis": "of an earlier report"}')
     page = scores.write_report(tmp_path / "report")
     html = checked(page)
     for part in ("Classes", "F1 over the threshold", "Errors", "Confusion matrix", "Calibration", "most errors"):
@@ -125,6 +126,40 @@ def test_facts_about_one_query_and_one_image() -> None:
         "More objects than queries: 1 image.",
     ]
     assert "Same query as a better detection, but another class: 1 detection." in facts
+
+
+def test_files_of_other_programs_are_not_replaced(tiny: ModuleType, tmp_path: Path) -> None:
+    """Others call their file report.json, too; a report that was not finished is no reason to refuse."""
+    scores, folder = scores_of(tiny, Odd()), tmp_path / "other"
+    for text in ("not JSON", "[]", '{"tests": 3}'):
+        folder.mkdir(exist_ok=True)
+        contents = {"report.json": text, "errors.png": "mine"}
+        for name, content in contents.items():
+            (folder / name).write_text(content)
+        with pytest.raises(UserError, match="contains no report: choose another one"):
+            scores.write_report(folder)
+        assert {path.name: path.read_text() for path in folder.iterdir()} == contents
+    (tmp_path / "unfinished").mkdir()
+    for name in ("errors.png", ".report.html.0123456789ab.tmp"):
+        (tmp_path / "unfinished" / name).write_text("half")
+    assert scores.write_report(tmp_path / "unfinished").exists()
+
+
+class SameNames(Odd):
+    """Images of different folders with the same file name, each with one object."""
+
+    def ground_truth(self) -> dict[str, Any]:
+        truth = super().ground_truth()
+        first = {each["image_id"]: each for each in reversed(truth["annotations"])}
+        return {**truth, "annotations": [*first.values()]}
+
+    def path_of(self, index: int) -> str:
+        return f"folder_{index}/frame.jpg"
+
+
+def test_images_with_the_same_name_are_all_shown(tiny: ModuleType) -> None:
+    captions = [caption for caption, _ in report.worst_images(scores_of(tiny, SameNames(), found=False))]
+    assert len(captions) > 1 and set(captions) == {"frame.jpg: 0 wrong, 1 not found, 0 right"}
 
 
 class One(Odd):

@@ -58,7 +58,7 @@ def run(argv: list[str]) -> None:
     from detrs.engine.runtime import is_main_process
 
     if arguments.report:
-        from detrs.engine.report import check_report_folder
+        from detrs.engine.report import check_report_folder, write_report
 
         check_report_folder(arguments.report)
 
@@ -88,7 +88,7 @@ def run(argv: list[str]) -> None:
             raise UserError(f"Cannot write --results '{arguments.results}': {error.strerror}.") from error
     values = {"checkpoint": arguments.checkpoint, **scores.report.to_json()}
     if arguments.report:
-        path = scores.write_report(arguments.report)
+        path = write_report(scores, arguments.report)  # checked above; --results may be in the same folder
         screen.print(f"Report: {path}", soft_wrap=True)
         values |= {"report": str(path), "diagnosis": scores.diagnosis.to_json()}
     if arguments.json:

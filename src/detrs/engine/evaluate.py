@@ -86,9 +86,10 @@ class Scores:
         Raises:
             UserError: the folder cannot be written.
         """
-        from detrs.engine.report import write_report  # draws: not needed for scores
+        from detrs.engine import report  # draws: not needed for scores
 
-        return write_report(self, Path(folder))
+        report.check_report_folder(Path(folder))
+        return report.write_report(self, Path(folder))
 
     def __repr__(self) -> str:
         figures = {"AP": self.report.ap, "AP50": self.report.ap50, "AP75": self.report.ap75}

@@ -16,7 +16,7 @@ from detrs.evaluation.diagnosis import Diagnosis, ImageErrors
 from detrs.evaluation.errors import found_objects
 from detrs.evaluation.label_errors import LabelError
 from detrs.evaluation.matching import Matching
-from detrs.files import atomic_write, write_text
+from detrs.files import PARTIAL, atomic_write, write_text
 from detrs.visualization.draw import grid
 from detrs.visualization.report_figures import figures
 from detrs.visualization.report_images import Drawn, part, side_by_side
@@ -35,23 +35,38 @@ def check_report_folder(folder: Path) -> None:
     """Check that a report can be written, and create the folder.
 
     Raises:
-        UserError: it is a file, is not writable, or contains something else than a report.
+        UserError: it is a file, is not writable, or contains something else than a report. A report may be incomplete,
+            since the disk was full, and have other files beside it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        others = any(folder.iterdir()) and not (folder / NUMBERS).exists()
+        names = {path.name for path in folder.iterdir() if not PARTIAL.fullmatch(path.name)}
+        is_free = is_report(folder / NUMBERS) if NUMBERS in names else names <= {PAGE, *FIGURES}
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"--report must be a folder, but '{error.filename or folder}' is a file.") from error
     except OSError as error:
         raise UserError(f"--report: cannot create the folder '{folder}': {error.strerror}.") from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"--report: the folder '{folder}' is not writable: choose another one.")
-    if others:
+    if not is_free:
         raise UserError(f"--report: the folder '{folder}' is not empty and contains no report: choose another one.")
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is the ``report.json`` of this library, and not one of another program."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and "diagnosis" in values
 
 
 def write_report(scores: "Scores", folder: Path) -> Path:
     """Write the report of an evaluation; files of an earlier report are replaced.
+
+    Args:
+        scores: of the evaluation.
+        folder: has passed ``check_report_folder``.
 
     Returns:
         The page.
@@ -59,7 +74,6 @@ def write_report(scores: "Scores", folder: Path) -> Path:
     Raises:
         UserError: the folder cannot be written, or an image cannot be read.
     """
-    check_report_folder(folder)
     values = report_values(scores)
     for old in folder.glob("*.png"):
         if old.name in FIGURES:
@@ -70,7 +84,7 @@ def write_report(scores: "Scores", folder: Path) -> Path:
     assert scores.dataset is not None
     worst, candidates = worst_images(scores), label_images(scores.dataset, scores.diagnosis)
     if worst:
-        first = list(worst.items())[:WORST_IN_FIGURE]
+        first = worst[:WORST_IN_FIGURE]
         sheet = grid([each for _, each in first], columns=1, captions=[caption for caption, _ in first])
         _save(sheet, folder / "worst_images.png")
     if candidates:
@@ -79,7 +93,7 @@ def write_report(scores: "Scores", folder: Path) -> Path:
         _save(grid(images, columns=6, captions=captions), folder / "labels_to_check.png")
     html = page(
         values,
-        [Shown(caption, data_uri(image, "JPEG")) for caption, image in worst.items()],
+        [Shown(caption, data_uri(image, "JPEG")) for caption, image in worst],
         {
             kind: [Shown(caption, data_uri(image, "JPEG")) for caption, image in found]
             for kind, found in candidates.items()
@@ -114,15 +128,15 @@ def report_values(scores: "Scores") -> dict[str, Any]:
     }
 
 
-def worst_images(scores: "Scores") -> dict[str, Image.Image]:
-    """Caption -> image, for the images with most errors."""
+def worst_images(scores: "Scores") -> list[tuple[str, Image.Image]]:
+    """Caption and image of those with most errors. Captions may be equal: folders repeat the names of files."""
     assert scores.dataset is not None
-    dataset, found = scores.dataset, {}
+    dataset, found = scores.dataset, []
     for each in scores.diagnosis.worst_images[:WORST_ON_PAGE]:
         index = position(dataset, each.image_id)
         drawn = drawn_errors(dataset, index, scores.matching, each, scores.diagnosis.threshold)
         caption = f"{Path(dataset.path_of(index)).name}: {each.wrong} wrong, {each.lost} not found, {each.right} right"
-        found[caption] = drawn
+        found.append((caption, drawn))
     return found
 
 
