@@ -1,6 +1,9 @@
-"""A table as HTML, for notebooks: in the colors of the notebook, light or dark."""
+"""Text and tables as HTML. Tables are those of notebooks: in the colors of the notebook, light or dark."""
 
+import html
 from collections.abc import Sequence
+
+from detrs.errors import printable
 
 
 def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -8,15 +11,20 @@ def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     Args:
         head: Titles of the columns, as HTML; none if all are empty.
-        rows: Cells, as HTML: text from outside must be escaped.
+        rows: Cells, as HTML: text from outside must be escaped, by ``text``.
     """
     header = f"<thead><tr>{_cells('th', head)}</tr></thead>" if any(head) else ""
     lines = "".join(f"<tr>{_cells('td', row)}</tr>" for row in rows)
     return f"<table>{header}<tbody>{lines}</tbody></table>"
 
 
+def text(value: object) -> str:
+    """``value`` as HTML text, without a meaning in HTML; lone surrogates of file names are written as escapes."""
+    return html.escape(printable(value))
+
+
 def score(value: float | None) -> str:
-    """A score with three digits."""
+    """A score with three decimals; a dash where undefined."""
     return "–" if value is None else f"{value:.3f}"
 
 

@@ -106,6 +106,14 @@ def test_detections_are_a_table() -> None:
     assert Cells(found(0)._repr_html_()).rows == []
 
 
+def test_names_that_are_not_text_can_be_shown() -> None:
+    """File names may hold bytes that are not UTF-8, which Python reads as lone surrogates; notebooks write UTF-8."""
+    assert "caf\\udce9.jpg" in found(source="caf\udce9.jpg")._repr_html_()
+    truth = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "\ud800"}]}
+    for page in (found(source="caf\udce9.jpg")._repr_html_(), coco_report(truth, [])._repr_html_()):
+        page.encode()
+
+
 def test_repr_is_short() -> None:
     assert repr(found(300, "a.jpg")) == (
         f"<Detections: 300 (cell 0.90, {ODD} 0.90, cell 0.90, ...), image_size=(397, 499), source='a.jpg'>"

@@ -9,7 +9,6 @@ are not rounded: rounding boxes to integer pixels changes AP by 0.02.
 """
 
 import dataclasses
-import html
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from detrs.errors import UserError, counted, printable
-from detrs.html_table import html_table
+from detrs.html_table import html_table, score, text
 
 Id = int | str
 
@@ -78,9 +77,9 @@ class CocoReport:
             f"{counted(self.num_crowd, 'crowd region')}, {counted(self.num_detections, 'detection')}"
         )
         precision, recall = self._rows()
-        summary = html_table(COLUMNS, [("AP", *map(_figure, precision)), ("AR", *map(_figure, recall))])
+        summary = html_table(COLUMNS, [("AP", *map(score, precision)), ("AR", *map(score, recall))])
         classes = [
-            (html.escape(name), f"{row['num_objects']:,}", *(_figure(row[key]) for key in ("ap", "ap50", "ar")))
+            (text(name), f"{row['num_objects']:,}", *(score(row[key]) for key in ("ap", "ap50", "ar")))
             for name, row in self.per_class.items()
         ]
         return f"<div><p>{counts}</p>{summary}{html_table(('class', 'objects', 'AP', 'AP50', 'AR'), classes)}</div>"
@@ -103,13 +102,13 @@ class CocoReport:
         for column in COLUMNS:
             summary.add_column(column, justify="right")
         precision, recall = self._rows()
-        summary.add_row("AP", *map(_figure, precision), style="bold")
-        summary.add_row("AR", *map(_figure, recall))
+        summary.add_row("AP", *map(score, precision), style="bold")
+        summary.add_row("AR", *map(score, recall))
         classes = Table("class", box=SIMPLE_HEAD)
         for column in ("objects", "AP", "AP50", "AR"):
             classes.add_column(column, justify="right")
         for name, numbers in self.per_class.items():
-            figures = [_figure(numbers[key]) for key in ("ap", "ap50", "ar")]
+            figures = [score(numbers[key]) for key in ("ap", "ap50", "ar")]
             classes.add_row(Text(printable(name)), f"{numbers['num_objects']:,}", *figures)
         return Group(summary, classes)
 
@@ -278,7 +277,3 @@ def mean(values: np.ndarray) -> float | None:
     """Mean of the defined values, or ``None``; the evaluator marks undefined values with -1."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else None
-
-
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

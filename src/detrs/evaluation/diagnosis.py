@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from detrs.checkpoints.detector import DEFAULT_THRESHOLD
 from detrs.evaluation.calibration import Calibration, calibration
 from detrs.evaluation.coco import (
     ALL,
@@ -27,7 +28,6 @@ from detrs.evaluation.layers import ImageLayers, LayerScore, QueryUse, layer_sco
 from detrs.evaluation.matching import Matching, matching
 from detrs.evaluation.thresholds import Curve, best_threshold, curve
 
-DEFAULT_THRESHOLD = 0.5
 GRID = np.arange(101) / 100
 """Recalls of the precision-recall curves, thresholds of the F1 curves."""
 MAX_IMAGES = 100

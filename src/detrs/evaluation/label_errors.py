@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from detrs.evaluation.coco import Id
-from detrs.evaluation.errors import error_kinds, found_objects, nearest, same_class
+from detrs.evaluation.errors import CLASSIFICATION, LOCALIZATION, error_kinds, found_objects, nearest, same_class
 from detrs.evaluation.matching import MATCH_IOU, Matching, box_iou
 
 MISSING, WRONG_CLASS, SHIFTED, NO_OBJECT = "missing label", "wrong class", "shifted box", "no object"
@@ -71,8 +71,8 @@ def label_errors(matched: Matching, threshold: float) -> list[LabelError]:
     own = nearest(matched, same_class(matched))
     cases = {
         MISSING: confident & (near.object < 0) & ~in_any_crowd,
-        WRONG_CLASS: confident & (kinds == 1) & open_object & (other.iou >= FIT_IOU),
-        SHIFTED: confident & (kinds == 0) & open_object,
+        WRONG_CLASS: confident & (kinds == CLASSIFICATION) & open_object & (other.iou >= FIT_IOU),
+        SHIFTED: confident & (kinds == LOCALIZATION) & open_object,
     }
     listed: list[LabelError] = []
     for kind, chosen in cases.items():

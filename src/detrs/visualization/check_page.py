@@ -9,7 +9,8 @@ from PIL import Image
 from detrs.data.advice import Advice, Plan, scales, training_split
 from detrs.data.doctor import DatasetFacts, SplitFacts
 from detrs.data.findings import Finding
-from detrs.visualization.page import document, text, tiles
+from detrs.html_table import text
+from detrs.visualization.page import document, tiles
 from detrs.visualization.suspects import data_uri, suspects
 from detrs.visualization.svg import bars, histogram, scatter
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from detrs.visualization.page import text
+from detrs.html_table import text
 
 WIDTH, HEIGHT = 420, 300
 LEFT, RIGHT, TOP, BOTTOM = 44, 14, 18, 36

@@ -4,7 +4,6 @@ The tables use the colors of the notebook, light or dark. All text from outside 
 """
 
 import base64
-import html
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from detrs.data.images import decode_image
 from detrs.errors import UserError
-from detrs.html_table import html_table, score
+from detrs.html_table import html_table, score, text
 from detrs.structures import Detections
 from detrs.visualization.draw import Style, class_color, draw_detections
 
@@ -70,11 +69,11 @@ def detections_html(detections: Detections) -> str:
     """A table of the best detections: class with its color, score, box."""
     height, width = detections.image_size
     number = len(detections)
-    source = "an image" if detections.source is None else f"<code>{html.escape(detections.source)}</code>"
+    source = "an image" if detections.source is None else f"<code>{text(detections.source)}</code>"
     title = f"{number} detection{'s' * (number != 1)} in {source} ({width} × {height} pixels)"
     names = detections.names[:MAX_ROWS]
     rows = [
-        (f"{_patch(label)} {html.escape(name)}", score(value), ", ".join(f"{side:.0f}" for side in box))
+        (f"{_patch(label)} {text(name)}", score(value), ", ".join(f"{side:.0f}" for side in box))
         for name, label, value, box in zip(
             names,
             detections.labels[:MAX_ROWS].tolist(),
@@ -89,7 +88,7 @@ def detections_html(detections: Detections) -> str:
 
 def result_html(scores: Mapping[str, Any], facts: Mapping[str, str], curves: Path) -> str:
     """The table of a finished run, and its curves if the file exists."""
-    rows = [(html.escape(name), html.escape(value)) for name, value in facts.items()]
+    rows = [(text(name), text(value)) for name, value in facts.items()]
     known = {"AP": "ap", "AP50": "ap50", "AP75": "ap75"}
     if scores:
         rows = [(name, score(scores.get(key))) for name, key in known.items()] + rows

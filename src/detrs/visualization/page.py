@@ -1,7 +1,8 @@
 """What the pages of the library have in common: one HTML file, light and dark, without scripts and external files."""
 
-import html
 from collections.abc import Collection, Mapping, Sequence
+
+from detrs.html_table import text
 
 STYLE = """
 :root { color-scheme: light dark; --back: #ffffff; --card: #f6f7f9; --text: #1c2024; --soft: #616a75; --line: #dfe3e8;
@@ -70,8 +71,3 @@ def tiles(numbers: Mapping[str, str], bad: Collection[str] = ()) -> str:
         for name, value in numbers.items()
     )
     return f'<div class="tiles">{cells}</div>'
-
-
-def text(value: object) -> str:
-    """``value`` as HTML text, without a meaning in HTML; lone surrogates of file names are written as escapes."""
-    return html.escape(str(value).encode("utf-8", "backslashreplace").decode())

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from detrs.errors import counted
+from detrs.html_table import score, text
 from detrs.visualization.line_chart import Points, line_chart
-from detrs.visualization.page import document, text, tiles
+from detrs.visualization.page import document, tiles
 
 SHOWN_CLASSES = 3
 """Classes with a curve in color, those with most objects; up to ``THIN_CLASSES`` more are gray."""
@@ -71,14 +72,14 @@ def _summary(values: Mapping[str, Any]) -> str:
     report, diagnosis = values["report"], values["diagnosis"]
     found = diagnosis["at_threshold"]
     numbers = {
-        "AP": number(report["ap"]),
-        "AP50": number(report["ap50"]),
+        "AP": score(report["ap"]),
+        "AP50": score(report["ap50"]),
         "images": f"{report['num_images']:,}",
         "objects": f"{report['num_objects']:,}",
         "threshold": f"{diagnosis['threshold']:g}",
-        "precision": number(found["precision"]),
-        "recall": number(found["recall"]),
-        "F1": number(found["f1"]),
+        "precision": score(found["precision"]),
+        "recall": score(found["recall"]),
+        "F1": score(found["f1"]),
     }
     origin = {
         "checkpoint": "stored in the checkpoint, which predictions use by default",
@@ -86,7 +87,7 @@ def _summary(values: Mapping[str, Any]) -> str:
         "default": "the default, since no detection is right",
     }[diagnosis["threshold_origin"]]
     best = diagnosis["best_threshold"]
-    here = "" if best is None else f" The best F1 of this evaluation is {number(diagnosis['best_f1'])}, at {best:g}."
+    here = "" if best is None else f" The best F1 of this evaluation is {score(diagnosis['best_f1'])}, at {best:g}."
     skipped = f" Missing or unreadable: {counted(report['num_skipped'], 'image')}." if report["num_skipped"] else ""
     return (
         f'<h1>{text(values["name"])}</h1><p class="sub">{text(values["about"])}</p>{tiles(numbers)}'
@@ -102,8 +103,8 @@ def _classes(diagnosis: Mapping[str, Any], report: Mapping[str, Any]) -> str:
 
     def row(name: str, count: int, aps: Mapping[str, Any], found: Mapping[str, Any], best: Mapping[str, Any]) -> str:
         threshold = "–" if best["best_threshold"] is None else f"{best['best_threshold']:g}"
-        cells = [f"{count:,}", *(number(aps[key]) for key in keys)]
-        cells += [number(found[key]) for key in ("precision", "recall", "f1")] + [threshold, number(best["best_f1"])]
+        cells = [f"{count:,}", *(score(aps[key]) for key in keys)]
+        cells += [score(found[key]) for key in ("precision", "recall", "f1")] + [threshold, score(best["best_f1"])]
         return f"<td>{text(name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}"
 
     whole = row("all", report["num_objects"], report, diagnosis["at_threshold"], diagnosis)
@@ -244,14 +245,14 @@ def _calibration(diagnosis: Mapping[str, Any]) -> str:
     chart = line_chart({"precision": points}, labels=("score", "share of right detections"), diagonal=True, dots=True)
     rows = "".join(
         f"<tr><td>{each['low']:.1f} to {each['high']:.1f}</td><td>{each['count']:,}</td>"
-        f"<td>{number(each['score'])}</td><td>{number(each['precision'])}</td></tr>"
+        f"<td>{score(each['score'])}</td><td>{score(each['precision'])}</td></tr>"
         for each in found["bins"]
     )
     return (
         '<h2>Calibration</h2><div class="cards">'
         f'<div class="card"><h3>How often detections of a score are right</h3>{chart}'
         '<p class="note">Below the diagonal scores are too high, above it too low. Expected calibration error '
-        f"{number(found['expected_error'])}, largest {number(found['largest_error'])}.</p></div>"
+        f"{score(found['expected_error'])}, largest {score(found['largest_error'])}.</p></div>"
         '<div class="card scroll"><table><tr><th>score</th><th>detections</th><th>mean score</th><th>share right</th>'
         f"</tr>{rows}</table></div></div>"
     )
@@ -261,7 +262,7 @@ def _layers_and_queries(diagnosis: Mapping[str, Any]) -> str:
     cards = []
     if len(diagnosis["layers"]) > 1:
         rows = "".join(
-            bar(f"layer {each['layer']}", each["ap"] or 0.0, 1.0, f"{number(each['ap'])} / {number(each['ap50'])}")
+            bar(f"layer {each['layer']}", each["ap"] or 0.0, 1.0, f"{score(each['ap'])} / {score(each['ap50'])}")
             for each in diagnosis["layers"]
         )
         note = '<p class="note">AP / AP50 of the detections of each decoder layer; the last is the result.</p>'
@@ -336,8 +337,3 @@ def _labels(labels: Mapping[str, Sequence[Shown]], diagnosis: Mapping[str, Any])
         "errors of the detector: check the image before you change a label. White: label, orange: detection.</p>"
         + "".join(parts)
     )
-
-
-def number(value: float | None) -> str:
-    """Three decimals; a dash where undefined."""
-    return "–" if value is None else f"{value:.3f}"

@@ -1,12 +1,13 @@
 """Small charts as SVG, which take their colors from the style sheet of the page."""
 
-import html
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from detrs.html_table import text
 
 WIDTH, HEIGHT, WIDE = 380, 220, 900
 LEFT, BOTTOM, TOP = 46, 34, 18
@@ -94,11 +95,11 @@ def histogram(
         parts.append(
             f'<text class="small" x="{x(tick):.1f}" y="{TOP + height + 14}" text-anchor="middle">{name}</text>'
         )
-    for number, (value, text) in enumerate(marks):
+    for number, (value, shown) in enumerate(marks):
         at = x(math.log2(value) if logarithmic else value)
         parts.append(
             f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{TOP + height}"/>'
-            f'<text class="small mark" x="{at + 4:.1f}" y="{TOP + 9 + 12 * (number % 3)}">{_text(text)}</text>'
+            f'<text class="small mark" x="{at + 4:.1f}" y="{TOP + 9 + 12 * (number % 3)}">{_text(shown)}</text>'
         )
     parts.append(f'<text class="small" x="{LEFT - 6}" y="{TOP + 8}" text-anchor="end">{most:,}</text>')
     parts.append(
@@ -144,6 +145,5 @@ def _svg(width: float, height: float, content: str) -> str:
     return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" width="{width:.0f}">{content}</svg>'
 
 
-def _text(text: str, limit: int = 60) -> str:
-    shown = text if len(text) <= limit else text[: limit - 1] + "…"
-    return html.escape(shown.encode("utf-8", "backslashreplace").decode())
+def _text(name: str, limit: int = 60) -> str:
+    return text(name if len(name) <= limit else name[: limit - 1] + "…")

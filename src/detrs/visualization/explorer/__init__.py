@@ -6,7 +6,6 @@ The page is ``page.html`` with the style sheet, the scripts (``SCRIPTS``, joined
 
 import base64
 import hashlib
-import html
 import json
 import re
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from detrs.html_table import text
 from detrs.visualization.draw import Color, class_color, text_color
 
 SCRIPTS = (
@@ -65,9 +65,9 @@ def explorer_page(explanation: Mapping[str, Any]) -> str:
     assert "</script" not in script and "<!--" not in script, "the script would end early"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     parts = {
-        "title": _text(f"{name}: detrs explain"),
-        "heading": _text(name),
-        "subtitle": _text(subtitle),
+        "title": text(f"{name}: detrs explain"),
+        "heading": text(name),
+        "subtitle": text(subtitle),
         "style": _read("explorer.css"),
         "script": script,
         "script_hash": f"sha256-{digest}",
@@ -84,10 +84,6 @@ def _read(name: str) -> str:
 def _json(values: Mapping[str, Any]) -> str:
     """JSON that can stand inside a ``script`` element: ASCII, and without ``<``, which would be able to end it."""
     return json.dumps(values, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _text(value: str) -> str:
-    return html.escape(value.encode("utf-8", "backslashreplace").decode())
 
 
 def _hex(color: Color) -> str:
