@@ -54,6 +54,16 @@ def test_detections_are_those_of_prediction_and_come_from_their_queries(name: st
 
 
 @EVERY
+def test_repr_is_short(name: str) -> None:
+    (found,) = explain(shared_tiny(name), photograph(), threshold=THRESHOLD, device="cpu", num_gradients=1)
+    assert repr(found).startswith("<Explanation: ") and f"{len(found.views)} view" in repr(found)
+    assert repr(found).endswith("gradients of 1 detection>") and len(repr(found)) < 150
+    for each in (*found.trace, *found.views, *found.gradients):
+        assert repr(each).startswith(f"{type(each).__name__}(") and len(repr(each)) < 500
+    assert repr(found.trace[0]).endswith(f"scores=Tensor{tuple(found.trace[0].scores.shape)})")
+
+
+@EVERY
 def test_trace_has_the_reference_before_and_the_box_after_each_layer(name: str) -> None:
     detector = shared_tiny(name)
     (explanation,) = explain(detector, photograph(), threshold=THRESHOLD, device="cpu")

@@ -4,19 +4,34 @@ Tensors are on the CPU, floating-point ones in float32. M heads, L levels, P poi
 queries of the decoder or of tokens of the encoder.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from detrs.errors import counted
 from detrs.structures import Classes, Detections, Shapes
 
 Stage = Literal["backbone", "encoder", "decoder"]
 
 
-@dataclass(frozen=True, eq=False)
-class LayerTrace:
+class Shown:
+    """Base of dataclasses whose ``repr`` has the shapes of tensors instead of all their numbers."""
+
+    def __repr__(self) -> str:
+        parts = [f"{each.name}={_short(getattr(self, each.name))}" for each in fields(self)]  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {_short(each)}" for key, each in value.items()) + "}"
+    return f"Tensor{tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerTrace(Shown):
     """All queries in one layer of the decoder (or stage of proposals)."""
 
     reference: Float[Tensor, "Q _"]
@@ -28,8 +43,8 @@ class LayerTrace:
     """Probability of each class, without "no object"."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class SamplingView:
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class SamplingView(Shown):
     """Sampling locations and attention weights of multi-scale deformable attention."""
 
     kind: ClassVar[str] = "sampling"
@@ -51,8 +66,8 @@ class SamplingView:
     """(height, width) of each level in cells."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class AttentionView:
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class AttentionView(Shown):
     """Attention weights of each query on one feature map."""
 
     kind: ClassVar[str] = "attention"
@@ -69,8 +84,8 @@ class AttentionView:
     """Attention weights; they add up to 1 over the map for each query and head."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class RegionView:
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class RegionView(Shown):
     """Regions from which features are pooled, and the responses of each query's dynamic filters in its region."""
 
     kind: ClassVar[str] = "region"
@@ -89,8 +104,8 @@ class RegionView:
     """Probability that a proposal is an object of any class (Faster R-CNN)."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class PointsView:
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class PointsView(Shown):
     """Points that a backbone or a convolution samples, without queries."""
 
     kind: ClassVar[str] = "points"
@@ -115,8 +130,8 @@ class Duplicate(NamedTuple):
     iou: float
 
 
-@dataclass(frozen=True, eq=False)
-class Gradients:
+@dataclass(frozen=True, eq=False, repr=False)
+class Gradients(Shown):
     """Derivatives of the outputs of ``detect`` for one detection with respect to the normalized input image."""
 
     detection: int
@@ -126,7 +141,7 @@ class Gradients:
     channels at each pixel of the resized image."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Explanation:
     """What a detector computed for one image."""
 
@@ -153,6 +168,11 @@ class Explanation:
     """For each detection, the boxes that non-maximum suppression removed for it; None without suppression."""
     gradients: tuple[Gradients, ...] = ()
     """Of the first detections, as many as asked for."""
+
+    def __repr__(self) -> str:
+        parts = [f"{counted(len(self.detections), 'detection')} in {self.source!r}", counted(len(self.trace), "layer")]
+        parts += [counted(len(self.views), "view"), f"gradients of {counted(len(self.gradients), 'detection')}"]
+        return f"<Explanation: {self.detector}, {', '.join(parts)}>"
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary for ``json.dumps``, with arrays reduced to what a page can hold; see ``encoding``."""
