@@ -149,6 +149,17 @@ def test_files_of_odd_names_and_without_detections(tmp_path: Path) -> None:
     assert path == tmp_path / "image.png" and path.stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("threshold", [1.0, 0.2])
+def test_the_title_fits_into_the_figure(threshold: float) -> None:
+    found = dataclasses.replace(explained("detr-tiny", threshold=threshold), source=f"a/{'long_name_' * 20}W.jpg")
+    drawn = figure(found)
+    drawn.draw_without_rendering()
+    (title,) = (text for text in drawn.texts if text.get_text().startswith("DETR, long_name_"))
+    extent, page = title.get_window_extent(), drawn.bbox
+    assert page.x0 <= extent.x0 and extent.x1 <= page.x1 and page.y0 <= extent.y0 and extent.y1 <= page.y1
+    assert title.get_text().count("long_name_") == 20 or "\n" in title.get_text()
+
+
 def test_pyplot_and_settings_stay_as_they_are() -> None:
     before = dict(matplotlib.rcParams)
     figure(explained("sparse-rcnn-tiny"), max_detections=1)

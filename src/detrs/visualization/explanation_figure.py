@@ -8,6 +8,7 @@ gradients.
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import NamedTuple
 
 import torch
@@ -46,6 +47,8 @@ MAX_LAYERS = 4
 MAX_PROPOSALS = 50
 TITLE = 11
 """Font size in points."""
+CHARACTER = 0.105
+"""Width of a character of the title in inches; the title is wrapped."""
 
 
 class Answer(NamedTuple):
@@ -87,7 +90,9 @@ def figure(explanation: Explanation, max_detections: int = MAX_DETECTIONS) -> Fi
     right = panel * columns + 0.4 if answers else 0.0
     total = max(rows_height, count * (left * aspect + title_height))
     engine = ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.04, wspace=0.01, hspace=0.01)
-    sheet = Figure(figsize=(left + right, total + 0.7), dpi=DPI, layout=engine)
+    title = wrap(heading(explanation, len(answers)), max(8, int((left + right) / CHARACTER)))
+    margin = (0.7 if answers else 0.4) + 0.22 * (len(title) - 1)
+    sheet = Figure(figsize=(left + right, total + margin), dpi=DPI, layout=engine)
     FigureCanvasAgg(sheet)  # pyplot is not thread-safe
     parts = sheet.subfigures(1, 2 if answers else 1, width_ratios=[left, right] if answers else None, squeeze=False)[0]
     draw_overview(parts[0], explanation, others)
@@ -95,7 +100,7 @@ def figure(explanation: Explanation, max_detections: int = MAX_DETECTIONS) -> Fi
         grid = parts[1].subplots(len(answers), columns, squeeze=False)
         for axes, answer in zip(grid, answers, strict=True):
             draw_answer(axes, explanation, answer, layers)
-    sheet.suptitle(heading(explanation, len(answers)), fontsize=TITLE, fontweight="bold", parse_math=False)
+    sheet.suptitle("\n".join(title), fontsize=TITLE, fontweight="bold", parse_math=False)
     sheet.supxlabel(legend(explanation), fontsize=SMALL + 1, color="#404040")
     return sheet
 
