@@ -174,6 +174,17 @@ def test_of_many_layers_the_first_and_the_last_are_shown() -> None:
     assert len([axes for axes in figure(deep, max_detections=1).axes if axes.get_title().startswith("layer ")]) == 4
 
 
+def test_each_detection_of_a_proposal_has_its_own_box() -> None:
+    """Faster R-CNN has a box for each class of a proposal; the trace has that of the best class."""
+    explanation = explained("faster-rcnn-tiny")
+    boxes = explanation.detections.boxes_xyxy.clone()
+    boxes[1] = torch.tensor([11.0, 13.0, 71.0, 83.0])
+    changed = dataclasses.replace(explanation, detections=dataclasses.replace(explanation.detections, boxes_xyxy=boxes))
+    (axes,) = layers_figure(changed, [1]).axes
+    outline = [each for each in axes.patches if isinstance(each, Rectangle)][-1]
+    assert np.allclose([*outline.get_xy(), outline.get_width(), outline.get_height()], [11, 13, 60, 70], atol=1e-3)
+
+
 def test_layers_of_chosen_detections() -> None:
     explanation = explained("deformable-detr-tiny")
     drawn = layers_figure(explanation, [1, 0], width=6)

@@ -120,6 +120,18 @@ def test_three_detections_are_shown_as_in_the_json(show: Callable[..., Opened]) 
         np.testing.assert_allclose(drawn, expected["box_xyxy"], rtol=1e-5)
 
 
+def test_a_detection_of_another_class_than_the_best_of_its_query_has_its_own_box(show: Callable[..., Opened]) -> None:
+    payload = explanation()
+    own = payload["detections"][1]
+    query = own["query"]
+    label = (int(restored(payload["layers"][-1]["labels"])[query]) + 1) % len(payload["classes"])
+    own |= {"label": label, "name": payload["classes"][label], "box_xyxy": [3.0, 5.0, 90.0, 77.0], "score": 0.25}
+    opened = show(payload)
+    opened.page.click('#list [data-detection="1"]')
+    (drawn,) = opened.marks("boxes.filter((box) => box.role === 'selected').map((box) => [box.text, ...box.corners])")
+    assert drawn == [f"{own['name']} 0.25", 3, 5, 90, 77]
+
+
 def test_a_click_on_the_image_selects_the_smallest_box_then_the_one_below(show: Callable[..., Opened]) -> None:
     payload = explanation()
     outer, inner = payload["detections"][:2]

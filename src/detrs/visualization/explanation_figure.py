@@ -18,6 +18,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
+from detrs.boxes import xyxy_to_cxcywh
 from detrs.explanation.trace import duplicates_of, runners_up
 from detrs.explanation.views import (
     AttentionView,
@@ -292,8 +293,19 @@ def draw_layer(axes: Axes, explanation: Explanation, answer: Answer, layer: int,
         for other in duplicates_of(explanation, answer.number):
             panels.show_box(axes, trace.boxes[other.query], image, answer.color, 0.8)
     panels.show_box(axes, trace.reference[answer.query], image, (1.0, 1.0, 1.0), 1.4, (0, (3, 2)))
-    panels.show_box(axes, trace.boxes[answer.query], image, answer.color)
+    panels.show_box(axes, box_of(explanation, answer, layer), image, answer.color)
     axes.set_title(title, fontsize=TITLE - 2)
+
+
+def box_of(explanation: Explanation, answer: Answer, layer: int) -> Tensor:
+    """The box (4,) after a layer, cxcywh in [0, 1].
+
+    With Faster R-CNN that of the detection: the trace has only the box of the best class of each proposal.
+    """
+    if explanation.suppressed is None:
+        return explanation.trace[layer].boxes[answer.query]
+    box = explanation.detections.boxes_xyxy[answer.number]
+    return xyxy_to_cxcywh(box / panels.scale_of(explanation.image, 4))
 
 
 def brightness(views: Sequence[View]) -> float:
@@ -316,7 +328,7 @@ def draw_gradient(
     # the largest values are single pixels: all above the 99.8 % quantile are equally bright
     limit = heat.flatten().kthvalue(max(1, round(0.998 * heat.numel()))).values
     panels.show_heat(axes, heat.minimum(limit), panels.whole(image), image)
-    panels.show_box(axes, explanation.trace[-1].boxes[answer.query], image, answer.color, 1.2)
+    panels.show_box(axes, box_of(explanation, answer, -1), image, answer.color, 1.2)
     axes.set_title(f"|∂ {name} / ∂ image|", fontsize=TITLE - 2)
 
 
@@ -325,7 +337,7 @@ def window_of(explanation: Explanation, answer: Answer) -> Window:
     image = explanation.image
     if any(isinstance(view, AttentionView) and view.stage == "decoder" for view in explanation.views):
         return panels.whole(image)
-    boxes = [each.boxes[answer.query] for each in explanation.trace]
+    boxes = [box_of(explanation, answer, layer) for layer in range(len(explanation.trace))]
     references = [each.reference[answer.query] for each in explanation.trace if each.reference.shape[1] == 4]
     path = torch.stack(boxes + [each for each in references if each[2:].prod() < 0.5])
     return panels.around(panels.pixels_of(path, image), image)

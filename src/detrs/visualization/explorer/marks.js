@@ -35,14 +35,19 @@ function addDetections(marks, explanation, state, mode) {
 /** The box of the selected query after the layer, and its reference before it. */
 function addQuery(marks, explanation, state, entry) {
   if (entry.layer > explanation.last || state.stage === "encoder") return;
-  const label = explanation.label(entry.layer, state.query);
-  const text = `${explanation.name(label)} ${explanation.score(entry.layer, state.query).toFixed(2)}`;
+  // A detection can be of another class than the best one of its query; with Faster R-CNN it then has another box, too.
+  const own = entry.layer === explanation.last && state.detection !== null ? explanation.detections[state.detection] : null;
+  const best = explanation.label(entry.layer, state.query);
+  const label = own ? own.label : best;
+  const score = own ? own.score : explanation.score(entry.layer, state.query);
+  const corners = own && own.label !== best ? own.box_xyxy : explanation.box(entry.layer, state.query);
+  const text = `${explanation.name(label)} ${score.toFixed(2)}`;
   const reference = explanation.reference(entry.layer, state.query);
   if (reference) {
     marks.anchor = { x: reference.x, y: reference.y };
     if (reference.box) marks.boxes.push({ corners: reference.box, label, text: "", role: "reference", detection: null });
   }
-  marks.boxes.push({ corners: explanation.box(entry.layer, state.query), label, text, role: "selected", detection: state.detection });
+  marks.boxes.push({ corners, label, text, role: "selected", detection: state.detection });
 }
 
 /** The boxes of the selected query after every layer, with the path of their centers. */
