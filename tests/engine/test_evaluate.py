@@ -1,4 +1,6 @@
 import dataclasses
+import gc
+import weakref
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +15,7 @@ from detrs import models
 from detrs.boxes import xyxy_to_cxcywh
 from detrs.checkpoints import format
 from detrs.checkpoints.detector import TrainedDetector, load_detector, preprocessing_of, save_detector
+from detrs.checkpoints.sources import open_detector
 from detrs.config import RuntimeConfig
 from detrs.data.sample import Sample
 from detrs.engine import trainer
@@ -96,6 +99,25 @@ def test_meta_is_enough_to_predict(run: tuple[Path, Scores], tiny: ModuleType) -
     assert saved.experiment.data == dataclasses.replace(
         tiny.EXPERIMENT.data, mirror=False, path=None
     )  # digits, in Python
+
+
+def test_scores_do_not_keep_the_weights(
+    run: tuple[Path, Scores], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules = []
+    save_detector(tmp_path / "best.safetensors", dataclasses.replace(load_detector(run[0]), threshold=0.25))
+
+    def opened(path: Path) -> Any:
+        detector = open_detector(path)
+        modules.append(weakref.ref(detector.module))
+        return detector
+
+    monkeypatch.setattr("detrs.engine.evaluate.open_detector", opened)
+    scores = evaluate_checkpoint(tmp_path / "best.safetensors", data=Tiny("val"), device="cpu", diagnose=True)
+    gc.collect()
+    assert [module() for module in modules] == [None]
+    assert scores.diagnosis.layers[-1].ap == scores.report.ap
+    assert (scores.diagnosis.threshold, scores.diagnosis.threshold_origin) == (0.25, "checkpoint")
 
 
 def test_settings_can_be_overridden(run: tuple[Path, Scores]) -> None:

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 from run_tiny import Tiny
 
-from detrs.checkpoints.detector import TrainedDetector, preprocessing_of
 from detrs.engine import report
 from detrs.engine.evaluate import Scores
 from detrs.engine.report import FIGURES
@@ -49,18 +48,7 @@ def scores_of(tiny: ModuleType, dataset: Tiny, *, found: bool = True) -> Scores:
         if number % 4 == 0:
             results += [{**result, "score": result["score"] / 2}, {**result, "bbox": [0.0, 0.0, 9.0, 9.0]}]
     results = results if found else []
-    experiment = tiny.experiment()
-    detector = TrainedDetector(
-        module=None,  # type: ignore[arg-type]
-        classes=dataset.classes,
-        preprocessing=preprocessing_of(experiment),
-        experiment=experiment,
-        scores={},
-        step=0,
-        epoch=1,
-        threshold=0.4,
-    )
-    return Scores(coco_report(truth, results), results, dataset, detector)
+    return Scores(coco_report(truth, results), results, dataset, tiny.experiment(), threshold=0.4)
 
 
 class Parser(HTMLParser):

@@ -46,8 +46,10 @@ class Scores:
     """COCO results in the order of the images, best first within an image; ids are the dataset's own."""
     dataset: Dataset | None = field(default=None, repr=False)
     """The images and the ground truth."""
-    detector: TrainedDetector | None = field(default=None, repr=False)
-    """With the settings of this evaluation."""
+    experiment: Experiment | None = field(default=None, repr=False)
+    """The settings of this evaluation. The detector is not kept, so that its memory is free for the next one."""
+    threshold: float | None = None
+    """Of the checkpoint."""
     layers: Sequence[ImageLayers] = field(default=(), repr=False)
     """The detections of each decoder layer; empty without ``diagnose=True``."""
 
@@ -64,13 +66,13 @@ class Scores:
         Numbers at a threshold refer to that of the checkpoint, which predictions use by default; if it has none, to the
         best F1 of this evaluation. AP of each layer and use of queries need ``diagnose=True``.
         """
-        assert self.dataset is not None and self.detector is not None
+        assert self.dataset is not None and self.experiment is not None
         return diagnoses.diagnose(
             checked_ground_truth(self.dataset),
             self.results,
             matched=self.matching,
-            threshold=self.detector.threshold,
-            max_detections=self.detector.experiment.evaluation.max_detections,
+            threshold=self.threshold,
+            max_detections=self.experiment.evaluation.max_detections,
             layers=self.layers,
         )
 
@@ -168,7 +170,8 @@ def evaluate(
     shared = runtime.from_main(report)
     assert shared is not None
     num_skipped = getattr(dataset, "num_skipped", 0)  # not a member of the protocol: datasets in Python skip nothing
-    return Scores(replace(shared, num_skipped=num_skipped), results, dataset, detector, all_layers)
+    report = replace(shared, num_skipped=num_skipped)
+    return Scores(report, results, dataset, experiment, detector.threshold, all_layers)
 
 
 def image_layers(

@@ -113,10 +113,10 @@ FIGURES = {
 
 def report_values(scores: "Scores") -> dict[str, Any]:
     """The content of ``report.json``."""
-    assert scores.detector is not None
-    experiment = scores.detector.experiment
+    experiment = scores.experiment
+    assert experiment is not None
     kind = type(experiment.model).__name__.removesuffix("Config")
-    short, long = scores.detector.preprocessing.resize_to
+    short, long = experiment.data.resize_to
     size = f"{short}" if short == long else f"{short}, {long}"
     data = experiment.data.path or "data in Python"
     name = os.path.basename(os.path.normpath(data))
