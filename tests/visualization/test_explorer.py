@@ -239,7 +239,7 @@ def test_gradients(show: Callable[..., Opened]) -> None:
     )
     assert "center y of detection 2" in opened.summary() and "0.5" in opened.summary()
     opened.page.click('#list [data-detection="3"]')
-    assert "gradients of the first 2 detections" in opened.summary()
+    assert "gradients of the best 2 detections" in opened.summary()
 
 
 def test_queries_are_searched_by_number_and_class(show: Callable[..., Opened]) -> None:
