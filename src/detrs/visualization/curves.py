@@ -17,15 +17,13 @@ from matplotlib.ticker import MaxNLocator
 
 from detrs.errors import UserError
 from detrs.visualization.draw import OKABE_ITO
-from detrs.visualization.fonts import legible, set_font
+from detrs.visualization.fonts import label_of, set_font
 
 ORANGE, SKY, GREEN, _, BLUE, RED, PURPLE, _ = (f"#{r:02x}{g:02x}{b:02x}" for r, g, b in OKABE_ITO)
 GREY, BLACK, BROWN, OLIVE = "#8a8a8a", "#222222", "#8c4a2f", "#8a8a00"
 COLORS = (BLUE, ORANGE, GREEN, RED, SKY, PURPLE, BLACK, BROWN, OLIVE, GREY)
 MAX_CLASSES = len(COLORS)
 """With more classes, only the best and the worst ones have a color and a name."""
-MAX_NAME = 26
-"""Characters of a class name in a legend."""
 TERMS = {
     "class": "classification",
     "box": "box L1",
@@ -146,7 +144,7 @@ def _draw(axes: Axes, title: str, curves: Sequence[Curve]) -> None:
         marker = "o" if np.isfinite(y).sum() <= 20 else ""
         if curve.smooth and len(curve.y) > len(COLORS) and len(curves) == 1:
             axes.plot(curve.x, curve.y, color=curve.color, alpha=0.25, linewidth=1)
-        label = f"{_plain(curve.name)}  {_figure(_last(y))}"
+        label = f"{label_of(curve.name)}  {_figure(_last(y))}"
         axes.plot(curve.x, y, color=curve.color, marker=marker, markersize=4, label=label)
         shown.append(y)
     if shown and np.isfinite(np.concatenate(shown)).any():
@@ -209,13 +207,6 @@ def _draw_classes(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
     _draw(axes, f"AP per class{some}", curves)
     if others:
         _crop(axes, np.concatenate([values[name] for name in ordered]))
-
-
-def _plain(name: str) -> str:
-    """A name as a label of matplotlib, which reads ``$...$`` as a formula, and skips labels that begin with ``_``."""
-    name = legible(name)
-    name = name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
-    return ("\u200b" if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def _legend(axes: Axes) -> None:

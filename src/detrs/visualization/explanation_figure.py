@@ -63,20 +63,6 @@ class Answer(NamedTuple):
     color: Color
 
 
-def save(explanation: Explanation, folder: Path) -> Path:
-    """Write the figure as ``NAME.png`` with the name of the image, or ``image.png`` for an array.
-
-    Returns:
-        The file.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    path = Path(folder) / f"{Path(explanation.source).stem if explanation.source else 'image'}.png"
-    figure(explanation).savefig(path, format="png", dpi=DPI)
-    return path
-
-
 def figure(explanation: Explanation, max_detections: int = MAX_DETECTIONS) -> Figure:
     """The figure; pyplot is not involved, so nothing is displayed or kept open."""
     answers = answers_of(explanation)[:max_detections]

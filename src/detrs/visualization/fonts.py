@@ -22,6 +22,8 @@ logger = logging.getLogger("detrs")
 DEFAULT = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
 PACKAGE, PACKAGE_FILE = "noto_cjk_sans_otc", "NotoSansCJK-Regular.ttc"
 """The package of ``detrs[fonts]``, and its font."""
+MAX_NAME = 26
+"""Characters of a name in a figure; longer ones are shortened."""
 UNUSUAL = ("bold", "black", "light", "thin", "medium", "italic", "oblique", "mono", "serif", "condensed", "narrow")
 """Parts of file names of fonts that are used only if there is no regular one."""
 
@@ -70,6 +72,13 @@ def warn_of_missing_font(characters: str) -> None:
             "pip install 'detrs[fonts]' (Noto Sans CJK: Chinese, Japanese, Korean), or any font of the system.",
             characters[:20],
         )
+
+
+def label_of(name: str) -> str:
+    """A name as a label of matplotlib, which reads ``$...$`` as a formula, and skips labels that begin with ``_``."""
+    name = legible(name)
+    name = name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
+    return ("\u200b" if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def set_font(written: Text) -> None:

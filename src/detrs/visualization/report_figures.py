@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from detrs.visualization.draw import OKABE_ITO
-from detrs.visualization.fonts import legible, set_font
+from detrs.visualization.fonts import label_of, set_font
 
 ORANGE, SKY, GREEN, _, BLUE, RED, PURPLE, _ = (f"#{r:02x}{g:02x}{b:02x}" for r, g, b in OKABE_ITO)
 COLORS = (BLUE, ORANGE, GREEN, PURPLE)
@@ -20,8 +20,6 @@ NUMBERED = 20
 """Largest number of classes of a confusion matrix whose names and numbers are printed."""
 COLORED = 3
 """Classes whose curves are colored."""
-MAX_NAME = 24
-"""Longer names are shortened."""
 
 
 def figures(diagnosis: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
@@ -66,7 +64,7 @@ def _curves(axes: Axes, diagnosis: Mapping[str, Any], kind: str, over: str, whol
     for name in names[COLORED:]:
         axes.plot(curves[over], curves[kind][name], color=GREY, linewidth=0.6, alpha=0.5)
     for name, color in zip(names[:COLORED] if len(names) > 1 else (), COLORS[1:], strict=False):
-        axes.plot(curves[over], curves[kind][name], color=color, linewidth=1.4, label=_name(name))
+        axes.plot(curves[over], curves[kind][name], color=color, linewidth=1.4, label=label_of(name))
     if curves[kind][""]:
         axes.plot(curves[over], curves[kind][""], color=BLUE, linewidth=2.6, label=whole)
     handles, labels = axes.get_legend_handles_labels()
@@ -100,7 +98,7 @@ def _confusion(axes: Axes, diagnosis: Mapping[str, Any]) -> None:
     axes.set_title(f"Confusion matrix at threshold {diagnosis['threshold']:g}", loc="left")
     axes.figure.colorbar(image, ax=axes, fraction=0.04, label="share of the row")
     if len(names) <= NUMBERED + 1:
-        ticks = [_name(name) if name is not None else "background" for name in names]
+        ticks = [label_of(name) if name is not None else "background" for name in names]
         axes.set_xticks(range(len(names)), ticks, rotation=40, ha="right")
         axes.set_yticks(range(len(names)), ticks)
         for (row, column), count in np.ndenumerate(matrix):
@@ -143,9 +141,3 @@ def _layers(axes: Axes, diagnosis: Mapping[str, Any]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     axes.set_title("AP of each decoder layer", loc="left")
-
-
-def _name(name: str) -> str:
-    """A class name without a meaning for matplotlib, in which ``$`` begins a formula and ``_`` hides a label."""
-    short = legible(name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…").replace("$", r"\$")
-    return "\u200b" + short if short.startswith("_") else short
