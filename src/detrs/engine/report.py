@@ -18,9 +18,10 @@ from detrs.evaluation.label_errors import LabelError
 from detrs.evaluation.matching import Matching
 from detrs.files import PARTIAL, atomic_write, write_text
 from detrs.visualization.draw import grid
+from detrs.visualization.page import Shown
 from detrs.visualization.report_figures import figures
 from detrs.visualization.report_images import Drawn, part, side_by_side
-from detrs.visualization.report_page import Shown, page
+from detrs.visualization.report_page import page
 from detrs.visualization.suspects import data_uri
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from detrs.data.advice import Advice, Plan, scales, training_split
 from detrs.data.doctor import DatasetFacts, SplitFacts
 from detrs.data.findings import Finding
 from detrs.html_table import text
-from detrs.visualization.page import document, tiles
+from detrs.visualization.page import document, images, tiles
 from detrs.visualization.suspects import data_uri, suspects
 from detrs.visualization.svg import bars, histogram, scatter
 
@@ -152,15 +152,7 @@ def heat_map(split: SplitFacts) -> str:
 
 
 def _images(facts: DatasetFacts) -> str:
-    parts = []
-    for kind, found in suspects(facts).items():
-        figures = "".join(
-            f'<figure><img alt="{text(each.caption)}" src="{each.uri}">'
-            f"<figcaption>{text(each.caption)}</figcaption></figure>"
-            for each in found
-        )
-        parts.append(f'<h2>{text(kind)}</h2><div class="images">{figures}</div>')
-    return "\n".join(parts)
+    return "\n".join(f"<h2>{text(kind)}</h2>{images(found)}" for kind, found in suspects(facts).items())
 
 
 def _size(size: tuple[int, int]) -> str:

@@ -1,8 +1,18 @@
 """What the pages of the library have in common: one HTML file, light and dark, without scripts and external files."""
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 from detrs.html_table import text
+
+
+class Shown(NamedTuple):
+    """An image on a page."""
+
+    caption: str
+    uri: str
+    """As a data URI."""
+
 
 STYLE = """
 :root { color-scheme: light dark; --back: #ffffff; --card: #f6f7f9; --text: #1c2024; --soft: #616a75; --line: #dfe3e8;
@@ -71,3 +81,13 @@ def tiles(numbers: Mapping[str, str], bad: Collection[str] = ()) -> str:
         for name, value in numbers.items()
     )
     return f'<div class="tiles">{cells}</div>'
+
+
+def images(shown: Sequence[Shown], kind: str = "images") -> str:
+    """Images with their captions; ``kind`` is a class of the style sheet."""
+    figures = "".join(
+        f'<figure><img alt="{text(each.caption)}" src="{each.uri}">'
+        f"<figcaption>{text(each.caption)}</figcaption></figure>"
+        for each in shown
+    )
+    return f'<div class="{kind}">{figures}</div>'

@@ -4,12 +4,12 @@ It shows the numbers of ``report.json`` and nothing else, beside images.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from detrs.errors import counted
 from detrs.html_table import score, text
 from detrs.visualization.line_chart import Points, line_chart
-from detrs.visualization.page import document, tiles
+from detrs.visualization.page import Shown, document, images, tiles
 
 SHOWN_CLASSES = 3
 """Classes with a curve in color, those with most objects; up to ``THIN_CLASSES`` more are gray."""
@@ -33,7 +33,6 @@ td.cell { text-align: center; min-width: 46px; border: 1px solid var(--back); } 
 .key { display: inline-block; width: 11px; height: 11px; border-radius: 2px; margin: 0 5px 0 10px; }
 tr.whole td { font-weight: 600; }
 """
-WIDE = "wide"
 EXPLAINED = {
     "localization": "right class, IoU 0.1 to 0.5",
     "classification": "right box, wrong class",
@@ -43,14 +42,6 @@ EXPLAINED = {
     "covered": "object with a wrong box or class",
     "missed": "object without detection",
 }
-
-
-class Shown(NamedTuple):
-    """An image on the page."""
-
-    caption: str
-    uri: str
-    """As a data URI."""
 
 
 def page(values: Mapping[str, Any], worst: Sequence[Shown], labels: Mapping[str, Sequence[Shown]]) -> str:
@@ -303,15 +294,6 @@ def _item(fact: tuple[str, str]) -> str:
     return f'<li class="{fact[0]}">{text(fact[1])}</li>'
 
 
-def _figures(shown: Sequence[Shown], kind: str) -> str:
-    figures = "".join(
-        f'<figure><img alt="{text(each.caption)}" src="{each.uri}">'
-        f"<figcaption>{text(each.caption)}</figcaption></figure>"
-        for each in shown
-    )
-    return f'<div class="{kind}">{figures}</div>'
-
-
 def _worst(shown: Sequence[Shown]) -> str:
     if not shown:
         return ""
@@ -319,7 +301,7 @@ def _worst(shown: Sequence[Shown]) -> str:
         '<p class="note">Left or top: ground truth; right or bottom: detections. Thin green: found objects and right '
         "detections. With names: objects that are not found, wrong detections.</p><br>"
     )
-    return f"<h2>Images with most errors</h2>{keys}{_figures(shown, WIDE)}"
+    return f"<h2>Images with most errors</h2>{keys}{images(shown, 'wide')}"
 
 
 def _labels(labels: Mapping[str, Sequence[Shown]], diagnosis: Mapping[str, Any]) -> str:
@@ -329,7 +311,7 @@ def _labels(labels: Mapping[str, Sequence[Shown]], diagnosis: Mapping[str, Any])
     for each in diagnosis["label_errors"]:
         counts[each["kind"]] = counts.get(each["kind"], 0) + 1
     parts = [
-        f'<h3 style="margin-top:20px">{text(kind)}: {len(shown)} of {counts[kind]}</h3>{_figures(shown, "images")}'
+        f'<h3 style="margin-top:20px">{text(kind)}: {len(shown)} of {counts[kind]}</h3>{images(shown)}'
         for kind, shown in labels.items()
     ]
     return (

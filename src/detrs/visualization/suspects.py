@@ -4,7 +4,7 @@ import base64
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from detrs.data.images import decode_image
 from detrs.data.object_checks import ROUNDING_TOLERANCE, excess, repeats
 from detrs.errors import UserError
 from detrs.visualization.draw import draw_boxes
+from detrs.visualization.page import Shown
 
 MAX_IMAGES = 6
 """Images of each kind."""
@@ -29,15 +30,7 @@ MIN_PART = 96
 """Minimum side of this part in pixels."""
 
 
-class Suspect(NamedTuple):
-    """An image on the page."""
-
-    caption: str
-    uri: str
-    """The drawn image as a data URI."""
-
-
-def suspects(facts: DatasetFacts) -> dict[str, list[Suspect]]:
+def suspects(facts: DatasetFacts) -> dict[str, list[Shown]]:
     """Kind -> images, for every kind of which there are any."""
     kinds = {
         "Smallest objects": _smallest(facts),
@@ -52,7 +45,7 @@ def suspects(facts: DatasetFacts) -> dict[str, list[Suspect]]:
     return {kind: each for kind, each in found.items() if each}
 
 
-def _smallest(facts: DatasetFacts) -> Iterator[Suspect | None]:
+def _smallest(facts: DatasetFacts) -> Iterator[Shown | None]:
     sides = [
         (float(split.sides[row]), split, int(row))
         for split in facts.splits
@@ -65,7 +58,7 @@ def _smallest(facts: DatasetFacts) -> Iterator[Suspect | None]:
         yield _drawn(split, int(split.objects.image[row]), f"{width:.4g} x {height:.4g} pixels", window=window)
 
 
-def _largest(facts: DatasetFacts) -> Iterator[Suspect | None]:
+def _largest(facts: DatasetFacts) -> Iterator[Shown | None]:
     found = []
     for split in facts.splits:
         areas = split.image_sizes.prod(1)[split.objects.image]
@@ -76,13 +69,13 @@ def _largest(facts: DatasetFacts) -> Iterator[Suspect | None]:
         yield _drawn(split, int(split.objects.image[row]), f"{share:.0%} of the image", rows=np.array([row]))
 
 
-def _most(facts: DatasetFacts) -> Iterator[Suspect | None]:
+def _most(facts: DatasetFacts) -> Iterator[Shown | None]:
     found = [(int(split.per_image[i]), split, int(i)) for split in facts.splits for i in _first(-split.per_image)]
     for count, split, image in sorted(found, key=lambda each: -each[0])[:MAX_IMAGES]:
         yield _drawn(split, image, f"{count} objects") if count else None
 
 
-def _outside(facts: DatasetFacts) -> Iterator[Suspect | None]:
+def _outside(facts: DatasetFacts) -> Iterator[Shown | None]:
     found = []
     for split in facts.splits:
         every = split.every_object
@@ -93,7 +86,7 @@ def _outside(facts: DatasetFacts) -> Iterator[Suspect | None]:
         yield _drawn(split, image, f"{pixels:.4g} pixels outside", rows=rows, every=True)
 
 
-def _several(facts: DatasetFacts) -> Iterator[Suspect | None]:
+def _several(facts: DatasetFacts) -> Iterator[Shown | None]:
     num_left = MAX_IMAGES
     for split in facts.splits:
         rows = np.flatnonzero(repeats((split.objects.image, *split.objects.boxes.T)))
@@ -104,14 +97,14 @@ def _several(facts: DatasetFacts) -> Iterator[Suspect | None]:
             yield _drawn(split, image, f"{len(boxes)} boxes", rows=np.flatnonzero(same))
 
 
-def _copies(facts: DatasetFacts) -> Iterator[Suspect | None]:
+def _copies(facts: DatasetFacts) -> Iterator[Shown | None]:
     groups = [*facts.leaks, *(group for group in facts.copies if group not in facts.leaks)]
     for group in groups[: MAX_IMAGES // 2]:
         for place in group[:2]:
             yield _file(place.path, str(place))
 
 
-def _similar(facts: DatasetFacts) -> Iterator[Suspect | None]:
+def _similar(facts: DatasetFacts) -> Iterator[Shown | None]:
     for first, second, correlation in (facts.similar or ())[: MAX_IMAGES // 2]:
         for place in (first, second):
             yield _file(place.path, f"{place} (correlation {correlation:.3f})")
@@ -137,7 +130,7 @@ def _drawn(
     rows: NDArray[Any] | None = None,
     every: bool = False,
     window: tuple[float, float, float] | None = None,
-) -> Suspect | None:
+) -> Shown | None:
     """An image with its boxes; ``None`` if it cannot be decoded.
 
     Args:
@@ -165,7 +158,7 @@ def _drawn(
     labels = torch.from_numpy(objects.label[chosen]).long()
     names = split.classes if len(chosen) <= 30 else ("",) * len(split.classes)  # too many to be read
     drawn = draw_boxes(small, boxes * factor, labels, names, min_size=0)
-    return Suspect(f"{split.name or 'image'}: {path.name}, {caption}", data_uri(drawn))
+    return Shown(f"{split.name or 'image'}: {path.name}, {caption}", data_uri(drawn))
 
 
 def _part(pixels: Tensor, boxes: Tensor, window: tuple[float, float, float]) -> tuple[Tensor, Tensor]:
@@ -177,14 +170,14 @@ def _part(pixels: Tensor, boxes: Tensor, window: tuple[float, float, float]) -> 
     return part, boxes - torch.tensor([x, y, x, y], dtype=torch.float32)
 
 
-def _file(path: Path, caption: str) -> Suspect | None:
+def _file(path: Path, caption: str) -> Shown | None:
     try:
         pixels = decode_image(path)
     except UserError:
         return None
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     image.thumbnail((SIDE, SIDE))
-    return Suspect(caption, data_uri(image))
+    return Shown(caption, data_uri(image))
 
 
 def data_uri(image: Image.Image, format: str = "JPEG") -> str:
