@@ -105,6 +105,20 @@ def test_maps_are_norms_over_the_colors(name: str) -> None:
             assert torch.allclose(each.maps[quantity], norm, rtol=1e-3, atol=1e-6 * float(norm.max())), quantity
 
 
+def test_a_detection_at_the_limit_is_found_although_the_order_differs() -> None:
+    """Rounding can move an answer below one of equal score, and so below the limit of detections."""
+    detector = shared_tiny("detr-tiny")
+    model, (images, padding) = detector.module, inputs(detector, SIZE)
+    tracer = TRACERS[type(model)]
+    with torch.no_grad(), recording(model, tracer.classes(model)) as calls:
+        model.detect(images.float(), padding, 2)
+    trace = tracer.trace(model, calls, 2)
+    second = [(int(trace.queries[1]), int(trace.labels[1]))]
+    (below,) = derivatives(model, tracer, images.float(), padding, 1, second)
+    (within,) = derivatives(model, tracer, images.float(), padding, 2, second)
+    assert all(map(torch.equal, below, within))
+
+
 def test_no_more_gradients_than_detections() -> None:
     predictor = Predictor(shared_tiny("detr-tiny"), "cpu")
     third = float(predictor(photograph(), threshold=0.0)[0].scores[2])

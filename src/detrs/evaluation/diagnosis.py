@@ -26,7 +26,7 @@ from detrs.evaluation.errors import Duplicates, ErrorCounts, duplicates, error_c
 from detrs.evaluation.label_errors import LabelError, label_errors
 from detrs.evaluation.layers import ImageLayers, LayerScore, QueryUse, layer_scores, query_use
 from detrs.evaluation.matching import Matching, matching
-from detrs.evaluation.thresholds import Curve, best_threshold, curve
+from detrs.evaluation.thresholds import Curve, best_threshold, class_curves, curve
 
 GRID = np.arange(101) / 100
 """Recalls of the precision-recall curves, thresholds of the F1 curves."""
@@ -162,7 +162,7 @@ def diagnose(
     rows = result_rows(results, images, categories)
     evaluator, precision, _ = accumulated(validated_truth(ground_truth, images, categories), rows, max_detections)
     tide = evaluator.tide_errors(pos_thr=0.5, bg_thr=0.1)["delta_ap"]
-    of_classes = [curve(matched, label) for label in range(len(matched.names))]
+    of_classes = class_curves(matched)
     return Diagnosis(
         threshold=used,
         threshold_origin=origin,

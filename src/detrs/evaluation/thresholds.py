@@ -44,18 +44,27 @@ def f1_thresholds(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]
 
 def thresholds(matched: Matching) -> Thresholds:
     """The thresholds of matched detections."""
-    classes = {name: best_threshold(curve(matched, label)) for label, name in enumerate(matched.names)}
+    classes = dict(zip(matched.names, map(best_threshold, class_curves(matched)), strict=True))
     return Thresholds(best_threshold(curve(matched)), classes)
 
 
-def curve(matched: Matching, label: int | None = None) -> Curve:
-    """The curve of one class, or of all detections together."""
+def curve(matched: Matching) -> Curve:
+    """The curve of the detections of all classes together."""
     counted = ~matched.ignored
-    objects = ~matched.objects.is_crowd
-    if label is not None:
-        counted = counted & (matched.found.label == label)
-        objects = objects & (matched.objects.label == label)
-    return curve_of(matched.found.scores[counted], matched.is_right[counted], int(objects.sum()))
+    return curve_of(matched.found.scores[counted], matched.is_right[counted], int((~matched.objects.is_crowd).sum()))
+
+
+def class_curves(matched: Matching) -> list[Curve]:
+    """The curve of each class. Detections are divided by one sort: there can be a thousand classes."""
+    num_classes = len(matched.names)
+    rows = np.flatnonzero(~matched.ignored)
+    rows = rows[np.argsort(matched.found.label[rows], kind="stable")]
+    ends = np.searchsorted(matched.found.label[rows], np.arange(1, num_classes))
+    objects = np.bincount(matched.objects.label[~matched.objects.is_crowd], minlength=num_classes)
+    return [
+        curve_of(matched.found.scores[own], matched.is_right[own], number)
+        for own, number in zip(np.split(rows, ends), objects.tolist(), strict=True)
+    ]
 
 
 def curve_of(scores: np.ndarray, is_right: np.ndarray, num_objects: int) -> Curve:
