@@ -243,7 +243,7 @@ def another(hint: Any, value: Any) -> Any:
     if typing.get_origin(hint) is Literal:
         return next(choice for choice in typing.get_args(hint) if choice != value)
     if typing.get_origin(hint) is tuple:
-        return tuple(another(type(item), item) for item in value)
+        return tuple(another(type(item), item) for item in value) or (another(typing.get_args(hint)[0], None),)
     return {bool: lambda: not value, int: lambda: value + 1, float: lambda: value + 0.25, str: lambda: f"{value}x"}[
         hint
     ]()
