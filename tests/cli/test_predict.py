@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from detrs.checkpoints.detector import load_detector, save_detector
-from detrs.cli.predict import stem
+from detrs.cli.image_results import stem
 from detrs.evaluation.thresholds import between
 from detrs.predictor import Predictor
 from detrs.visualization.draw import Style, draw_detections

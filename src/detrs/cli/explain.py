@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from detrs.cli.arguments import Flag, new_folder, parse
-from detrs.cli.predict import counts, create_output_folder, origin, stem, write
+from detrs.cli.image_results import (
+    counts,
+    create_output_folder,
+    origin,
+    raise_errors,
+    raise_only_error,
+    stem,
+    write_summary,
+)
 from detrs.cli.report import console, print_json
 from detrs.errors import UserError, counted, printable
 
@@ -103,11 +111,8 @@ def run(argv: list[str]) -> None:
                 table.add_row(Text(printable(source)), Text(counts(each.detections)), Text(printable(listed(names))))
                 status.update(counted(len(images), "image"))
     finally:
-        skipped = [{"source": source, "reason": str(error)} for source, error in errors.items()]
-        if images or len(errors) != 1:  # else the message has everything, and the folder can be used again
-            write(summary, {**values, "images": images, "skipped": skipped})
-    if not images and len(errors) == 1:
-        raise next(iter(errors.values()))
+        skipped = write_summary(summary, values, images, errors)
+    raise_only_error(images, errors)
 
     screen = console(as_json=arguments.json)
     if images:
@@ -121,9 +126,7 @@ def run(argv: list[str]) -> None:
         screen.print(f"Open in a browser: {printable(str(output / pages[0]))}", soft_wrap=True)
     if arguments.json:
         print_json({"output": str(output), "summary": str(summary), **values, "images": images, "skipped": skipped})
-    if errors:
-        others = f" {len(errors) - 1} more failed: see {summary}." if len(errors) > 1 else ""
-        raise UserError(f"{next(iter(errors.values()))}{others}")
+    raise_errors(errors, summary)
 
 
 def listed(names: list[str]) -> str:

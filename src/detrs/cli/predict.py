@@ -1,24 +1,23 @@
 """``detrs predict``: detect objects in images; write JSON and annotated images."""
 
-import json
-import os
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from detrs.cli.arguments import Flag, new_folder, parse
+from detrs.cli.image_results import (
+    counts,
+    create_output_folder,
+    origin,
+    raise_errors,
+    raise_only_error,
+    stem,
+    write_summary,
+)
 from detrs.cli.report import console, print_json
 from detrs.errors import UserError, counted, printable
-
-if TYPE_CHECKING:
-    from detrs.structures import Detections
-
-MAX_STEM_BYTES = 200
-"""Most file systems limit names to 255 bytes, and a number and ``.jpg`` follow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,11 +110,8 @@ def run(argv: list[str]) -> None:
                 table.add_row(Text(printable(source)), Text(counts(found)))
                 status.update(counted(len(images), "image"))
     finally:
-        skipped = [{"source": source, "reason": str(error)} for source, error in errors.items()]
-        if images or len(errors) != 1:  # else the message has everything, and the folder can be used again
-            write(predictions, {**values, "images": images, "skipped": skipped})
-    if not images and len(errors) == 1:
-        raise next(iter(errors.values()))
+        skipped = write_summary(predictions, values, images, errors)
+    raise_only_error(images, errors)
 
     screen = console(as_json=arguments.json)
     objects = sum(len(image["detections"]) for image in images)
@@ -128,53 +124,7 @@ def run(argv: list[str]) -> None:
     if arguments.json:
         summary = {"num_images": len(images), "num_detections": objects, "skipped": skipped}
         print_json({"output": str(output), "predictions": str(predictions), **values, **summary})
-    if errors:
-        others = f" {len(errors) - 1} more failed: see {predictions}." if len(errors) > 1 else ""
-        raise UserError(f"{next(iter(errors.values()))}{others}")
-
-
-def origin(given: float | None, stored: float | None) -> str:
-    """Where the threshold comes from."""
-    if given is not None:
-        return "from --threshold"
-    return "default, since the checkpoint contains none" if stored is None else "stored in the checkpoint, best F1"
-
-
-def counts(found: "Detections") -> str:
-    """Number of detections per class, most frequent first: ``RBC: 12, WBC: 1``."""
-    return ", ".join(f"{name}: {count}" for name, count in Counter(found.names).most_common()) or "-"
-
-
-def write(path: Path, values: dict[str, Any]) -> None:
-    """Write ``values`` as JSON. Raises ``UserError`` if the file cannot be written."""
-    try:
-        path.write_text(json.dumps(values, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"Cannot write '{path}': {error.strerror}.") from error
-
-
-def create_output_folder(path: Path) -> Path:
-    """Create the folder ``path`` if it does not exist. Existing files are never overwritten.
-
-    Raises:
-        UserError: the folder is not empty, not writable, or cannot be created.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot create the output folder '{path}': {error.strerror}.") from error
-    if any(path.iterdir()):
-        raise UserError(f"The output folder '{path}' is not empty: choose another one.")
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"The output folder '{path}' is not writable: choose another one.")
-    return path
-
-
-def stem(source: str) -> str:
-    """File stem for the annotated image of ``source``, a path or a URL, shortened to ``MAX_STEM_BYTES``."""
-    path = urlsplit(source).path if "://" in source else source
-    name = os.fsencode(Path(path).stem)[:MAX_STEM_BYTES]
-    return name.decode(errors="ignore") or "image"
+    raise_errors(errors, predictions)
 
 
 def free_name(folder: Path, stem: str) -> Path:

@@ -1,0 +1,93 @@
+"""Results of commands that read images: the output folder, its summary, sources that were skipped, the threshold."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from detrs.errors import UserError
+
+if TYPE_CHECKING:
+    from detrs.structures import Detections
+
+MAX_STEM_BYTES = 200
+"""Most file systems limit names to 255 bytes, and a number and ``.jpg`` follow."""
+
+
+def origin(given: float | None, stored: float | None) -> str:
+    """Where the threshold comes from."""
+    if given is not None:
+        return "from --threshold"
+    return "default, since the checkpoint contains none" if stored is None else "stored in the checkpoint, best F1"
+
+
+def counts(found: "Detections") -> str:
+    """Number of detections per class, most frequent first: ``RBC: 12, WBC: 1``."""
+    return ", ".join(f"{name}: {count}" for name, count in Counter(found.names).most_common()) or "-"
+
+
+def write(path: Path, values: dict[str, Any]) -> None:
+    """Write ``values`` as JSON. Raises ``UserError`` if the file cannot be written."""
+    try:
+        path.write_text(json.dumps(values, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"Cannot write '{path}': {error.strerror}.") from error
+
+
+def create_output_folder(path: Path) -> Path:
+    """Create the folder ``path`` if it does not exist. Existing files are never overwritten.
+
+    Raises:
+        UserError: the folder is not empty, not writable, or cannot be created.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot create the output folder '{path}': {error.strerror}.") from error
+    if any(path.iterdir()):
+        raise UserError(f"The output folder '{path}' is not empty: choose another one.")
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"The output folder '{path}' is not writable: choose another one.")
+    return path
+
+
+def stem(source: str) -> str:
+    """File stem for the annotated image of ``source``, a path or a URL, shortened to ``MAX_STEM_BYTES``."""
+    path = urlsplit(source).path if "://" in source else source
+    name = os.fsencode(Path(path).stem)[:MAX_STEM_BYTES]
+    return name.decode(errors="ignore") or "image"
+
+
+def write_summary(
+    path: Path, values: Mapping[str, Any], images: Sequence[Mapping[str, Any]], errors: Mapping[str, UserError]
+) -> list[dict[str, str]]:
+    """Write the results of all images and the sources that were skipped.
+
+    Nothing is written if the only source was skipped: its error has everything, and the folder can be used again.
+
+    Returns:
+        The sources that were skipped, with the reason.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    skipped = [{"source": source, "reason": str(error)} for source, error in errors.items()]
+    if images or len(errors) != 1:
+        write(path, {**values, "images": images, "skipped": skipped})
+    return skipped
+
+
+def raise_only_error(images: Sequence[object], errors: Mapping[str, UserError]) -> None:
+    """Raise the error of the only source."""
+    if not images and len(errors) == 1:
+        raise next(iter(errors.values()))
+
+
+def raise_errors(errors: Mapping[str, UserError], summary: Path) -> None:
+    """Raise the first error, with the number of the others."""
+    if errors:
+        others = f" {len(errors) - 1} more failed: see {summary}." if len(errors) > 1 else ""
+        raise UserError(f"{next(iter(errors.values()))}{others}")
