@@ -44,15 +44,21 @@ class LayerTrace(Shown):
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class SamplingView(Shown):
+class ModuleView(Shown):
+    """Which module a view is of."""
+
+    stage: Stage
+    layer: int
+    """Index of the layer in its stage, or of the block of a backbone, from 0."""
+    name: str
+    """Qualified name of the module, for example ``decoder.layers.0.cross_attention.attention``."""
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class SamplingView(ModuleView):
     """Sampling locations and attention weights of multi-scale deformable attention."""
 
     kind: ClassVar[str] = "sampling"
-    stage: Stage
-    layer: int
-    """Index of the layer in its stage, from 0."""
-    name: str
-    """Qualified name of the module, for example ``decoder.layers.0.cross_attention.attention``."""
     queries: Int[Tensor, "Q"]
     """Indices of the queries (decoder) or tokens (encoder, in the order of ``Pyramid``) that the view contains."""
     grids: Shapes = ()
@@ -67,15 +73,10 @@ class SamplingView(Shown):
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class AttentionView(Shown):
+class AttentionView(ModuleView):
     """Attention weights of each query on one feature map."""
 
     kind: ClassVar[str] = "attention"
-    stage: Stage
-    layer: int
-    """Index of the layer in its stage, from 0."""
-    name: str
-    """Qualified name of the module."""
     queries: Int[Tensor, "Q"]
     """Indices of the queries (decoder) or tokens (encoder, row-major) that the view contains."""
     grids: Shapes = ()
@@ -85,15 +86,10 @@ class AttentionView(Shown):
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class RegionView(Shown):
+class RegionView(ModuleView):
     """Regions from which features are pooled, and the responses of each query's dynamic filters in its region."""
 
     kind: ClassVar[str] = "region"
-    stage: Stage
-    layer: int
-    """Index of the layer in its stage, from 0."""
-    name: str
-    """Qualified name of the module."""
     queries: Int[Tensor, "Q"]
     """Indices of the queries that the view contains."""
     boxes: Float[Tensor, "Q 4"]
@@ -105,15 +101,10 @@ class RegionView(Shown):
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class PointsView(Shown):
+class PointsView(ModuleView):
     """Points that a backbone or a convolution samples, without queries."""
 
     kind: ClassVar[str] = "points"
-    stage: Stage
-    layer: int
-    """Index of the block, from 0."""
-    name: str
-    """Qualified name of the module."""
     points: Float[Tensor, "G h w 2"]
     """(x, y) in [0, 1] of the un-padded image: G groups of h x w points."""
 
