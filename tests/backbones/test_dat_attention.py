@@ -4,8 +4,10 @@ from itertools import product
 from pathlib import Path
 
 import goldens
+import jaxtyping
 import pytest
 import torch
+import torch.fx.experimental._config
 import torch.nn.functional as F
 from torch import nn
 
@@ -207,3 +209,24 @@ def test_maps_of_one_cell(sampling: Sampling) -> None:
     module = DeformableAttention(32, 4, 2, sampling, (8, 10))
     for size in ((1, 1), (1, 5), (2, 1)):
         assert module(torch.randn(1, 32, *size)).isfinite().all()
+
+
+@torch.no_grad()
+def test_windows_are_exported_for_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exporter proves that whole windows cover the map: it finishes, and no size is excluded."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # symbolic sizes are not of type int
+    torch.manual_seed(0)
+    attention = WindowAttention(8, 2, window=4, shift=2).eval()
+    height, width = torch.export.Dim("height", min=5, max=300), torch.export.Dim("width", min=5, max=300)
+    shapes = {"x": {0: torch.export.Dim("batch", max=64), 2: height, 3: width}}
+    with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # as detrs.exporting
+        program = torch.export.export(
+            attention,
+            (torch.randn(2, 8, 13, 19),),
+            dynamic_shapes=shapes,
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=True,
+        ).module()
+    for size in ((3, 8, 16, 16), (2, 8, 23, 7), (4, 8, 6, 41)):
+        x = torch.randn(size)
+        torch.testing.assert_close(program(x), attention(x))

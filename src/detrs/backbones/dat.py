@@ -29,6 +29,8 @@ from detrs.backbones.dat_attention import (
     NeighborhoodAttention,
     Sampling,
     WindowAttention,
+    pad,
+    parts,
 )
 
 STRIDES = (4, 8, 16, 32)
@@ -141,7 +143,8 @@ class PatchConv(nn.Conv2d):
 
     def forward(self, x: Float[Tensor, "B _ H W"]) -> Float[Tensor, "B _ h w"]:
         side = self.kernel_size[0]
-        return super().forward(F.pad(x, (0, -x.shape[3] % side, 0, -x.shape[2] % side)))
+        height, width = (side * parts(size, side) for size in x.shape[2:])
+        return super().forward(pad(x, (height, width)))
 
 
 def stem(layout: Layout, in_chans: int) -> nn.Sequential:

@@ -22,6 +22,19 @@ class ChannelNorm(nn.Module):
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+def parts(size: int, of: int) -> int:
+    """Number of parts of ``of`` cells that cover ``size`` cells.
+
+    The exporter simplifies multiples of this number. It does not simplify those of ``size`` plus a remainder.
+    """
+    return (size + of - 1) // of
+
+
+def pad(x: Float[Tensor, "B C H W"], size: tuple[int, int]) -> Float[Tensor, "B C _ _"]:
+    """``x`` with zeros right and bottom, of (height, width) ``size``."""
+    return F.pad(x, (0, size[1] - x.shape[3], 0, size[0] - x.shape[2]))
+
+
 class WindowAttention(nn.Module):
     """Self-attention in windows that do not overlap, with a learned bias per offset (Swin Transformer).
 
@@ -52,18 +65,20 @@ class WindowAttention(nn.Module):
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         height, width = x.shape[2:]
         window, shift = self.window, self.shift
-        x = F.pad(x, (0, -width % window, 0, -height % window)).roll((-shift, -shift), (2, 3))
-        rows, columns = x.shape[2] // window, x.shape[3] // window
+        rows, columns = parts(height, window), parts(width, window)
+        x = pad(x, (rows * window, columns * window)).roll((-shift, -shift), (2, 3))
         windows = x.unflatten(3, (columns, window)).unflatten(2, (rows, window)).permute(0, 2, 4, 3, 5, 1)
         qkv = self.proj_qkv(windows.flatten(3, 4))  # (B, rows, columns, T, 3C)
         query, key, value = (
-            part.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3) for part in qkv.chunk(3, dim=-1)
-        )  # (B, rows, columns, M, T, D)
+            part.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3).flatten(1, 3) for part in qkv.chunk(3, dim=-1)
+        )  # (B, rows*columns*M, T, D): ONNX attends in four dimensions only
         bias = self.relative_position_bias_table[self.index].permute(2, 0, 1)  # (M, T, T)
         if shift:
             bias = bias + region_mask(rows, columns, window, shift, x)[:, :, None]
+        bias = bias.expand(rows, columns, -1, -1, -1).flatten(0, 2)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        windows = self.proj_out(attended.transpose(-2, -3).flatten(-2)).unflatten(3, (window, window))
+        attended = attended.unflatten(1, (rows, columns, self.num_heads)).transpose(-2, -3).flatten(-2)
+        windows = self.proj_out(attended).unflatten(3, (window, window))
         x = windows.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
         return x.roll((shift, shift), (2, 3))[:, :, :height, :width]
 
@@ -103,7 +118,7 @@ class NeighborhoodAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         height, width = x.shape[2:]
-        x = F.pad(x, (0, max(self.kernel - width, 0), 0, max(self.kernel - height, 0)))
+        x = pad(x, (max(self.kernel, height), max(self.kernel, width)))
         qkv = self.qkv(x.permute(0, 2, 3, 1)).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = qkv.permute(3, 0, 4, 1, 2, 5).unbind(0)  # (B, M, H, W, D)
         query = query * query.shape[-1] ** -0.5
@@ -213,7 +228,7 @@ class DeformableAttention(nn.Module):
         else:
             query = self.references(height, width, points)
         displacement = 0.5 * (query.flatten(0, 1)[:, None] - points.flatten(2, 3)[:, :, None])  # (B, G, HW, T, 2)
-        table = self.rpe_table.float().unflatten(0, (self.groups, -1)).expand(len(points), -1, -1, -1, -1)
+        table = self.rpe_table.float().unflatten(0, (self.groups, -1)).expand(points.shape[0], -1, -1, -1, -1)
         bias = F.grid_sample(table.flatten(0, 1), displacement.flatten(0, 1).flip(-1), align_corners=True)
         return bias.unflatten(0, (-1, self.groups)).flatten(1, 2)
 
