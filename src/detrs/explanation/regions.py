@@ -67,7 +67,7 @@ def faster_rcnn_trace(model: FasterRCNN, calls: Sequence[Call], max_detections: 
     limits = limits_of(call.arguments[1], found)
     scores = model.scores(found)[0]  # (N, K)
     candidates = model.candidates(found, limits)
-    best, order = model.best(candidates, limits, max_detections)
+    best, order = model.best(candidates, max_detections)
     proposals = torch.arange(len(scores), device=scores.device)
     boxes = model.boxes(found, proposals[None], scores.argmax(1)[None], limits)[0]
     layer = (proposed_boxes(call), xyxy_to_cxcywh(boxes / limits), scores)

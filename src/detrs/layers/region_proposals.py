@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import nms
 
 from detrs.layers.fpn import padding_of_cells
+from detrs.ops.suppression import not_suppressed
 from detrs.precision import full_precision
 
 NMS_IOU = 0.7
@@ -100,8 +100,7 @@ class RegionProposalNetwork(nn.Module):
             boxes = clipped(boxes.view_as(deltas), limits)
             small = (boxes[..., 2:] - boxes[..., :2]).amin(-1) < MIN_SIDE
             logits = logits.masked_fill(small, -torch.inf)
-            unique = torch.stack([not_suppressed(*image, NMS_IOU) for image in zip(boxes, logits, strict=True)])
-            all_scores.append(logits.masked_fill(~unique, -torch.inf))
+            all_scores.append(logits.masked_fill(~not_suppressed(boxes, logits, NMS_IOU), -torch.inf))
             all_boxes.append(boxes)
         values, best = torch.cat(all_scores, 1).topk(torch.sym_min(count, sum(s.shape[1] for s in all_scores)), dim=1)
         boxes = torch.cat(all_boxes, 1).gather(1, best[..., None].expand(-1, -1, 4))
@@ -122,9 +121,3 @@ def grid(cell: Float[Tensor, "n 4"], stride: int, shape: tuple[int, int]) -> Flo
 def clipped(boxes_xyxy: Float[Tensor, "B N 4"], limits: Float[Tensor, "B 4"]) -> Float[Tensor, "B N 4"]:
     """Boxes clipped to their image."""
     return boxes_xyxy.clamp(min=0).minimum(limits[:, None])
-
-
-def not_suppressed(boxes: Float[Tensor, "N 4"], scores: Float[Tensor, "N"], iou: float) -> Bool[Tensor, "N"]:
-    """Which boxes remain after non-maximum suppression."""
-    kept = nms(boxes, scores, iou)
-    return torch.zeros_like(scores, dtype=torch.bool).index_fill(0, kept, True)

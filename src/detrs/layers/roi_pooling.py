@@ -47,5 +47,5 @@ class RoIPooling(nn.Module):
 
 def rois_of(boxes_xyxy: Float[Tensor, "B N 4"]) -> RoIs:
     """The boxes of all images, in order, with the index of their image."""
-    index = torch.arange(len(boxes_xyxy), device=boxes_xyxy.device, dtype=boxes_xyxy.dtype)
+    index = torch.arange(boxes_xyxy.shape[0], device=boxes_xyxy.device, dtype=boxes_xyxy.dtype)
     return torch.cat([index[:, None, None].expand(-1, boxes_xyxy.shape[1], 1), boxes_xyxy], dim=-1).flatten(0, 1)

@@ -46,10 +46,11 @@ from detrs.criterion.set_criterion import CriterionConfig
 from detrs.errors import UserError
 from detrs.layers.fpn import FeaturePyramid, extended
 from detrs.layers.initialization import ExactLinear
-from detrs.layers.region_proposals import AnchorScores, RegionProposalNetwork, clipped, not_suppressed
+from detrs.layers.region_proposals import AnchorScores, RegionProposalNetwork, clipped
 from detrs.layers.roi_pooling import RoIPooling, RoIs, rois_of
 from detrs.models.checks import check_consecutive_stages
 from detrs.models.detector import Model
+from detrs.ops.suppression import not_suppressed
 from detrs.precision import full_precision
 from detrs.structures import Batch, Boxes, Losses, Totals
 
@@ -174,9 +175,10 @@ class FasterRCNN(Model):
         found = self(images, padding)
         limits = limits_of(padding, found)
         candidates = self.candidates(found, limits)
-        scores, order = self.best(candidates, limits, max_detections)
+        scores, order = self.best(candidates, max_detections)
         boxes = xyxy_to_cxcywh(candidates.boxes_xyxy / limits[:, None]).gather(1, order[..., None].expand(-1, -1, 4))
-        return Boxes(boxes.masked_fill(scores[..., None] == 0, 0.0), scores, candidates.labels.gather(1, order))
+        labels, nothing = candidates.labels.gather(1, order), scores == 0
+        return Boxes(boxes.masked_fill(nothing[..., None], 0.0), scores, labels.masked_fill(nothing, 0))
 
     def scores(self, found: RegionPrediction) -> Float[Tensor, "B N K"]:
         """Probability of each class of each proposal; 0 for the rest of images with fewer proposals."""
@@ -205,20 +207,16 @@ class FasterRCNN(Model):
         limits: Float[Tensor, "B 4"],
     ) -> Float[Tensor, "B n 4"]:
         """xyxy in pixels of pairs of proposal and class, clipped to the image."""
-        image = torch.arange(len(labels), device=labels.device)[:, None]
+        image = torch.arange(labels.shape[0], device=labels.device)[:, None]
         deltas, boxes = found.deltas[image, proposals, labels + 1], found.proposals[image, proposals]
         refined = self.coder.decode_single(deltas.flatten(0, 1), boxes.flatten(0, 1)).view_as(boxes)
         return clipped(refined, limits)
 
-    def best(
-        self, candidates: Candidates, limits: Float[Tensor, "B 4"], count: int
-    ) -> tuple[Float[Tensor, "B _"], Int[Tensor, "B _"]]:
+    def best(self, candidates: Candidates, count: int) -> tuple[Float[Tensor, "B _"], Int[Tensor, "B _"]]:
         """Scores and indices of the best candidates after non-maximum suppression within each class."""
         boxes, scores, labels, _ = candidates
-        # boxes of different classes do not overlap after this shift, which float32 rounds to pixels for many classes
-        shifted = boxes.double() + (labels * (limits.amax(1)[:, None].double() + 1))[..., None]
-        unique = [not_suppressed(*each, self.config.nms_iou) for each in zip(shifted, scores.double(), strict=True)]
-        scores = scores.masked_fill(~torch.stack(unique), 0.0)
+        unique = not_suppressed(boxes, scores, self.config.nms_iou, labels, self.config.num_classes)
+        scores = scores.masked_fill(~unique, 0.0)
         return scores.topk(torch.sym_min(count, scores.shape[1]), dim=1)
 
 
