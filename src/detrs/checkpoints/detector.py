@@ -1,7 +1,8 @@
 """``best.safetensors``: a trained detector in one file, with everything needed to predict and its validation scores."""
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,18 +109,24 @@ def save_detector(path: Path, detector: TrainedDetector) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    meta = {
+    format.save(path, detector.module.state_dict(), metadata_of(detector))
+
+
+def metadata_of(detector: TrainedDetector) -> dict[str, Any]:
+    """Everything but the weights as JSON-serializable values: the metadata of checkpoints and of exported files."""
+    preprocessing = to_dict(detector.preprocessing)
+    del preprocessing["fixed"]  # of exported files only, which have it in ``export``
+    return {
         "detrs": importlib.metadata.version("detrs"),
         "experiment": to_dict(detector.experiment),
         "classes": {"names": list(detector.classes.names), "category_ids": list(detector.classes.category_ids)},
-        "preprocessing": to_dict(detector.preprocessing),
+        "preprocessing": preprocessing,
         "scores": detector.scores,
         "step": detector.step,
         "epoch": detector.epoch,
         "threshold": detector.threshold,
         "class_thresholds": detector.class_thresholds,
     }
-    format.save(path, detector.module.state_dict(), meta)
 
 
 def load_detector(path: Path) -> TrainedDetector:
@@ -137,47 +144,73 @@ def load_detector(path: Path) -> TrainedDetector:
     meta = header.meta
     if "classes" not in meta:
         raise UserError(f"'{path}' is a training state, not a detector: {advice(path.parent)}.")
-    origin = f"written by detrs {meta.get('detrs', 'unknown')}, read with detrs {importlib.metadata.version('detrs')}"
-    try:
-        experiment: Experiment = from_dict(Experiment, meta["experiment"])
-        config.validate(experiment)
-        preprocessing: Preprocessing = from_dict(Preprocessing, meta["preprocessing"], "preprocessing")
-        schema.check(preprocessing, "preprocessing")
-        classes = read_classes(meta["classes"], experiment.model.num_classes)
-        scores, step, epoch = meta["scores"], meta["step"], meta["epoch"]
-        if not (isinstance(scores, dict) and type(step) is type(epoch) is int):
-            raise ValueError("expected scores as an object, step and epoch as integers")
-        threshold, class_thresholds = read_thresholds(meta)
+    with metadata_errors(f"the checkpoint '{path}'", meta):
+        settings = read_metadata(meta)
         with Skeleton():  # a forged file must not make this process allocate more than the file contains
-            module = models.build(experiment.model)
-    except UserError as error:
-        raise UserError(f"Cannot use the checkpoint '{path}' ({origin}): {error}") from error
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(
-            f"Cannot use the checkpoint '{path}' ({origin}): missing or malformed metadata: {error}."
-        ) from error
+            module = models.build(settings["experiment"].model)
     if wrong := state_dict_differences(shapes(module), header.shapes):
         raise UserError(
-            f"Cannot use the checkpoint '{path}' ({origin}): its weights do not fit the model that its settings "
+            f"Cannot use the checkpoint '{path}' ({origin_of(meta)}): its weights do not fit the model that its settings "
             f"describe: {format.abbreviated(wrong)}. Use the version of detrs that wrote it."
         )
     checkpoint = format.load(path)
     if checkpoint.meta != meta:
         raise UserError(f"The checkpoint '{path}' was replaced while it was read. Repeat the command.")
     with Skeleton("cpu"):
-        module = models.build(experiment.model)
+        module = models.build(settings["experiment"].model)
     module.load_state_dict(checkpoint.tensors)
-    return TrainedDetector(
-        module=module.eval(),
-        classes=classes,
-        preprocessing=preprocessing,
-        experiment=experiment,
-        scores=scores,
-        step=step,
-        epoch=epoch,
-        threshold=threshold,
-        class_thresholds=class_thresholds,
-    )
+    return TrainedDetector(module=module.eval(), **settings)
+
+
+def read_metadata(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of ``TrainedDetector`` but ``module``, from what ``metadata_of`` returned.
+
+    Raises:
+        UserError: a setting is unknown or out of range.
+        KeyError, TypeError, ValueError, OverflowError: the metadata is malformed; within ``metadata_errors``.
+    """
+    experiment: Experiment = from_dict(Experiment, meta["experiment"])
+    config.validate(experiment)
+    preprocessing: Preprocessing = from_dict(Preprocessing, meta["preprocessing"], "preprocessing")
+    schema.check(preprocessing, "preprocessing")
+    scores, step, epoch = meta["scores"], meta["step"], meta["epoch"]
+    if not (isinstance(scores, dict) and type(step) is type(epoch) is int):
+        raise ValueError("expected scores as an object, step and epoch as integers")
+    threshold, class_thresholds = read_thresholds(meta)
+    return {
+        "classes": read_classes(meta["classes"], experiment.model.num_classes),
+        "preprocessing": preprocessing,
+        "experiment": experiment,
+        "scores": scores,
+        "step": step,
+        "epoch": epoch,
+        "threshold": threshold,
+        "class_thresholds": class_thresholds,
+    }
+
+
+@contextmanager
+def metadata_errors(what: str, meta: Mapping[str, Any]) -> Iterator[None]:
+    """Converts the errors of malformed metadata.
+
+    Args:
+        what: the file, for messages.
+        meta: its metadata.
+
+    Raises:
+        UserError: with the versions that wrote and read it.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"Cannot use {what} ({origin_of(meta)}): {error}") from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"Cannot use {what} ({origin_of(meta)}): missing or malformed metadata: {error}.") from error
+
+
+def origin_of(meta: Mapping[str, Any]) -> str:
+    """The versions of this library that wrote and read a file."""
+    return f"written by detrs {meta.get('detrs', 'unknown')}, read with detrs {importlib.metadata.version('detrs')}"
 
 
 def best_of(folder: Path) -> Path:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from detrs.data import transforms
 from detrs.data.collate import collate
 from detrs.data.findings import MAX_DEFECTS
-from detrs.data.preprocessing import resized_size
+from detrs.data.preprocessing import FixedSize, resized_size
 from detrs.data.protocol import check_sample
 from detrs.data.sample import Dataset, Sample
 from detrs.data.transforms import DataConfig
@@ -86,6 +86,7 @@ def evaluation_batches(
     batch_size: int,
     *,
     pad: bool = False,
+    fixed: FixedSize | None = None,
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
@@ -100,6 +101,7 @@ def evaluation_batches(
         resize_to: (short, long) in pixels.
         batch_size: largest number of images in a batch.
         pad: ignore sizes: batches are consecutive images, padded to the largest, as in the authors' evaluation.
+        fixed: used instead of ``resize_to``, for exported files with static size.
         workers: loader processes; 0: load in this process.
         rank: this process among ``world_size``.
         world_size: number of processes.
@@ -111,7 +113,7 @@ def evaluation_batches(
     Raises:
         UserError: while iterating: an image cannot be read.
     """
-    return _load(_EvaluationPlans(dataset, resize_to, batch_size, pad, rank, world_size), workers, pin_memory)
+    return _load(_EvaluationPlans(dataset, resize_to, batch_size, pad, fixed, rank, world_size), workers, pin_memory)
 
 
 class _Item(NamedTuple):
@@ -180,12 +182,19 @@ class _EvaluationPlans:
     """The evaluation batches of one process: images of one resized size, or consecutive images with ``pad``."""
 
     def __init__(
-        self, dataset: Dataset, resize_to: tuple[int, int], batch_size: int, pad: bool, rank: int, world_size: int
+        self,
+        dataset: Dataset,
+        resize_to: tuple[int, int],
+        batch_size: int,
+        pad: bool,
+        fixed: FixedSize | None,
+        rank: int,
+        world_size: int,
     ) -> None:
         self.dataset = dataset
         groups: dict[tuple[int, int] | None, list[_Item]] = {}
         for index in range(len(dataset)):
-            size = resized_size(dataset.size_of(index), resize_to)
+            size = resized_size(dataset.size_of(index), resize_to, fixed)
             groups.setdefault(None if pad else size, []).append(_Item(index, transforms.Plan(False, None, size)))
         batches = [
             group[start : start + batch_size] for group in groups.values() for start in range(0, len(group), batch_size)

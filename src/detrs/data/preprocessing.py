@@ -1,7 +1,7 @@
 """Preprocessing: how an image becomes the input of a detector, the same in training, evaluation and prediction."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -12,6 +12,17 @@ from detrs.structures import Batch
 
 MAX_SIDE = 16_384
 """Upper limit of ``resize_to`` in pixels."""
+
+
+class FixedSize(NamedTuple):
+    """The only size of images of an exported file with static size."""
+
+    height: int
+    """In pixels."""
+    width: int
+    keep_ratio: bool
+    """Images are resized to fit into this size, and padded; otherwise they are resized to it, and distorted if they
+    have another aspect ratio."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +38,12 @@ class Preprocessing:
     """Of each color channel, on [0, 1]."""
     std: tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)], Annotated[float, Gt(0)]]
     """Of each color channel, on [0, 1]."""
+    fixed: FixedSize | None = None
+    """Instead of ``resize_to``, in exported files with static size."""
 
     def resize(self, image: Tensor) -> Tensor:
         """An image (3, H, W) at the size for evaluation."""
-        return F.resize(image, list(resized_size((image.shape[-2], image.shape[-1]), self.resize_to)))
+        return F.resize(image, list(resized_size((image.shape[-2], image.shape[-1]), self.resize_to, self.fixed)))
 
     def normalize(self, batch: Batch) -> Batch:
         """A uint8 batch as float32: ``(pixel / 255 - mean) / std``, zero where padded; on its device."""
@@ -41,7 +54,9 @@ class Preprocessing:
         return batch._replace(images=normalized.masked_fill_(batch.padding[:, None], 0.0))
 
 
-def resized_size(size: tuple[int, int], resize_to: tuple[int, int]) -> tuple[int, int]:
+def resized_size(
+    size: tuple[int, int], resize_to: tuple[int, int], fixed: FixedSize | None = None
+) -> tuple[int, int]:
     """Size of an image whose short side becomes ``short`` unless its long side would exceed ``long``.
 
     DETR's rule to the pixel: Python's rounding of the short side, truncation of the long one, so the long side can
@@ -50,10 +65,13 @@ def resized_size(size: tuple[int, int], resize_to: tuple[int, int]) -> tuple[int
     Args:
         size: (height, width) of the image.
         resize_to: (short, long) in pixels.
+        fixed: used instead of ``resize_to``.
 
     >>> resized_size((480, 640), (800, 1333))
     (800, 1066)
     """
+    if fixed is not None:
+        return fixed_size(size, fixed)
     (height, width), (short, long) = size, resize_to
     small, large = min(size), max(size)
     if large / small * short > long:
@@ -64,3 +82,21 @@ def resized_size(size: tuple[int, int], resize_to: tuple[int, int]) -> tuple[int
         return size
     other = int(short * large / small)
     return (short, other) if height < width else (other, short)
+
+
+def fixed_size(size: tuple[int, int], fixed: FixedSize) -> tuple[int, int]:
+    """Size of an image within a fixed size, of which it fills at least one side.
+
+    Args:
+        size: (height, width) of the image.
+        fixed: the fixed size.
+
+    >>> fixed_size((480, 640), FixedSize(320, 320, keep_ratio=True))
+    (240, 320)
+    """
+    (height, width), (most_high, most_wide, keep_ratio) = size, fixed
+    if not keep_ratio:
+        return most_high, most_wide
+    if height * most_wide >= width * most_high:
+        return most_high, max(1, round(width * most_high / height))
+    return max(1, round(height * most_wide / width)), most_wide

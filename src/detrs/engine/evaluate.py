@@ -142,6 +142,7 @@ def evaluate(
             detector.preprocessing.resize_to,
             evaluation_batch_size(experiment),
             pad=experiment.evaluation.pad,
+            fixed=detector.preprocessing.fixed,
             workers=workers,
             rank=runtime.rank,
             world_size=runtime.world_size,
@@ -233,7 +234,12 @@ def evaluate_checkpoint(
     """
     runtime = Runtime(RuntimeConfig(device=device))
     detector = open_detector(path)
-    trained = detector.experiment
+    trained, fixed = detector.experiment, detector.preprocessing.fixed
+    if fixed and resize_to is not None:
+        raise UserError(
+            f"'{path}' takes images of {fixed.height} x {fixed.width} pixels only, which resize_to (--image-size) "
+            "cannot change. Export the checkpoint again, with another size or without --static."
+        )
     folder = str(data) if isinstance(data, str | Path) else trained.data.path
     experiment = replace(
         trained,
