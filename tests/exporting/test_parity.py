@@ -1,0 +1,286 @@
+"""The gate itself, with models of PyTorch in place of exported files."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+from trained import experiment, trained
+from wrong import WRONG
+
+from detrs import ops
+from detrs.checkpoints.detector import TrainedDetector
+from detrs.checkpoints.exported import ExportedModel, ExportInfo
+from detrs.data.digits import DigitsDataset
+from detrs.errors import UserError
+from detrs.exporting import parity
+from detrs.exporting.inputs import InputShapes, gate_inputs
+from detrs.exporting.limits import LIMITS
+from detrs.exporting.parity import ParityReport, check, compare
+from detrs.models.detector import Model
+from detrs.structures import Boxes
+
+SETTINGS = experiment("deformable-detr-tiny")
+SHAPES = InputShapes(resize_to=(90, 110))
+N = 100
+
+
+class Pooled(Model):
+    """A model that costs nothing: 200 boxes and scores, linear in the image of 4 x 4 pixels."""
+
+    def __init__(self, change: Callable[[Boxes], Boxes] = lambda boxes: boxes) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = torch.randn(48, 2 * N * 5, generator=generator) / 20
+        self.bias = torch.randn(2 * N * 5, generator=generator)
+        self.change = change
+
+    def objective(self, config):
+        raise NotImplementedError
+
+    def detect(self, images: Tensor, padding: Tensor, max_detections: int = N) -> Boxes:
+        pooled = torch.nn.functional.adaptive_avg_pool2d(images, 4).flatten(1)
+        out = (pooled @ self.weight + self.bias).view(len(images), 2 * N, 5).sigmoid()
+        scores, order = out[..., 4].topk(min(max_detections, 2 * N))
+        boxes = out[..., :4].gather(1, order[..., None].expand(-1, -1, 4))
+        return self.change(Boxes(boxes, scores, order % 3))
+
+
+def compared(change: Callable[[Boxes], Boxes], precision: str = "float32", **settings) -> ParityReport:
+    """An original without, and an exported file with a change of its detections."""
+    original, exported = trained(SETTINGS, Pooled()), trained(SETTINGS, Pooled(change))
+    return compare(original, exported, gate_inputs(SHAPES), precision, **settings)
+
+
+def test_a_detector_agrees_with_itself() -> None:
+    report = compared(lambda boxes: boxes)
+    assert report.failures() == []
+    assert (report.num_inputs, report.num_images, report.num_detections) == (20, 32, 32 * N)
+    assert report.num_agreeing == 32 * N and report.max_box_difference < 1e-6 and report.contrast > 0.01
+    values = report.to_json()
+    assert values["precision"] == "float32" and values["limits"]["box"] == 1e-4 and values["num_inputs"] == 20
+
+
+@pytest.fixture(scope="module")
+def deformable() -> TrainedDetector:
+    return trained(experiment("deformable-detr-tiny", encoder_layers=1, decoder_layers=2))
+
+
+@pytest.mark.parametrize("change", WRONG, ids=lambda change: change.__name__)
+def test_wrong_sampling_is_refused_even_with_initial_weights(deformable: TrainedDetector, change) -> None:
+    class Wrong(Pooled):
+        def detect(self, images: Tensor, padding: Tensor, max_detections: int = N) -> Boxes:
+            with pytest.MonkeyPatch.context() as patch, ops.use("reference"):
+                change(patch)
+                return deformable.module.detect(images, padding, max_detections)
+
+    report = compare(deformable, trained(deformable.experiment, Wrong()), gate_inputs(SHAPES))
+    assert report.relative_difference > 0.1 and len(report.failures()) == 2
+
+
+def test_initial_weights_agree_with_another_implementation_of_sampling(deformable: TrainedDetector) -> None:
+    class Reference(Pooled):
+        def detect(self, images: Tensor, padding: Tensor, max_detections: int = N) -> Boxes:
+            with ops.use("reference"):
+                return deformable.module.detect(images, padding, max_detections)
+
+    report = compare(deformable, trained(deformable.experiment, Reference()), gate_inputs(SHAPES))
+    assert report.failures() == [] and 0 < report.relative_difference < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda b: b._replace(labels=(b.labels + 1) % 3), "another class"),
+        (lambda b: b._replace(boxes=b.boxes + 2e-4), "differ by more than 0.0001 of the image"),
+        (lambda b: b._replace(boxes=b.boxes.roll(1, 1)), "differ by more than 0.0001 of the image"),
+        (lambda b: b._replace(boxes=b.boxes[..., [1, 0, 3, 2]]), "differ by more than 0.0001 of the image"),
+        (lambda b: b._replace(scores=b.scores - 0.002), "0.001 in score"),
+        (lambda b: b._replace(boxes=torch.full_like(b.boxes, torch.nan)), "detections differ"),
+        (lambda b: b._replace(scores=torch.full_like(b.scores, torch.nan)), "detections differ"),
+        (lambda b: b._replace(scores=torch.zeros_like(b.scores)), "detections differ"),
+        (lambda b: Boxes(*(each[:, :50] for each in b)), "detections differ"),
+        (lambda b: Boxes(*(each[:, :1].expand_as(each) for each in b)), "detections differ"),
+        (lambda b: Boxes(*(each.flip(0) for each in b)), "detections differ"),
+    ],
+    ids=[
+        "labels",
+        "shifted",
+        "rolled",
+        "transposed",
+        "scores",
+        "nan-boxes",
+        "nan-scores",
+        "empty",
+        "half",
+        "repeated",
+        "batch-reversed",
+    ],
+)
+def test_a_file_with_other_detections_is_refused(change: Callable[[Boxes], Boxes], message: str) -> None:
+    assert any(message in failure for failure in compared(change).failures())
+
+
+def test_differences_within_the_limits_are_reported_not_refused() -> None:
+    report = compared(lambda b: b._replace(boxes=b.boxes + 5e-5, scores=b.scores + 5e-5))
+    assert report.failures() == []
+    assert report.max_box_difference == pytest.approx(7.5e-5, rel=0.1)  # center and half of the size
+    assert report.max_score_difference == pytest.approx(5e-5, rel=0.1)
+
+
+def test_detections_whose_scores_are_almost_equal_may_change_places() -> None:
+    def swap(boxes: Boxes) -> Boxes:
+        """As if the scores of two queries had changed by 1e-4: also the last with the one behind it."""
+        scores = boxes.scores.round(decimals=3)
+        order = (scores + torch.linspace(0, 1e-4, scores.shape[1])).argsort(descending=True, stable=True)[:, :N]
+        return Boxes(
+            boxes.boxes.gather(1, order[..., None].expand(-1, -1, 4)),
+            boxes.scores.gather(1, order),
+            boxes.labels.gather(1, order),
+        )
+
+    class All(Pooled):
+        def detect(self, images: Tensor, padding: Tensor, max_detections: int = N) -> Boxes:
+            return swap(super().detect(images, padding, 2 * N))
+
+    original = trained(SETTINGS, Pooled())
+    report = compare(original, trained(SETTINGS, All()), gate_inputs(SHAPES))
+    assert report.failures() == [] and report.num_agreeing == 32 * N
+
+
+def test_nothing_compared_never_passes() -> None:
+    original = trained(SETTINGS, Pooled())
+    assert compare(original, original, []).failures()
+    assert compare(original, original, list(gate_inputs(SHAPES))[:19]).failures()
+    empty = trained(SETTINGS, Pooled(lambda b: b._replace(scores=torch.zeros_like(b.scores))))
+    assert "only 0 detections" in compare(empty, empty, gate_inputs(SHAPES)).failures()[0]
+    constant = trained(SETTINGS, Pooled(lambda b: b._replace(scores=torch.full_like(b.scores, 0.3))))
+    assert "do not depend on the image" in compare(constant, constant, gate_inputs(SHAPES)).failures()[0]
+    nan = trained(SETTINGS, Pooled(lambda b: b._replace(scores=torch.full_like(b.scores, torch.nan))))
+    assert compare(nan, nan, gate_inputs(SHAPES)).failures()
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_low_precision_compares_visible_detections_and_the_best_of_every_image(precision: str) -> None:
+    limits = LIMITS[precision]
+    faint = trained(SETTINGS, Pooled(lambda b: b._replace(scores=b.scores / 100)))
+    report = compare(faint, faint, gate_inputs(SHAPES), precision)
+    assert report.failures() == [] and report.num_detections == 32 * 10
+    wrong = trained(SETTINGS, Pooled(lambda b: Boxes(b.boxes.roll(1, 1), b.scores / 100, b.labels)))
+    assert compare(faint, wrong, gate_inputs(SHAPES), precision).failures()
+
+    def hidden(b: Boxes) -> Boxes:
+        return b._replace(boxes=b.boxes + (b.scores < limits.visible)[..., None] * 0.3)
+
+    original = trained(SETTINGS, Pooled(lambda b: b._replace(scores=b.scores**4)))
+    exported = trained(SETTINGS, Pooled(lambda b: hidden(b._replace(scores=b.scores**4))))
+    assert compare(original, exported, gate_inputs(SHAPES), precision).failures() == []
+    assert compare(original, exported, gate_inputs(SHAPES)).failures()
+
+
+def test_boxes_are_compared_beyond_the_edge_of_the_image_unless_the_file_clips_them() -> None:
+    def outside(b: Boxes) -> Boxes:
+        return b._replace(boxes=b.boxes + torch.tensor([2.0, 0, 0, 0]))
+
+    def further(b: Boxes) -> Boxes:
+        return b._replace(boxes=b.boxes + torch.tensor([2.1, 0, 0, 0]))
+
+    original, exported = trained(SETTINGS, Pooled(outside)), trained(SETTINGS, Pooled(further))
+    assert compare(original, exported, gate_inputs(SHAPES)).failures()
+    assert compare(original, exported, gate_inputs(SHAPES), clips=True).failures() == []
+
+
+class Exported(ExportedModel):
+    """An exported file whose program is ``Pooled``."""
+
+    def __init__(self, change: Callable[[Boxes], Boxes] = lambda boxes: boxes, **export) -> None:
+        super().__init__(replace(INFO, **export), trained(SETTINGS, Pooled()).preprocessing, None, "model.onnx")
+        self.pooled, self.shapes = Pooled(change), set()
+
+    def detect(self, images: Tensor, padding: Tensor, max_detections: int = N) -> Boxes:
+        self.shapes.add((*images.shape[2:], bool(padding.any())))
+        return self.pooled.detect(images, padding, max_detections)
+
+
+INFO = ExportInfo(
+    format="onnx",
+    opset=18,
+    precision="float32",
+    static=None,
+    min_size=97,
+    gather=False,
+    preprocess=False,
+    postprocess=False,
+    padding=False,
+    max_detections=N,
+    parity=None,
+)
+
+
+def test_inputs_are_those_that_the_file_accepts() -> None:
+    original = trained(SETTINGS, Pooled())
+    model = Exported()
+    report = check(original, trained(SETTINGS, model))
+    assert report.images == "made" and report.original_ap is None
+    assert min(min(height, width) for height, width, _ in model.shapes) == 97
+    assert {(128, 192, False), (192, 128, False)} <= model.shapes and len(model.shapes) == len(report.sizes)
+    fixed = Exported(static=(101, 131))
+    check(original, trained(SETTINGS, fixed))
+    assert fixed.shapes == {(101, 131, False)}
+    padded = Exported(padding=True)
+    check(original, trained(SETTINGS, padded))
+    assert {is_padded for *_, is_padded in padded.shapes} == {False, True}
+
+
+def test_ap_of_both_is_computed_on_the_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(SETTINGS, model=replace(SETTINGS.model, num_classes=10))
+    digits = DigitsDataset("val", 12)
+    original = replace(trained(settings, Pooled()), classes=digits.classes)
+    report = check(original, replace(original, module=Exported()), dataset=digits, score=True)
+    assert report.images == "real" and report.original_ap == report.exported_ap is not None
+
+    aps = [0.51, 0.5102]
+    monkeypatch.setattr(
+        parity, "evaluate", lambda *_: SimpleNamespace(report=SimpleNamespace(ap=aps.pop(0)))
+    )  # the AP of a made-up model is 0 whatever it does
+    with pytest.raises(UserError, match=r"AP is 0\.51020 instead of 0\.51000, expected .* at most 0\.0001"):
+        check(original, replace(original, module=Exported()), dataset=digits, score=True)
+    assert aps == []
+
+
+def test_a_refusal_has_the_numbers_and_what_to_do() -> None:
+    original = trained(SETTINGS, Pooled())
+    with pytest.raises(UserError, match=r"3\d+ of \d+ detections differ by more than 0.0001 .* not written"):
+        check(original, trained(SETTINGS, Exported(lambda b: b._replace(boxes=b.boxes + 1e-3))))
+    with pytest.raises(UserError, match="Export with full precision"):
+        check(original, trained(SETTINGS, Exported(lambda b: b._replace(boxes=b.boxes + 0.2), precision="float16")))
+    empty = trained(SETTINGS, Pooled(lambda b: b._replace(scores=torch.zeros_like(b.scores))))
+    with pytest.raises(UserError, match="Pass --data with images in which the checkpoint finds objects"):
+        check(empty, trained(SETTINGS, Exported(lambda b: b._replace(scores=torch.zeros_like(b.scores)))))
+
+
+def test_ap_is_compared_if_it_is_known() -> None:
+    report = compared(lambda boxes: boxes)
+    assert replace(report, original_ap=0.5, exported_ap=0.50009).failures() == []
+    assert "AP is 0.49980 instead of 0.50000" in replace(report, original_ap=0.5, exported_ap=0.4998).failures()[0]
+    assert replace(report, original_ap=0.5).failures()
+    assert replace(report, original_ap=0.5, exported_ap=float("nan")).failures()
+
+
+def test_modes_of_the_models_are_restored() -> None:
+    original, exported = trained(SETTINGS, Pooled()), trained(SETTINGS, Pooled())
+    original.module.train()
+    compare(original, exported, list(gate_inputs(SHAPES))[:1])
+    assert original.module.training and not exported.module.training
+
+
+def test_the_table_has_the_numbers() -> None:
+    from rich.console import Console
+
+    report = replace(compared(lambda boxes: boxes), original_ap=0.5151, exported_ap=0.5152)
+    console = Console(width=120, record=True)
+    console.print(report.table())
+    text = console.export_text()
+    assert "20 inputs, 32 made images" in text and "100.00%" in text and "AP 0.5151 and 0.5152" in text
