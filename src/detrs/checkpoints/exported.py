@@ -175,7 +175,9 @@ class _Pixels:
 
     def __call__(self, tensors: Tensors) -> Tensors:
         images = tensors["images"]
-        std, mean = (images.new_tensor(each)[:, None, None] for each in (self.preprocessing.std, self.preprocessing.mean))
+        std, mean = (
+            images.new_tensor(each)[:, None, None] for each in (self.preprocessing.std, self.preprocessing.mean)
+        )
         pixels = ((images * std + mean) * 255).round().to(torch.uint8)
         return tensors | {"images": pixels.masked_fill(tensors["padding"][:, None], 0)}
 

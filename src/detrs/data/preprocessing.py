@@ -54,9 +54,7 @@ class Preprocessing:
         return batch._replace(images=normalized.masked_fill_(batch.padding[:, None], 0.0))
 
 
-def resized_size(
-    size: tuple[int, int], resize_to: tuple[int, int], fixed: FixedSize | None = None
-) -> tuple[int, int]:
+def resized_size(size: tuple[int, int], resize_to: tuple[int, int], fixed: FixedSize | None = None) -> tuple[int, int]:
     """Size of an image whose short side becomes ``short`` unless its long side would exceed ``long``.
 
     DETR's rule to the pixel: Python's rounding of the short side, truncation of the long one, so the long side can

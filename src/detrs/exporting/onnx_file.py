@@ -14,6 +14,7 @@ from detrs.checkpoints.detector import TrainedDetector
 from detrs.checkpoints.exported import KEY, ExportInfo, metadata, signature
 from detrs.checkpoints.onnx_file import DIGEST_KEY, MAX_BYTES, digest, packages
 from detrs.errors import UserError
+from detrs.exporting.onnx_operators import translations
 
 if TYPE_CHECKING:
     import onnx
@@ -45,6 +46,7 @@ def convert(program: ExportedProgram, info: ExportInfo) -> "onnx.ModelProto":
             input_names=names.inputs,
             output_names=names.outputs,
             verbose=False,
+            custom_translation_table=translations(),
         )
     assert converted is not None
     model: onnx.ModelProto = converted.model_proto

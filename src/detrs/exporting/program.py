@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config
 
 from detrs import ops
 from detrs.boxes import cxcywh_to_xyxy
@@ -116,13 +117,17 @@ def trace(detector: TrainedDetector, info: ExportInfo) -> ExportedProgram:
     """The program as a graph of PyTorch operators, for any number of images, and of any size unless it is static."""
     inputs = example(info)
     batch = Dim("batch", min=1)
-    height, width = (Dim("height", min=info.min_size), Dim("width", min=info.min_size)) if not info.static else (None, None)
+    height, width = (
+        (Dim("height", min=info.min_size), Dim("width", min=info.min_size)) if not info.static else (None, None)
+    )
     dynamic = {
         "images": {0: batch, 2: height, 3: width},
         "padding": {0: batch, 1: height, 2: width},
         "image_sizes": {0: batch},
     }
-    with torch.no_grad(), ops.use("gather" if info.gather else "reference"):
+    # Otherwise, the exporter compares sizes to decide about strides: it excludes sizes, and is five times slower.
+    sizes_unknown = _config.patch(backed_size_oblivious=True)
+    with torch.no_grad(), ops.use("gather" if info.gather else "reference"), sizes_unknown:
         return torch.export.export(
             program(detector, info),
             tuple(inputs.values()),
