@@ -126,7 +126,7 @@ def trace(detector: TrainedDetector, info: ExportInfo) -> ExportedProgram:
         "image_sizes": {0: batch},
     }
     # Otherwise, the exporter compares sizes to decide about strides: it excludes sizes, and is five times slower.
-    sizes_unknown = _config.patch(backed_size_oblivious=True)
+    sizes_unknown = _config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     with torch.no_grad(), ops.use("gather" if info.gather else "reference"), sizes_unknown:
         return torch.export.export(
             program(detector, info),
