@@ -2,22 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from detrs.cli.arguments import Flag, new_folder, parse
-from detrs.cli.image_results import (
-    counts,
-    create_output_folder,
-    origin,
-    raise_errors,
-    raise_only_error,
-    stem,
-    write_summary,
-)
+from detrs.cli.image_results import create_output_folder, origin, raise_errors, raise_only_error, write_summary
+from detrs.cli.predict_images import Results, predict_images
 from detrs.cli.report import console, print_json
-from detrs.errors import UserError, counted, printable
+from detrs.errors import UserError, counted
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +58,8 @@ def run(argv: list[str]) -> None:
         raise UserError(
             "No sources given. Usage: detrs predict CHECKPOINT SOURCE..., with files, folders or glob patterns."
         )
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
     from detrs.predictor import Predictor, check_threshold
-    from detrs.visualization.draw import Style, draw_detections
+    from detrs.visualization.draw import Style
 
     if arguments.show_labels and arguments.hide_labels:
         raise UserError("--show-labels and --hide-labels exclude each other: pass only one of them.")
@@ -77,10 +69,7 @@ def run(argv: list[str]) -> None:
     predictor = Predictor.load(arguments.checkpoint, arguments.device)
     threshold = predictor.threshold if arguments.threshold is None else arguments.threshold
     errors: dict[str, UserError] = {}
-    images: list[dict[str, Any]] = []
-    table = Table("image", "detections", box=SIMPLE_HEAD)
-    table.columns[0].overflow = "fold"
-    everything = predictor.predict_iter(
+    predicted = predictor.predict_iter(
         arguments.sources,
         threshold=0.0,
         batch_size=arguments.batch_size,
@@ -89,47 +78,38 @@ def run(argv: list[str]) -> None:
     )
     output = create_output_folder(arguments.output or new_folder("predict"))  # arguments are checked by now
     predictions = output / "predictions.json"
+    results = Results(output=output, threshold=threshold, style=style, errors=errors)
     values = {"checkpoint": arguments.checkpoint, "threshold": threshold}
-    best = 0.0
     try:
         with console(as_json=True).status("predicting") as status:
-            for image, all_found in everything:
-                best = max(best, *all_found.scores[:1].tolist(), 0.0)  # sorted by score
-                found = all_found.filter(threshold)
-                source = found.source or ""
-                drawn = draw_detections(image, found, threshold, style=style)
-                path = free_name(output, stem(source))
-                try:
-                    drawn.save(path, quality=95)
-                    name = path.name
-                except OSError as error:
-                    path.unlink(missing_ok=True)
-                    errors[source] = UserError(f"Cannot write '{path}': {error.strerror or error}.")
-                    name = None
-                images.append({**found.to_json(), "annotated_image": name})
-                table.add_row(Text(printable(source)), Text(counts(found)))
-                status.update(counted(len(images), "image"))
+            predict_images(predicted, results, status.update)
     finally:
-        skipped = write_summary(predictions, values, images, errors)
-    raise_only_error(images, errors)
+        skipped = write_summary(predictions, values, results.images, errors)
+    raise_only_error(results.images, errors)
 
-    screen = console(as_json=arguments.json)
-    objects = sum(len(image["detections"]) for image in images)
-    if images:
-        screen.print(table)
-    screen.print(f"threshold {threshold}: {origin(arguments.threshold, predictor.detector.threshold)}")
-    screen.print(f"{counted(objects, 'detection')} in {counted(len(images), 'image')}: {predictions}", soft_wrap=True)
-    if images and not objects:
-        screen.print(f"No detection reaches the threshold {threshold}; the highest score is {best:.3f}.")
+    print_results(results, console(as_json=arguments.json), origin(arguments.threshold, predictor.detector.threshold))
     if arguments.json:
-        summary = {"num_images": len(images), "num_detections": objects, "skipped": skipped}
+        summary = {"num_images": len(results.images), "num_detections": results.num_detections, "skipped": skipped}
         print_json({"output": str(output), "predictions": str(predictions), **values, **summary})
     raise_errors(errors, predictions)
 
 
-def free_name(folder: Path, stem: str) -> Path:
-    """``STEM.jpg`` in ``folder``, or ``STEM-2.jpg`` and so on if the name is taken."""
-    path, number = folder / f"{stem}.jpg", 2
-    while path.exists():
-        path, number = folder / f"{stem}-{number}.jpg", number + 1
-    return path
+def print_results(results: Results, screen: "Console", threshold_origin: str) -> None:
+    """A table with a row per source, the threshold and the number of detections."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("image", "detections", box=SIMPLE_HEAD)
+    table.columns[0].overflow = "fold"
+    for source, detections in results.rows:
+        table.add_row(Text(source), Text(detections))
+    images, objects = len(results.images), results.num_detections
+    if images:
+        screen.print(table)
+    screen.print(f"threshold {results.threshold}: {threshold_origin}")
+    found = f"{counted(objects, 'detection')} in {counted(images, 'image')}"
+    screen.print(f"{found}: {results.output / 'predictions.json'}", soft_wrap=True)
+    if images and not objects:
+        highest = f"the highest score is {results.best:.3f}"
+        screen.print(f"No detection reaches the threshold {results.threshold}; {highest}.")

@@ -1,0 +1,76 @@
+"""The images of ``detrs predict``: their rows in ``predictions.json``, and annotated copies."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detrs.cli.image_results import counts, stem
+from detrs.errors import UserError, counted, printable
+
+if TYPE_CHECKING:
+    from detrs.predictor import ImageDetections
+    from detrs.structures import Detections
+    from detrs.visualization.draw import Style
+
+
+@dataclass(kw_only=True)
+class Results:
+    """What was found so far, and what failed."""
+
+    output: Path
+    threshold: float
+    style: "Style"
+    images: list[dict[str, Any]] = field(default_factory=list)
+    """One entry of ``predictions.json`` for each image."""
+    rows: list[tuple[str, str]] = field(default_factory=list)
+    """Source and its detections, for the table."""
+    errors: dict[str, UserError] = field(default_factory=dict)
+    """Source -> why it, or a file of it, is missing."""
+    best: float = 0.0
+    """Highest score, also of detections below the threshold."""
+
+    def at_threshold(self, everything: "Detections") -> "Detections":
+        """The detections at the threshold; the best score of all is remembered."""
+        self.best = max(self.best, *everything.scores[:1].tolist(), 0.0)  # sorted by score
+        return everything.filter(self.threshold)
+
+    @property
+    def num_detections(self) -> int:
+        """Detections in all images."""
+        return sum(len(image["detections"]) for image in self.images)
+
+
+def predict_images(predicted: Iterable["ImageDetections"], results: Results, show: Callable[[str], object]) -> None:
+    """Draw and record images, one by one.
+
+    Args:
+        predicted: images with all their detections.
+        results: changed in place, so that an interruption loses nothing.
+        show: called with the progress.
+    """
+    from detrs.visualization.draw import draw_detections
+
+    for image, everything in predicted:
+        found = results.at_threshold(everything)
+        source = found.source or ""
+        drawn = draw_detections(image, found, results.threshold, style=results.style)
+        path = free_name(results.output, stem(source))
+        try:
+            drawn.save(path, quality=95)
+            name = path.name
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            results.errors[source] = UserError(f"Cannot write '{path}': {error.strerror or error}.")
+            name = None
+        results.images.append({**found.to_json(), "annotated_image": name})
+        results.rows.append((printable(source), counts(found)))
+        show(counted(len(results.images), "image"))
+
+
+def free_name(folder: Path, stem: str) -> Path:
+    """``STEM.jpg`` in ``folder``, or ``STEM-2.jpg`` and so on if the name is taken."""
+    path, number = folder / f"{stem}.jpg", 2
+    while path.exists():
+        path, number = folder / f"{stem}-{number}.jpg", number + 1
+    return path
