@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from detrs.errors import UserError
-from detrs.predictor import _decoded, _raise
+from detrs.sources import _raise, decoded
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from detrs.predictor import _decoded, _raise
 )
 def test_other_objects_are_not_sources(sources: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        list(_decoded(sources, False, _raise))
+        list(decoded(sources, False, _raise))
 
 
 def test_an_error_of_an_open_file_is_not_one_of_a_path() -> None:
@@ -37,7 +37,7 @@ def test_an_error_of_an_open_file_is_not_one_of_a_path() -> None:
             raise RuntimeError("device removed")
 
     with pytest.raises(RuntimeError, match="^device removed$"):
-        list(_decoded(Broken(), False, _raise))
+        list(decoded(Broken(), False, _raise))
 
 
 def test_open_files_are_read(tmp_path: Path) -> None:
@@ -45,9 +45,9 @@ def test_open_files_are_read(tmp_path: Path) -> None:
     content = (tmp_path / "a.png").read_bytes()
     with open(tmp_path / "a.png", "rb") as file:
         every: list[Any] = [file, io.BytesIO(content), bytearray(content), memoryview(content)]
-        images = [image for _, image in _decoded(every, False, _raise)]
+        images = [image for _, image in decoded(every, False, _raise)]
         assert [tuple(image.shape) for image in images] == [(3, 5, 7)] * 4
         with pytest.raises(UserError, match="no bytes|empty"):
-            list(_decoded(file, False, _raise))  # its end
+            list(decoded(file, False, _raise))  # its end
     with pytest.raises(UserError, match="Cannot read the open file"):
-        list(_decoded(file, False, _raise))
+        list(decoded(file, False, _raise))

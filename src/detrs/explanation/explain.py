@@ -13,7 +13,8 @@ from detrs.explanation.gradients import gradients
 from detrs.explanation.recording import Call, Selection, recording
 from detrs.explanation.trace import best_queries
 from detrs.explanation.views import Explanation
-from detrs.predictor import ImageDetections, OnError, Predictor, Source, check_threshold
+from detrs.predictor import ImageDetections, Predictor, check_threshold
+from detrs.sources import OnError, Source
 
 MAX_TOKENS = 400
 
