@@ -1,9 +1,12 @@
+from typing import Any
+
 import pytest
 import torch
 
 from detrs.classification import Focal, Softmax
-from detrs.postprocess import best_boxes, detections
-from detrs.structures import Boxes, Classes, Prediction
+from detrs.errors import UserError
+from detrs.postprocess import best_boxes, check_nms, detections, non_maximum
+from detrs.structures import Boxes, Classes, Detections, Prediction
 
 CLASSES = Classes(("ape", "bee", "cat"), (7, 3, 90))
 
@@ -47,3 +50,44 @@ def test_boxes_of_score_zero_are_padding() -> None:
     assert first.names == ["cat", "bee"] and len(second) == 0
     assert (first.source, second.source) == ("a.jpg", None)
     assert [found.source for found in detections(boxes, [(5, 7), (11, 13)], CLASSES)] == [None, None]
+
+
+def suppressed(boxes: list[list[float]], scores: list[float], labels: list[int], iou: float) -> list[int]:
+    """Greedy non-maximum suppression by its definition."""
+
+    def overlap(a: list[float], b: list[float]) -> float:
+        width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+        common = max(width, 0) * max(height, 0)
+        area_a, area_b = (a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1])
+        return common / (area_a + area_b - common)
+
+    kept: list[int] = []
+    for i in sorted(range(len(scores)), key=lambda i: -scores[i]):
+        if all(labels[i] != labels[j] or overlap(boxes[i], boxes[j]) <= iou for j in kept):
+            kept.append(i)
+    return kept
+
+
+@pytest.mark.parametrize("iou", [0.3, 0.5, 0.7, 1.0])
+def test_non_maximum_suppression_within_classes(iou: float) -> None:
+    torch.manual_seed(0)
+    corner, size = torch.rand(200, 2) * 30_000, torch.rand(200, 2) * 9_000 + 2_000  # as large as images may be
+    boxes = torch.cat([corner, corner + size], 1)
+    scores, labels = torch.rand(200).sort(descending=True).values, torch.randint(3, (200,))
+    found = Detections(boxes, scores, labels, CLASSES, (40_000, 40_000))
+    rows = non_maximum(found, iou).tolist()
+    assert rows == suppressed(boxes.double().tolist(), scores.tolist(), labels.tolist(), iou)
+    assert (len(rows) < 200) == (iou < 1)
+
+
+def test_suppression_of_nothing() -> None:
+    none = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long), CLASSES, (5, 7))
+    assert len(none.rows(non_maximum(none, 0.5))) == 0
+
+
+@pytest.mark.parametrize("iou", [0, -0.5, 1.5, 70, float("nan"), True, "0.5"])
+def test_iou_out_of_range(iou: Any) -> None:
+    with pytest.raises(UserError, match="^nms is .* but must be an IoU above 0 and at most 1"):
+        check_nms(iou)
+    check_nms(None)
+    check_nms(1)

@@ -1,21 +1,22 @@
 """Prediction: images to detections, with decoding, resizing and normalization as in training."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Self
 
-import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from detrs.checkpoints.detector import DEFAULT_THRESHOLD, TrainedDetector
+from detrs.checkpoints.detector import TrainedDetector
 from detrs.checkpoints.sources import open_detector
+from detrs.detection_settings import DetectionSettings, Threshold, default_threshold, settings_of
 from detrs.devices import pick_device
 from detrs.errors import UserError
 from detrs.sources import OnError, Source, decoded, handler
-from detrs.structures import Batch, Detections
+from detrs.structures import Detections
+from detrs.tiling import Tiling
 
 
 class ImageDetections(NamedTuple):
@@ -68,15 +69,19 @@ class Predictor:
     def threshold(self) -> float:
         """The default of the smallest score of a detection: the detector's own ``threshold``, which maximizes F1 on
         its validation split, or 0.5 if it has none."""
-        own = self.detector.threshold
-        return DEFAULT_THRESHOLD if own is None else own
+        return default_threshold(self.detector)
 
     def __call__(
         self,
         sources: Source | Iterable[Source],
         *,
-        threshold: float | None = None,
+        threshold: Threshold | None = None,
         batch_size: int = 8,
+        classes: str | Iterable[str] | None = None,
+        nms: float | None = None,
+        tile: int | None = None,
+        overlap: float = 0.2,
+        whole_image: bool = True,
         allow_urls: bool = False,
         on_error: OnError = "raise",
     ) -> list[Detections]:
@@ -86,7 +91,16 @@ class Predictor:
             UserError: as ``predict_iter``.
         """
         found = self.predict_iter(
-            sources, threshold=threshold, batch_size=batch_size, allow_urls=allow_urls, on_error=on_error
+            sources,
+            threshold=threshold,
+            batch_size=batch_size,
+            classes=classes,
+            nms=nms,
+            tile=tile,
+            overlap=overlap,
+            whole_image=whole_image,
+            allow_urls=allow_urls,
+            on_error=on_error,
         )
         return [detections for _, detections in found]
 
@@ -94,8 +108,13 @@ class Predictor:
         self,
         sources: Source | Iterable[Source],
         *,
-        threshold: float | None = None,
+        threshold: Threshold | None = None,
         batch_size: int = 8,
+        classes: str | Iterable[str] | None = None,
+        nms: float | None = None,
+        tile: int | None = None,
+        overlap: float = 0.2,
+        whole_image: bool = True,
         allow_urls: bool = False,
         on_error: OnError = "raise",
     ) -> Iterator[ImageDetections]:
@@ -104,11 +123,19 @@ class Predictor:
         Args:
             sources: one source, or any iterable of them; it may be endless. A folder means the images directly in it,
                 a glob those it matches (``**`` for sub-folders), both sorted and without hidden files.
-            threshold: smallest score of a detection, in [0, 1]; by default ``self.threshold``.
+            threshold: smallest score of a detection, in [0, 1]; by default ``self.threshold``. ``per-class``: that of
+                each class, which the checkpoint contains.
             batch_size: images to read at a time. Images of equal size are batched without padding, so detections do
                 not depend on other images.
+            classes: names of the classes that are returned; by default all.
+            nms: IoU above which a detection is suppressed by a better one of its class, in (0, 1]. By default there is
+                no non-maximum suppression, which detectors of this family do not need.
+            tile: sides in pixels of overlapping tiles, in which objects of larger images are detected. The limit
+                ``max_detections`` is that of each tile then.
+            overlap: smallest overlap of neighboring tiles, a fraction of their side.
+            whole_image: with ``tile``, also detect objects in the whole image, for those that are larger than a tile.
             allow_urls: download ``http://`` and ``https://`` sources.
-            on_error: what to do with a source that cannot be read.
+            on_error: what to do with a source that cannot be read, or that has too many tiles.
 
         Yields:
             An image and its detections in pixels of that image; ``detections.source`` is its path or URL.
@@ -116,42 +143,52 @@ class Predictor:
         Raises:
             UserError: an argument is out of range; or, with ``on_error="raise"``, a source cannot be read.
         """
-        threshold = self.threshold if threshold is None else threshold
-        check_threshold(threshold)
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}, but must be at least 1.")
-        readable = decoded(sources, allow_urls, handler(on_error))
-        return self._batches(readable, threshold, batch_size)  # not a generator: arguments are checked now
+        settings = settings_of(
+            self.detector,
+            threshold=threshold,
+            batch_size=batch_size,
+            classes=classes,
+            nms=nms,
+            tile=tile,
+            overlap=overlap,
+            whole_image=whole_image,
+        )
+        handle = handler(on_error)
+        readable = decoded(sources, allow_urls, handle)
+        if settings.tiling is not None:
+            readable = _with_few_tiles(readable, settings.tiling, handle)
+        return self._batches(readable, settings)  # not a generator: arguments are checked now
+
+    def detect(
+        self,
+        images: Sequence[UInt8[Tensor, "3 _ _"]],
+        settings: DetectionSettings,
+        sources: Sequence[str | None] | None = None,
+    ) -> list[Detections]:
+        """The detections of decoded images: the path of all methods.
+
+        Args:
+            images: uint8, RGB, upright, of any size.
+            settings: of ``settings_of``.
+            sources: path or URL of each image.
+        """
+        found = self.detector.detect_images(
+            images,
+            sources,
+            device=self.device,
+            batch_size=settings.batch_size,
+            nms=settings.nms,
+            tiling=settings.tiling,
+        )
+        return [settings.selected(each) for each in found]
 
     def _batches(
-        self, readable: Iterator[tuple[str | None, Tensor]], threshold: float, batch_size: int
+        self, readable: Iterator[tuple[str | None, Tensor]], settings: DetectionSettings
     ) -> Iterator[ImageDetections]:
-        while items := list(islice(readable, batch_size)):
-            yield from self._predict(items, threshold)
-
-    def _predict(self, items: Sequence[tuple[str | None, Tensor]], threshold: float) -> list[ImageDetections]:
-        """The detections of some images; those of equal size are one batch."""
-        groups: dict[torch.Size, list[int]] = {}
-        resized = [self.detector.preprocessing.resize(image) for _, image in items]
-        for index, image in enumerate(resized):
-            groups.setdefault(image.shape, []).append(index)
-        found: dict[int, ImageDetections] = {}
-        for group in groups.values():
-            detected = self.detector.detect(
-                _batch([resized[index] for index in group]).to(self.device),
-                [(items[index][1].shape[1], items[index][1].shape[2]) for index in group],
-                [items[index][0] for index in group],
-            )
-            found |= {
-                i: ImageDetections(items[i][1], each.filter(threshold)) for i, each in zip(group, detected, strict=True)
-            }
-        return [found[index] for index in range(len(items))]
-
-
-def check_threshold(threshold: float) -> None:
-    """Raise ``UserError`` if ``threshold`` is not in [0, 1], for example a percentage."""
-    if not 0 <= threshold <= 1:
-        raise UserError(f"threshold is {threshold}, but must be in [0, 1].")
+        while items := list(islice(readable, settings.batch_size)):
+            images = [image for _, image in items]
+            found = self.detect(images, settings, [name for name, _ in items])
+            yield from map(ImageDetections, images, found)
 
 
 def load(checkpoint: str | Path, device: str = "auto") -> Predictor:
@@ -159,7 +196,14 @@ def load(checkpoint: str | Path, device: str = "auto") -> Predictor:
     return Predictor.load(checkpoint, device)
 
 
-def _batch(images: list[Tensor]) -> Batch:
-    """Images of equal size (3, H, W) as a batch without padding or targets."""
-    padding = torch.zeros(len(images), *images[0].shape[1:], dtype=torch.bool)  # (B, H, W)
-    return Batch(torch.stack(images), padding, ())
+def _with_few_tiles(
+    readable: Iterator[tuple[str | None, Tensor]], tiling: Tiling, handle: Callable[[str, UserError], object]
+) -> Iterator[tuple[str | None, Tensor]]:
+    """The images without those that have too many tiles, for which ``handle`` is called."""
+    for name, image in readable:
+        try:
+            tiling.views((image.shape[1], image.shape[2]))
+        except UserError as error:
+            handle(name or type(image).__name__, error)
+        else:
+            yield name, image

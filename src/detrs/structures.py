@@ -217,10 +217,15 @@ class Detections:
         """Class name of each detection."""
         return [self.classes.names[label] for label in self.labels.tolist()]
 
-    def filter(self, threshold: float) -> "Detections":
-        """The detections with a score of at least ``threshold``."""
-        keep = self.scores >= threshold
-        return replace(self, boxes_xyxy=self.boxes_xyxy[keep], scores=self.scores[keep], labels=self.labels[keep])
+    def filter(self, threshold: float | Sequence[float]) -> "Detections":
+        """The detections with a score of at least ``threshold``, or that of their class if there is one per class."""
+        if isinstance(threshold, Sequence):
+            return self.rows(self.scores >= self.scores.new_tensor(threshold)[self.labels])
+        return self.rows(self.scores >= threshold)
+
+    def rows(self, index: Tensor) -> "Detections":
+        """The detections of a mask (N,) or of indices."""
+        return replace(self, boxes_xyxy=self.boxes_xyxy[index], scores=self.scores[index], labels=self.labels[index])
 
     def clipped(self) -> "Detections":
         """The same detections with boxes clipped to the image; raw predictions may extend beyond it."""

@@ -2,9 +2,9 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from detrs.errors import UserError
+from detrs.errors import UserError, did_you_mean
 from detrs.structures import Classes
 
 COCO = {
@@ -93,3 +93,26 @@ def match(source_names: Sequence[str], target_names: Sequence[str]) -> list[int 
 def normalized(name: str) -> str:
     """``name`` in a form that is equal for spellings of the same class."""
     return " ".join(re.sub(r"[_-]", " ", unicodedata.normalize("NFC", name)).casefold().split())
+
+
+def labels_of(wanted: str | Iterable[str], names: Sequence[str]) -> frozenset[int]:
+    """The labels of the classes ``wanted``, one name or several.
+
+    Raises:
+        UserError: a name is unknown, or there is none.
+    """
+    given = [wanted] if isinstance(wanted, str) else list(wanted)
+    if not given:
+        raise UserError(f"classes: expected some of {_listed(names)}, got none.")
+    labels = []
+    for name in given:
+        if name not in names:
+            same = [each for each in names if normalized(each) == normalized(str(name))]
+            hint = f" Did you mean '{same[0]}'?" if same else did_you_mean(str(name), names)
+            raise UserError(f"The detector has no class '{name!s:.80}'.{hint} Its classes are {_listed(names)}.")
+        labels.append(names.index(name))
+    return frozenset(labels)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")

@@ -8,19 +8,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from detrs import config, models, schema
 from detrs.checkpoints import format
 from detrs.checkpoints.skeleton import Skeleton
 from detrs.config import Experiment
-from detrs.data.preprocessing import Preprocessing
+from detrs.data.preprocessing import Preprocessing, resized_size
 from detrs.devices import memory_errors
 from detrs.errors import UserError
 from detrs.models.detector import Model
-from detrs.postprocess import detections
+from detrs.postprocess import detections, non_maximum
 from detrs.schema import from_dict, to_dict
 from detrs.structures import Batch, Boxes, Classes, Detections
+from detrs.tile_merging import merge
+from detrs.tiling import Tiling, whole
 
 DEFAULT_THRESHOLD = 0.5
 """Smallest score of a prediction of detectors without a threshold of their own: published weights, and those trained
@@ -59,7 +62,12 @@ class TrainedDetector:
 
     @torch.no_grad()  # not inference_mode, whose tensors cannot be changed in place later
     def detect(
-        self, batch: Batch, image_sizes: Sequence[tuple[int, int]], sources: Sequence[str | None] | None = None
+        self,
+        batch: Batch,
+        image_sizes: Sequence[tuple[int, int]],
+        sources: Sequence[str | None] | None = None,
+        *,
+        nms: float | None = None,
     ) -> list[Detections]:
         """The detections of a batch: the one path of evaluation, prediction and serving.
 
@@ -69,14 +77,63 @@ class TrainedDetector:
             batch: uint8, resized and padded, on the device of ``module``.
             image_sizes: (height, width) in pixels of each original image.
             sources: path or URL of each image.
+            nms: IoU of non-maximum suppression within each class; ``None``: none, as the family needs.
         """
         batch, limit = self.preprocessing.normalize(batch), self.experiment.evaluation.max_detections
         with memory_errors(batch.images, "Lower --batch-size or the image size"):
             boxes = self.module.detect(batch.images, batch.padding, limit)
-        return self._detections(boxes, image_sizes, sources)
+        found = self._detections(boxes, image_sizes, sources)
+        return found if nms is None else [each.rows(non_maximum(each, nms)) for each in found]
+
+    def detect_images(
+        self,
+        images: Sequence[UInt8[Tensor, "3 _ _"]],
+        sources: Sequence[str | None] | None = None,
+        *,
+        device: torch.device | str,
+        batch_size: int = 8,
+        nms: float | None = None,
+        tiling: Tiling | None = None,
+    ) -> list[Detections]:
+        """The detections of images of any size, by ``detect``. Those of equal resized size share a forward pass.
+
+        Args:
+            images: uint8, RGB, upright, not resized.
+            sources: path or URL of each image.
+            device: that of ``module``.
+            batch_size: images or tiles per forward pass.
+            nms: as in ``detect``; of the whole image, after the tiles are merged.
+            tiling: detect objects in tiles of images that are larger than a tile. ``evaluation.max_detections`` is the
+                limit of each tile then.
+
+        Raises:
+            UserError: an image has too many tiles.
+        """
+        sizes = [(image.shape[1], image.shape[2]) for image in images]
+        windows = [[whole(size)] if tiling is None else tiling.views(size) for size in sizes]
+        groups: dict[tuple[int, int], list[tuple[int, int]]] = {}  # resized size -> (image, view)
+        for number, views in enumerate(windows):
+            for view, window in enumerate(views):
+                groups.setdefault(resized_size(window.size, self.preprocessing.resize_to), []).append((number, view))
+        of_view: dict[tuple[int, int], Detections] = {}
+        for group in groups.values():
+            for start in range(0, len(group), batch_size):
+                part = group[start : start + batch_size]
+                parts = [windows[number][view].of(images[number]) for number, view in part]
+                names = None if sources is None else [sources[number] for number, _ in part]
+                batch = unpadded([self.preprocessing.resize(each.contiguous()) for each in parts]).to(device)
+                found = self.detect(batch, [(each.shape[1], each.shape[2]) for each in parts], names)
+                of_view |= zip(part, found, strict=True)
+        merged = [
+            merge(views, [of_view[number, view] for view in range(len(views))], sizes[number])
+            for number, views in enumerate(windows)
+        ]
+        return merged if nms is None else [each.rows(non_maximum(each, nms)) for each in merged]
 
     @torch.no_grad()
-    def detect_layers(self, batch: Batch, image_sizes: Sequence[tuple[int, int]]) -> list[LayerDetections]:
+    def detect_layers(
+        self, batch: Batch, image_sizes: Sequence[tuple[int, int]], *, nms: float | None = None
+    ) -> list[LayerDetections]:
         """The detections of each decoder layer; those of the last are ``detect``'s. Arguments as in ``detect``."""
         batch, limit = self.preprocessing.normalize(batch), self.experiment.evaluation.max_detections
         with memory_errors(batch.images, "Lower --batch-size or the image size"):
@@ -87,7 +144,12 @@ class TrainedDetector:
             if layer.queries is not None:  # without the padding, as in ``detections``
                 is_real = layer.boxes.scores != 0
                 queries = [own[real].cpu() for own, real in zip(layer.queries, is_real, strict=True)]
-            found.append(LayerDetections(self._detections(layer.boxes, image_sizes), queries, layer.num_queries))
+            own = self._detections(layer.boxes, image_sizes)
+            if nms is not None:
+                kept = [non_maximum(each, nms) for each in own]
+                own = [each.rows(rows) for each, rows in zip(own, kept, strict=True)]
+                queries = queries and [each[rows] for each, rows in zip(queries, kept, strict=True)]
+            found.append(LayerDetections(own, queries, layer.num_queries))
         return found
 
     def _detections(
@@ -95,6 +157,12 @@ class TrainedDetector:
     ) -> list[Detections]:
         found = detections(boxes, image_sizes, self.classes, sources)
         return [each.clipped() for each in found] if self.experiment.evaluation.clip else found
+
+
+def unpadded(images: Sequence[Tensor]) -> Batch:
+    """Images of equal size (3, H, W) as a batch without padding or targets."""
+    padding = torch.zeros(len(images), *images[0].shape[1:], dtype=torch.bool)  # (B, H, W)
+    return Batch(torch.stack(tuple(images)), padding, ())
 
 
 def preprocessing_of(experiment: Experiment) -> Preprocessing:

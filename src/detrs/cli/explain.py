@@ -72,8 +72,9 @@ def run(argv: list[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from detrs.detection_settings import check_threshold
     from detrs.explanation.explain import explain_iter
-    from detrs.predictor import Predictor, check_threshold
+    from detrs.predictor import Predictor
 
     if arguments.threshold is not None:
         check_threshold(arguments.threshold)

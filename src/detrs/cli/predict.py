@@ -58,7 +58,8 @@ def run(argv: list[str]) -> None:
         raise UserError(
             "No sources given. Usage: detrs predict CHECKPOINT SOURCE..., with files, folders or glob patterns."
         )
-    from detrs.predictor import Predictor, check_threshold
+    from detrs.detection_settings import check_threshold
+    from detrs.predictor import Predictor
     from detrs.visualization.draw import Style
 
     if arguments.show_labels and arguments.hide_labels:

@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 
 from detrs.checkpoints.detector import TrainedDetector
+from detrs.detection_settings import check_threshold
 from detrs.errors import UserError
 from detrs.explanation.builders import BUILDERS, TRACERS
 from detrs.explanation.gradients import gradients
 from detrs.explanation.recording import Call, Selection, recording
 from detrs.explanation.trace import best_queries
 from detrs.explanation.views import Explanation
-from detrs.predictor import ImageDetections, Predictor, check_threshold
+from detrs.predictor import ImageDetections, Predictor
 from detrs.sources import OnError, Source
 
 MAX_TOKENS = 400
