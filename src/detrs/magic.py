@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+VIDEO = "a video"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -43,9 +44,20 @@ TABLE = (
     Magic(b"ftypavif", "an AVIF image", offset=4),
     Magic(b"ftyphei", "an HEIC image", offset=4),
     Magic(b"ftypmif1", "an HEIC image", offset=4),
-    Magic(b"ftyp", "a video", offset=4),
+    Magic(b"ftyp", VIDEO, offset=4),
+    Magic(b"moov", VIDEO, offset=4),
+    Magic(b"mdat", VIDEO, offset=4),
+    Magic(b"AVI LIST", VIDEO, offset=8),
+    Magic(b"\x1aE\xdf\xa3", VIDEO),  # Matroska and WebM
+    Magic(b"FLV\x01", VIDEO),
+    Magic(b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", VIDEO),  # ASF and WMV
+    Magic(b"\x00\x00\x01\xba", VIDEO),  # MPEG program stream
+    Magic(b"\x00\x00\x01\xb3", VIDEO),  # MPEG video
 )
 """The first match counts."""
+
+_TS_PACKET = 188
+"""Bytes of a packet of an MPEG transport stream; each begins with the letter G."""
 
 
 def kind_of(start: bytes) -> str | None:
@@ -64,4 +76,9 @@ def kind_of(start: bytes) -> str | None:
     for magic in TABLE:
         if start.startswith(magic.start, magic.offset) or (magic.offset == 0 and text.startswith(magic.start)):
             return magic.kind
-    return None
+    return VIDEO if start[:1] == start[_TS_PACKET : _TS_PACKET + 1] == b"G" else None
+
+
+def is_video(start: bytes) -> bool:
+    """Whether a file is a video by its first bytes, at least 189."""
+    return kind_of(start) == VIDEO

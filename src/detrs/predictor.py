@@ -1,22 +1,27 @@
 """Prediction: images to detections, with decoding, resizing and normalization as in training."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from jaxtyping import UInt8
 from torch import Tensor
 
 from detrs.checkpoints.detector import TrainedDetector
 from detrs.checkpoints.sources import open_detector
+from detrs.data.images import decode_image
 from detrs.detection_settings import DetectionSettings, Threshold, default_threshold, settings_of
 from detrs.devices import pick_device
 from detrs.errors import UserError
 from detrs.sources import OnError, Source, decoded, handler
 from detrs.structures import Detections
 from detrs.tiling import Tiling
+from detrs.video.connection import Frame
+from detrs.video.reading import check_frame_arguments, frame_batches
+from detrs.video.sources import parse_source
 
 
 class ImageDetections(NamedTuple):
@@ -25,6 +30,22 @@ class ImageDetections(NamedTuple):
     image: UInt8[Tensor, "3 H W"]
     """As decoded: uint8, RGB, upright."""
     detections: Detections
+
+
+class FrameDetections(NamedTuple):
+    """A frame of a video and its detections."""
+
+    image: UInt8[Tensor, "3 H W"]
+    """uint8, RGB, upright."""
+    detections: Detections
+    frame_index: int
+    """Number of the frame in the video, from 0; frames that are not predicted count."""
+    time_seconds: float
+    """Since the start of the video; of a live source, since its first frame."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary: ``frame``, ``time_seconds``, and ``Detections.to_json``."""
+        return {"frame": self.frame_index, "time_seconds": round(self.time_seconds, 6), **self.detections.to_json()}
 
 
 class Predictor:
@@ -181,6 +202,79 @@ class Predictor:
             tiling=settings.tiling,
         )
         return [settings.selected(each) for each in found]
+
+    def predict_video(
+        self,
+        source: str | Path | int,
+        *,
+        threshold: Threshold | None = None,
+        batch_size: int = 8,
+        stride: int = 1,
+        max_frames: int | None = None,
+        classes: str | Iterable[str] | None = None,
+        nms: float | None = None,
+        tile: int | None = None,
+        overlap: float = 0.2,
+        whole_image: bool = True,
+        allow_urls: bool = False,
+        reconnect: int = 4,
+        on_error: OnError = "skip",
+    ) -> Iterator[FrameDetections]:
+        """Frames of a video and their detections, one by one. Requires PyAV: ``pip install 'detrs[stream]'``.
+
+        A frame is predicted as an image of its size is; it depends on no other frame. Files are read completely. Of a
+        live source, frames are dropped if prediction is slower, and the newest are predicted.
+
+        Args:
+            source: a video file, the number of a camera such as 0, a device such as ``/dev/video0``, or the URL of a
+                stream (RTSP, RTMP, HTTP, SRT, UDP).
+            threshold, classes, nms, tile, overlap, whole_image: as in ``predict_iter``.
+            batch_size: frames to read at a time.
+            stride: step between two predicted frames; 5 predicts frames 0, 5, 10, ...
+            max_frames: number of predicted frames after which to stop; by default all.
+            allow_urls: open URLs.
+            reconnect: attempts to open a live source again after it broke off or ended, 1, 2, 4, ... seconds apart.
+            on_error: what to do with a damaged frame, and if a live source breaks off.
+
+        Yields:
+            A frame, its detections in its pixels, its index and time; ``detections.source`` is the name of the video,
+            without the password of a URL.
+
+        Raises:
+            UserError: an argument is out of range; PyAV is not installed; the video cannot be opened or has no frame;
+                or, with ``on_error="raise"``, a frame is damaged.
+        """
+        settings = settings_of(
+            self.detector,
+            threshold=threshold,
+            batch_size=batch_size,
+            classes=classes,
+            nms=nms,
+            tile=tile,
+            overlap=overlap,
+            whole_image=whole_image,
+        )
+        check_frame_arguments(stride, max_frames, reconnect)
+        video = parse_source(source, allow_urls)
+        batches = frame_batches(
+            video,
+            batch_size=batch_size,
+            stride=stride,
+            max_frames=max_frames,
+            reconnect=reconnect,
+            damaged=handler(on_error),
+        )
+        return self._frames(batches, video.name, settings)  # not a generator: arguments are checked now
+
+    def _frames(
+        self, batches: Generator[list[Frame], None, None], name: str, settings: DetectionSettings
+    ) -> Iterator[FrameDetections]:
+        with closing(batches):
+            for batch in batches:
+                images = [decode_image(frame.pixels) for frame in batch]
+                found = self.detect(images, settings, [name] * len(images))
+                for frame, image, each in zip(batch, images, found, strict=True):
+                    yield FrameDetections(image, each, frame.frame_index, frame.time_seconds)
 
     def _batches(
         self, readable: Iterator[tuple[str | None, Tensor]], settings: DetectionSettings

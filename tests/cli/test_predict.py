@@ -46,6 +46,8 @@ def test_json_and_annotated_images(detrs: Callable, checkpoint: Path, folder: Pa
         "checkpoint": str(checkpoint),
         "threshold": 0.001,
         "num_images": 3,
+        "num_videos": 0,
+        "num_frames": 0,
         "num_detections": sum(map(len, expected)),
         "skipped": [],
     }

@@ -62,9 +62,13 @@ def stem(source: str) -> str:
 
 
 def write_summary(
-    path: Path, values: Mapping[str, Any], images: Sequence[Mapping[str, Any]], errors: Mapping[str, UserError]
+    path: Path,
+    values: Mapping[str, Any],
+    images: Sequence[Mapping[str, Any]],
+    errors: Mapping[str, UserError],
+    videos: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[dict[str, str]]:
-    """Write the results of all images and the sources that were skipped.
+    """Write the results of all images, and videos, and the sources that were skipped.
 
     Nothing is written if the only source was skipped: its error has everything, and the folder can be used again.
 
@@ -75,8 +79,9 @@ def write_summary(
         UserError: the file cannot be written.
     """
     skipped = [{"source": source, "reason": str(error)} for source, error in errors.items()]
-    if images or len(errors) != 1:
-        write(path, {**values, "images": images, "skipped": skipped})
+    if images or videos or len(errors) != 1:
+        entries = {"images": images} if videos is None else {"images": images, "videos": videos}
+        write(path, {**values, **entries, "skipped": skipped})
     return skipped
 
 

@@ -23,6 +23,8 @@ class Results:
     style: "Style"
     images: list[dict[str, Any]] = field(default_factory=list)
     """One entry of ``predictions.json`` for each image."""
+    videos: list[dict[str, Any]] = field(default_factory=list)
+    """One entry of ``predictions.json`` for each video."""
     rows: list[tuple[str, str]] = field(default_factory=list)
     """Source and its detections, for the table."""
     errors: dict[str, UserError] = field(default_factory=dict)
@@ -37,8 +39,14 @@ class Results:
 
     @property
     def num_detections(self) -> int:
-        """Detections in all images."""
-        return sum(len(image["detections"]) for image in self.images)
+        """Detections in all images and frames."""
+        in_videos: int = sum(video["num_detections"] for video in self.videos)
+        return sum(len(image["detections"]) for image in self.images) + in_videos
+
+    @property
+    def num_frames(self) -> int:
+        """Predicted frames of all videos."""
+        return sum(video["num_frames"] for video in self.videos)
 
 
 def predict_images(predicted: Iterable["ImageDetections"], results: Results, show: Callable[[str], object]) -> None:
