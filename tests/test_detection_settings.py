@@ -30,7 +30,9 @@ class Fixed(RectangleFinder):
     def detect(self, images: torch.Tensor, padding: torch.Tensor, max_detections: int = 100) -> Boxes:
         scores, labels, boxes = zip(*self.ROWS, strict=True)
         height, width = SIZE
-        relative = xyxy_to_cxcywh(torch.tensor(boxes, dtype=torch.float32)) / torch.tensor([width, height, width, height])
+        relative = xyxy_to_cxcywh(torch.tensor(boxes, dtype=torch.float32)) / torch.tensor(
+            [width, height, width, height]
+        )
         rows = relative, torch.tensor(scores), torch.tensor(labels)
         return Boxes(*(each[None].repeat(len(images), *[1] * each.ndim) for each in rows))
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from detrs.checkpoints.detector import load_detector, save_detector
 from detrs.cli import report
 from detrs.engine.evaluate import evaluate_checkpoint
+from detrs.predictor import Predictor
 
 
 def test_json_is_the_report_of_the_engine(detrs: Callable, checkpoint: Path, data: Path, tmp_path: Path) -> None:
@@ -133,3 +134,26 @@ def test_any_size_can_be_evaluated(detrs: Callable, checkpoint: Path, tmp_path: 
     save_detector(tmp_path / "best.safetensors", detector)
     done = detrs("evaluate", tmp_path / "best.safetensors", "--device", "cpu", "--image-size", 64, "--json")
     assert done.code == 0 and done.json["num_images"] == 3
+
+
+def test_tiles_and_suppression_are_those_of_prediction(
+    detrs: Callable, checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    results = tmp_path / "results.json"
+    words = ("--tile", 48, "--overlap", 0.4, "--nms", 0.6, "--results", results, "--device", "cpu")
+    done = detrs("evaluate", checkpoint, "--data", data, *words)
+    assert done.code == 0, done.err
+    paths = sorted((data / "images").glob("val-*.png"))
+    found = Predictor.load(checkpoint, "cpu")(paths, threshold=0.0, tile=48, overlap=0.4, nms=0.6)
+    scored = json.loads(results.read_text())
+    assert len(scored) == sum(map(len, found)) > 0
+    expected = sorted(score for each in found for score in each.scores.tolist())
+    assert sorted(result["score"] for result in scored) == pytest.approx(expected, abs=1e-6)
+    for flags, message in (
+        (("--overlap", 0.4), "--overlap has no effect without --tile SIZE"),
+        (("--tiles-only",), "--tiles-only has no effect without --tile SIZE"),
+        (("--tile", 5), "tile is 5, but must be"),
+        (("--nms", 70), "nms is 70.0, but must be"),
+    ):
+        done = detrs("evaluate", checkpoint, "--data", data, *flags)
+        assert done.code == 2 and done.message.startswith(message)

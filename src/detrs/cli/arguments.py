@@ -128,6 +128,17 @@ def is_given(flag: str, argv: list[str]) -> bool:
     return any(word.partition("=")[0].replace("_", "-") == name for word in argv)
 
 
+def check_tile_flags(tile: int | None, argv: list[str]) -> None:
+    """Reject the flags that only have an effect with ``--tile``.
+
+    Raises:
+        UserError: ``argv`` has one of them, but ``tile`` is ``None``.
+    """
+    for flag in ("overlap", "tiles-only"):
+        if tile is None and is_given(flag, argv):
+            raise UserError(f"--{flag} has no effect without --tile SIZE: add it, or remove --{flag}.")
+
+
 def check_data(path: str | None) -> None:
     """Reject the name ``digits`` when it is ambiguous.
 

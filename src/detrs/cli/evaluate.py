@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from detrs.cli.arguments import Flag, Size, as_pair, check_data, parse
+from detrs.cli.arguments import Flag, Size, as_pair, check_data, check_tile_flags, parse
 from detrs.cli.report import console, counting, print_json
 from detrs.errors import UserError
 
@@ -36,6 +36,14 @@ class EvaluateArguments:
     """Pad images of different size to one batch, as the authors did. Default: as in training."""
     clip: bool | None = None
     """Clip boxes to the image. Default: as in training."""
+    nms: float | None = None
+    """IoU above which a detection is suppressed by a better one of its class, as in detrs predict. Default: none."""
+    tile: int | None = None
+    """Detect objects in overlapping tiles of this size in pixels, as in detrs predict. Default: in whole images."""
+    overlap: float = 0.2
+    """With --tile: smallest overlap of neighboring tiles, as a fraction of the tile."""
+    tiles_only: Flag = False
+    """With --tile: do not detect objects in the whole image, too."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     workers: int = 0
@@ -54,6 +62,7 @@ def run(argv: list[str]) -> None:
     if arguments.results:
         check_writable(arguments.results)
     check_data(arguments.data)
+    check_tile_flags(arguments.tile, argv)
     from detrs.engine.evaluate import evaluate_checkpoint
     from detrs.engine.runtime import is_main_process
 
@@ -72,6 +81,10 @@ def run(argv: list[str]) -> None:
             max_detections=arguments.max_detections,
             pad=arguments.pad,
             clip=arguments.clip,
+            nms=arguments.nms,
+            tile=arguments.tile,
+            overlap=arguments.overlap,
+            whole_image=not arguments.tiles_only,
             device=arguments.device,
             workers=arguments.workers,
             diagnose=arguments.report is not None,

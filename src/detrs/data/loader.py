@@ -82,7 +82,7 @@ def training_batches(
 
 def evaluation_batches(
     dataset: Dataset,
-    resize_to: tuple[int, int],
+    resize_to: tuple[int, int] | None,
     batch_size: int,
     *,
     pad: bool = False,
@@ -98,7 +98,7 @@ def evaluation_batches(
 
     Args:
         dataset: images and their sizes.
-        resize_to: (short, long) in pixels.
+        resize_to: (short, long) in pixels; ``None``: images keep their size.
         batch_size: largest number of images in a batch.
         pad: ignore sizes: batches are consecutive images, padded to the largest, as in the authors' evaluation.
         fixed: used instead of ``resize_to``, for exported files with static size.
@@ -184,7 +184,7 @@ class _EvaluationPlans:
     def __init__(
         self,
         dataset: Dataset,
-        resize_to: tuple[int, int],
+        resize_to: tuple[int, int] | None,
         batch_size: int,
         pad: bool,
         fixed: FixedSize | None,
@@ -194,7 +194,8 @@ class _EvaluationPlans:
         self.dataset = dataset
         groups: dict[tuple[int, int] | None, list[_Item]] = {}
         for index in range(len(dataset)):
-            size = resized_size(dataset.size_of(index), resize_to, fixed)
+            original = dataset.size_of(index)
+            size = resized_size(original, resize_to, fixed) if resize_to else original
             groups.setdefault(None if pad else size, []).append(_Item(index, transforms.Plan(False, None, size)))
         batches = [
             group[start : start + batch_size] for group in groups.values() for start in range(0, len(group), batch_size)

@@ -30,7 +30,9 @@ from detrs.evaluation.coco import CocoReport, coco_report
 from detrs.evaluation.diagnosis import Diagnosis
 from detrs.evaluation.layers import ImageLayers
 from detrs.evaluation.matching import Matching
+from detrs.postprocess import check_nms
 from detrs.structures import Classes, Target
+from detrs.tiling import Tiling, tiling_of
 
 logger = logging.getLogger("detrs")
 
@@ -51,7 +53,9 @@ class Scores:
     threshold: float | None = None
     """Of the checkpoint."""
     layers: Sequence[ImageLayers] = field(default=(), repr=False)
-    """The detections of each decoder layer; empty without ``diagnose=True``."""
+    """The detections of each decoder layer; empty without ``diagnose=True``, and with tiles."""
+    max_detections: int = 100
+    """The largest number of detections of an image; with tiles, of an image with the most tiles."""
 
     @cached_property
     def matching(self) -> Matching:
@@ -66,13 +70,13 @@ class Scores:
         Numbers at a threshold refer to that of the checkpoint, which predictions use by default; if it has none, to the
         best F1 of this evaluation. AP of each layer and use of queries need ``diagnose=True``.
         """
-        assert self.dataset is not None and self.experiment is not None
+        assert self.dataset is not None
         return diagnoses.diagnose(
             checked_ground_truth(self.dataset),
             self.results,
             matched=self.matching,
             threshold=self.threshold,
-            max_detections=self.experiment.evaluation.max_detections,
+            max_detections=self.max_detections,
             layers=self.layers,
         )
 
@@ -109,6 +113,8 @@ def evaluate(
     runtime: Runtime,
     *,
     workers: int = 0,
+    nms: float | None = None,
+    tiling: Tiling | None = None,
     diagnose: bool = False,
     on_images: Callable[[int, int], None] | None = None,
 ) -> Scores:
@@ -123,7 +129,9 @@ def evaluate(
             are not scored.
         runtime: device and processes.
         workers: loader processes.
-        diagnose: keep the detections of each decoder layer, for ``Scores.diagnosis``.
+        nms: IoU of non-maximum suppression, as in prediction.
+        tiling: detect objects in tiles of large images, as in prediction; ``evaluation.pad`` has no effect then.
+        diagnose: keep the detections of each decoder layer, for ``Scores.diagnosis``; not with ``tiling``.
         on_images: called after each batch with the number of images done, and of all images.
 
     Raises:
@@ -136,24 +144,29 @@ def evaluate(
     own_layers: list[ImageLayers] = []
     was_training, done = module.training, 0
     module.eval()
+    batch_size = evaluation_batch_size(experiment)
     try:
         for batch in evaluation_batches(
             dataset,
-            detector.preprocessing.resize_to,
-            evaluation_batch_size(experiment),
-            pad=experiment.evaluation.pad,
+            None if tiling else detector.preprocessing.resize_to,
+            batch_size,
+            pad=experiment.evaluation.pad and not tiling,
             fixed=detector.preprocessing.fixed,
             workers=workers,
             rank=runtime.rank,
             world_size=runtime.world_size,
         ):
             sizes = [target.original_size for target in batch.targets]
-            if diagnose:
-                layers = detector.detect_layers(batch.to(runtime.device), sizes)
+            if tiling:
+                found = detector.detect_images(
+                    batch.images.unbind(), device=runtime.device, batch_size=batch_size, nms=nms, tiling=tiling
+                )
+            elif diagnose:
+                layers = detector.detect_layers(batch.to(runtime.device), sizes, nms=nms)
                 own_layers += image_layers(layers, batch.targets, is_scored)
                 found = layers[-1].detections
             else:
-                found = detector.detect(batch.to(runtime.device), sizes)
+                found = detector.detect(batch.to(runtime.device), sizes, nms=nms)
             for target, of_image in zip(batch.targets, found, strict=True):
                 labels = of_image.labels.tolist()
                 scored = zip(of_image.to_coco(target.image_id), labels, strict=True)
@@ -167,12 +180,14 @@ def evaluate(
     results = sorted(runtime.gather(own), key=lambda result: position[result["image_id"]])
     all_layers = sorted(runtime.gather(own_layers), key=lambda each: position[each.image_id]) if diagnose else ()
     limit = experiment.evaluation.max_detections
+    if tiling:
+        limit *= max(len(tiling.views(dataset.size_of(index))) for index in range(len(dataset)))
     report = coco_report(checked_ground_truth(dataset), results, max_detections=limit) if runtime.is_main else None
     shared = runtime.from_main(report)
     assert shared is not None
     num_skipped = getattr(dataset, "num_skipped", 0)  # not a member of the protocol: datasets in Python skip nothing
     report = replace(shared, num_skipped=num_skipped)
-    return Scores(report, results, dataset, experiment, detector.threshold, all_layers)
+    return Scores(report, results, dataset, experiment, detector.threshold, all_layers, limit)
 
 
 def image_layers(
@@ -206,6 +221,10 @@ def evaluate_checkpoint(
     max_detections: int | None = None,
     pad: bool | None = None,
     clip: bool | None = None,
+    nms: float | None = None,
+    tile: int | None = None,
+    overlap: float = 0.2,
+    whole_image: bool = True,
     device: str = "auto",
     workers: int = 0,
     diagnose: bool = False,
@@ -223,15 +242,22 @@ def evaluate_checkpoint(
         max_detections: per image; by default as in training.
         pad: pad images of different size to one batch, as the authors did; by default as in training.
         clip: clip boxes to the image; by default as in training.
+        nms: IoU of non-maximum suppression, as for ``Predictor``; by default none.
+        tile: sides in pixels of the tiles in which objects of larger images are detected, as for ``Predictor``; by
+            default none. ``max_detections`` is the limit of each tile then, and ``pad`` has no effect.
+        overlap: smallest overlap of neighboring tiles, a fraction of their side.
+        whole_image: with ``tile``, also detect objects in the whole image.
         device: ``auto``, ``cpu``, ``cuda``, ...
         workers: loader processes.
         diagnose: keep the detections of each decoder layer, so that ``diagnosis`` and ``write_report`` of the result
-            also have the AP of each layer and the use of queries.
+            also have the AP of each layer and the use of queries; not with ``tile``.
         on_images: called after each batch with the number of images done, and of all images.
 
     Raises:
         UserError: there is no such checkpoint or dataset, their classes differ, or an argument is out of range.
     """
+    check_nms(nms)
+    tiling = tiling_of(tile, overlap, whole_image)
     runtime = Runtime(RuntimeConfig(device=device))
     detector = open_detector(path)
     trained, fixed = detector.experiment, detector.preprocessing.fixed
@@ -279,7 +305,16 @@ def evaluate_checkpoint(
         experiment=experiment,
         preprocessing=replace(detector.preprocessing, resize_to=experiment.data.resize_to),
     )
-    return evaluate(detector, dataset, runtime, workers=workers, diagnose=diagnose, on_images=on_images)
+    return evaluate(
+        detector,
+        dataset,
+        runtime,
+        workers=workers,
+        nms=nms,
+        tiling=tiling,
+        diagnose=diagnose,
+        on_images=on_images,
+    )
 
 
 def open_validation(experiment: Experiment, *, is_given: bool, is_exact: bool) -> Dataset:
