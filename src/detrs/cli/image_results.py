@@ -17,8 +17,10 @@ MAX_STEM_BYTES = 200
 """Most file systems limit names to 255 bytes, and a number and ``.jpg`` follow."""
 
 
-def origin(given: float | None, stored: float | None) -> str:
+def origin(given: float | str | None, stored: float | None) -> str:
     """Where the threshold comes from."""
+    if given == "per-class":
+        return "stored in the checkpoint, best F1 of each class"
     if given is not None:
         return "from --threshold"
     return "default, since the checkpoint contains none" if stored is None else "stored in the checkpoint, best F1"

@@ -3,21 +3,33 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import tyro
 
-from detrs.cli.arguments import Flag, new_folder, parse
+from detrs.cli.arguments import Flag, check_tile_flags, is_given, new_folder, parse
 from detrs.cli.image_results import create_output_folder, origin, raise_errors, raise_only_error, write_summary
 from detrs.cli.predict_images import Results, predict_images
 from detrs.cli.predict_streams import Damage, predict_stream, source_name
+from detrs.cli.prediction_files import FileChoice, PredictionFiles
 from detrs.cli.report import console, print_json
 from detrs.errors import UserError, counted
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from detrs.detection_settings import Threshold
     from detrs.predictor import Predictor
+
+
+class DetectionArguments(TypedDict):
+    """Those of the arguments of ``Predictor`` that are the same for images and videos."""
+
+    classes: tuple[str, ...] | None
+    nms: float | None
+    tile: int | None
+    overlap: float
+    whole_image: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +48,19 @@ class PredictArguments:
     --allow-urls also URLs of images and of streams (RTSP, RTMP, HTTP)."""
     output: Path | None = None
     """Output folder, new or empty. Default: runs/predict-N."""
-    threshold: float | None = None
+    threshold: Annotated[str | None, tyro.conf.arg(metavar="FLOAT|per-class")] = None
     """Minimum score of a detection. Default: the one that maximizes F1 on the validation split of training, which is
-    stored in the checkpoint; 0.5 if it has none."""
+    stored in the checkpoint; 0.5 if it has none. per-class: likewise, that of each class."""
+    classes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME...")] = ()
+    """Classes to return. Default: all."""
+    nms: float | None = None
+    """IoU above which a detection is suppressed by a better one of its class. Default: no suppression."""
+    tile: int | None = None
+    """Detect objects of larger images in overlapping tiles of this size in pixels. Default: in whole images."""
+    overlap: float = 0.2
+    """With --tile: smallest overlap of neighboring tiles, as a fraction of the tile."""
+    tiles_only: Flag = False
+    """With --tile: do not detect objects in the whole image, too."""
     batch_size: int = 8
     """Images or frames read at a time; those of equal size share a forward pass."""
     stride: int = 1
@@ -61,6 +83,14 @@ class PredictArguments:
     """Width of the boxes' outlines in pixels. Default: proportional to the image, thinner around small objects."""
     color_by: Literal["class", "instance"] = "class"
     """One color per class, or another color for each object."""
+    save_crops: Flag = False
+    """Write the pixels of each object to crops/CLASS/."""
+    save_yolo: Flag = False
+    """Write a dataset with the detections as labels to yolo/, in the layout of YOLO."""
+    save_confidence: Flag = False
+    """With --save-yolo: add the score to each line of the labels, which are no dataset then."""
+    save_csv: Flag = False
+    """Write detections.csv with one row per detection."""
     json: Flag = False
     """Print one JSON object to stdout; the table goes to stderr."""
 
@@ -73,7 +103,7 @@ def run(argv: list[str]) -> None:
             "No sources given. Usage: detrs predict CHECKPOINT SOURCE..., with files, folders, patterns or cameras."
         )
     from detrs.cli.predict_sources import split_sources
-    from detrs.detection_settings import check_threshold
+    from detrs.detection_settings import thresholds_of
     from detrs.predictor import Predictor
     from detrs.video.reading import check_frame_arguments
     from detrs.visualization.draw import Style
@@ -81,10 +111,28 @@ def run(argv: list[str]) -> None:
     if arguments.show_labels and arguments.hide_labels:
         raise UserError("--show-labels and --hide-labels exclude each other: pass only one of them.")
     style = Style(show_labels=not arguments.hide_labels, line_width=arguments.line_width, color_by=arguments.color_by)
-    if arguments.threshold is not None:
-        check_threshold(arguments.threshold)
+    given = parse_threshold(arguments.threshold)
+    check_tile_flags(arguments.tile, argv)
+    if is_given("classes", argv) and not arguments.classes:
+        raise UserError("--classes expects at least one name, got none.")
+    if arguments.save_confidence and not arguments.save_yolo:
+        raise UserError("--save-confidence has no effect without --save-yolo: add it, or remove --save-confidence.")
+    choice = FileChoice(
+        crops=arguments.save_crops,
+        yolo=arguments.save_yolo,
+        confidence=arguments.save_confidence,
+        csv=arguments.save_csv,
+    )
     predictor = Predictor.load(arguments.checkpoint, arguments.device)
-    threshold = predictor.threshold if arguments.threshold is None else arguments.threshold
+    threshold = thresholds_of(predictor.detector, given)
+    classes = predictor.detector.classes
+    detection: DetectionArguments = {
+        "classes": arguments.classes or None,
+        "nms": arguments.nms,
+        "tile": arguments.tile,
+        "overlap": arguments.overlap,
+        "whole_image": not arguments.tiles_only,
+    }
     errors: dict[str, UserError] = {}
     check_frame_arguments(arguments.stride, arguments.max_frames, arguments.reconnect)
     sources = split_sources(arguments.sources, arguments.allow_urls)
@@ -94,21 +142,24 @@ def run(argv: list[str]) -> None:
         batch_size=arguments.batch_size,
         allow_urls=arguments.allow_urls,
         on_error=errors.__setitem__,
+        **detection,
     )
     output = create_output_folder(arguments.output or new_folder("predict"))  # arguments are checked by now
     predictions = output / "predictions.json"
-    results = Results(output=output, threshold=threshold, style=style, errors=errors)
-    values = {"checkpoint": arguments.checkpoint, "threshold": threshold}
+    files = PredictionFiles(output, classes, choice)
+    results = Results(output=output, threshold=threshold, style=style, files=files, errors=errors)
+    shown = dict(zip(classes.names, threshold, strict=True)) if isinstance(threshold, tuple) else threshold
+    values = {"checkpoint": arguments.checkpoint, "threshold": shown}
     try:
         with console(as_json=True).status("predicting") as status:
             predict_images(predicted, results, status.update)
             for source in sources.videos:
-                predict_video(predictor, source, arguments, results, status.update)
+                predict_video(predictor, source, arguments, detection, results, status.update)
     finally:
         skipped = write_summary(predictions, values, results.images, errors, results.videos)
     raise_only_error([*results.images, *results.videos], errors)
 
-    print_results(results, console(as_json=arguments.json), origin(arguments.threshold, predictor.detector.threshold))
+    print_results(results, console(as_json=arguments.json), origin(given, predictor.detector.threshold))
     if arguments.json:
         summary = {
             "num_images": len(results.images),
@@ -122,7 +173,12 @@ def run(argv: list[str]) -> None:
 
 
 def predict_video(
-    predictor: "Predictor", source: str, arguments: PredictArguments, results: Results, show: Callable[[str], object]
+    predictor: "Predictor",
+    source: str,
+    arguments: PredictArguments,
+    detection: DetectionArguments,
+    results: Results,
+    show: Callable[[str], object],
 ) -> None:
     """Predict the frames of one video; an error of its name is recorded."""
     damage = Damage()
@@ -136,12 +192,31 @@ def predict_video(
             allow_urls=arguments.allow_urls,
             reconnect=arguments.reconnect,
             on_error=damage.add,
+            **detection,
         )
     except UserError as error:
         results.errors[source_name(source)] = error
         return
     annotate = not arguments.no_video
     predict_stream(frames, source, results, damage, stride=arguments.stride, annotate=annotate, show=show)
+
+
+def parse_threshold(text: str | None) -> "Threshold | None":
+    """The value of ``--threshold``.
+
+    Raises:
+        UserError: it is neither a number in [0, 1] nor ``per-class``.
+    """
+    from detrs.detection_settings import PER_CLASS, check_threshold
+
+    if text is None or text == PER_CLASS:
+        return text
+    try:
+        threshold = float(text)
+    except ValueError:
+        raise UserError(f"--threshold expects a number in [0, 1] or {PER_CLASS}, got '{text}'.") from None
+    check_threshold(threshold)
+    return threshold
 
 
 def print_results(results: Results, screen: "Console", threshold_origin: str) -> None:
@@ -161,9 +236,12 @@ def print_results(results: Results, screen: "Console", threshold_origin: str) ->
         everything.append(f"{counted(len(results.videos), 'video')} ({counted(results.num_frames, 'frame')})")
     if results.rows:
         screen.print(table)
-    screen.print(f"threshold {results.threshold}: {threshold_origin}")
+    per_class = isinstance(results.threshold, tuple)
+    screen.print(f"threshold {'per class' if per_class else results.threshold}: {threshold_origin}")
     found = f"{counted(objects, 'detection')} in {' and '.join(everything)}"
     screen.print(f"{found}: {results.output / 'predictions.json'}", soft_wrap=True)
     if results.rows and not objects:
         highest = f"the highest score is {results.best:.3f}"
-        screen.print(f"No detection reaches the threshold {results.threshold}; {highest}.")
+        screen.print(
+            f"No detection reaches the threshold {'of its class' if per_class else results.threshold}; {highest}."
+        )

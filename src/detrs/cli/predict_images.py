@@ -9,6 +9,9 @@ from detrs.cli.image_results import counts, stem
 from detrs.errors import UserError, counted, printable
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from detrs.cli.prediction_files import PredictionFiles
     from detrs.predictor import ImageDetections
     from detrs.structures import Detections
     from detrs.visualization.draw import Style
@@ -19,8 +22,11 @@ class Results:
     """What was found so far, and what failed."""
 
     output: Path
-    threshold: float
+    threshold: float | tuple[float, ...]
+    """Smallest score of a detection, or that of each class."""
     style: "Style"
+    files: "PredictionFiles"
+    """Crops, labels and table, if they are wanted."""
     images: list[dict[str, Any]] = field(default_factory=list)
     """One entry of ``predictions.json`` for each image."""
     videos: list[dict[str, Any]] = field(default_factory=list)
@@ -36,6 +42,21 @@ class Results:
         """The detections at the threshold; the best score of all is remembered."""
         self.best = max(self.best, *everything.scores[:1].tolist(), 0.0)  # sorted by score
         return everything.filter(self.threshold)
+
+    def write_files(
+        self,
+        image: "Tensor",
+        found: "Detections",
+        name: str,
+        *,
+        frame_index: int | None = None,
+        time_seconds: float | None = None,
+    ) -> None:
+        """Write the crops, labels and rows of an image, as ``PredictionFiles.add``; an error is recorded."""
+        try:
+            self.files.add(image, found, name, frame_index=frame_index, time_seconds=time_seconds)
+        except UserError as error:
+            self.errors.setdefault(found.source or "", error)
 
     @property
     def num_detections(self) -> int:
@@ -71,6 +92,7 @@ def predict_images(predicted: Iterable["ImageDetections"], results: Results, sho
             path.unlink(missing_ok=True)
             results.errors[source] = UserError(f"Cannot write '{path}': {error.strerror or error}.")
             name = None
+        results.write_files(image, found, path.stem)
         results.images.append({**found.to_json(), "annotated_image": name})
         results.rows.append((printable(source), counts(found)))
         show(counted(len(results.images), "image"))

@@ -105,6 +105,8 @@ class VideoFiles:
         self.entry["num_frames"] += 1
         self.entry["num_detections"] += len(found)
         self.classes.update(found.names)
+        number, time = frame.frame_index, frame.time_seconds
+        self._results.write_files(frame.image, found, self._lines.path.stem, frame_index=number, time_seconds=time)
         self._annotate(lambda writer: writer.write(self._drawn(frame, found), frame.time_seconds))
 
     def close(self) -> None:

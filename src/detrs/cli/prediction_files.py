@@ -91,6 +91,8 @@ class PredictionFiles:
             UserError: a file cannot be written. The others of this image may be missing, too.
         """
         stem = self._unique(name if frame_index is None else f"{name}-{frame_index:06}")
+        if frame_index is None:  # those of frames differ already, and a camera may run for weeks
+            self._names.add(stem.casefold())
         with _writing(self.folder):
             if self.choice.csv:
                 self._append(_csv_rows(found, frame_index, time_seconds))
@@ -104,7 +106,6 @@ class PredictionFiles:
         unique, number = name, 2
         while unique.casefold() in self._names:
             unique, number = f"{name}-{number}", number + 1
-        self._names.add(unique.casefold())
         return unique
 
     def _append(self, text: str) -> None:

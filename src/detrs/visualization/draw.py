@@ -155,12 +155,12 @@ def draw_boxes(
 def draw_detections(
     image: UInt8[Tensor, "3 H W"],
     detections: Detections,
-    threshold: float = 0.5,
+    threshold: float | Sequence[float] = 0.5,
     *,
     min_size: int = 384,
     style: Style = Style(),
 ) -> Image.Image:
-    """Draws the detections of ``image`` with scores of at least ``threshold``."""
+    """Draws the detections of ``image`` with scores of at least ``threshold``, or that of their class."""
     assert tuple(image.shape[1:]) == tuple(detections.image_size), (image.shape, detections.image_size)
     found = detections.filter(threshold)
     boxes = found.boxes_xyxy, found.labels, found.classes.names, found.scores
