@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -132,3 +133,40 @@ def test_bad_values(detrs: Callable, checkpoint: Path, folder: Path, flags: tupl
     done = detrs("predict", checkpoint, folder, "--device", "cpu", "--output", "out", *flags)
     assert done.code == 2 and done.message.startswith(message), done.err
     assert not Path("out").exists()
+
+
+def test_files_of_the_frames_of_a_video(detrs: Callable, checkpoint: Path, tmp_path: Path) -> None:
+    from detrs.video.writing import VideoWriter
+
+    writer = VideoWriter(tmp_path / "film.mp4")
+    for number in range(4):
+        random = np.random.default_rng(number)
+        writer.write(Image.fromarray(random.integers(256, size=(64, 96, 3), dtype=np.uint8)), number / 10)
+    writer.close()
+    flags = (
+        "--save-crops",
+        "--save-yolo",
+        "--save-csv",
+        "--stride",
+        2,
+        "--classes",
+        "dark",
+        "--tile",
+        48,
+        "--nms",
+        0.5,
+    )
+    done = detrs("predict", checkpoint, "film.mp4", "--threshold", 0.01, "--output", "out", "--device", "cpu", *flags)
+    assert done.code == 0, done.err
+    frames = [json.loads(line) for line in Path("out/film.jsonl").read_text().splitlines()]
+    found = [(frame, each) for frame in frames for each in frame["detections"]]
+    assert [frame["frame"] for frame in frames] == [0, 2] and found
+    assert {each["name"] for _, each in found} == {"dark"}
+    with Path("out/detections.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["source"], int(row["frame"]), float(row["time_seconds"]), float(row["score"])) for row in rows] == [
+        ("film.mp4", frame["frame"], frame["time_seconds"], each["score"]) for frame, each in found
+    ]
+    assert len(open_dataset("out/yolo", "train")) == 2
+    names = [f"film-{frame['frame']:06}-{n}.jpg" for frame in frames for n in range(1, len(frame["detections"]) + 1)]
+    assert sorted(path.name for path in Path("out/crops/dark").iterdir()) == sorted(names)
