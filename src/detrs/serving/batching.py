@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from detrs.serving.problems import RequestProblem
 from detrs.structures import Detections
 
 logger = logging.getLogger("detrs.serving")
@@ -168,8 +169,9 @@ class Worker:
                 for job in jobs:
                     self._process([job])
                 return
-            self._failures += 1
-            logger.exception("the model failed")
+            if not isinstance(error, RequestProblem):
+                self._failures += 1
+                logger.exception("the model failed")
             jobs[0].future.set_exception(error)
             return
         self._failures = 0

@@ -13,6 +13,10 @@ from detrs.serving.problems import CLIENT_CLOSED_REQUEST, Disconnected, RequestP
 
 logger = logging.getLogger("detrs.serving")
 
+MAX_HEADERS = 100
+MAX_HEAD_BYTES = 32_768
+MAX_ADDRESS_BYTES = 8_192
+
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; frame-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -86,7 +90,16 @@ class Gate:
 
     def _check(self, scope: Scope) -> None:
         """Raise ``RequestProblem`` if the request is not answered at all."""
+        head = sum(len(name) + len(value) for name, value in scope["headers"])
+        if len(scope["headers"]) > MAX_HEADERS or head > MAX_HEAD_BYTES:
+            raise RequestProblem(
+                431, f"The request has more than {MAX_HEADERS} headers or {MAX_HEAD_BYTES:,} bytes of them."
+            )
+        if len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"]) > MAX_ADDRESS_BYTES:
+            raise RequestProblem(414, f"The address of the request is longer than {MAX_ADDRESS_BYTES:,} bytes.")
         headers = Headers(scope=scope)
+        if "content-length" in headers and "transfer-encoding" in headers:  # a proxy may read it in another way
+            raise RequestProblem(400, "The request has both Content-Length and Transfer-Encoding. Send one of them.")
         host = headers.get("host", "")
         if self._hosts is not None and _name(host) not in self._hosts:
             raise RequestProblem(421, "This server is not responsible for the name in the header Host.")

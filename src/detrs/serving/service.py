@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from detrs.errors import UserError
 from detrs.predictor import Predictor
 from detrs.serving.batching import Resized, Worker
-from detrs.serving.images import resized
+from detrs.serving.images import check_header, resized
 from detrs.serving.problems import Disconnected, RequestProblem
 from detrs.serving.settings import ServerSettings
 from detrs.serving.uploads import Upload, uploads
@@ -134,7 +134,15 @@ class Service:
 
     async def _called(self, file: Upload, function: Callable[[Upload], T]) -> T:
         deadline = time.monotonic() + self.settings.timeout_seconds
-        return await self._submitted([lambda: function(file)], deadline)[0]
+        await self._in_decoder(check_header, file.content, "The image", self.settings.max_pixels)
+
+        def call() -> T:
+            try:
+                return function(file)
+            except (UserError, MemoryError, RuntimeError) as error:
+                raise _of_model(error) or error from None
+
+        return await self._submitted([call], deadline)[0]
 
     def _submitted(self, works: Sequence[Any], deadline: float) -> "list[asyncio.Future[Any]]":
         try:
@@ -151,10 +159,8 @@ class Service:
                 [size for _, size, _ in images],
                 [source for _, _, source in images],
             )
-        except (UserError, MemoryError) as error:  # of the device
-            raise RequestProblem(
-                503, "The model ran out of memory. Send a smaller image, or retry later.", 5
-            ) from error
+        except (UserError, MemoryError, RuntimeError) as error:
+            raise _of_model(error) or error from None
 
     async def _in_decoder(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._decoders, function, *arguments)
@@ -253,6 +259,14 @@ class Service:
         return RequestProblem(
             503, f"The answer took longer than {seconds:g} seconds. Retry later.", self._retry_after()
         )
+
+
+def _of_model(error: Exception) -> RequestProblem | None:
+    """The answer to an image that the model does not accept, or for which memory is missing; ``None``: other errors."""
+    out_of_memory = isinstance(error, MemoryError) or isinstance(error.__context__, torch.OutOfMemoryError)
+    if out_of_memory or "allocate memory" in str(error):  # of the CPU: a plain RuntimeError
+        return RequestProblem(503, "The model ran out of memory. Send a smaller image, or retry later.", 5)
+    return RequestProblem(422, str(error)) if isinstance(error, UserError) else None
 
 
 async def _disconnected(request: Request) -> None:
