@@ -7,12 +7,13 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from detrs.errors import did_you_mean, printable
 from detrs.predictor import Predictor
-from detrs.serving import metrics
+from detrs.serving import metrics, reference
+from detrs.serving.description import REQUEST_BODY, RESPONSES
 from detrs.serving.gate import Gate
 from detrs.serving.images import FORMATS
 from detrs.serving.metrics import Metrics
@@ -95,6 +96,16 @@ def build_app(predictor: Predictor, settings: ServerSettings) -> FastAPI:
         """Metrics in the text format of Prometheus."""
         return Response(measured.text(), media_type=metrics.CONTENT_TYPE)
 
+    style = reference.style()
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(reference.reference_page(app.openapi()))
+
+    @app.get(reference.STYLE_PATH, include_in_schema=False)
+    async def docs_style() -> Response:
+        return Response(style, media_type="text/css")
+
     return app
 
 
@@ -126,63 +137,3 @@ async def _invalid(request: Request, error: Exception) -> Response:
     else:
         message = f"The parameter {name} is '{printable(str(first['input'])[:80])}': {first['msg']}."
     return problem_response(422, message)
-
-
-REQUEST_BODY: dict[str, Any] = {
-    "required": True,
-    "description": f"Images in {', '.join(FORMATS)}.",
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "properties": {"files": {"type": "array", "items": {"type": "string", "format": "binary"}}},
-            }
-        },
-        "image/*": {"schema": {"type": "string", "format": "binary"}},
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "properties": {
-                    "image": {"type": "string", "format": "byte"},
-                    "images": {"type": "array", "items": {"type": "string", "format": "byte"}},
-                },
-            }
-        },
-    },
-}
-
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The detections of each image, best first.",
-        "content": {
-            "application/json": {
-                "example": {
-                    "model": "deformable-detr-small",
-                    "threshold": 0.4,
-                    "images": [
-                        {
-                            "source": "cells.jpg",
-                            "image_size": [480, 640],
-                            "detections": [
-                                {
-                                    "box_xyxy": [22.5, 31.25, 101.0, 118.75],
-                                    "score": 0.913,
-                                    "name": "RBC",
-                                    "category_id": 1,
-                                }
-                            ],
-                        }
-                    ],
-                }
-            }
-        },
-    },
-    400: {"description": "The body is damaged."},
-    401: {"description": "The token is missing or wrong."},
-    408: {"description": "The body did not arrive in time."},
-    413: {"description": "The body, the number of images or an image is too large."},
-    415: {"description": "The content type or the format of an image is not supported."},
-    422: {"description": "A parameter is out of range."},
-    429: {"description": "The client has too many requests in progress."},
-    503: {"description": "The queue is full, or the answer took too long; see Retry-After."},
-}
