@@ -97,7 +97,7 @@ def run(argv: list[str]) -> None:
                     f"Serving {arguments.checkpoint} at {address} (Ctrl-C stops)", soft_wrap=True
                 )
 
-        code = server.run(create_app(predictor, settings), listener, settings, report)
+        code = server.run(server.build_server(create_app(predictor, settings), settings, report), listener)
     if code:
         raise SystemExit(code)
 

@@ -1,6 +1,7 @@
 """Runs the application with uvicorn: binds the address, stops gracefully."""
 
 import ipaddress
+import math
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -86,18 +87,15 @@ def url(listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def run(app: Any, listener: socket.socket, settings: ServerSettings, on_started: Callable[[], object]) -> int:
-    """Answer requests until SIGTERM or Ctrl-C, then finish those that were accepted.
+def build_server(app: Any, settings: ServerSettings, on_started: Callable[[], object]) -> Server:
+    """A server for ``run``.
 
     Args:
         app: of ``create_app``.
-        listener: from ``bind``.
         settings: of the application; their deadlines limit the time of the stop.
         on_started: called when requests are accepted.
-
-    Returns:
-        The exit code: 0 after a graceful stop; 130 or 143 if a second Ctrl-C or SIGTERM ended it at once.
     """
+    deadlines = settings.body_timeout_seconds + settings.timeout_seconds
     config = uvicorn.Config(
         app,
         http=Protocol,
@@ -109,10 +107,22 @@ def run(app: Any, listener: socket.socket, settings: ServerSettings, on_started:
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=round(settings.body_timeout_seconds + settings.timeout_seconds + STOP_MARGIN_SECONDS),
+        timeout_graceful_shutdown=math.ceil(deadlines + STOP_MARGIN_SECONDS),
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
     )
-    server = Server(config, on_started)
+    return Server(config, on_started)
+
+
+def run(server: Server, listener: socket.socket) -> int:
+    """Answer requests until SIGTERM or Ctrl-C, then finish those that were accepted.
+
+    Args:
+        server: of ``build_server``.
+        listener: of ``bind``.
+
+    Returns:
+        The exit code: 0 after a graceful stop; 130 or 143 if a second Ctrl-C or SIGTERM ended it at once.
+    """
     with only_errors_logged("uvicorn.error"):  # each invalid request would be a warning
         server.run(sockets=[listener])
     return 128 + server.forced_by if server.forced_by else 0
