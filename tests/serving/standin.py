@@ -52,7 +52,7 @@ class StandIn(Model):
 def stand_in() -> tuple[StandIn, Predictor]:
     """A stand-in, and its predictor."""
     module = StandIn()
-    preprocessing = Preprocessing(resize_to=RESIZE_TO, mean=(0, 0, 0), std=(1, 1, 1))
+    preprocessing = Preprocessing(resize_to=RESIZE_TO, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     detector = TrainedDetector(
         module=module, classes=CLASSES, preprocessing=preprocessing, experiment=Experiment(name="stand-in"),
         scores={}, step=1, epoch=1, threshold=0.3,
