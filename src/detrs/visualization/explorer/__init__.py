@@ -61,20 +61,40 @@ def explorer_page(explanation: Mapping[str, Any]) -> str:
         "colors": [[_hex(class_color(i)), _hex(text_color(class_color(i)))] for i in range(len(classes))],
         "color_maps": {each: _color_map(each) for each in COLOR_MAPS},
     }
-    script = "(() => {\n" + '"use strict";\n' + "\n".join(_read(part) for part in SCRIPTS) + "\n})();"
-    assert "</script" not in script and "<!--" not in script, "the script would end early"
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    script, style = _script(), _style()
     parts = {
         "title": text(f"{name}: detrs explain"),
         "heading": text(name),
         "subtitle": text(subtitle),
-        "style": _read("explorer.css"),
+        "style": style,
         "script": script,
-        "script_hash": f"sha256-{digest}",
+        "script_hash": _hash(script),
         "payload": _json(explanation),
         "settings": _json(settings),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _read("page.html"))
+
+
+def policy_sources() -> tuple[str, str]:
+    """The sources of the script and of the style sheet, the same in all pages, for a content security policy.
+
+    Pages that open the explorer from memory need them: its document inherits their policy.
+    """
+    return f"'{_hash(_script())}'", f"'{_hash(_style())}'"
+
+
+def _script() -> str:
+    script = "(() => {\n" + '"use strict";\n' + "\n".join(_read(part) for part in SCRIPTS) + "\n})();"
+    assert "</script" not in script and "<!--" not in script, "the script would end early"
+    return script
+
+
+def _style() -> str:
+    return f"\n{_read('explorer.css')}\n"
+
+
+def _hash(content: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
 
 
 def _read(name: str) -> str:
