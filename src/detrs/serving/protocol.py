@@ -76,9 +76,10 @@ class Protocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer a request that is not HTTP."""
-        status = getattr(sys.exception(), "error_status_hint", 400)
+        is_too_large = getattr(sys.exception(), "error_status_hint", 400) == 431  # other hints: 501, of a wrong coding
+        status = 431 if is_too_large else 400
         too_large = f"The head of the request is larger than {MAX_HEAD_BYTES:,} bytes."
-        self._reject(status, too_large if status == 431 else "The request is not valid HTTP/1.1.")
+        self._reject(status, too_large if is_too_large else "The request is not valid HTTP/1.1.")
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True  # the application's answer would be a second one
             self.cycle.message_event.set()
