@@ -25,6 +25,8 @@ SETTINGS = PageSettings(
     classes=CLASSES,
     threshold=0.375,
     max_bytes=20_000,
+    formats=("JPEG", "PNG"),
+    needs_token=False,
     unexplainable=None,
 )
 ORANGE = "#e69f00"
@@ -78,8 +80,10 @@ class Opened(NamedTuple):
     """(path with query, name of the file)."""
 
     def give(self, *files: tuple[str, bytes], how: str = "drop") -> None:
+        known = self.page.locator("#image-list li").count()
         encoded = [[name, base64.b64encode(content).decode()] for name, content in files]
         self.page.evaluate(DROP, [encoded, how])
+        self.page.wait_for_selector(f"#image-list li:nth-child({known + len(files)})", state="attached")
         self.page.wait_for_selector("#images[aria-busy=false]", state="attached", timeout=30_000)
 
     def state(self, expression: str) -> Any:
@@ -163,6 +167,7 @@ def serve(browser: Any) -> Iterator[Callable[..., Opened]]:
             if not any(each in message.text for each in expected):
                 troubles.append(f"console: {message.text}")
 
+        page.on("filechooser", lambda _: None)  # from now on, Chromium opens no window to choose files
         page.on("console", log)
         page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
         page.on("request", lambda each: each.url.startswith((own, "data:", "blob:")) or troubles.append(each.url))

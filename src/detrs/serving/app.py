@@ -14,9 +14,11 @@ from detrs.errors import did_you_mean, printable
 from detrs.predictor import Predictor
 from detrs.serving import metrics, reference
 from detrs.serving.description import REQUEST_BODY, RESPONSES
+from detrs.serving.explaining import add_explain, unexplainable
 from detrs.serving.gate import Gate
 from detrs.serving.images import FORMATS
 from detrs.serving.metrics import Metrics
+from detrs.serving.page import PageSettings, add_page
 from detrs.serving.parameters import Parameters, labels, selected
 from detrs.serving.problems import RequestProblem, problem_response
 from detrs.serving.service import Service
@@ -65,6 +67,21 @@ def build_app(predictor: Predictor, settings: ServerSettings) -> FastAPI:
         found = await service.detect(request)
         images = [selected(each, threshold, wanted, parameters.max_detections).to_json() for each in found]
         return JSONResponse({"model": model, "threshold": threshold, "images": images})
+
+    add_explain(app, service)
+    add_page(
+        app,
+        PageSettings(
+            checkpoint=model,
+            detector=type(experiment.model).__name__.removesuffix("Config"),
+            classes=predictor.detector.classes,
+            threshold=service.threshold,
+            max_bytes=settings.max_body_bytes,
+            formats=FORMATS,
+            needs_token=settings.token is not None,
+            unexplainable=unexplainable(predictor.detector.module),
+        ),
+    )
 
     @app.get("/health", tags=["operation"])
     def health() -> Response:

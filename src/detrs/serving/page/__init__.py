@@ -7,9 +7,13 @@ allow those of the explorer, which the page opens in a frame from memory: such a
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from typing import Any, NamedTuple
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
 
 from detrs.html_table import text
 from detrs.structures import Classes
@@ -19,6 +23,7 @@ from detrs.visualization.explorer import policy_sources
 STATIC = {
     "page.css": "text/css",
     "main.js": "text/javascript",
+    "authorization.js": "text/javascript",
     "drawing.js": "text/javascript",
     "elements.js": "text/javascript",
     "explanation.js": "text/javascript",
@@ -43,6 +48,10 @@ class PageSettings(NamedTuple):
     """Initial threshold."""
     max_bytes: int
     """Largest body of a request: larger files are not sent."""
+    formats: tuple[str, ...]
+    """Of images: ``JPEG``, ...."""
+    needs_token: bool
+    """Whether requests need a token, for which the page asks."""
     unexplainable: str | None
     """Why no detection can be explained, as a sentence for the user; ``None``: they can."""
 
@@ -52,6 +61,20 @@ class PageFile(NamedTuple):
 
     content: bytes
     media_type: str
+
+
+def add_page(app: FastAPI, settings: PageSettings) -> None:
+    """Add the routes of the page to an application."""
+    headers = page_headers()
+    for path, file in page_files(settings).items():
+        app.add_route(path, _answer(file, headers), methods=["GET"], include_in_schema=False)
+
+
+def _answer(file: PageFile, headers: Mapping[str, str]) -> Callable[[Request], Response]:
+    def answer(request: Request) -> Response:
+        return Response(file.content, media_type=file.media_type, headers=headers)
+
+    return answer
 
 
 def page_files(settings: PageSettings) -> dict[str, PageFile]:
@@ -79,6 +102,7 @@ def page_headers() -> Mapping[str, str]:
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
         "Cross-Origin-Opener-Policy": "same-origin",
+        "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
         "Cache-Control": "no-cache",
     }
 
@@ -90,11 +114,14 @@ def _document(settings: PageSettings) -> str:
         "threshold": settings.threshold,
         "limits": {"bytes": settings.max_bytes},
         "explain": settings.unexplainable,
+        "needs_token": settings.needs_token,
         "classes": [{"name": name, "colors": _colors(label)} for label, name in enumerate(settings.classes.names)],
     }
     parts = {
         "title": text(f"{settings.checkpoint}: detrs serve"),
         "heading": text(settings.checkpoint),
+        "formats": f"{', '.join(settings.formats[:-1])} or {settings.formats[-1]}",
+        "accepted": ",".join(f"image/{each.lower()}" for each in settings.formats),
         "subtitle": text(f"{settings.detector}, {count} class{'' if count == 1 else 'es'}"),
         "settings": json.dumps(values, allow_nan=False).replace("<", "\\u003c"),  # cannot end its element
     }

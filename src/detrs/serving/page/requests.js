@@ -1,5 +1,7 @@
 /* Requests to the server. Every failure is an `Error` whose message is one sentence for the user. */
 
+import { askForToken, authorization } from "./authorization.js";
+
 const TRIES = 20;
 const MEGABYTE = 1e6;
 
@@ -35,13 +37,18 @@ function checkSize(file, limits) {
 async function post(path, form, file, signal, onBusy) {
   for (let remaining = TRIES; ; remaining--) {
     let response;
+    const headers = authorization();
     try {
-      response = await fetch(path, { method: "POST", body: form, signal });
+      response = await fetch(path, { method: "POST", body: form, headers, signal });
     } catch (error) {
       if (error.name === "AbortError") throw error;
       throw new Error(await reasonOf(file));
     }
     if (response.ok) return response;
+    if (response.status === 401) {
+      const isOld = headers.Authorization !== authorization().Authorization; // another request got the token meanwhile
+      if (isOld || (await askForToken())) continue;
+    }
     const busy = response.status === 503 || response.status === 429;
     if (!busy || remaining <= 1) throw new Error(await sentenceOf(response));
     onBusy();

@@ -1,0 +1,118 @@
+"""``POST /explain`` returns the page of ``detrs explain``; the page shows it for a real detector."""
+
+import base64
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from explained import shared_tiny
+from hostile import file, images_json, post, post_form
+from PIL import Image
+from raw_client import Address, exchange
+from running import running
+from test_page import DROP
+
+from detrs.explanation.explain import explain
+from detrs.predictor import Predictor
+from detrs.serving import ServerSettings, create_app
+from detrs.serving.explaining import unexplainable
+from detrs.visualization.explorer import explorer_page
+
+TOKEN = "a-secret"
+
+
+def image(size: tuple[int, int] = (131, 97)) -> bytes:
+    stream = io.BytesIO()
+    Image.linear_gradient("L").resize(size).convert("RGB").save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return Predictor(shared_tiny("deformable-detr-tiny"), "cpu")
+
+
+@pytest.fixture(scope="module")
+def server(predictor: Predictor) -> Iterator[Address]:
+    with running(create_app(predictor, ServerSettings(threshold=0.2))) as address:
+        yield address
+
+
+def payload(page: str) -> Any:
+    return json.loads(re.search(r'id="payload">(.*?)</script>', page)[1])  # type: ignore[index]
+
+
+def test_the_page_is_that_of_detrs_explain(server: Address, predictor: Predictor) -> None:
+    reply = exchange(server, [post_form(file(image(), "a.png"), path="/explain?threshold=0.4")], timeout=30)
+    (expected,) = explain(predictor, image(), threshold=0.4)
+    assert len(expected.detections) > 0
+    assert reply.status == 200 and reply.headers["content-type"] == "text/html; charset=utf-8"
+    assert reply.body.decode() == explorer_page({**expected.to_json(), "source": "a.png"})
+
+
+def test_the_threshold_is_that_of_the_server(server: Address) -> None:
+    body = json.dumps({"image": base64.b64encode(image()).decode()}).encode()
+    reply = exchange(server, [post("/explain", body, "Content-Type: application/json")], timeout=30)
+    assert payload(reply.body.decode())["threshold"] == 0.2
+
+
+def test_a_model_without_layers_gets_one_sentence(predictor: Predictor) -> None:
+    class Exported(type(predictor.detector.module)):  # type: ignore[misc]
+        """Stands for any model that has no tracer."""
+
+    module = Exported.__new__(Exported)
+    module.__dict__.update(predictor.detector.module.__dict__)
+    other = Predictor(replace(predictor.detector, module=module), "cpu")
+    with running(create_app(other)) as server:
+        reply = exchange(server, [post_form(file(image()), path="/explain")], timeout=30)
+        page = exchange(server, [b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"], timeout=30).body.decode()
+    assert reply.status == 422 and reply.sentence == unexplainable(module)
+    assert "start detrs serve with the checkpoint" in reply.sentence and json.dumps(reply.sentence) in page
+    assert unexplainable(predictor.detector.module) is None
+
+
+def test_the_page_with_a_real_detector(server: Address, browser: Any) -> None:
+    with browser.new_context(viewport={"width": 1200, "height": 800}) as context:
+        page = context.new_page()
+        page.goto(f"http://127.0.0.1:{server[1]}/")
+        page.wait_for_selector("html[data-ready]")
+        files = [[f"{i}.png", base64.b64encode(image((131 + i, 97))).decode()] for i in range(3)]
+        page.evaluate(DROP, [[*files, ["no.png", base64.b64encode(b"GIF89a").decode()]], "drop"])
+        page.wait_for_selector("#image-list li:nth-child(4)")
+        page.wait_for_selector("#images[aria-busy=false]", timeout=60_000)
+        reply = exchange(server, [images_json(image())], timeout=30)
+        expected = json.loads(reply.body)["images"][0]["detections"]
+        shown = [
+            [cell.strip() for cell in row.locator("td").all_inner_texts()] for row in page.locator("#rows tr").all()
+        ]
+        assert shown == [
+            [each["name"], f"{each['score']:.3f}", ", ".join(f"{round(value)}" for value in each["box_xyxy"])]
+            for each in expected
+        ]
+        page.click("#rows tr:nth-child(2)")
+        explorer = page.wait_for_selector("#explanation iframe", timeout=60_000).content_frame()
+        explorer.wait_for_selector("html[data-ready]", timeout=60_000)
+        assert f"detection 2 of {len(expected)}, " in explorer.inner_text("#detail h2")
+        page.click("#explanation-close")
+        page.click("#image-list button:has-text('no.png')")
+        assert page.inner_text("#failure") == "The image is a GIF image. Expected a JPEG, PNG, WEBP or BMP image."
+
+
+def test_the_page_asks_for_the_token(predictor: Predictor, browser: Any) -> None:
+    settings = ServerSettings(threshold=0.2, token=TOKEN)
+    with running(create_app(predictor, settings)) as server, browser.new_context() as context:
+        page = context.new_page()
+        page.goto(f"http://127.0.0.1:{server[1]}/")
+        page.wait_for_selector("html[data-ready]")
+        page.evaluate(DROP, [[["a.png", base64.b64encode(image()).decode()]], "drop"])
+        page.fill("#token", "wrong")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#authorization-status:has-text('does not accept')")
+        page.fill("#token", TOKEN)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#images[aria-busy=false]")
+        assert page.locator("#rows tr").count() > 0 and TOKEN not in page.content()
