@@ -5,6 +5,7 @@ computes softmax, sampling locations and ``grid_sample`` one after the other; th
 """
 
 import copy
+import copyreg
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -36,10 +37,10 @@ class Accelerated(nn.Module):
         return replica
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickled as the original class: files do not depend on whether the model was accelerated."""
-        reduced: Any = super().__reduce_ex__(protocol)
-        function, arguments, *rest = reduced
-        return (function, tuple(self.original if each is type(self) else each for each in arguments), *rest)
+        """Pickled as the original class: files can be read without detrs. (Pickle accepts no other class in the usual
+        form, ``copyreg.__newobj__``.)"""
+        state: Any = super().__reduce_ex__(2)[2]
+        return copyreg._reconstructor, (self.original, object, None), state  # type: ignore[attr-defined]
 
 
 class FusedAttention(Accelerated):
@@ -156,7 +157,8 @@ class FusedAttentionWithoutProjections(Accelerated):
         points = tuple(self.num_points_list)
         reference_points = _boxes(reference_points)
         out, weights = attend(self, hidden_states, offsets, value, spatial_shapes_list, reference_points, None, points)
-        return out.to(torch.promote_types(out.dtype, weights.dtype)), weights  # autocast: as theirs
+        # With autocast, theirs is in float32, as grid_sample is.
+        return (out.float() if torch.is_autocast_enabled(out.device.type) else out), weights
 
 
 class Sampling(Accelerated):
