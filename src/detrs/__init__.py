@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from detrs.engine.evaluate import evaluate_checkpoint as evaluate
     from detrs.engine.train import train, training
     from detrs.explanation.explain import explain
+    from detrs.exporting.export import export
     from detrs.models import build
     from detrs.predictor import Predictor, load
     from detrs.presets import preset
@@ -33,6 +34,7 @@ __all__ = [
     "build",
     "evaluate",
     "explain",
+    "export",
     "load",
     "preset",
     "push_to_hub",
@@ -46,6 +48,7 @@ _HOMES = {
     "build": ("detrs.models", "build"),
     "evaluate": ("detrs.engine.evaluate", "evaluate_checkpoint"),
     "explain": ("detrs.explanation.explain", "explain"),
+    "export": ("detrs.exporting.export", "export"),
     "load": ("detrs.predictor", "load"),
     "preset": ("detrs.presets", "preset"),
     "push_to_hub": ("detrs.checkpoints.publishing", "push_to_hub"),

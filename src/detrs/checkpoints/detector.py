@@ -218,8 +218,8 @@ def load_detector(path: Path) -> TrainedDetector:
             module = models.build(settings["experiment"].model)
     if wrong := state_dict_differences(shapes(module), header.shapes):
         raise UserError(
-            f"Cannot use the checkpoint '{path}' ({origin_of(meta)}): its weights do not fit the model that its settings "
-            f"describe: {format.abbreviated(wrong)}. Use the version of detrs that wrote it."
+            f"Cannot use the checkpoint '{path}' ({origin_of(meta)}): its weights do not fit the model that its "
+            f"settings describe: {format.abbreviated(wrong)}. Use the version of detrs that wrote it."
         )
     checkpoint = format.load(path)
     if checkpoint.meta != meta:

@@ -98,7 +98,7 @@ class ExportedModel(Model):
         self.signature = signature(export)
         self.before: list[Callable[[Tensors], Tensors]] = []
         if export.static:
-            self.before.append(_Padded(export.static))
+            self.before.append(Padded(export.static))
         if export.preprocess:
             self.before.append(_Pixels(preprocessing))
         if export.postprocess:
@@ -152,7 +152,7 @@ class ExportedModel(Model):
             raise UserError(f"'{self.source}' takes images of {expected} pixels, got {height} x {width}.")
 
 
-class _Padded:
+class Padded:
     """Pads images to a static size."""
 
     def __init__(self, size: tuple[int, int]) -> None:
@@ -171,13 +171,11 @@ class _Pixels:
     """The inverse of ``Preprocessing.normalize``: exact, since pixels are whole numbers."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
-        self.preprocessing = preprocessing
+        self.mean, self.std = preprocessing.mean, preprocessing.std
 
     def __call__(self, tensors: Tensors) -> Tensors:
         images = tensors["images"]
-        std, mean = (
-            images.new_tensor(each)[:, None, None] for each in (self.preprocessing.std, self.preprocessing.mean)
-        )
+        mean, std = (images.new_tensor(each)[:, None, None] for each in (self.mean, self.std))
         pixels = ((images * std + mean) * 255).round().to(torch.uint8)
         return tensors | {"images": pixels.masked_fill(tensors["padding"][:, None], 0)}
 

@@ -19,7 +19,7 @@ from detrs.files import open_regular, unreadable
 
 if TYPE_CHECKING:
     import onnx
-    import onnxruntime
+    import onnxruntime  # type: ignore[import-untyped]
 
 DIGEST_KEY = "detrs_sha256"
 """Name of the digest of the graph in the metadata."""
@@ -59,8 +59,8 @@ def load_onnx(path: Path) -> TrainedDetector:
     check_self_contained(model, path)
     if KEY not in properties:
         raise UserError(
-            f"'{path}' has no metadata of detrs. Expected a file that 'detrs export' wrote; ONNX files of other programs "
-            "do not contain their classes and preprocessing."
+            f"'{path}' has no metadata of detrs. Expected a file that 'detrs export' wrote; those of other programs do "
+            "not contain their classes and preprocessing."
         )
     contents = read_contents(properties[KEY], str(path), "onnx")
     if properties.get(DIGEST_KEY) != digest(model):

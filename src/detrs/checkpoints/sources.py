@@ -26,6 +26,8 @@ from detrs.checkpoints.foreign.transformers import (
     read_json,
     read_safetensors,
 )
+from detrs.checkpoints.onnx_file import START as ONNX_START
+from detrs.checkpoints.onnx_file import load_onnx
 from detrs.checkpoints.published import Published
 from detrs.errors import UserError, did_you_mean
 from detrs.files import open_regular
@@ -48,6 +50,7 @@ WRAPPERS = ("module.", "_orig_mod.", "ema.")
 """Prefixes of DistributedDataParallel, ``torch.compile``, and averages of the weights in other programs."""
 
 OWN, FOLDER, OFFICIAL = "checkpoint of detrs", "folder of transformers", "official weights"
+EXPORTED = "exported file"
 """Kinds of sources."""
 
 
@@ -56,7 +59,7 @@ class Source(NamedTuple):
 
     detector: TrainedDetector
     kind: str
-    """One of ``OWN``, ``FOLDER`` and ``OFFICIAL``."""
+    """One of ``OWN``, ``FOLDER``, ``OFFICIAL`` and ``EXPORTED``."""
     path: Path
     """The file, or the folder of ``transformers``."""
     published: Published | None
@@ -99,6 +102,8 @@ def _open_path(path: Path, known: Published | None) -> Source:
             start = file.read(4)
     except OSError:
         start = b""  # load_detector has the message
+    if path.suffix == ".onnx" or (start[:1] == ONNX_START and path.suffix != ".safetensors"):
+        return Source(load_onnx(path), EXPORTED, path, None)
     if (start.startswith(TORCH_STARTS) and path.suffix != ".safetensors") or path.suffix in SUFFIXES:
         if path.name == OLD_WEIGHTS and (path.parent / CONFIG).exists():
             return _open_folder(path.parent, known)

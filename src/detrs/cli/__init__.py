@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "compute the COCO AP of a checkpoint, overall and per class",
     "predict": "detect objects in images; write JSON and annotated images",
     "explain": "show attention, sampling points, gradients of detections as pages",
+    "export": "write a checkpoint as ONNX or torch.export, checked against it",
     "serve": "answer HTTP requests with the detections of their images",
     "push": "upload a checkpoint with a model card to the Hugging Face Hub",
     "convert": "convert a dataset to COCO or YOLO, or a checkpoint to transformers",

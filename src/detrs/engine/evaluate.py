@@ -260,20 +260,16 @@ def evaluate_checkpoint(
     tiling = tiling_of(tile, overlap, whole_image)
     runtime = Runtime(RuntimeConfig(device=device))
     detector = open_detector(path)
-    trained, fixed = detector.experiment, detector.preprocessing.fixed
+    trained, fixed = validating(detector.experiment, data, split), detector.preprocessing.fixed
     if fixed and resize_to is not None:
         raise UserError(
             f"'{path}' takes images of {fixed.height} x {fixed.width} pixels only, which resize_to (--image-size) "
             "cannot change. Export the checkpoint again, with another size or without --static."
         )
-    folder = str(data) if isinstance(data, str | Path) else trained.data.path
     experiment = replace(
         trained,
         data=replace(
             trained.data,
-            path=folder,
-            val_split=split or ("val" if trained.data.val_split == NO_SPLIT else trained.data.val_split),
-            val_fraction=None if split else trained.data.val_fraction,
             resize_to=resize_to or detector.preprocessing.resize_to,
             augment="none",  # the official recipe has a fixed size; evaluation does not augment
         ),
@@ -287,18 +283,7 @@ def evaluate_checkpoint(
         runtime=RuntimeConfig(device=device, workers=workers),
     )
     config.validate(experiment)
-    if data is None or isinstance(data, str | Path):
-        is_exact = split is not None
-        dataset = open_validation(experiment, is_given=data is not None, is_exact=is_exact)
-        name = f"the dataset '{folder}'"
-    else:
-        dataset, name = data, "the dataset"
-        check_protocol(dataset, "data")
-        if split is not None:
-            raise UserError("split: expected None with data in Python, which is one split.")
-    others = check_classes(detector.classes.names, dataset.classes.names, f"the checkpoint '{path}'", name)
-    if others and runtime.is_main:
-        logger.warning("classes that are not in %s are not scored: %s", name, abbreviated(others))
+    dataset = dataset_to_score(path, detector, experiment, data, split, warns=runtime.is_main)
     detector.module.to(runtime.device)
     detector = replace(
         detector,
@@ -315,6 +300,54 @@ def evaluate_checkpoint(
         diagnose=diagnose,
         on_images=on_images,
     )
+
+
+def validating(trained: Experiment, data: object, split: str | None) -> Experiment:
+    """The settings of training with another dataset or another split to score, if they are given."""
+    own = trained.data
+    changed = replace(
+        own,
+        path=str(data) if isinstance(data, str | Path) else own.path,
+        val_split=split or ("val" if own.val_split == NO_SPLIT else own.val_split),
+        val_fraction=None if split else own.val_fraction,
+    )
+    return replace(trained, data=changed)
+
+
+def dataset_to_score(
+    path: Path | str,
+    detector: TrainedDetector,
+    experiment: Experiment,
+    data: str | Path | Dataset | None,
+    split: str | None,
+    *,
+    warns: bool = True,
+) -> Dataset:
+    """The images on which a detector is scored.
+
+    Args:
+        path: of the checkpoint, for messages.
+        detector: it has all classes of the dataset.
+        experiment: its settings, from ``validating``.
+        data: as for ``evaluate_checkpoint``.
+        split: as for ``evaluate_checkpoint``.
+        warns: log a warning if the dataset does not have all classes of the detector.
+
+    Raises:
+        UserError: there is no such dataset or split, or classes are missing.
+    """
+    if data is None or isinstance(data, str | Path):
+        dataset = open_validation(experiment, is_given=data is not None, is_exact=split is not None)
+        name = f"the dataset '{experiment.data.path}'"
+    else:
+        dataset, name = data, "the dataset"
+        check_protocol(dataset, "data")
+        if split is not None:
+            raise UserError("split: expected None with data in Python, which is one split.")
+    others = check_classes(detector.classes.names, dataset.classes.names, f"the checkpoint '{path}'", name)
+    if others and warns:
+        logger.warning("classes that are not in %s are not scored: %s", name, abbreviated(others))
+    return dataset
 
 
 def open_validation(experiment: Experiment, *, is_given: bool, is_exact: bool) -> Dataset:

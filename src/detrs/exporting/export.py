@@ -1,17 +1,44 @@
-"""``export``: from a checkpoint to a checked file."""
+"""``detrs.export``: from a checkpoint to a file that was compared with it."""
 
-from dataclasses import dataclass
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from detrs.checkpoints.exported import ExportInfo, Format
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from detrs.checkpoints.detector import TrainedDetector
+from detrs.checkpoints.exported import ExportedModel, ExportInfo, Format, Padded
+from detrs.checkpoints.sources import open_detector
+from detrs.criterion.objective import Objective
+from detrs.criterion.set_criterion import CriterionConfig
 from detrs.data.sample import Dataset
+from detrs.engine.evaluate import dataset_to_score, validating
+from detrs.errors import UserError
+from detrs.exporting import parity, program
 from detrs.exporting.parity import ParityReport
+from detrs.files import atomic_write
+from detrs.models.detector import Model
+from detrs.schema import to_dict
+from detrs.structures import Boxes
+
+if TYPE_CHECKING:
+    import onnx
+
+SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2"}
+"""Format -> suffix of the file."""
+OPSETS = range(18, 24)
+"""Versions of ONNX's operators that can be written. TensorRT computes GridSample of 20 wrongly, and of 18 rightly."""
+MIN_STATIC, MAX_STATIC = 32, 16_384
+"""Limits of the sides of a static size in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """A written file."""
+    """A written file, and how it was compared with its checkpoint."""
 
     path: Path
     export: ExportInfo
@@ -20,7 +47,7 @@ class ExportReport:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for ``--json``."""
-        raise NotImplementedError
+        return {"path": str(self.path), "bytes": self.num_bytes, **to_dict(self.export)}
 
 
 def export(
@@ -38,6 +65,178 @@ def export(
     data: str | Path | Dataset | None = None,
     split: str | None = None,
     opset: int = 18,
+    on_step: Callable[[str], object] = lambda step: None,
 ) -> ExportReport:
-    """Write a detector as a file that runs without this library, and check it against the checkpoint."""
-    raise NotImplementedError
+    """Write a detector as a file that runs without this library, after a comparison with the checkpoint.
+
+    At least 20 inputs of different sizes run through both; with ``data``, both are also scored. The file is written
+    only if they agree.
+
+    Args:
+        checkpoint: as for ``detrs.load``.
+        path: the file to write or to replace; by default the name of the checkpoint with another suffix.
+        format: ``onnx``, or ``torch`` for a program of ``torch.export``.
+        half: weights and most of the arithmetic in float16, the boxes and scores in float32 (ONNX).
+        int8: weights in int8 (ONNX); needs ``data``.
+        static: (height, width) in pixels of all images; by default any size.
+        gather: bilinear sampling as gathers and products, without GridSample.
+        preprocess: take images as uint8, and normalize them in the graph.
+        postprocess: also take the sizes of the original images, and return boxes in their pixels.
+        padding: also take a mask of padding, for images of different size in one batch. With ``static``, images keep
+            their aspect ratio and are padded; otherwise they are resized to that size.
+        data: dataset to compare and to score on, as for ``detrs.evaluate``. By default, the images of training are
+            used if they exist, without scores.
+        split: of the dataset; by default as for ``detrs.evaluate``.
+        opset: version of ONNX's operators.
+        on_step: called with a description before each step.
+
+    Raises:
+        UserError: an argument is out of range, a package is missing, the file cannot be written, or the exported
+            detector differs from the checkpoint; with the numbers.
+    """
+    original = open_detector(checkpoint)
+    if isinstance(original.module, ExportedModel):
+        raise UserError(f"'{checkpoint}' is an exported file. Export its checkpoint.")
+    target = Path(path).expanduser() if path is not None else default_path(checkpoint, format)
+    check_target(target, format)
+    check_arguments(format, half, int8, static, opset, has_data=data is not None)
+    dataset = images_for(checkpoint, original, data, split)
+    info = ExportInfo(
+        format=format,
+        opset=opset if format == "onnx" else None,
+        precision="float16" if half else "int8" if int8 else "float32",
+        static=static,
+        min_size=min(static) if static and not padding else 1,
+        gather=gather,
+        preprocess=preprocess,
+        postprocess=postprocess,
+        padding=padding,
+        max_detections=original.experiment.evaluation.max_detections,
+    )
+    on_step("tracing the model")
+    traced = program.trace(original, info)
+    if format == "torch":
+        raise NotImplementedError
+    written = write_onnx(traced, original, info, target, dataset, data is not None, on_step)
+    return written
+
+
+def write_onnx(
+    traced: torch.export.ExportedProgram,
+    original: TrainedDetector,
+    info: ExportInfo,
+    target: Path,
+    dataset: Dataset | None,
+    score: bool,
+    on_step: Callable[[str], object],
+) -> ExportReport:
+    """Convert a program, compare it, and write it."""
+    from detrs.exporting import onnx_file
+
+    on_step("converting it to ONNX")
+    model: onnx.ModelProto = onnx_file.convert(traced, info)
+    onnx_file.strip(model)
+    onnx_file.add_metadata(model, original, info)
+    with atomic_write(target, what="the exported file", needed=model.ByteSize()) as temporary:
+        onnx_file.save(model, temporary)
+        on_step("comparing it with the checkpoint")
+        report = compared(original, temporary, target, dataset, score)
+        info = replace(info, parity=report.to_json())
+        onnx_file.add_metadata(model, original, info)
+        onnx_file.save(model, temporary)
+        size = temporary.stat().st_size
+    return ExportReport(path=target, export=info, parity=report, num_bytes=size)
+
+
+def compared(
+    original: TrainedDetector, temporary: Path, target: Path, dataset: Dataset | None, score: bool
+) -> ParityReport:
+    """The comparison of a checkpoint with a file that was written, with the preprocessing of the file."""
+    exported = open_detector(temporary)
+    fixed = exported.preprocessing.fixed
+    module: Model = original.module
+    if fixed and fixed.keep_ratio:
+        module = AtSize(module, (fixed.height, fixed.width)).eval()
+    original = replace(original, module=module, preprocessing=exported.preprocessing, experiment=exported.experiment)
+    return parity.check(original, exported, dataset=dataset, score=score)
+
+
+class AtSize(Model):
+    """A model whose images are padded to one size, as those of an exported file with that size."""
+
+    def __init__(self, model: Model, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.model, self.padded = model, Padded(size)
+
+    def objective(self, config: CriterionConfig) -> Objective:
+        raise NotImplementedError
+
+    def detect(
+        self, images: Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"], max_detections: int = 100
+    ) -> Boxes:
+        tensors = self.padded({"images": images, "padding": padding})
+        return self.model.detect(tensors["images"], tensors["padding"], max_detections)
+
+
+def default_path(checkpoint: str | Path, format: Format) -> Path:
+    """Where the file of a checkpoint is written: beside it; in the working directory if it is from the Hub."""
+    path = Path(checkpoint).expanduser()
+    if path.is_dir():
+        own = path / "best.safetensors"
+        return (own if own.exists() else path / path.resolve().name).with_suffix(SUFFIXES[format])
+    if path.exists():
+        return path.with_suffix(SUFFIXES[format])
+    return Path(path.name.partition("@")[0] + SUFFIXES[format])
+
+
+def check_target(path: Path, format: Format) -> None:
+    """Check before the work that the file can be written.
+
+    Raises:
+        UserError: it has another suffix, is a folder, or its folder does not exist or is not writable.
+    """
+    if path.suffix != SUFFIXES[format]:
+        raise UserError(f"Expected an output file *{SUFFIXES[format]} for the format {format}, got '{path}'.")
+    if path.is_dir():
+        raise UserError(f"The output '{path}' is a folder. Expected the name of a file.")
+    if not path.parent.is_dir():
+        raise UserError(f"The output's folder '{path.parent}' does not exist.")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"The output's folder '{path.parent}' is not writable: choose another one (--output).")
+
+
+def check_arguments(
+    format: Format, half: bool, int8: bool, static: tuple[int, int] | None, opset: int, *, has_data: bool
+) -> None:
+    """Raise ``UserError`` if arguments are out of range or contradict each other."""
+    if format not in SUFFIXES:
+        raise UserError(f"format is {format!r}, but must be one of {', '.join(SUFFIXES)}.")
+    if half and int8:
+        raise UserError("half and int8 (--half, --int8) exclude each other: choose one precision.")
+    if format == "torch" and (half or int8):
+        raise UserError("half and int8 (--half, --int8) apply to the format onnx only.")
+    if int8 and not has_data:
+        raise UserError("int8 (--int8) changes scores. Pass data=... (--data), on which the AP is compared.")
+    if opset not in OPSETS:
+        raise UserError(f"opset is {opset}, but must be in {OPSETS[0]} ... {OPSETS[-1]}.")
+    if static is not None and not all(MIN_STATIC <= side <= MAX_STATIC for side in static):
+        raise UserError(
+            f"static is {static[0]} x {static[1]}, but both sides must be in {MIN_STATIC} ... {MAX_STATIC} pixels."
+        )
+
+
+def images_for(
+    checkpoint: str | Path, detector: TrainedDetector, data: str | Path | Dataset | None, split: str | None
+) -> Dataset | None:
+    """The dataset to compare on: the given one, or that of training if it can be opened.
+
+    Raises:
+        UserError: the given one cannot be opened, or its classes differ.
+    """
+    experiment = validating(detector.experiment, data, split)
+    if data is None and split is None:
+        try:
+            return dataset_to_score(checkpoint, detector, experiment, None, None, warns=False)
+        except UserError:  # it has moved, or is on another machine: the comparison uses made images
+            return None
+    return dataset_to_score(checkpoint, detector, experiment, data, split)

@@ -34,7 +34,7 @@ AXES = {
 
 
 def convert(program: ExportedProgram, info: ExportInfo) -> "onnx.ModelProto":
-    """A program as ONNX, in float32."""
+    """A program as ONNX, in float32, with the exporter's metadata of each node."""
     packages()
     names = signature(info)
     with quiet(), torch.no_grad():
@@ -45,12 +45,12 @@ def convert(program: ExportedProgram, info: ExportInfo) -> "onnx.ModelProto":
             opset_version=info.opset,
             input_names=names.inputs,
             output_names=names.outputs,
+            custom_translation_table=translations(),
             verbose=False,
             custom_translation_table=translations(),
         )
     assert converted is not None
     model: onnx.ModelProto = converted.model_proto
-    strip(model)
     name_axes(model)
     return model
 

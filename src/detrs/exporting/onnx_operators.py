@@ -22,15 +22,12 @@ def not_suppressed(boxes: Any, scores: Any, labels: Any, num_classes: int, iou: 
 
     op: Any = onnx_opset.opset18
     boxes, unlimited = op.Cast(boxes, to=FLOAT), 2**31 - 1
-    of_class = op.Cast(op.Unsqueeze(scores, [1]), to=FLOAT)  # (B, 1, N)
-    if num_classes > 1:  # scores are probabilities; boxes of other classes have -1, and do not take part
-        classes = op.Reshape(op.Range(0, num_classes, 1), [1, -1, 1])
-        is_member = op.Equal(op.Unsqueeze(labels, [1]), classes)  # (B, K, N)
-        of_class = op.Where(is_member, of_class, op.Constant(value_float=-1.0))
-        kept = op.NonMaxSuppression(boxes, of_class, unlimited, iou, -0.5)
-    else:
-        kept = op.NonMaxSuppression(boxes, of_class, unlimited, iou)
+    scores = op.Unsqueeze(op.Cast(scores, to=FLOAT), [1])  # (B, 1, N)
+    classes = op.Reshape(op.Range(0, num_classes, 1), [1, -1, 1])
+    is_member = op.Equal(op.Unsqueeze(labels, [1]), classes)  # (B, K, N)
+    of_class = op.Where(is_member, scores, op.Constant(value_float=-torch.inf))  # others are below the threshold
+    kept = op.NonMaxSuppression(boxes, of_class, unlimited, iou, float(torch.finfo(torch.float32).min))
     image_and_box = op.Gather(kept, [0, 2], axis=1)  # rows of ``kept`` are image, class, box
-    zeros = op.Expand(op.Constant(value_float=0.0), op.Shape(scores))
+    zeros = op.Expand(op.Constant(value_float=0.0), op.Shape(labels))
     ones = op.Expand(op.Constant(value_float=1.0), op.Shape(kept, start=0, end=1))
     return op.Greater(op.ScatterND(zeros, image_and_box, ones), op.Constant(value_float=0.5))

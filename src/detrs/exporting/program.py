@@ -17,6 +17,8 @@ from detrs.structures import Batch
 
 EXAMPLE = (2, 133, 197)
 """Images, height and width of the traced example of files with dynamic size: pairwise different, not special."""
+MIN_TRACED = 65
+"""Smallest side of the images of files with dynamic size in pixels: the coarsest levels have a stride of 64."""
 
 
 class NoPadding(nn.Module):
@@ -116,22 +118,28 @@ def example(info: ExportInfo) -> Tensors:
 def trace(detector: TrainedDetector, info: ExportInfo) -> ExportedProgram:
     """The program as a graph of PyTorch operators, for any number of images, and of any size unless it is static."""
     inputs = example(info)
-    batch = Dim("batch", min=1)
-    height, width = (
-        (Dim("height", min=info.min_size), Dim("width", min=info.min_size)) if not info.static else (None, None)
-    )
-    dynamic = {
-        "images": {0: batch, 2: height, 3: width},
-        "padding": {0: batch, 1: height, 2: width},
-        "image_sizes": {0: batch},
-    }
     # Otherwise, the exporter compares sizes to decide about strides: it excludes sizes, and is five times slower.
     sizes_unknown = _config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     with torch.no_grad(), ops.use("gather" if info.gather else "reference"), sizes_unknown:
         return torch.export.export(
             program(detector, info),
             tuple(inputs.values()),
-            dynamic_shapes={"inputs": tuple(dynamic[name] for name in inputs)},
+            dynamic_shapes={"inputs": tuple(dynamic_axes(info)[name] for name in inputs)},
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,
         )
+
+
+def dynamic_axes(info: ExportInfo) -> dict[str, dict[int, Dim]]:
+    """The axes of dynamic size of each input.
+
+    The exporter distinguishes sizes at which the coarsest level has a single cell, hence the minimum; the operators of
+    the graph do not.
+    """
+    batch = Dim("batch", min=1)
+    axes = {"images": {0: batch}, "padding": {0: batch}, "image_sizes": {0: batch}}
+    if info.static is None:
+        height, width = Dim("height", min=MIN_TRACED), Dim("width", min=MIN_TRACED)
+        axes["images"] |= {2: height, 3: width}
+        axes["padding"] |= {1: height, 2: width}
+    return axes
