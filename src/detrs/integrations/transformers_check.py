@@ -43,7 +43,7 @@ def check(name: str, module: nn.Module, replacement: type[Accelerated]) -> None:
         twin = _with_random_projections(module, random, device)
         differences = [_difference(twin, replacement, case, device) for case in cases]
         found = "" if max(differences) < TOLERANCE else f"on random inputs, outputs differ by {max(differences):.1e}"
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         found = f"{type(error).__name__}: {error}"
     if found:
         raise UserError(
