@@ -30,6 +30,8 @@ FILE_FORMATS = (
 URL_FORMATS = f"{FILE_FORMATS},hls,mpjpeg,rtsp,rtp,sdp,live_flv"
 PROTOCOLS = "rtsp,rtsps,rtp,srtp,rtmp,rtmps,rtmpt,udp,tcp,tls,srt,http,https,httpproxy,crypto"
 """Protocols that a stream may use; a playlist from the network cannot name a file."""
+UNTIMED_FORMATS = ("mpjpeg", "mjpeg", "h264", "hevc", "m4v", "mpegvideo")
+"""Formats without times, such as the images that network cameras send over HTTP."""
 CODECS = (
     *("h264", "hevc", "vp8", "vp9", "libvpx", "libvpx-vp9", "av1", "libdav1d", "libaom-av1", "mjpeg", "rawvideo"),
     *("mpeg4", "mpeg2video", "mpeg1video", "h263", "flv", "theora", "msmpeg4", "msmpeg4v2", "wmv1", "wmv2", "wmv3"),
@@ -66,6 +68,7 @@ class Connection:
     def __init__(self, source: StreamSource) -> None:
         self.source = source
         self._av = import_av()
+        self._errors = self._av.FFmpegError, OSError  # those of the open file, for example of an invalid position, too
         self._file = _open_file(source) if source.kind == "file" else None
         try:
             self._container = self._open()
@@ -78,6 +81,8 @@ class Connection:
             source.kind == "url" and self._container.duration is None and size <= 0
         )
         """Whether frames come as they are recorded and without an end, so that a slow reader has to drop some."""
+        self.has_times = self._container.format.name not in UNTIMED_FORMATS
+        """Whether the times are those of the source; otherwise they are multiples of an assumed period."""
         if not self.is_live:
             self._stream.thread_type = "AUTO"  # also frame by frame, which would delay live frames
         options = {"max_pixels": str(MAX_PIXELS)}
@@ -122,7 +127,7 @@ class Connection:
         while True:
             try:
                 packet = next(packets, None)
-            except self._av.FFmpegError as error:
+            except self._errors as error:
                 if self.source.kind == "file":
                     yield None
                     return
@@ -135,7 +140,7 @@ class Connection:
                     frames: list[VideoFrame] = packet.decode()
                     yield from [frames] if frames else []
                     break
-                except self._av.FFmpegError:
+                except self._errors:
                     yield None
 
     def _open(self) -> Any:
@@ -152,9 +157,13 @@ class Connection:
                 options["rtsp_flags"] = "prefer_tcp"  # over UDP, lost packets damage frames
         try:
             return self._av.open(
-                self._file or source.location, format=source.input_format, options=options, timeout=timeout
+                self._file or source.location,
+                format=source.input_format,
+                options=options,
+                timeout=timeout,
+                metadata_errors="replace",
             )
-        except self._av.FFmpegError as error:
+        except self._errors as error:
             if self._file is None:
                 raise UserError(f"{source.name} cannot be opened: {self._reason(error)}.") from error
             self._file.seek(0)

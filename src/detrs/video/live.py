@@ -104,7 +104,7 @@ class LiveReader:
             for frame in connection.frames(1, damaged):
                 now = time.monotonic()
                 self._started = now if self._started is None else self._started
-                if delay is None:  # the timestamps of each connection have their own start
+                if delay is None or not connection.has_times:  # the times of each connection have their own start
                     delay = now - self._started - frame.time_seconds
                 index = first + frame.frame_index
                 self._next_index = index + 1

@@ -134,7 +134,10 @@ class VideoWriter:
         return True
 
     def _mux(self, frame: Any) -> None:
-        """Encode a frame, or with ``None`` the rest, and write what the encoder returns."""
+        """Encode a frame, or with ``None`` the rest, and write what the encoder returns.
+
+        After an error nothing more is encoded: FFmpeg does not support it.
+        """
 
         def encode() -> None:
             for packet in self._stream.encode(frame):
@@ -147,4 +150,5 @@ class VideoWriter:
         try:
             return call()
         except self._av.FFmpegError as error:
+            self._waiting = self._stream = None
             raise UserError(f"Cannot write '{self.path}': {error.strerror}.") from error
