@@ -55,6 +55,8 @@ def bind(host: str, port: int) -> socket.socket:
     """
     if not 0 <= port <= 65535:
         raise UserError(f"port is {port}, but must be in [0, 65535].")
+    if not host:
+        raise UserError("host is empty: use 127.0.0.1 for this machine only, or 0.0.0.0 for all networks.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
