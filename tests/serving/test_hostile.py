@@ -91,3 +91,10 @@ def test_bombs_are_never_decoded(server: Address) -> None:
     for case in bombs:
         ask(server, case)
     assert peak_megabytes() - before < 200
+
+
+def test_they_do_not_fill_the_log(server: Address, caplog: pytest.LogCaptureFixture) -> None:
+    for case in CASES:
+        if not case.waits and "bomb" not in case.name:
+            ask(server, case)
+    assert [record.getMessage() for record in caplog.records] == []

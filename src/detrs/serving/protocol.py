@@ -12,6 +12,7 @@ from http import HTTPStatus
 from typing import Any, cast
 
 import h11
+from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 10.0
@@ -72,6 +73,8 @@ class Protocol(H11Protocol):
         if self.cycle is None or self.cycle.response_complete:
             self.loop.call_later(STOP_SECONDS, self._close_if_idle)
         else:
+            # otherwise clients send their next request on a connection that is being closed
+            self.cycle.default_headers = [*self.cycle.default_headers, CLOSE_HEADER]
             super().shutdown()
 
     def send_400_response(self, msg: str) -> None:

@@ -10,6 +10,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from detrs.errors import did_you_mean, printable
+from detrs.isolation import only_errors_logged
 from detrs.serving.problems import RequestProblem
 
 MAX_NAME = 255
@@ -71,8 +72,9 @@ def _of_form(content_type: str, body: bytes, max_images: int) -> list[Upload]:
     form = _Form(max_images)
     parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]
     try:
-        parser.write(body)
-        parser.finalize()
+        with only_errors_logged("python_multipart.multipart"):  # each invalid form would be a warning
+            parser.write(body)
+            parser.finalize()
     except FormParserError as error:
         raise RequestProblem(400, f"The form is not valid multipart/form-data: {printable(error)}.") from None
     if not form.is_complete:
