@@ -47,7 +47,6 @@ def convert(program: ExportedProgram, info: ExportInfo) -> "onnx.ModelProto":
             output_names=names.outputs,
             custom_translation_table=translations(),
             verbose=False,
-            custom_translation_table=translations(),
         )
     assert converted is not None
     model: onnx.ModelProto = converted.model_proto
