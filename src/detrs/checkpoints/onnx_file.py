@@ -19,7 +19,7 @@ from detrs.files import open_regular, unreadable
 
 if TYPE_CHECKING:
     import onnx
-    import onnxruntime  # type: ignore[import-untyped]
+    import onnxruntime
 
 DIGEST_KEY = "detrs_sha256"
 """Name of the digest of the graph in the metadata."""
