@@ -35,6 +35,8 @@ PAGES = (
     "docs/how-to/several-gpus.md",
     "docs/report.md",
     "docs/how-to/threshold.md",
+    "docs/predict.md",
+    "docs/how-to/large-images.md",
     "docs/explain.md",
     "docs/how-to/deploy.md",
     "docs/reference/configuration.md",

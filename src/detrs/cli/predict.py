@@ -88,7 +88,7 @@ class PredictArguments:
     save_yolo: Flag = False
     """Write a dataset with the detections as labels to yolo/, in the layout of YOLO."""
     save_confidence: Flag = False
-    """With --save-yolo: add the score to each line of the labels, which are no dataset then."""
+    """With --save-yolo: add the score to each line of the labels, which is not valid in a dataset."""
     save_csv: Flag = False
     """Write detections.csv with one row per detection."""
     json: Flag = False

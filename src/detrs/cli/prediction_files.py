@@ -39,7 +39,7 @@ class FileChoice:
     yolo: bool = False
     """``yolo/``: ``data.yaml``, ``images/train/`` and ``labels/train/``."""
     confidence: bool = False
-    """The score at the end of each line of a label file, which is no dataset then."""
+    """The score at the end of each line of a label file, which is not valid in a dataset."""
     csv: bool = False
     """``detections.csv``: one row for each detection."""
 
@@ -133,7 +133,9 @@ class PredictionFiles:
         (folder / "labels" / "train" / f"{stem}.txt").write_text("".join(lines), encoding="utf-8")
 
     def _add_crops(self, image: "Tensor", found: "Detections", stem: str) -> None:
-        boxes = (found.clipped().boxes_xyxy.double() * 100).round() / 100  # as in JSON; 61.000004 is no new pixel
+        boxes = (
+            found.clipped().boxes_xyxy.double() * 100
+        ).round() / 100  # as in JSON, so that 61.000004 ends before pixel 61
         low, high = boxes[:, :2].floor().long().tolist(), boxes[:, 2:].ceil().long().tolist()
         for number, ((x1, y1), (x2, y2), label) in enumerate(zip(low, high, found.labels.tolist(), strict=True), 1):
             if x1 < x2 and y1 < y2:
