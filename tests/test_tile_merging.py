@@ -200,3 +200,12 @@ def test_the_whole_image_replaces_parts_unless_its_score_is_much_lower() -> None
 
 def test_no_detections() -> None:
     assert merged([], [], []) == merged([], []) == []
+
+
+def test_each_part_is_united_with_one_of_another_tile() -> None:
+    parts = [(0.9, 0, (40, 10, 100, 50)), (0.85, 0, (42, 10, 100, 50))]  # two detections of one tile
+    assert merged(parts, [(0.8, 0, (80, 10, 140, 50))]) == [(0.9, [40, 10, 140, 50]), (0.85, [42, 10, 100, 50])]
+
+
+def test_a_large_box_is_cut_if_it_ends_a_little_before_the_border() -> None:
+    assert merged([(0.9, 0, (40, 10, 97.5, 50))], [(0.8, 0, (80, 10, 140, 50))]) == [(0.9, [40, 10, 140, 50])]
