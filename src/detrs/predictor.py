@@ -228,10 +228,15 @@ class Predictor:
         Args:
             source: a video file, the number of a camera such as 0, a device such as ``/dev/video0``, or the URL of a
                 stream (RTSP, RTMP, HTTP, SRT, UDP).
-            threshold, classes, nms, tile, overlap, whole_image: as in ``predict_iter``.
+            threshold: as in ``predict_iter``.
             batch_size: frames to read at a time.
             stride: step between two predicted frames; 5 predicts frames 0, 5, 10, ...
             max_frames: number of predicted frames after which to stop; by default all.
+            classes: as in ``predict_iter``.
+            nms: as in ``predict_iter``.
+            tile: as in ``predict_iter``.
+            overlap: as in ``predict_iter``.
+            whole_image: as in ``predict_iter``.
             allow_urls: open URLs.
             reconnect: attempts to open a live source again after it broke off or ended, 1, 2, 4, ... seconds apart.
             on_error: what to do with a damaged frame, and if a live source breaks off.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import timm
+from made_video import make_frames, write_video
 from safetensors.torch import save_file
 
 from detrs import cli
@@ -38,6 +39,7 @@ PAGES = (
     "docs/predict.md",
     "docs/how-to/large-images.md",
     "docs/explain.md",
+    "docs/video.md",
     "docs/how-to/deploy.md",
     "docs/reference/configuration.md",
     "docs/models/dat.md",
@@ -86,6 +88,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "images").mkdir()
     for path in (root / "my-data" / "images").glob("val*"):
         shutil.copy(path, root / "images" / path.with_suffix(".jpg").name)  # decoded by content, not by name
+    write_video(root / "video.mp4", make_frames(4, (96, 128)))
     save_file(timm.create_model("mobilenetv2_100").state_dict(), root / "mobilenetv2_100.safetensors")
     return root
 

@@ -15,6 +15,8 @@ from detrs.video.connection import Connection, Frame
 
 MAX_DELAY_SECONDS = 30.0
 """Between two attempts to open a connection again; the first delay is one second, each further one twice as long."""
+MIN_STEP_SECONDS = 0.001
+"""Between the times of two frames, if the source has none of its own."""
 CLOSE_SECONDS = 1.0
 """Time for the thread to end; one that is blocked by a silent source ends at its timeout."""
 POLL_SECONDS = 0.5
@@ -39,7 +41,7 @@ class LiveReader:
         self._stop = threading.Event()
         self._failure: BaseException | None = None
         self._started: float | None = None
-        self._next_index = 0
+        self._next_index, self._last_time = 0, -MIN_STEP_SECONDS
         self._thread = threading.Thread(target=self._run, args=(connection,), name="detrs-live", daemon=True)
         self._thread.start()
 
@@ -105,11 +107,12 @@ class LiveReader:
                 now = time.monotonic()
                 self._started = now if self._started is None else self._started
                 if delay is None or not connection.has_times:  # the times of each connection have their own start
-                    delay = now - self._started - frame.time_seconds
+                    elapsed = max(now - self._started, self._last_time + MIN_STEP_SECONDS)  # frames may come in a burst
+                    delay = elapsed - frame.time_seconds
                 index = first + frame.frame_index
-                self._next_index = index + 1
+                self._next_index, self._last_time = index + 1, frame.time_seconds + delay
                 if index % self._stride == 0:
-                    self._add(self._frames, frame._replace(frame_index=index, time_seconds=frame.time_seconds + delay))
+                    self._add(self._frames, frame._replace(frame_index=index, time_seconds=self._last_time))
                 if self._stop.is_set():
                     break
             return None
