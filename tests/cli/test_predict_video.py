@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -298,3 +300,29 @@ def test_the_table_names_sources(detrs: Callable, checkpoint: Path) -> None:
     done = detrs("predict", checkpoint, "media/a.mp4", "--device", "cpu", "--output", "out", "--threshold", threshold)
     assert done.code == 0 and "0 detections in 1 video (10 frames)" in done.out
     assert "No detection reaches the threshold" in done.out and "10 frames: -" in done.out
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_video"),
+    [("video/mp4", True), ("multipart/x-mixed-replace; boundary=x", True), ("image/jpeg", False), ("text/html", False)],
+)
+def test_the_type_that_the_server_returns_decides_what_a_url_without_a_suffix_is(kind: str, is_video: bool) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/stream?camera=1"
+        try:
+            assert split_sources([url], True) == (([], [url]) if is_video else ([url], []))
+            assert split_sources([url], False) == ([url], [])  # not asked
+        finally:
+            server.shutdown()
+            thread.join()

@@ -197,3 +197,19 @@ def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
         except UserError:
             outcomes["refused"] += 1
     assert all(count > 10 for count in outcomes.values()), outcomes
+
+
+def test_frames_that_are_decoded_in_part_are_damaged(tmp_path: Path) -> None:
+    """FFmpeg conceals the damage and marks the frame."""
+    path = write_video(tmp_path / "a.avi", make_frames(12, SIZE), codec="mpeg4", b="2M", g="1")
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    content = bytearray(path.read_bytes())
+    position, size = packets[5]
+    middle = position + 8 + size // 2  # after the header of the chunk
+    content[middle : middle + size // 4] = bytes(size // 4)
+    path.write_bytes(content)
+    with av.open(str(path)) as container:
+        marked = [index for index, frame in enumerate(container.decode(video=0)) if frame.is_corrupt]
+    frames, damaged = read(path)
+    assert damaged == marked == [5] and [frame.frame_index for frame in frames] == [0, 1, 2, 3, 4, *range(6, 12)]
