@@ -59,4 +59,9 @@ def write_video(
 def decoded(path: Path) -> list[tuple[Image.Image, float]]:
     """The frames of a video, as Pillow images, and their times in seconds."""
     with av.open(str(path)) as container:
-        return [(frame.to_image(), float(frame.time)) for frame in container.decode(video=0)]
+        return [(_to_image(frame), float(frame.time)) for frame in container.decode(video=0)]
+
+
+def _to_image(frame: av.VideoFrame) -> Image.Image:
+    matrix = "itu709" if frame.colorspace == 1 else None  # which PyAV before 17 does not use by itself
+    return frame.reformat(format="rgb24", src_colorspace=matrix).to_image()

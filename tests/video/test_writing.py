@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -13,6 +14,8 @@ from PIL import Image
 
 from detrs.errors import UserError
 from detrs.video import writing
+from detrs.video.connection import Connection
+from detrs.video.sources import parse_source
 from detrs.video.writing import VideoWriter
 
 COLORS = ((200, 30, 10), (20, 180, 40), (15, 25, 220), (128, 128, 128))
@@ -41,6 +44,10 @@ def test_times_sizes_and_colors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         assert stream.codec_context.pix_fmt == "yuv420p" and container.format.name.startswith("mov,mp4")
         assert float(stream.duration * stream.time_base) == pytest.approx(2 * times[-1] - times[-2], abs=1e-4)
     assert [time for _, time in frames] == pytest.approx(times, abs=2e-5)
+    connection = Connection(parse_source(path, False))
+    (first,) = islice(connection.frames(1, print), 1)
+    connection.close()
+    np.testing.assert_array_equal(first.pixels, np.asarray(frames[0][0]))
     for image, _ in frames:
         assert image.size == (152, 98)  # even
         pixels = np.asarray(image).astype(int)

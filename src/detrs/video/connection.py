@@ -38,6 +38,8 @@ CODECS = (
     *("vc1", "dvvideo", "prores", "dnxhd", "ffv1", "huffyuv"),
 )
 """Decoders that are used, of those in FFmpeg."""
+BT709 = 1
+"""ITU-T H.273: color primaries, transfer characteristics and matrix coefficients of BT.709."""
 MAX_HELD = 64
 """Frames that a decoder may hold back: those it reorders, and one for each thread."""
 USUAL_RATE = 25
@@ -233,7 +235,9 @@ class Clock:
 
 def upright(frame: "VideoFrame") -> UInt8[np.ndarray, "H W 3"]:
     """The pixels of a frame in RGB, rotated and mirrored as its display matrix specifies."""
-    pixels = frame.to_ndarray(format="rgb24")
+    # PyAV before 17 does not use the matrix that the frame specifies
+    matrix = "itu709" if frame.colorspace == BT709 else None
+    pixels = frame.reformat(format="rgb24", src_colorspace=matrix).to_ndarray()
     try:
         data: Any = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # PyAV does not know all kinds of side data; the rotation alone, in degrees, does not need them

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from detrs.errors import UserError
-from detrs.video.connection import USUAL_RATE, import_av
+from detrs.video.connection import BT709, USUAL_RATE, import_av
 
 ENCODERS = ("libx264", "libopenh264", "mpeg4")
 """The first one that FFmpeg contains is used. ``mpeg4`` is in all of its builds."""
@@ -21,8 +21,6 @@ FINE_TIME_BASE = Fraction(1, 90_000)
 KEY_FRAME_INTERVAL = 60
 BITS_PER_PIXEL = 0.2
 """Of encoders without a setting for constant quality."""
-BT709 = 1
-"""ITU-T H.273: colour primaries, transfer characteristics and matrix coefficients of BT.709."""
 LIMITED_RANGE = 1
 
 
