@@ -168,13 +168,35 @@ def differences(actual: Any, expected: Any) -> dict[str, tuple[float, float]]:
 
 @torch.no_grad()
 def random_model(name: str) -> Built:
-    """A model without zeros in its weights, and its inputs."""
+    """A model, and its inputs. No weights are zero, and batch normalization has the statistics of the image.
+
+    Otherwise the features of a new model vanish, and its outputs do not depend on the attention.
+    """
     torch.manual_seed(0)
     model, inputs = MODELS[name]()
     for parameter in model.parameters():
         if parameter.ndim > 1 and not parameter.any():
             parameter.normal_(std=NOISE)
-    return model.eval(), inputs
+    hooks = [
+        module.register_forward_pre_hook(normalize)
+        for module in model.modules()
+        if getattr(module, "running_var", None) is not None
+    ]
+    model.eval()(**inputs)
+    for hook in hooks:
+        hook.remove()
+    return model, inputs
+
+
+def normalize(module: Any, inputs: tuple[Tensor, ...]) -> None:
+    """Sets the statistics of batch normalization, which is frozen in most models, to those of its input.
+
+    The scale becomes 1: in a new model of RT-DETR and others, it is around 0.
+    """
+    axes = [axis for axis in range(inputs[0].ndim) if axis != 1]
+    module.running_mean.copy_(inputs[0].mean(axes))
+    module.running_var.copy_(inputs[0].var(axes) + 1e-6)
+    module.weight.fill_(1.0)
 
 
 @torch.no_grad()

@@ -112,6 +112,19 @@ def test_other_starts_of_levels_are_errors(starts: tuple[int, ...]) -> None:
         official.MSDeformAttnFunction.apply(value, ARGUMENTS[0], torch.tensor(starts), locations, weights, 64)
 
 
+def test_other_names_of_the_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``from package import _C``, as the repository of Grounding DINO imports it."""
+    (tmp_path / "their_package").mkdir()
+    (tmp_path / "their_package" / "__init__.py").touch()
+    (tmp_path / "their_package" / "attention.py").write_text("from their_package import _C\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with official.install("their_package._C"):
+        attention = importlib.import_module("their_package.attention")
+    assert attention._C.ms_deform_attn_forward is official.ms_deform_attn_forward
+    for name in ("their_package.attention", "their_package"):
+        del sys.modules[name]
+
+
 def test_installed_only_before_the_first_import() -> None:
     installed = official.install("their_package._C")
     with pytest.raises(UserError, match=r"their_package\._C .* imported from detrs"):

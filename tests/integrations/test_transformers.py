@@ -270,7 +270,7 @@ def test_other_versions_of_the_attention_are_errors(monkeypatch: pytest.MonkeyPa
         changed.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
         monkeypatch.setattr(original, "forward", changed)
         integration._subclass.cache_clear()
-        with pytest.raises(UserError, match=rf"as accelerate\(\) knows it in module '{name}'.*outputs differ by"):
+        with pytest.raises(UserError, match=rf"that accelerate\(\) supports in module '{name}'.*outputs differ by"):
             accelerate(model)
         assert num_accelerated(model) == 0
         monkeypatch.undo()

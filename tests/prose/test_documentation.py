@@ -27,6 +27,7 @@ PAGES = (
     "docs/finetuning.md",
     "docs/coming_from.md",
     "docs/operator.md",
+    "docs/integrations.md",
     "docs/results.md",
     "docs/how-to/yolo.md",
     "docs/how-to/preset.md",

@@ -47,8 +47,8 @@ def check(name: str, module: nn.Module, replacement: type[Accelerated]) -> None:
         found = f"{type(error).__name__}: {error}"
     if found:
         raise UserError(
-            f"Expected deformable attention as accelerate() knows it in module '{name}' ({type(module).__name__}), got "
-            f"another one ({found}). This version of transformers is not supported, please report it."
+            f"Expected deformable attention that accelerate() supports in module '{name}' ({type(module).__name__}), "
+            f"got another one ({found}). This version of transformers is not supported, please report it."
         )
 
 
