@@ -27,5 +27,8 @@ def test_comparison_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(line["milliseconds"]) == {"original", "accelerated"}
     assert 0 < integrations.largest_difference(line) < 1e-5
     assert line["differences"]["pred_boxes"][0] < 1e-5
-    row = integrations.table([line | {"ratios": [1.0, 2.0, 4.0], "cpu_ratios": [3.0, 2.5, 2.0]}]).splitlines()[-1]
-    assert row.startswith("| `small`, 64 x 96 | 2 |") and "| 2.00x | 2.50x | 3 |" in row
+    assert all(value > 0 for value in line["attention_cpu_milliseconds"].values())
+    line |= {"ratios": [1.0, 2.0, 4.0], "cpu_ratios": [3.0, 2.5, 2.0]}
+    line["attention_cpu_milliseconds"] = {"original": 6.0, "accelerated": 2.0}
+    row = integrations.table([line]).splitlines()[-1]
+    assert row.startswith("| `small`, 64 x 96 | 2 |") and "| 2.00x | 2.50x | 3.0x | 3 |" in row
