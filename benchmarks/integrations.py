@@ -107,8 +107,8 @@ def oneformer() -> Built:
 
 
 def omdet_turbo() -> Built:
-    """omlab/omdet-turbo-swin-tiny-hf, with the Swin-T of transformers instead of timm's."""
-    config = transformers.OmDetTurboConfig(use_timm_backbone=False)
+    """omlab/omdet-turbo-swin-tiny-hf, with timm's Swin-T."""
+    config = transformers.OmDetTurboConfig()
     classes = torch.tensor([[49406, 2368, 49407], [49406, 1929, 49407], [49406, 1615, 49407], [49406, 1, 49407]])
     tasks = torch.tensor([[49406, 9765, 2368, 1929, 49407]])
     inputs = {
