@@ -90,6 +90,16 @@ def test_the_address_and_the_settings(detrs: Callable, checkpoint: Path, served:
         assert client.get("/health", headers={"host": "evil.example"}).status_code == 421
 
 
+def test_names_of_a_proxy(detrs: Callable, checkpoint: Path, served: list[Any]) -> None:
+    for host in ("127.0.0.1", "0.0.0.0"):
+        assert (
+            detrs("serve", checkpoint, "--host", host, "--port", "0", "--hosts", "cells.example", "b.example").code == 0
+        )
+        with TestClient(served[-1]) as client:
+            for name, status in (("cells.example", 200), ("b.example:80", 200), ("localhost", 200), ("c.example", 421)):
+                assert client.get("/health", headers={"host": name}).status_code == status
+
+
 def test_other_machines_are_a_warning(
     detrs: Callable, checkpoint: Path, served: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

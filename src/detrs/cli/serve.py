@@ -36,6 +36,9 @@ class ServeArguments:
     token: str | None = None
     """Token that requests need, as Authorization: Bearer TOKEN. Default: the environment variable DETRS_TOKEN; if it
     is not set, requests need none."""
+    hosts: tuple[str, ...] = ()
+    """Further names of the server in the header Host, for example those of a proxy in front of it. Default: any name if
+    the host is reached from other machines, else only names of this machine."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     threshold: float | None = None
@@ -75,8 +78,8 @@ def run(argv: list[str]) -> None:
 
     with server.bind(arguments.host, arguments.port) as listener:  # before the checkpoint, which takes longer
         is_local = server.is_loopback(listener)
-        if is_local:
-            settings = dataclasses.replace(settings, hosts=(*LOOPBACK, arguments.host))
+        if is_local or arguments.hosts:
+            settings = dataclasses.replace(settings, hosts=(*LOOPBACK, arguments.host, *arguments.hosts))
         predictor = Predictor.load(arguments.checkpoint, arguments.device)
         short, long = predictor.detector.preprocessing.resize_to
         predictor(torch.zeros(3, short, long, dtype=torch.uint8))  # what fails in general fails now
@@ -108,7 +111,7 @@ def settings_of(arguments: ServeArguments) -> ServerSettings:
     Raises:
         UserError: a value is out of range; the message has the flag.
     """
-    names = {field.name for field in dataclasses.fields(ServerSettings)}
+    names = {field.name for field in dataclasses.fields(ServerSettings)} - {"hosts"}
     values = {name: value for name, value in vars(arguments).items() if name in names}
     if arguments.token is None:
         values["token"] = os.environ.get(TOKEN)
