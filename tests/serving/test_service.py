@@ -191,6 +191,8 @@ def test_work_of_clients_that_leave_is_never_computed() -> None:
                 sent.append(message)
 
             await app(dict(SCOPE), receive, send)
+            await asyncio.sleep(0.01)
+            assert [job.future.cancelled() for job in service.worker._jobs] == [True]
             return sent
 
         assert asyncio.run(leave()) == []
