@@ -8,14 +8,13 @@
    answered afterwards. Fifty clients then send one byte per second.
 3. SIGTERM under load: every accepted request must be answered.
 
-The exit code is 1 if one of these fails. The result is appended to ``results/serving.jsonl``.
+The exit code is 1 if one of these fails. The result is appended to ``results/serving.jsonl``, and shown
+in README.md.
 """
 
 import argparse
-import base64
 import contextlib
 import http.client
-import io
 import json
 import os
 import platform
@@ -24,10 +23,9 @@ import socket
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,18 +33,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import page
 import psutil
-from PIL import Image
+from serving_load import TIMEOUT, Body, Load, ask, bodies, made_images, outcome, percentiles
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.append(str(REPOSITORY / "tests" / "serving"))
+from detrs.errors import counted
 
-import hostile  # noqa: E402
-from raw_client import Address, Reply, exchange  # noqa: E402
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "serving"))
+import hostile
+from raw_client import Address, Reply, exchange
 
 RESULTS = page.HERE / "results" / "serving.jsonl"
-SIZES = ((320, 240), (640, 480), (480, 800), (1280, 720), (1920, 1080))
-"""(width, height) of made images."""
-BUSY = (429, 503)
 SERVED = ("200", "429", "503")
 GOOD_SECONDS = 1.0
 """Time in which a good request must be answered after a hostile one."""
@@ -55,30 +50,8 @@ GROWTH = 0.05
 """Largest growth of the memory between the second and the last quarter of the load, as a fraction."""
 ACCEPTED = 24
 """Requests in the server when it is stopped."""
-TIMEOUT = 90.0
-REFUSED = 0
 
 Report = dict[str, Any]
-
-
-class Body(NamedTuple):
-    """A request."""
-
-    kind: str
-    path: str
-    content_type: str
-    content: bytes
-    num_images: int
-
-
-class Answer(NamedTuple):
-    kind: str
-    status: int | None
-    """``None``: an open connection was closed without an answer; ``REFUSED``: a new one was not accepted."""
-    seconds: float
-    num_images: int
-    is_equal: bool = True
-    """To the answer of the idle server."""
 
 
 class Running(NamedTuple):
@@ -107,82 +80,6 @@ def served(checkpoint: str, *flags: str) -> Iterator[Running]:
                 process.kill()
 
 
-def made_images() -> list[bytes]:
-    """JPEG files of smooth noise, one of each size."""
-    generator = np.random.default_rng(0)
-    files = []
-    for size in SIZES:
-        small = Image.fromarray(generator.integers(0, 256, (12, 16, 3), dtype=np.uint8))
-        stream = io.BytesIO()
-        small.resize(size, Image.Resampling.BICUBIC).save(stream, "JPEG", quality=90)
-        files.append(stream.getvalue())
-    return files
-
-
-def bodies(files: Sequence[bytes]) -> list[Body]:
-    """The requests of the load, in order: 3 of 4 images are sent by themselves."""
-    found = []
-    for i, file in enumerate(files):
-        four = [files[(i + k) % len(files)] for k in range(4)]
-        text = json.dumps({"images": [base64.b64encode(file).decode()]}).encode()
-        multipart = hostile.MULTIPART.partition(": ")[2]
-        found += [
-            Body("one in a form", "/predict", multipart, hostile.form(hostile.file(file)), 1),
-            Body("one as the body", "/predict", "image/jpeg", file, 1),
-            Body("one in JSON", "/predict", "application/json", text, 1),
-        ]
-        if i % 4 == 0:
-            found.append(Body("four in a form", "/predict", multipart, hostile.form(*map(hostile.file, four)), 4))
-    return [*found, Body("explanation", "/explain", "image/jpeg", files[0], 1)]
-
-
-def ask(connection: http.client.HTTPConnection, body: Body) -> tuple[int, bytes, float]:
-    """Status, content and seconds to wait before the next request.
-
-    Raises:
-        OSError, HTTPException: the connection was closed.
-    """
-    connection.request("POST", body.path, body.content, {"Content-Type": body.content_type})
-    response = connection.getresponse()
-    return response.status, response.read(), float(response.headers.get("Retry-After", 0))
-
-
-class Load:
-    """Clients that send requests one after the other until ``stop`` is set."""
-
-    def __init__(self, address: Address, requests: Sequence[Body], expected: Sequence[bytes]) -> None:
-        self.answers: list[Answer] = []
-        self.stop = threading.Event()
-        self._address, self._requests, self._expected = address, requests, expected
-
-    def client(self, number: int) -> None:
-        connection, is_new = http.client.HTTPConnection(*self._address, timeout=TIMEOUT), True
-        position = 7 * number  # clients send different requests at a time
-        while not self.stop.is_set():
-            index = position % len(self._requests)
-            body, start = self._requests[index], time.perf_counter()
-            try:
-                status, content, wait = ask(connection, body)
-            except (OSError, http.client.HTTPException):
-                connection.close()
-                self._add(Answer(body.kind, REFUSED if is_new else None, time.perf_counter() - start, 0))
-                if is_new:  # the server accepts no more connections
-                    return
-                is_new = True
-                continue
-            is_new = connection.sock is None  # the server closed it, as its answer states
-            seconds = time.perf_counter() - start
-            is_equal = status != 200 or content == self._expected[index]
-            self._add(Answer(body.kind, status, seconds, body.num_images, is_equal))
-            if status in BUSY:
-                self.stop.wait(min(wait, 5))
-            else:
-                position += 1
-
-    def _add(self, answer: Answer) -> None:
-        self.answers.append(answer)
-
-
 def under_load(
     server: Running, requests: Sequence[Body], expected: Sequence[bytes], clients: int, seconds: int
 ) -> Report:
@@ -203,7 +100,7 @@ def under_load(
     return {
         "clients": clients,
         "seconds": round(duration, 1),
-        "statuses": dict(Counter(_name(each.status) for each in load.answers)),
+        "statuses": dict(Counter(outcome(each.status) for each in load.answers)),
         "different answers": sum(not each.is_equal for each in load.answers),
         "requests per second": round(len(good) / duration, 2),
         "images per second": round(sum(each.num_images for each in good) / duration, 2),
@@ -214,11 +111,6 @@ def under_load(
         "megabytes in quarters": [round(value) for value in quarters],
         "megabytes, largest": round(max(memory)),
     }
-
-
-def percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """Milliseconds."""
-    return {f"p{q}": round(1000 * float(np.percentile(seconds, q)), 1) for q in (50, 90, 99, 100)}
 
 
 def attacked(server: Running, limits: hostile.Limits, good: Body) -> Report:
@@ -311,14 +203,10 @@ def stopped(server: Running, requests: Sequence[Body], expected: Sequence[bytes]
     return {
         "accepted": ACCEPTED,
         "answers to them": dict(Counter(statuses)),
-        "clients that kept sending": dict(Counter(_name(each.status) for each in load.answers)),
+        "clients that kept sending": dict(Counter(outcome(each.status) for each in load.answers)),
         "exit code": code,
         "seconds": round(seconds, 1),
     }
-
-
-def _name(status: int | None) -> str:
-    return {None: "lost", REFUSED: "refused"}.get(status, str(status))
 
 
 def faults(report: Report) -> list[str]:
@@ -351,6 +239,39 @@ def text(report: Report) -> str:
         for kind, values in report[name].get("milliseconds", {}).items():
             lines.append(f"  {f'milliseconds, {kind}':52} {', '.join(f'{q} {value:g}' for q, value in values.items())}")
     return "\n".join([*lines, *(f"FAULT {each}" for each in report["faults"])])
+
+
+def markdown(reports: Sequence[Report]) -> str:
+    """The section of README.md: one part per model, device and number of cores."""
+    return "\n\n".join(_section(report) for report in reports)
+
+
+def _section(report: Report) -> str:
+    load, attacks, stop = report["load"], report["hostile"], report["stop"]
+    quarters = ", ".join(f"{value:,}" for value in load["megabytes in quarters"])
+    lines = [
+        f"**{report['model']}, {report['device']}, {counted(report['cores'], 'core')}**",
+        f"Load: {counted(load['clients'], 'client')}, {load['seconds']:g} seconds, {_counts(load['statuses'])}; "
+        f"{load['different answers']} differ from those of the idle server. {load['images per second']:g} images per "
+        f"second. Memory in MB, medians of the quarters: {quarters}; largest {load['megabytes, largest']:,}.",
+        page.table(
+            ["request", "p50 / ms", "p90 / ms", "p99 / ms", "largest / ms"],
+            [[kind, *(f"{value:,.0f}" for value in values.values())] for kind, values in load["milliseconds"].items()],
+        ),
+        f"Hostile requests: {attacks['cases']}, {len(attacks['wrong'])} not as required; "
+        f"{_counts(attacks['statuses'])}. Good requests between them took at most "
+        f"{attacks['good request, slowest in seconds']:g} seconds, and "
+        f"{attacks['good request among slow clients, slowest in seconds']:g} beside {SLOW_CLIENTS} clients that send "
+        f"one byte per second.",
+        f"SIGTERM under load: {stop['accepted']} accepted requests, {_counts(stop['answers to them'])}; exit code "
+        f"{stop['exit code']} after {stop['seconds']:g} seconds.",
+    ]
+    return "\n\n".join(lines)
+
+
+def _counts(outcomes: Mapping[str, int]) -> str:
+    """``answers: 12 x 200, 3 x 503``."""
+    return "answers: " + ", ".join(f"{number:,} x {status}" for status, number in sorted(outcomes.items()))
 
 
 def measured(arguments: argparse.Namespace) -> Report:
@@ -391,6 +312,8 @@ def main() -> None:
     parser.add_argument("flags", nargs="*", help="of detrs serve, after --")
     report = measured(parser.parse_args())
     page.append(RESULTS, report)
+    lines = page.newest(RESULTS, lambda line: (line["model"], line["device"], line["cores"]))
+    page.put("serving", markdown(lines), page.README)
     print(json.dumps(report) if "--json" in sys.argv else text(report))
     raise SystemExit(1 if report["faults"] else 0)
 

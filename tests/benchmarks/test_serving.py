@@ -59,6 +59,20 @@ def test_text() -> None:
     assert lines[-1] == "FAULT stop: exit code 1"
 
 
+def test_the_section_of_the_readme() -> None:
+    values: Any = report() | {"model": "deformable-detr-tiny", "device": "cpu", "cores": 2}
+    values["load"] |= {"clients": 16, "seconds": 120.1, "images per second": 12.5, "megabytes, largest": 1100}
+    values["hostile"] |= {"cases": 133, "statuses": {"413": 15, "400": 118}}
+    values["hostile"] |= {"good request, slowest in seconds": 0.2}
+    values["hostile"] |= {"good request among slow clients, slowest in seconds": 0.3}
+    values["stop"] |= {"accepted": 24, "seconds": 4.5}
+    found = serving.markdown([values])
+    assert "| one in a form | 200 | 280 | 298 | 300 |" in found
+    assert "16 clients, 120.1 seconds, answers: 900 x 200, 3 x 503" in found
+    assert "133, 0 not as required; answers: 118 x 400, 15 x 413" in found
+    assert "24 accepted requests, answers: 24 x 200; exit code 0 after 4.5 seconds" in found
+
+
 def test_requests_contain_their_images() -> None:
     files = serving.made_images()
     requests = serving.bodies(files)
