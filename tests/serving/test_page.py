@@ -199,7 +199,7 @@ def test_a_dropped_image_shows_its_detections(serve: Callable[..., Opened]) -> N
     opened.give(("a.png", png()))
     assert opened.requests == [("/predict?threshold=0", "a.png")]
     assert opened.rows() == [["cat", "0.900", "10, 5, 30, 25"], ["dog", "0.500", "5, 2, 50, 38"]]
-    assert opened.page.inner_text("#summary") == "a.png, 60 × 40: 2 detections with score 0.38 or more"
+    assert opened.page.inner_text("#summary") == "a.png, 60 × 40: 2 detections with score 0.375 or more"
     assert opened.page.inner_text("#image-list .state") == "2 detections"
     opened.page.click("#labels")
     assert opened.color(30, 15) == ORANGE  # the right side of the cat
@@ -223,6 +223,17 @@ def test_several_images_and_one_that_the_server_does_not_accept(serve: Callable[
     assert opened.page.locator("#image-list .name").all_inner_texts() == ["a.png", "b.jpg"]
     opened.page.click("#clear")
     assert opened.page.is_visible("#empty") and opened.rows() == []
+
+
+def test_an_image_is_upright_as_for_the_server(serve: Callable[..., Opened]) -> None:
+    image, exif = Image.new("RGB", (80, 40), "#ff0000"), Image.Exif()
+    image.paste("#0000ff", (40, 0, 80, 40))
+    exif[0x0112] = 6  # shown after a turn to the right: red is at the top
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", exif=exif, quality=95)
+    opened = serve({"a.jpg": found("a.jpg", CAT, size=(80, 40))})
+    opened.give(("a.jpg", stream.getvalue()))
+    assert opened.color(5, 70).startswith("#0000f") and opened.color(35, 30).startswith("#fe0")
 
 
 def test_pasted_and_chosen_images(serve: Callable[..., Opened]) -> None:

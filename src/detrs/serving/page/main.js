@@ -26,6 +26,7 @@ let scheduled = 0;
 const unit = () => Math.min(window.devicePixelRatio || 1, 3);
 const isShown = (each) => each.score >= state.threshold && !state.hidden.has(each.name);
 const shown = (image) => (image?.detections ?? []).filter(isShown);
+const threshold = () => state.threshold.toFixed(3).replace(/0$/, ""); // that of a checkpoint has more than two digits
 const style = () => ({ colors: settings.colors, labels: state.labels, active: state.active, unit: unit() });
 
 function add(files) {
@@ -99,7 +100,7 @@ function render() {
   canvas.hidden = image === null || image.status === "failed";
   byId("failure").hidden = image?.status !== "failed";
   byId("failure").textContent = image?.error ?? "";
-  byId("threshold-value").textContent = state.threshold.toFixed(2);
+  byId("threshold-value").textContent = threshold();
   byId("labels").setAttribute("aria-pressed", String(state.labels));
   byId("save-json").disabled = !state.images.some((each) => each.status === "done");
   byId("save-png").disabled = image?.status !== "done";
@@ -118,7 +119,7 @@ function summary(image, detections) {
   if (image.status === "running") return `${image.file.name}: detecting …`;
   if (image.status === "busy") return `${image.file.name}: the server is busy, trying again …`;
   const [height, width] = image.imageSize;
-  return `${image.file.name}, ${width} × ${height}: ${counted(detections.length, "detection")} with score ${state.threshold.toFixed(2)} or more`;
+  return `${image.file.name}, ${width} × ${height}: ${counted(detections.length, "detection")} with score ${threshold()} or more`;
 }
 
 /** The size of the selected image: as the server states it, or as decoded. */
