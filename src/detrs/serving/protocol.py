@@ -71,11 +71,9 @@ class Protocol(H11Protocol):
     def shutdown(self) -> None:
         """Close the connection after its current request, or soon if it has none."""
         if self.cycle is None or self.cycle.response_complete:
-            self.loop.call_later(STOP_SECONDS, self._close_if_idle)
+            self.loop.call_later(STOP_SECONDS, self._shut_down)
         else:
-            # otherwise clients send their next request on a connection that is being closed
-            self.cycle.default_headers = [*self.cycle.default_headers, CLOSE_HEADER]
-            super().shutdown()
+            self._shut_down()
 
     def send_400_response(self, msg: str) -> None:
         """Answer a request that is not HTTP."""
@@ -123,10 +121,14 @@ class Protocol(H11Protocol):
         else:
             self._close()
 
-    def _close_if_idle(self) -> None:
-        if not self.transport.is_closing():
-            super().shutdown()
-            self._watch()
+    def _shut_down(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self.cycle is not None and not self.cycle.response_complete:
+            # otherwise the client sends its next request on a connection that is being closed
+            self.cycle.default_headers = [*self.cycle.default_headers, CLOSE_HEADER]
+        super().shutdown()
+        self._watch()
 
     def _close(self) -> None:
         self._unset_keepalive_if_required()

@@ -130,7 +130,7 @@ class Service:
             label = "The image" if len(files) == 1 else f"Image {number}{name}"
             preprocessing, limit = self.predictor.detector.preprocessing, self.settings.max_pixels
             images.append(await self._in_decoder(resized, file, label, preprocessing, limit))
-        return [await found for found in self._submitted(images, deadline)]
+        return await asyncio.gather(*self._submitted(images, deadline))
 
     async def _called(self, file: Upload, function: Callable[[Upload], T]) -> T:
         deadline = time.monotonic() + self.settings.timeout_seconds
