@@ -7,10 +7,18 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 
 from detrs.backbones import weight_file
-from detrs.backbones.timm import BackboneConfig, FrozenBatchNorm, TimmBackbone, with_weights
+from detrs.backbones.timm import (
+    BackboneConfig,
+    FrozenBatchNorm,
+    SameConv2d,
+    TimmBackbone,
+    replace_same,
+    with_weights,
+)
 from detrs.errors import UserError
 
 TINY = BackboneConfig(name="test_resnet", norm="batch", freeze_stem=False)
@@ -196,3 +204,33 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     file.write_text("<html>")
     with pytest.raises(UserError, match="is a web page"):
         with_weights(TINY, str(file))
+
+
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(3, 2, 1), (5, 2, 1), (3, 1, 2), (3, (2, 1), 1), (2, 2, 1)])
+def test_same_padding_is_that_of_timm(kernel: int, stride: int, dilation: int) -> None:
+    own = torch.nn.Sequential(Conv2dSame(3, 5, kernel, stride, dilation=dilation))
+    state = torch.random.get_rng_state()
+    copied = deepcopy(own)
+    replace_same(copied)
+    assert type(copied[0]) is SameConv2d and torch.equal(torch.random.get_rng_state(), state)
+    for size in ((17, 32), (32, 17), (31, 31), (1, 2)):
+        images = torch.randn(2, 3, *size)
+        assert torch.equal(copied(images), own(images))
+    assert copied.state_dict().keys() == own.state_dict().keys()
+
+
+def test_kernels_smaller_than_their_stride_keep_the_padding_of_timm() -> None:
+    body = torch.nn.Sequential(Conv2dSame(3, 5, 1, 2))
+    replace_same(body)
+    assert type(body[0]) is Conv2dSame
+
+
+def test_sizes_of_same_padding_remain_simple_in_exported_programs() -> None:
+    """timm's arithmetic leaves terms that make the export of MobileNetV2 take many minutes."""
+    body = torch.nn.Sequential(*(Conv2dSame(3, 3, 3, 2) for _ in range(3)))
+    replace_same(body)
+    dims = {2: torch.export.Dim("height", min=65), 3: torch.export.Dim("width", min=65)}
+    program = torch.export.export(body, (torch.randn(1, 3, 97, 133),), dynamic_shapes=(dims,), strict=False)
+    height = next(node for node in reversed(program.graph.nodes) if node.op == "call_function").meta["val"].shape[2]
+    assert str(height).count("//") <= 3
+    assert program.module()(torch.randn(1, 3, 131, 70)).shape == (1, 3, 17, 9)

@@ -6,8 +6,10 @@ from typing import Annotated, Any, Literal
 
 import timm
 import torch
+import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from jaxtyping import Float
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
 import detrs.backbones.dat  # noqa: F401 (registers its models with timm)
@@ -62,6 +64,7 @@ class TimmBackbone(nn.Module):
         super().__init__()
         # channels last: a quarter faster on CPUs, the layout of tensor cores, and tokens need no copy
         self.body = create(config, pretrained).to(memory_format=torch.channels_last)
+        replace_same(self.body)
         self.channels = tuple(self.body.feature_info.channels())
         if config.norm_eps is not None:
             for norm in [module for module in self.body.modules() if isinstance(module, nn.BatchNorm2d)]:
@@ -208,6 +211,44 @@ def check_complete(body: nn.Module, names: set[str], config: BackboneConfig) -> 
             f"{', …' if len(missing) > 3 else ''}). Pass a weight file for timm model '{config.name}' "
             "(model.backbone.name)."
         )
+
+
+class SameConv2d(nn.Conv2d):
+    """Convolution of timm's ``Conv2dSame``: zeros at the edges such that the output has size / stride cells, rounded up.
+
+    The padding is computed with integers. ``torch.export`` cannot simplify timm's, by division and rounding up, and
+    needs minutes for images of any size.
+    """
+
+    def forward(self, x: Float[Tensor, "B _ _ _"]) -> Float[Tensor, "B _ _ _"]:
+        rows, columns = self.missing(x.shape[2], 0), self.missing(x.shape[3], 1)
+        x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+        return F.conv2d(x, self.weight, self.bias, self.stride, (0, 0), self.dilation, self.groups)
+
+    def missing(self, size: Any, axis: int) -> Any:
+        """Cells to add to ``size`` cells, an integer; of a symbolic type within ``torch.export``."""
+        stride = self.stride[axis]
+        return (size + stride - 1) // stride * stride - size + extents(self)[axis] - stride
+
+
+def extents(conv: nn.Conv2d) -> tuple[int, int]:
+    """Rows and columns from the first to the last cell of the kernel."""
+    rows, columns = (d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
+    return rows, columns
+
+
+def replace_same(module: nn.Module) -> None:
+    """Replace every ``Conv2dSame`` inside ``module`` by ``SameConv2d`` with the same weights; kernels smaller than
+    their stride remain."""
+    for name, child in module.named_children():
+        if type(child) is not Conv2dSame or any(e < s for e, s in zip(extents(child), child.stride, strict=True)):
+            replace_same(child)
+            continue
+        shape: Any = {each: getattr(child, each) for each in ("kernel_size", "stride", "dilation", "groups")}
+        has_bias = child.bias is not None
+        made = SameConv2d(child.in_channels, child.out_channels, **shape, bias=has_bias, device="meta")
+        made.weight, made.bias = child.weight, child.bias
+        setattr(module, name, made.train(child.training))
 
 
 class FrozenBatchNorm(nn.Module):
