@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from detrs.checkpoints.detector import TrainedDetector
-from detrs.checkpoints.exported import ExportedModel, ExportInfo, Format, Padded
+from detrs.checkpoints.exported import ExportedModel, ExportInfo, ExportPrecision, Format, Padded
 from detrs.checkpoints.sources import open_detector
 from detrs.criterion.objective import Objective
 from detrs.criterion.set_criterion import CriterionConfig
@@ -19,7 +19,9 @@ from detrs.data.sample import Dataset
 from detrs.engine.evaluate import dataset_to_score, validating
 from detrs.errors import UserError
 from detrs.exporting import parity, program
+from detrs.exporting.half import to_float16
 from detrs.exporting.parity import ParityReport
+from detrs.exporting.quantization import to_int8
 from detrs.files import atomic_write
 from detrs.models.detector import Model
 from detrs.schema import to_dict
@@ -32,6 +34,12 @@ SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2"}
 """Format -> suffix of the file."""
 OPSETS = range(18, 24)
 """Versions of ONNX's operators that can be written. TensorRT computes GridSample of 20 wrongly, and of 18 rightly."""
+PRECISIONS: "dict[ExportPrecision, Callable[[onnx.ModelProto], onnx.ModelProto]]" = {
+    "float32": lambda model: model,
+    "float16": to_float16,
+    "int8": to_int8,
+}
+"""What changes a model in float32 to each precision."""
 MIN_STATIC, MAX_STATIC = 32, 16_384
 """Limits of the sides of a static size in pixels."""
 
@@ -134,8 +142,8 @@ def write_onnx(
     from detrs.exporting import onnx_file
 
     on_step("converting it to ONNX")
-    model: onnx.ModelProto = onnx_file.convert(traced, info)
-    onnx_file.strip(model)
+    model: onnx.ModelProto = PRECISIONS[info.precision](onnx_file.convert(traced, info))
+    onnx_file.strip(model)  # after the precision, which depends on the names of modules
     onnx_file.add_metadata(model, original, info)
     with atomic_write(target, what="the exported file", needed=model.ByteSize()) as temporary:
         onnx_file.save(model, temporary)
