@@ -1,4 +1,4 @@
-"""The one entrance for trained detectors: our own checkpoints, folders of ``transformers``, official files, the Hub.
+"""The one entrance for trained detectors: our own checkpoints and exported files, those of others, the Hub.
 
 ``open_detector`` decides by the content of a file, not by its name, and never executes code in it. The tables of
 :data:`READERS` cover official files; :mod:`detrs.checkpoints.published` has what their weights do not show.
@@ -28,6 +28,7 @@ from detrs.checkpoints.foreign.transformers import (
 )
 from detrs.checkpoints.onnx_file import START as ONNX_START
 from detrs.checkpoints.onnx_file import load_onnx
+from detrs.checkpoints.program_file import is_program, load_program
 from detrs.checkpoints.published import Published
 from detrs.errors import UserError, did_you_mean
 from detrs.files import open_regular
@@ -70,9 +71,9 @@ def open_detector(source: str | Path) -> TrainedDetector:
     """Read a detector from any supported source; the model is on the CPU, in evaluation mode.
 
     Args:
-        source: A ``best.safetensors`` or the folder of a run; a folder of ``transformers``, or its weights; a .pth,
-            .pt or .bin file of an official repository; a Hub id ``owner/name`` or ``owner/name@revision``, which is
-            used if there is no such path.
+        source: A ``best.safetensors`` or the folder of a run; a .onnx or .pt2 file of ``detrs.export``; a folder of
+            ``transformers``, or its weights; a .pth, .pt or .bin file of an official repository; a Hub id
+            ``owner/name`` or ``owner/name@revision``, which is used if there is no such path.
 
     Raises:
         UserError: There is no such source, it is damaged or not supported, or it contains code.
@@ -104,6 +105,8 @@ def _open_path(path: Path, known: Published | None) -> Source:
         start = b""  # load_detector has the message
     if path.suffix == ".onnx" or (start[:1] == ONNX_START and path.suffix != ".safetensors"):
         return Source(load_onnx(path), EXPORTED, path, None)
+    if is_program(start, path):
+        return Source(load_program(path), EXPORTED, path, None)
     if (start.startswith(TORCH_STARTS) and path.suffix != ".safetensors") or path.suffix in SUFFIXES:
         if path.name == OLD_WEIGHTS and (path.parent / CONFIG).exists():
             return _open_folder(path.parent, known)
@@ -178,6 +181,8 @@ def _promised(detector: TrainedDetector, known: Published | None) -> TrainedDete
 
 def writer(source: Source) -> str:
     """Which program wrote a checkpoint, as far as the file shows it."""
+    if source.kind == EXPORTED:
+        return "detrs export"
     if source.kind == OWN:
         return f"detrs {format.read_meta(source.path).get('detrs', 'unknown')}"
     if source.kind == FOLDER:

@@ -4,14 +4,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from detrs.checkpoints.detector import TrainedDetector
-from detrs.checkpoints.exported import ExportedModel, ExportInfo, ExportPrecision, Format, Padded
+from detrs.checkpoints.exported import ExportedModel, ExportInfo, Format, Padded
 from detrs.checkpoints.sources import open_detector
 from detrs.criterion.objective import Objective
 from detrs.criterion.set_criterion import CriterionConfig
@@ -19,27 +19,18 @@ from detrs.data.sample import Dataset
 from detrs.engine.evaluate import dataset_to_score, validating
 from detrs.errors import UserError
 from detrs.exporting import parity, program
-from detrs.exporting.half import to_float16
 from detrs.exporting.parity import ParityReport
-from detrs.exporting.quantization import to_int8
 from detrs.files import atomic_write
 from detrs.models.detector import Model
 from detrs.schema import to_dict
 from detrs.structures import Boxes
 
-if TYPE_CHECKING:
-    import onnx
-
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2"}
 """Format -> suffix of the file."""
 OPSETS = range(18, 24)
 """Versions of ONNX's operators that can be written. TensorRT computes GridSample of 20 wrongly, and of 18 rightly."""
-PRECISIONS: "dict[ExportPrecision, Callable[[onnx.ModelProto], onnx.ModelProto]]" = {
-    "float32": lambda model: model,
-    "float16": to_float16,
-    "int8": to_int8,
-}
-"""What changes a model in float32 to each precision."""
+MIN_SIZE = 8
+"""Smallest side of the images of an ONNX file in pixels; the comparison includes it."""
 MIN_STATIC, MAX_STATIC = 32, 16_384
 """Limits of the sides of a static size in pixels."""
 
@@ -114,7 +105,7 @@ def export(
         opset=opset if format == "onnx" else None,
         precision="float16" if half else "int8" if int8 else "float32",
         static=static,
-        min_size=min(static) if static and not padding else 1,
+        min_size=program.MIN_TRACED if format == "torch" and static is None else MIN_SIZE,
         gather=gather,
         preprocess=preprocess,
         postprocess=postprocess,
@@ -123,42 +114,58 @@ def export(
     )
     on_step("tracing the model")
     traced = program.trace(original, info)
-    if format == "torch":
-        raise NotImplementedError
-    written = write_onnx(traced, original, info, target, dataset, data is not None, on_step)
-    return written
-
-
-def write_onnx(
-    traced: torch.export.ExportedProgram,
-    original: TrainedDetector,
-    info: ExportInfo,
-    target: Path,
-    dataset: Dataset | None,
-    score: bool,
-    on_step: Callable[[str], object],
-) -> ExportReport:
-    """Convert a program, compare it, and write it."""
-    from detrs.exporting import onnx_file
-
-    on_step("converting it to ONNX")
-    model: onnx.ModelProto = PRECISIONS[info.precision](onnx_file.convert(traced, info))
-    onnx_file.strip(model)  # after the precision, which depends on the names of modules
-    onnx_file.add_metadata(model, original, info)
-    with atomic_write(target, what="the exported file", needed=model.ByteSize()) as temporary:
-        onnx_file.save(model, temporary)
+    if format == "onnx":
+        on_step("converting it to ONNX")
+    save, size = (onnx_writer if format == "onnx" else program_writer)(traced, original, info)
+    with atomic_write(target, what="the exported file", needed=size) as temporary:
+        save(temporary, info)
         on_step("comparing it with the checkpoint")
-        report = compared(original, temporary, target, dataset, score)
+        report = compared(original, temporary, dataset, score=data is not None)
         info = replace(info, parity=report.to_json())
-        onnx_file.add_metadata(model, original, info)
-        onnx_file.save(model, temporary)
+        save(temporary, info)
         size = temporary.stat().st_size
     return ExportReport(path=target, export=info, parity=report, num_bytes=size)
 
 
-def compared(
-    original: TrainedDetector, temporary: Path, target: Path, dataset: Dataset | None, score: bool
-) -> ParityReport:
+Writer = tuple[Callable[[Path, ExportInfo], None], int]
+"""Writes a file with its metadata; and about how many bytes it has."""
+
+
+def onnx_writer(traced: ExportedProgram, original: TrainedDetector, info: ExportInfo) -> Writer:
+    """Converts a program to ONNX, in the precision of the file."""
+    from detrs.exporting import onnx_file
+
+    model = onnx_file.convert(traced, info)
+    if info.precision == "float16":
+        from detrs.exporting.half import to_float16
+
+        to_float16(model)
+    if info.precision == "int8":
+        from detrs.exporting.quantization import to_int8
+
+        to_int8(model)
+    onnx_file.strip(model)
+
+    def save(path: Path, info: ExportInfo) -> None:
+        onnx_file.add_metadata(model, original, info)
+        onnx_file.save(model, path)
+
+    return save, model.ByteSize()
+
+
+def program_writer(traced: ExportedProgram, original: TrainedDetector, info: ExportInfo) -> Writer:
+    """Removes from a program what a file does not need."""
+    from detrs.exporting import program_file
+
+    program_file.strip(traced)
+
+    def save(path: Path, info: ExportInfo) -> None:
+        program_file.save(traced, path, original, info)
+
+    return save, sum(tensor.nbytes for tensor in traced.state_dict.values())
+
+
+def compared(original: TrainedDetector, temporary: Path, dataset: Dataset | None, *, score: bool) -> ParityReport:
     """The comparison of a checkpoint with a file that was written, with the preprocessing of the file."""
     exported = open_detector(temporary)
     fixed = exported.preprocessing.fixed
