@@ -233,8 +233,12 @@ def read_contents(text: str, source: str, expected: Format) -> Contents:
         raise UserError(f"The metadata of '{source}' is damaged. Export the checkpoint again.")
     with metadata_errors(f"the exported file '{source}'", meta):
         settings = read_metadata(meta)
-        info: ExportInfo = from_dict(ExportInfo, meta["export"], "export")
-        schema.check(info, "export")
+        values = dict(meta["export"])
+        parity = values.pop("parity")  # a table of any content: only shown
+        if not (parity is None or isinstance(parity, dict)):
+            raise ValueError(f"parity: expected an object, got {parity!r:.80}")
+        info: ExportInfo = replace(from_dict(ExportInfo, values, "export"), parity=parity)
+        schema.check(replace(info, parity=None), "export")
         if info.format != expected:
             raise ValueError(f"format {info.format!r} in a file of {expected}")
     return Contents(_adapted(settings, info), info)

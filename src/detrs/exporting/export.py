@@ -93,12 +93,12 @@ def export(
         UserError: an argument is out of range, a package is missing, the file cannot be written, or the exported
             detector differs from the checkpoint; with the numbers.
     """
+    check_arguments(format, half, int8, static, opset, has_data=data is not None)
+    target = Path(path).expanduser() if path is not None else default_path(checkpoint, format)
+    check_target(target, format)
     original = open_detector(checkpoint)
     if isinstance(original.module, ExportedModel):
         raise UserError(f"'{checkpoint}' is an exported file. Export its checkpoint.")
-    target = Path(path).expanduser() if path is not None else default_path(checkpoint, format)
-    check_target(target, format)
-    check_arguments(format, half, int8, static, opset, has_data=data is not None)
     dataset = images_for(checkpoint, original, data, split)
     info = ExportInfo(
         format=format,
@@ -123,6 +123,7 @@ def export(
         report = compared(original, temporary, dataset, score=data is not None)
         info = replace(info, parity=report.to_json())
         save(temporary, info)
+        open_detector(temporary)  # with the final metadata
         size = temporary.stat().st_size
     return ExportReport(path=target, export=info, parity=report, num_bytes=size)
 
