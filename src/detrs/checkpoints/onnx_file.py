@@ -1,6 +1,6 @@
 """Reads exported files in the format of ONNX, and runs them with ONNX Runtime.
 
-An ONNX file contains no code, but it can refer to other files, which are not read here: external data is refused.
+An ONNX file contains no code, but it can refer to other files, which are not read here: external data is rejected.
 """
 
 import hashlib
