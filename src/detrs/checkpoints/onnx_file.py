@@ -70,7 +70,9 @@ def load_onnx(path: Path) -> TrainedDetector:
         )
     names = tuple(each.name for each in model.graph.input), tuple(each.name for each in model.graph.output)
     if names != tuple(signature(contents.info)):
-        raise UserError(f"'{path}' has other inputs or outputs than those in its metadata. Export the checkpoint again.")
+        raise UserError(
+            f"'{path}' has other inputs or outputs than those in its metadata. Export the checkpoint again."
+        )
     return contents.detector(OnnxRunner(content, str(path)), str(path))
 
 

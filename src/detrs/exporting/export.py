@@ -4,14 +4,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from detrs.checkpoints.detector import TrainedDetector
-from detrs.checkpoints.exported import ExportedModel, ExportInfo, Format, Padded
+from detrs.checkpoints.exported import ExportedModel, ExportInfo, ExportPrecision, Format, Padded
 from detrs.checkpoints.sources import open_detector
 from detrs.criterion.objective import Objective
 from detrs.criterion.set_criterion import CriterionConfig
@@ -19,12 +19,23 @@ from detrs.data.sample import Dataset
 from detrs.engine.evaluate import dataset_to_score, validating
 from detrs.errors import UserError
 from detrs.exporting import parity, program
+from detrs.exporting.half import to_float16
 from detrs.exporting.parity import ParityReport
+from detrs.exporting.quantization import to_int8
 from detrs.files import atomic_write
 from detrs.models.detector import Model
 from detrs.schema import to_dict
 from detrs.structures import Boxes
 
+if TYPE_CHECKING:
+    import onnx
+
+PRECISIONS: "dict[ExportPrecision, Callable[[onnx.ModelProto], onnx.ModelProto]]" = {
+    "float32": lambda model: model,
+    "float16": to_float16,
+    "int8": to_int8,
+}
+"""What changes a model in float32 to each precision."""
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2"}
 """Format -> suffix of the file."""
 OPSETS = range(18, 24)
@@ -136,16 +147,8 @@ def onnx_writer(traced: ExportedProgram, original: TrainedDetector, info: Export
     """Converts a program to ONNX, in the precision of the file."""
     from detrs.exporting import onnx_file
 
-    model = onnx_file.convert(traced, info)
-    if info.precision == "float16":
-        from detrs.exporting.half import to_float16
-
-        to_float16(model)
-    if info.precision == "int8":
-        from detrs.exporting.quantization import to_int8
-
-        to_int8(model)
-    onnx_file.strip(model)
+    model = PRECISIONS[info.precision](onnx_file.convert(traced, info))
+    onnx_file.strip(model)  # after the precision, which depends on the names of modules
 
     def save(path: Path, info: ExportInfo) -> None:
         onnx_file.add_metadata(model, original, info)
