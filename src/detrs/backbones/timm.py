@@ -214,7 +214,7 @@ def check_complete(body: nn.Module, names: set[str], config: BackboneConfig) -> 
 
 
 class SameConv2d(nn.Conv2d):
-    """Convolution of timm's ``Conv2dSame``: zeros at the edges such that the output has size / stride cells, rounded up.
+    """Convolution of timm's ``Conv2dSame``: zeros at the edges; output of size / stride cells, rounded up.
 
     The padding is computed with integers. ``torch.export`` cannot simplify timm's, by division and rounding up, and
     needs minutes for images of any size.

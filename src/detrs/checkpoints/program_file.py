@@ -21,7 +21,7 @@ from detrs.checkpoints.detector import TrainedDetector
 from detrs.checkpoints.exported import KEY, Tensors, read_contents, signature
 from detrs.errors import UserError
 from detrs.files import open_regular, unreadable
-from detrs.layers import suppression  # noqa: F401 (registers an operator of programs)
+from detrs.ops import suppression  # noqa: F401 (registers an operator of programs)
 
 MODEL = "models/model.json"
 EXTRA = f"extra/{KEY}"
