@@ -61,3 +61,12 @@ def test_two_thirds_of_the_images_are_real_and_some_keep_the_size_of_evaluation(
     total = sum(len(each.batch.images) for each in inputs)
     assert len(Counted.used) >= total * 0.6 and len(set(Counted.used)) == len(Counted.used)
     assert sum(each.sizes == [(128, 160)] for each in inputs) >= 2  # digits are 128 x 160
+
+
+def test_the_smallest_size_can_be_a_single_pixel() -> None:
+    sizes = {
+        tuple(each.batch.images.shape[2:])
+        for dataset in (None, DigitsDataset("val", 40))
+        for each in gate_inputs(InputShapes(resize_to=(128, 191), min_size=1, padding=True), dataset)
+    }
+    assert {(1, 1), (128, 191)} <= sizes

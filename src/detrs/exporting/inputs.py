@@ -65,15 +65,21 @@ def gate_inputs(shapes: InputShapes, dataset: Dataset | None = None) -> Iterator
         is_allowed = shapes.static is None and min(natural) >= shapes.min_size
         if images.is_real and number % 2 == 0 and is_allowed and number >= 4:
             size = natural  # the extreme sizes are first, and kept
-        yield _input([transforms.resize(image, list(size))], shapes)
+        yield _input([_resized(image, size)], shapes)
     for number, fractions in enumerate(BATCH_SIZES):
         height, width = _size(fractions, shapes)
-        group = [transforms.resize(images.next(), [height, width]) for _ in range(BATCH_SIZE)]
+        group = [_resized(images.next(), (height, width)) for _ in range(BATCH_SIZE)]
         if shapes.padding and number % 2 == 0:  # the first has the full size, the others leave a margin
-            floor = shapes.min_size // 2
+            floor = max(shapes.min_size // 2, 1)
             group[1] = group[1][:, : max(floor, height * 3 // 4)]
             group[2] = group[2][:, : max(floor, height * 7 // 8), : max(floor, width * 2 // 3)]
         yield _input(group, shapes)
+
+
+def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """An image of ``size``; sides below 8 pixels are cut, since resizing to 1 x 1 fails in PyTorch 2.15."""
+    height, width = size
+    return transforms.resize(image, [max(height, 8), max(width, 8)])[:, :height, :width]
 
 
 def _input(images: Sequence[Tensor], shapes: InputShapes) -> GateInput:
