@@ -58,6 +58,18 @@ def answers(connection: socket.socket) -> list[str]:
     return split(received)
 
 
+def is_live(connection: socket.socket) -> bool:
+    """Whether a request for ``/health/live`` is answered on an open connection."""
+    connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    received = b""
+    while not received.endswith(b'{"live":true}'):  # head and body may arrive one by one
+        some = connection.recv(65536)
+        if not some:
+            return False
+        received += some
+    return split(received) == ['200 {"live":true}']
+
+
 def split(received: bytes) -> list[str]:
     """``STATUS BODY`` of each answer."""
     found = []

@@ -4,7 +4,7 @@ import socket
 import time
 
 import pytest
-from loopback import Running, answers, running
+from loopback import Running, answers, is_live, running
 from standin import image_file
 
 from detrs.serving import ServerSettings, protocol
@@ -132,25 +132,15 @@ def test_clients_that_do_not_read_are_cut() -> None:
         assert works(server)
 
 
-def received(connection: socket.socket) -> bytes:
-    """An answer with JSON; its head and its body may arrive one after the other."""
-    found = b""
-    while not found.endswith(b"}"):
-        found += connection.recv(9999)
-    return found
-
-
 def test_connections_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 3)
     monkeypatch.setattr(protocol, "HEAD_SECONDS", 30)
     with running() as server:
         others = [server.connect() for _ in range(3)]
         for connection in others:
-            connection.sendall(GET)
-            assert received(connection).startswith(b"HTTP/1.1 200")
+            assert is_live(connection)
         assert server.exchange()[0] == ['503 {"error": "The server has too many connections. Retry later."}']
         for connection in others:
-            connection.sendall(GET)
-            assert received(connection).startswith(b"HTTP/1.1 200")
+            assert is_live(connection)
             connection.close()
         assert works(server)
