@@ -19,7 +19,7 @@ from detrs.checkpoints.sources import open_detector
 from detrs.config import RuntimeConfig
 from detrs.data.sample import Sample
 from detrs.engine import trainer
-from detrs.engine.evaluate import Scores, evaluate, evaluate_checkpoint, scored_classes
+from detrs.engine.evaluate import Scores, evaluate, evaluate_checkpoint
 from detrs.engine.runtime import Runtime
 from detrs.engine.trainer import Trainer
 from detrs.errors import UserError
@@ -223,12 +223,6 @@ def test_an_unused_class_is_missing(renamed: Path) -> None:
     other.classes = Classes(("seven", "N/A 0"), (70, 30))
     with pytest.raises(UserError, match="N/A 0 is missing"):
         evaluate_checkpoint(renamed, data=other, device="cpu")
-
-
-def test_equal_names_are_equal_classes() -> None:
-    """Also where they are unused, or differ in case only: any dataset can have such names."""
-    classes = Classes(("a", "A", "N/A"), (5, 6, 7))
-    assert scored_classes(("N/A", "A", "a"), classes) == (Classes(("N/A", "A", "a"), (7, 6, 5)), [True] * 3)
 
 
 def test_data_set_of_training_that_is_gone_gives_the_flag(run: tuple[Path, Scores]) -> None:

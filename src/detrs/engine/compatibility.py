@@ -5,7 +5,7 @@ import dataclasses
 from detrs import models
 from detrs.config import Experiment
 from detrs.data.sample import Dataset
-from detrs.engine.evaluate import check_same_classes
+from detrs.engine.classes import check_same_classes
 from detrs.errors import UserError
 
 

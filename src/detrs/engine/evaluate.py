@@ -1,7 +1,5 @@
 """Evaluation on a dataset: the same code in training, on the command line and in Python."""
 
-import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,18 +9,15 @@ from typing import Any
 import torch
 
 from detrs import config
-from detrs.checkpoints.classes import match
 from detrs.checkpoints.detector import LayerDetections, TrainedDetector
-from detrs.checkpoints.format import abbreviated
 from detrs.checkpoints.sources import open_detector
 from detrs.config import Experiment, RuntimeConfig
-from detrs.data import open_dataset
 from detrs.data.loader import evaluation_batches
-from detrs.data.opening import open_validation_part
-from detrs.data.protocol import check_protocol, checked_ground_truth
+from detrs.data.protocol import checked_ground_truth
 from detrs.data.sample import Dataset
-from detrs.data.splits import NO_SPLIT
+from detrs.engine.classes import scored_classes
 from detrs.engine.runtime import Runtime
+from detrs.engine.validation import dataset_to_score, validating
 from detrs.errors import UserError, counted
 from detrs.evaluation import diagnosis as diagnoses
 from detrs.evaluation import matching as matches
@@ -31,10 +26,8 @@ from detrs.evaluation.diagnosis import Diagnosis
 from detrs.evaluation.layers import ImageLayers
 from detrs.evaluation.matching import Matching
 from detrs.postprocess import check_nms
-from detrs.structures import Classes, Target
+from detrs.structures import Target
 from detrs.tiling import Tiling, tiling_of
-
-logger = logging.getLogger("detrs")
 
 Results = list[dict[str, Any]]
 
@@ -302,138 +295,7 @@ def evaluate_checkpoint(
     )
 
 
-def validating(trained: Experiment, data: object, split: str | None) -> Experiment:
-    """The settings of training with another dataset or another split to score, if they are given."""
-    own = trained.data
-    changed = replace(
-        own,
-        path=str(data) if isinstance(data, str | Path) else own.path,
-        val_split=split or ("val" if own.val_split == NO_SPLIT else own.val_split),
-        val_fraction=None if split else own.val_fraction,
-    )
-    return replace(trained, data=changed)
-
-
-def dataset_to_score(
-    path: Path | str,
-    detector: TrainedDetector,
-    experiment: Experiment,
-    data: str | Path | Dataset | None,
-    split: str | None,
-    *,
-    warns: bool = True,
-) -> Dataset:
-    """The images on which a detector is scored.
-
-    Args:
-        path: of the checkpoint, for messages.
-        detector: it has all classes of the dataset.
-        experiment: its settings, from ``validating``.
-        data: as for ``evaluate_checkpoint``.
-        split: as for ``evaluate_checkpoint``.
-        warns: log a warning if the dataset does not have all classes of the detector.
-
-    Raises:
-        UserError: there is no such dataset or split, or classes are missing.
-    """
-    if data is None or isinstance(data, str | Path):
-        dataset = open_validation(experiment, is_given=data is not None, is_exact=split is not None)
-        name = f"the dataset '{experiment.data.path}'"
-    else:
-        dataset, name = data, "the dataset"
-        check_protocol(dataset, "data")
-        if split is not None:
-            raise UserError("split: expected None with data in Python, which is one split.")
-    others = check_classes(detector.classes.names, dataset.classes.names, f"the checkpoint '{path}'", name)
-    if others and warns:
-        logger.warning("classes that are not in %s are not scored: %s", name, abbreviated(others))
-    return dataset
-
-
-def open_validation(experiment: Experiment, *, is_given: bool, is_exact: bool) -> Dataset:
-    """The validation split, without a cache since every image is used once.
-
-    Args:
-        experiment: settings.
-        is_given: the caller gave the folder, not the checkpoint.
-        is_exact: the caller gave the name of the split, not the checkpoint.
-    """
-    folder = experiment.data.path
-    try:
-        if is_exact:
-            return open_dataset(folder, experiment.data.val_split)
-        return open_validation_part(experiment.data)
-    except UserError as error:
-        if folder is None:
-            raise UserError(
-                "The checkpoint does not contain the path of a dataset, as published weights and detectors trained on "
-                "data in Python: pass data=... (--data FOLDER)."
-            ) from None
-        if is_given or (folder is not None and os.path.isdir(os.path.expanduser(folder))):
-            raise
-        raise UserError(f"{error} This is the dataset of training: if it has moved, give --data.") from None
-
-
 def evaluation_batch_size(experiment: Experiment) -> int:
     """Images per forward pass in evaluation."""
     batch_size = experiment.evaluation.batch_size
     return experiment.data.batch_size if batch_size is None else batch_size
-
-
-def scored_classes(names: Sequence[str], classes: Classes) -> tuple[Classes, list[bool]]:
-    """The classes of a detector as those of a dataset.
-
-    Args:
-        names: of the detector.
-        classes: of the dataset.
-
-    Returns:
-        For each class of the detector its name, and its id in the dataset (-1: not in it); and whether it is scored.
-    """
-    ids = {
-        row: number
-        for row, number in zip(rows_of(names, classes.names), classes.category_ids, strict=True)
-        if row is not None
-    }
-    rows = range(len(names))
-    return Classes(tuple(names), tuple(ids.get(row, -1) for row in rows)), [row in ids for row in rows]
-
-
-def rows_of(names: Sequence[str], of_data: Sequence[str]) -> list[int | None]:
-    """The row of a detector for each class of a dataset."""
-    if set(names) == set(of_data):  # also a class that is named like an unused one
-        return [names.index(name) for name in of_data]
-    return match(names, of_data)
-
-
-def check_classes(names: Sequence[str], of_data: Sequence[str], owner: str, data: str) -> list[str]:
-    """Check that a detector has all classes of a dataset.
-
-    Returns:
-        The other classes of the detector, which are not scored.
-
-    Raises:
-        UserError: with the classes that it does not have.
-    """
-    rows = rows_of(names, of_data)
-    if missing := [name for name, row in zip(of_data, rows, strict=True) if row is None]:
-        are = "is" if len(missing) == 1 else "are"
-        raise UserError(
-            f"{owner[0].upper()}{owner[1:]} does not have all classes of {data}: {abbreviated(missing)} {are} "
-            f"missing. Its classes are {abbreviated(list(names))}. Use a dataset with these classes only, or fine-tune "
-            "the checkpoint: detrs train --weights."
-        )
-    return [name for row, name in enumerate(names) if row not in rows]
-
-
-def check_same_classes(names: Sequence[str], others: Sequence[str], owner: str, other_owner: str) -> None:
-    """Check that two sets of classes are equal; order does not matter.
-
-    Raises:
-        UserError: listing both.
-    """
-    if set(names) != set(others):
-        raise UserError(
-            f"The classes differ: {owner} has {', '.join(names)}; {other_owner} has {', '.join(others)}. "
-            "Both must have the same class names, in any order."
-        )

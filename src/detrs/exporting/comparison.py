@@ -18,8 +18,7 @@ from detrs.checkpoints.detector import TrainedDetector
 from detrs.checkpoints.exported import ExportedModel
 from detrs.checkpoints.sources import Source, open_source
 from detrs.data.sample import Dataset
-from detrs.data.splits import NO_SPLIT
-from detrs.engine.evaluate import open_validation
+from detrs.engine.validation import open_validation, validating
 from detrs.errors import UserError
 from detrs.exporting.inputs import InputShapes, gate_inputs
 from detrs.structures import Batch
@@ -213,16 +212,10 @@ def dataset_of(detector: TrainedDetector, data: str | None, split: str | None, *
     Raises:
         UserError: there is no such dataset; ``data`` is not given, and the dataset of training is missing.
     """
-    trained = detector.experiment
     if data is None and not is_required:
         return None
-    settings = replace(
-        trained.data,
-        path=data if data is not None else trained.data.path,
-        val_split=split or ("val" if trained.data.val_split == NO_SPLIT else trained.data.val_split),
-        val_fraction=None if split else trained.data.val_fraction,
-    )
-    return open_validation(replace(trained, data=settings), is_given=data is not None, is_exact=split is not None)
+    experiment = validating(detector.experiment, data, split)
+    return open_validation(experiment, is_given=data is not None, is_exact=split is not None)
 
 
 def images_of(dataset: Dataset | None, count: int, detector: TrainedDetector) -> list[Tensor]:

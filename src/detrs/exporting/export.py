@@ -16,7 +16,7 @@ from detrs.checkpoints.sources import open_detector
 from detrs.criterion.objective import Objective
 from detrs.criterion.set_criterion import CriterionConfig
 from detrs.data.sample import Dataset
-from detrs.engine.evaluate import dataset_to_score, validating
+from detrs.engine.validation import dataset_to_score, validating
 from detrs.errors import UserError
 from detrs.exporting import parity, program
 from detrs.exporting.half import to_float16
