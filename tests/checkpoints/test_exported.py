@@ -197,6 +197,23 @@ def test_images_of_a_static_size(padding: bool, size: tuple[int, int]) -> None:
         assert not runner.inputs["images"][0][:, ~real].any()
 
 
+def test_images_share_a_batch_if_they_have_equal_size_within_the_static_one() -> None:
+    """At ``resize_to``, the first two have 40 x 56 pixels; within 48 x 96, 48 x 67 and 48 x 68."""
+    for padding, sizes, expected in (
+        (True, [(50, 70), (100, 141)], [1, 1]),
+        (False, [(50, 70), (80, 60)], [2]),
+    ):
+        counts: list[int] = []
+
+        class Counter(Recorder):
+            def __call__(self, inputs: dict[str, Tensor], counts: list[int] = counts) -> dict[str, Tensor]:
+                counts.append(len(inputs["images"]))
+                return {name: value.expand(counts[-1], *value.shape[1:]) for name, value in OUTPUTS.items()}
+
+        Predictor(exported(Counter(), static=(48, 96), padding=padding), "cpu")([image(*size) for size in sizes])
+        assert counts == expected
+
+
 def test_inputs_that_the_file_does_not_take() -> None:
     images, padding = torch.zeros(2, 3, 50, 70), torch.zeros(2, 50, 70, dtype=torch.bool)
     padding[1, 40:] = True

@@ -114,7 +114,8 @@ class TrainedDetector:
         groups: dict[tuple[int, int], list[tuple[int, int]]] = {}  # resized size -> (image, view)
         for number, views in enumerate(windows):
             for view, window in enumerate(views):
-                groups.setdefault(resized_size(window.size, self.preprocessing.resize_to), []).append((number, view))
+                size = resized_size(window.size, self.preprocessing.resize_to, self.preprocessing.fixed)
+                groups.setdefault(size, []).append((number, view))
         of_view: dict[tuple[int, int], Detections] = {}
         for group in groups.values():
             for start in range(0, len(group), batch_size):

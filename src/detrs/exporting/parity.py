@@ -1,4 +1,4 @@
-"""The gate of an export: a file whose detections differ from those of its checkpoint is refused, with the numbers.
+"""The gate of an export: a file whose detections differ from those of its checkpoint is not written.
 
 Both detectors run by ``TrainedDetector.detect``, with pre- and post-processing, as in evaluation and prediction.
 """
