@@ -17,6 +17,7 @@ from torchvision import tv_tensors
 
 from detrs.data import DigitsDataset, FolderDataset, Sample, loader
 from detrs.data.loader import evaluation_batches, steps_per_epoch, training_batches
+from detrs.data.preprocessing import FixedSize
 from detrs.data.transforms import DataConfig
 from detrs.errors import UserError
 from detrs.structures import Batch
@@ -225,6 +226,20 @@ def test_evaluation_batches_do_not_depend_on_the_number_of_processes(world_size:
     for rank in range(world_size):
         own = list(evaluation_batches(dataset, (67, 97), 5, rank=rank, world_size=world_size))
         assert all_equal([(b,) for b in own], [(b,) for b in single[rank::world_size]])
+
+
+def test_evaluation_batches_of_a_fixed_size() -> None:
+    """The size replaces ``resize_to``: all images have it, or those of equal aspect ratio share a batch."""
+    dataset = Shapes("val", N)
+    distorted = list(evaluation_batches(dataset, (67, 97), N, fixed=FixedSize(72, 88, keep_ratio=False)))
+    assert [batch.images.shape for batch in distorted] == [(N, 3, 72, 88)]
+    kept = list(evaluation_batches(dataset, (67, 97), N, fixed=FixedSize(72, 88, keep_ratio=True)))
+    sizes = {tuple(batch.images.shape[2:]) for batch in kept}
+    assert sizes == {(70, 88), (72, 58), (62, 88), (72, 67)} and not any(batch.padding.any() for batch in kept)
+    assert sorted(image_ids(kept)) == list(range(1, N + 1))
+    [padded] = evaluation_batches(dataset, (67, 97), N, pad=True, fixed=FixedSize(72, 88, keep_ratio=True))
+    assert padded.images.shape == (N, 3, 72, 88)
+    assert {tuple((~each).sum(axis).max().item() for axis in (0, 1)) for each in padded.padding} == sizes
 
 
 def test_evaluation_batches_with_the_padding_of_the_authors() -> None:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from detrs.data.preprocessing import Preprocessing, resized_size
+from detrs.data.preprocessing import FixedSize, Preprocessing, resized_size
 from detrs.data.sample import Sample
 from detrs.data.transforms import DataConfig, Plan, apply, plan
 
@@ -53,6 +53,38 @@ def sample(height: int, width: int, boxes: list[list[int]]) -> Sample:
 )
 def test_resized_size(size: tuple[int, int], expected: tuple[int, int]) -> None:
     assert resized_size(size, (800, 1333)) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "distorted", "padded"),
+    [
+        ((480, 640), (320, 512), (320, 427)),  # 426.67
+        ((200, 640), (320, 512), (160, 512)),
+        ((640, 1024), (320, 512), (320, 512)),
+        ((10, 16), (320, 512), (320, 512)),
+        ((4000, 1), (320, 512), (320, 1)),  # rounded to 0, which no image has
+        ((1, 4000), (320, 512), (1, 512)),
+    ],
+)
+def test_sizes_of_images_of_a_fixed_size(
+    size: tuple[int, int], distorted: tuple[int, int], padded: tuple[int, int]
+) -> None:
+    for keep_ratio, expected in ((False, distorted), (True, padded)):
+        fixed = FixedSize(320, 512, keep_ratio)
+        assert resized_size(size, (800, 1333), fixed) == expected
+        preprocessing = Preprocessing(resize_to=(800, 1333), mean=(0.0,) * 3, std=(1.0,) * 3, fixed=fixed)
+        assert preprocessing.size_of(size) == expected
+        if max(size) < 1000:
+            assert preprocessing.resize(torch.zeros(3, *size, dtype=torch.uint8)).shape == (3, *expected)
+
+
+def test_an_image_of_a_fixed_size_keeps_its_aspect_ratio_to_the_pixel() -> None:
+    random = np.random.default_rng(0)
+    for height, width in np.exp(random.uniform(0, np.log(30000), (3000, 2))).astype(int).tolist():
+        high, wide = resized_size((height, width), (800, 1333), FixedSize(160, 224, keep_ratio=True))
+        assert 1 <= high <= 160 and 1 <= wide <= 224 and (high == 160 or wide == 224)
+        scale = min(160 / height, 224 / width)
+        assert abs(high - max(1, height * scale)) <= 0.5 and abs(wide - max(1, width * scale)) <= 0.5
 
 
 def test_resized_size_never_vanishes_nor_explodes() -> None:

@@ -15,7 +15,7 @@ from detrs import config, models, schema
 from detrs.checkpoints import format
 from detrs.checkpoints.skeleton import Skeleton
 from detrs.config import Experiment
-from detrs.data.preprocessing import Preprocessing, resized_size
+from detrs.data.preprocessing import Preprocessing
 from detrs.devices import memory_errors
 from detrs.errors import UserError
 from detrs.models.detector import Model
@@ -114,8 +114,7 @@ class TrainedDetector:
         groups: dict[tuple[int, int], list[tuple[int, int]]] = {}  # resized size -> (image, view)
         for number, views in enumerate(windows):
             for view, window in enumerate(views):
-                size = resized_size(window.size, self.preprocessing.resize_to, self.preprocessing.fixed)
-                groups.setdefault(size, []).append((number, view))
+                groups.setdefault(self.preprocessing.size_of(window.size), []).append((number, view))
         of_view: dict[tuple[int, int], Detections] = {}
         for group in groups.values():
             for start in range(0, len(group), batch_size):

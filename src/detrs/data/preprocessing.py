@@ -43,7 +43,11 @@ class Preprocessing:
 
     def resize(self, image: Tensor) -> Tensor:
         """An image (3, H, W) at the size for evaluation."""
-        return F.resize(image, list(resized_size((image.shape[-2], image.shape[-1]), self.resize_to, self.fixed)))
+        return F.resize(image, list(self.size_of((image.shape[-2], image.shape[-1]))))
+
+    def size_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) for evaluation of an image of (height, width) ``size``."""
+        return resized_size(size, self.resize_to, self.fixed)
 
     def normalize(self, batch: Batch) -> Batch:
         """A uint8 batch as float32: ``(pixel / 255 - mean) / std``, zero where padded; on its device."""
