@@ -315,15 +315,17 @@ def test_metadata_that_is_refused(key: str, value: str | None, message: str, tmp
 
 
 class Boxes3(nn.Module):
-    """The program of ``model_of`` in PyTorch."""
+    """The program of ``model_of`` in PyTorch, with what detectors have: a mask, and weights with the channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 3).to(memory_format=torch.channels_last)
 
     def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
         (images,) = inputs
-        batch = images.shape[0]
-        boxes = (
-            images.new_tensor([0.5, 0.25, 0.5, 0.25]).expand(batch, 3, 4) + 0 * images.mean((1, 2, 3))[:, None, None]
-        )
-        scores = images.new_tensor([0.9, 0.5, 0.1]).expand(batch, 3) + 0
+        batch, mean = images.shape[0], self.conv(images).mean((1, 2, 3))[:, None]
+        boxes = images.new_tensor([0.5, 0.25, 0.5, 0.25]).expand(batch, 3, 4) + 0 * mean[:, None]
+        scores = images.new_tensor([0.9, 0.5, 0.1]).expand(batch, 3).masked_fill(mean.isnan(), float("-inf"))
         return {"boxes": boxes, "scores": scores, "labels": torch.tensor([1, 0, 1]).expand(batch, 3) + 0}
 
 

@@ -49,7 +49,15 @@ EXPRESSION = re.compile(
 TEXT = re.compile(r"[^\\\x00-\x1f]*")
 """Arguments of operators, such as the message of an assertion; Python code has their ``repr``."""
 VERSION = re.compile(r"[\w.+]*")
-PATTERNS = {"expr_str": EXPRESSION, "target": OPERATOR, "as_string": TEXT, "torch_version": VERSION}
+NOT_FINITE = re.compile(r"-?Infinity|NaN")
+"""Numbers that JSON does not have, such as the value that masks logits."""
+PATTERNS = {
+    "expr_str": EXPRESSION,
+    "target": OPERATOR,
+    "as_string": TEXT,
+    "as_float": NOT_FINITE,
+    "torch_version": VERSION,
+}
 """Key in the graph -> what its text must match; otherwise it is a name."""
 
 

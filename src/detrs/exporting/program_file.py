@@ -1,6 +1,7 @@
 """Writes a program of ``torch.export``."""
 
 import io
+import warnings
 from pathlib import Path
 
 import torch
@@ -30,5 +31,8 @@ def save(program: ExportedProgram, path: Path, detector: TrainedDetector, info: 
         OSError: the file cannot be written.
     """
     content = io.BytesIO()  # torch.export.save accepts names that end in .pt2 only
-    torch.export.save(program, content, extra_files={KEY: metadata(detector, info)})
+    with warnings.catch_warnings():
+        # Weights of convolutions are stored with the channels last; the file has their strides.
+        warnings.filterwarnings("ignore", "No complete tensor found in the group")
+        torch.export.save(program, content, extra_files={KEY: metadata(detector, info)})
     path.write_bytes(content.getvalue())
