@@ -19,7 +19,7 @@ from detrs import cli
 from detrs.checkpoints.detector import TrainedDetector, preprocessing_of, save_detector
 from detrs.checkpoints.sources import open_detector
 from detrs.errors import UserError
-from detrs.exporting.export import default_path, export
+from detrs.exporting.export import compared, default_path, export
 from detrs.models import build
 from detrs.predictor import Predictor
 from detrs.presets import preset
@@ -112,9 +112,35 @@ def test_the_script_of_the_documentation_runs_without_detrs(files: Path) -> None
     done = subprocess.run([sys.executable, "-c", script], cwd=files, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     [expected] = Predictor.load(files / "best.safetensors", "cpu")([str(files / "image.png")])
-    lines = done.stdout.splitlines()
+    lines = [line.replace("[", "").replace("]", "").replace(",", "").split() for line in done.stdout.splitlines()]
     assert len(lines) == len(expected)
-    assert abs(float(lines[0].split()[1]) - float(expected.scores[0])) < 0.02
+    assert abs(float(lines[0][1]) - float(expected.scores[0])) < 0.02
+    for score, box in zip(expected.scores, expected.boxes_xyxy, strict=True):  # equal scores in any order
+        near = [[float(x) for x in line[2:]] for line in lines if abs(float(line[1]) - float(score)) < 0.02]
+        assert min(max(abs(a - b) for a, b in zip(each, box.tolist(), strict=True)) for each in near) < 2
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda d: {"classes": Classes(("dog", "cat"), (1, 18))}, "classes"),
+        (lambda d: {"classes": Classes(("cat", "dog"), (18, 1))}, "classes"),
+        (lambda d: {"threshold": 0.1}, "threshold"),
+        (lambda d: {"class_thresholds": {"cat": 0.5}}, "class_thresholds"),
+        (lambda d: {"preprocessing": replace(d.preprocessing, mean=(0.0, 0.0, 0.0))}, "preprocessing"),
+        (
+            lambda d: {"experiment": replace(d.experiment, evaluation=replace(d.experiment.evaluation, clip=False))},
+            "experiment",
+        ),
+    ],
+)
+def test_a_file_with_other_metadata_is_not_written(
+    change: Callable[[TrainedDetector], dict[str, Any]], name: str, files: Path
+) -> None:
+    """Predictions depend on it, and the comparison of boxes and scores does not show it."""
+    original = open_detector(files / "best.safetensors")
+    with pytest.raises(UserError, match=rf"differs from the checkpoint in: {name}\. The file was not written"):
+        compared(replace(original, **change(original)), files / "best.onnx", None, score=False)
 
 
 def test_an_exported_file_is_not_exported_again(files: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from detrs.checkpoints.detector import TrainedDetector
+from detrs.checkpoints.detector import TrainedDetector, metadata_of
 from detrs.checkpoints.exported import ExportedModel, ExportInfo, ExportPrecision, Format, Padded
 from detrs.checkpoints.sources import open_detector
 from detrs.criterion.objective import Objective
@@ -170,13 +170,26 @@ def program_writer(traced: ExportedProgram, original: TrainedDetector, info: Exp
 
 
 def compared(original: TrainedDetector, temporary: Path, dataset: Dataset | None, *, score: bool) -> ParityReport:
-    """The comparison of a checkpoint with a file that was written, with the preprocessing of the file."""
+    """The comparison of a checkpoint with a file that was written.
+
+    Raises:
+        UserError: they differ, or their metadata does.
+    """
     exported = open_detector(temporary)
     fixed = exported.preprocessing.fixed
-    module: Model = original.module
-    if fixed and fixed.keep_ratio:
-        module = AtSize(module, (fixed.height, fixed.width)).eval()
-    original = replace(original, module=module, preprocessing=exported.preprocessing, experiment=exported.experiment)
+    evaluation = replace(original.experiment.evaluation, pad=exported.experiment.evaluation.pad)
+    original = replace(
+        original,
+        module=AtSize(original.module, (fixed.height, fixed.width)) if fixed and fixed.keep_ratio else original.module,
+        preprocessing=replace(original.preprocessing, fixed=fixed),
+        experiment=replace(original.experiment, evaluation=evaluation),
+    )
+    own = metadata_of(exported)
+    if different := [name for name, value in metadata_of(original).items() if own[name] != value]:
+        raise UserError(
+            f"The metadata of the exported file differs from the checkpoint in: {', '.join(different)}. The file was "
+            "not written."
+        )
     return parity.check(original, exported, dataset=dataset, score=score)
 
 
