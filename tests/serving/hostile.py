@@ -212,6 +212,7 @@ PROTOCOL = (
         "request-from-the-page-of-another-server",
         lambda: post("/predict", form(file(jpeg())), MULTIPART, "Origin: http://evil.example"),
     ),
+    fixed("origin-invalid", lambda: post("/predict", form(file(jpeg())), MULTIPART, "Origin: http://[")),
 )
 
 BODIES = (

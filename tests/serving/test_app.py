@@ -134,6 +134,17 @@ def test_invalid_parameters(query: str, message: str, client: TestClient, model:
     assert model[0].batches == []
 
 
+def test_long_keys_are_cut_before_the_search_for_similar_ones(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search would take a quarter of a minute for a key of 20 MB, and block all other requests."""
+    words: list[str] = []
+    monkeypatch.setattr("detrs.serving.uploads.did_you_mean", lambda word, _: words.append(word) or " Did you mean x?")
+    response = client.post("/predict", json={"imagesx" * 100_000: []})
+    assert response.status_code == 400 and " Did you mean x?" in error(response)
+    assert [len(word) for word in words] == [80]
+
+
 def test_a_bad_image_in_a_request_is_named(client: TestClient, model: tuple[StandIn, Predictor]) -> None:
     good = image_file(COLORS[0])
     response = client.post("/predict", files=form(good, b"%PDF-1.7 text", good))
@@ -277,6 +288,7 @@ def test_names_of_the_host_and_origins_of_other_sites(model: tuple[StandIn, Pred
         assert status("localhost:8000", origin="http://localhost:8000") == 200
         assert status("localhost:8000", origin="http://localhost:9000") == 403
         assert status("localhost", origin="null") == status("localhost", origin="http://evil.example") == 403
+        assert status("localhost", origin="http://[") == status("localhost", origin="http://[x]") == 403
 
 
 def test_bodies_that_are_compressed_or_have_two_lengths(client: TestClient) -> None:

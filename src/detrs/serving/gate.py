@@ -104,12 +104,20 @@ class Gate:
         if self._hosts is not None and _name(host) not in self._hosts:
             raise RequestProblem(421, "This server is not responsible for the name in the header Host.")
         origin = headers.get("origin")
-        if origin is not None and scope["method"] not in ("GET", "HEAD") and urlsplit(origin).netloc != host:
+        if origin is not None and scope["method"] not in ("GET", "HEAD") and _authority(origin) != host:
             raise RequestProblem(403, "Requests from pages of other sites are not answered.")
         if self._token is not None and not self._is_open(scope["path"]):
             kind, _, token = headers.get("authorization", "").partition(" ")
             if kind.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self._token.encode()):
                 raise RequestProblem(401, "The token is missing or wrong. Send the header Authorization: Bearer TOKEN.")
+
+
+def _authority(origin: str) -> str | None:
+    """Host and port of a header ``Origin``; ``None`` if it is invalid."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _name(host: str) -> str:
