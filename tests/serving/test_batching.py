@@ -105,10 +105,21 @@ def test_cancelled_jobs_are_never_computed() -> None:
         with occupied(worker, recorder):
             jobs = worker.submit([image(n) for n in (1, 2, 3)], LATER)
             assert jobs[1].cancel()
+            assert worker.waiting == 2  # its image occupies no memory
         assert (jobs[0].result(30), jobs[2].result(30)) == (1, 3)
     assert recorder.batches == [[0], [1, 3]]
     with pytest.raises(CancelledError):
         jobs[1].result(0)
+
+
+def test_cancelling_in_the_window_starts_that_of_the_next_image() -> None:
+    with working(max_batch=2, window=0.5) as (worker, recorder):
+        (first,) = worker.submit([image(1)], LATER)
+        time.sleep(0.05)
+        assert first.cancel()
+        time.sleep(0.05)  # the thread has nothing to do, and does not end
+        assert [each.result(30) for each in worker.submit([image(2), image(3)], LATER)] == [2, 3]
+    assert recorder.batches == [[2, 3]]
 
 
 def test_jobs_past_their_deadline_are_never_computed() -> None:

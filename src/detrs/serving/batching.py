@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -104,6 +105,8 @@ class Worker:
                 self._thread.start()
             self._jobs.extend(jobs)
             self._changed.notify()
+        for job in jobs:
+            job.future.add_done_callback(partial(self._drop, job))
         return [job.future for job in jobs]
 
     @property
@@ -129,6 +132,13 @@ class Worker:
         if self._thread is not None:
             self._thread.join(timeout)
 
+    def _drop(self, job: Job, future: "Future[Any]") -> None:
+        """Remove a job that was cancelled: images of clients that left would occupy memory until the model is free."""
+        if future.cancelled():
+            with self._changed:
+                self._jobs = deque(each for each in self._jobs if each is not job)
+                self._changed.notify()
+
     def _run(self) -> None:
         while jobs := self._next():
             self._process([job for job in jobs if job.future.set_running_or_notify_cancel()])
@@ -136,21 +146,24 @@ class Worker:
     def _next(self) -> list[Job]:
         """The oldest job with those that share its forward pass; none if the worker is closed and has no more jobs."""
         with self._changed:
-            self._changed.wait_for(lambda: self._jobs or self._closing)
-            if self._window and self._jobs and not self._closing:
+            while True:
+                self._changed.wait_for(lambda: self._jobs or self._closing)
+                if not self._jobs:
+                    return []
                 oldest = self._jobs[0]
-                self._changed.wait_for(
-                    lambda: self._closing or len(self._companions(oldest)) == self._max_batch,
-                    oldest.submitted + self._window - time.monotonic(),
-                )
-            if not self._jobs:
-                return []
-            batch = self._companions(self._jobs[0])
-            self._jobs = deque(job for job in self._jobs if job not in batch)
-            return batch
+                if self._window and not self._closing:
+                    self._changed.wait_for(
+                        lambda: self._closing or len(self._companions(oldest)) in (0, self._max_batch),  # noqa: B023
+                        oldest.submitted + self._window - time.monotonic(),
+                    )
+                if batch := self._companions(oldest):
+                    self._jobs = deque(job for job in self._jobs if job not in batch)
+                    return batch
 
     def _companions(self, oldest: Job) -> list[Job]:
-        """``oldest`` and the next jobs of its shape, at most ``max_batch``."""
+        """``oldest`` and the next jobs of its shape, at most ``max_batch``; none if it was cancelled."""
+        if oldest not in self._jobs:
+            return []
         if oldest.shape is None:
             return [oldest]
         return [job for job in self._jobs if job.shape == oldest.shape][: self._max_batch]

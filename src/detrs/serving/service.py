@@ -56,6 +56,7 @@ class Service:
         self._counts = threading.Lock()
         self.worker = Worker(self._detect, self.max_batch, settings.batch_window_ms / 1000, on_batch)
         self._decoders = ThreadPoolExecutor(NUM_DECODERS, thread_name_prefix="detrs-decode")
+        self._free_decoders = asyncio.Semaphore(NUM_DECODERS)
 
     @property
     def is_ready(self) -> bool:
@@ -163,7 +164,20 @@ class Service:
             raise _of_model(error) or error from None
 
     async def _in_decoder(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, function, *arguments)
+        """The result of ``function`` in one of the threads that decode.
+
+        Calls wait here, not in the queue of the executor, which keeps the arguments of cancelled ones until a thread is
+        free.
+        """
+        await self._free_decoders.acquire()
+        future = asyncio.get_running_loop().run_in_executor(self._decoders, function, *arguments)
+
+        def free(done: "asyncio.Future[T]") -> None:
+            self._free_decoders.release()
+            _ = done.cancelled() or done.exception()  # unnoticed, if the caller was cancelled
+
+        future.add_done_callback(free)
+        return await asyncio.shield(future)
 
     async def _body(self, request: Request, add: Callable[[int], None]) -> bytes:
         """The body of a request.
