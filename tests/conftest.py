@@ -1,3 +1,4 @@
+import asyncio
 import importlib.util
 import os
 import shutil
@@ -111,8 +112,8 @@ def chromium() -> str | None:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Headless Chromium; tests skip without it, but not in CI."""
+def started_browser() -> Iterator[tuple[Any, asyncio.AbstractEventLoop]]:
+    """Headless Chromium and the event loop that Playwright leaves running; for ``browser``."""
     path = chromium()
     if path is None:
         if os.environ.get("CI") == "true":
@@ -122,5 +123,21 @@ def browser() -> Iterator[Any]:
 
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
+        loop = asyncio.get_running_loop()
+        asyncio._set_running_loop(None)
+        yield browser, loop
+        asyncio._set_running_loop(loop)
         browser.close()
+
+
+@pytest.fixture
+def browser(started_browser: tuple[Any, asyncio.AbstractEventLoop]) -> Iterator[Any]:
+    """Headless Chromium; tests skip without it, but not in CI.
+
+    Only during the test is the event loop of Playwright that of the thread: ``asyncio.run`` in other tests of the
+    process would fail.
+    """
+    browser, loop = started_browser
+    asyncio._set_running_loop(loop)
+    yield browser
+    asyncio._set_running_loop(None)

@@ -38,7 +38,8 @@ def predictor() -> Predictor:
 
 @pytest.fixture(scope="module")
 def server(predictor: Predictor) -> Iterator[Address]:
-    with running(create_app(predictor, ServerSettings(threshold=0.2))) as address:
+    explain(predictor, image())  # compiles the operator, without a deadline
+    with running(create_app(predictor, ServerSettings(threshold=0.2, timeout_seconds=120))) as address:
         yield address
 
 
@@ -47,7 +48,7 @@ def payload(page: str) -> Any:
 
 
 def test_the_page_is_that_of_detrs_explain(server: Address, predictor: Predictor) -> None:
-    reply = exchange(server, [post_form(file(image(), "a.png"), path="/explain?threshold=0.4")], timeout=30)
+    reply = exchange(server, [post_form(file(image(), "a.png"), path="/explain?threshold=0.4")], timeout=120)
     (expected,) = explain(predictor, image(), threshold=0.4)
     assert len(expected.detections) > 0
     assert reply.status == 200 and reply.headers["content-type"] == "text/html; charset=utf-8"
@@ -56,7 +57,7 @@ def test_the_page_is_that_of_detrs_explain(server: Address, predictor: Predictor
 
 def test_the_threshold_is_that_of_the_server(server: Address) -> None:
     body = json.dumps({"image": base64.b64encode(image()).decode()}).encode()
-    reply = exchange(server, [post("/explain", body, "Content-Type: application/json")], timeout=30)
+    reply = exchange(server, [post("/explain", body, "Content-Type: application/json")], timeout=120)
     assert payload(reply.body.decode())["threshold"] == 0.2
 
 
@@ -68,8 +69,8 @@ def test_a_model_without_layers_gets_one_sentence(predictor: Predictor) -> None:
     module.__dict__.update(predictor.detector.module.__dict__)
     other = Predictor(replace(predictor.detector, module=module), "cpu")
     with running(create_app(other)) as server:
-        reply = exchange(server, [post_form(file(image()), path="/explain")], timeout=30)
-        page = exchange(server, [b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"], timeout=30).body.decode()
+        reply = exchange(server, [post_form(file(image()), path="/explain")], timeout=120)
+        page = exchange(server, [b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"], timeout=120).body.decode()
     assert reply.status == 422 and reply.sentence == unexplainable(module)
     assert "start detrs serve with the checkpoint" in reply.sentence and json.dumps(reply.sentence) in page
     assert unexplainable(predictor.detector.module) is None
@@ -84,7 +85,7 @@ def test_the_page_with_a_real_detector(server: Address, browser: Any) -> None:
         page.evaluate(DROP, [[*files, ["no.png", base64.b64encode(b"GIF89a").decode()]], "drop"])
         page.wait_for_selector("#image-list li:nth-child(4)")
         page.wait_for_selector("#images[aria-busy=false]", timeout=60_000)
-        reply = exchange(server, [images_json(image())], timeout=30)
+        reply = exchange(server, [images_json(image())], timeout=120)
         expected = json.loads(reply.body)["images"][0]["detections"]
         shown = [
             [cell.strip() for cell in row.locator("td").all_inner_texts()] for row in page.locator("#rows tr").all()

@@ -30,7 +30,9 @@ def server() -> Iterator[Address]:
         body_timeout_seconds=0.5,
         hosts=("127.0.0.1",),
     )
-    app = create_app(Predictor(shared_tiny("deformable-detr-tiny"), "cpu"), settings)
+    predictor = Predictor(shared_tiny("deformable-detr-tiny"), "cpu")
+    predictor(jpeg())  # compiles the operator, without a deadline
+    app = create_app(predictor, settings)
     with running(app, HEAD_SECONDS=0.5, LINGER_SECONDS=0.5) as address:
         yield address
 

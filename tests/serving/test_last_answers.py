@@ -21,35 +21,43 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 class Slow:
-    """An application that takes its time."""
+    """An application that takes its time.
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+    Args:
+        seconds: before an answer; may be changed.
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
         self.arrived = threading.Event()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return
         self.arrived.set()
-        await asyncio.sleep(self._seconds)
+        await asyncio.sleep(self.seconds)
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
 
 
 def test_they_state_that_the_connection_is_closed() -> None:
-    app = Slow(0.3)
+    app = Slow()
     with ThreadPoolExecutor(1) as pool, running(app) as server:
         assert "connection" not in exchange(server, [REQUEST], timeout=10).headers
         app.arrived.clear()
+        app.seconds = 1.0  # the server notices within 0.1 seconds that it has to stop
         last = pool.submit(exchange, server, [REQUEST], timeout=10)
         assert app.arrived.wait(10)
     assert last.result().body == b"ok" and last.result().headers["connection"] == "close"
 
 
 def test_also_of_requests_that_arrive_just_after_the_signal() -> None:
+    is_sent = threading.Event()
+
     def late(server: Address) -> Reply:
         def request() -> Iterator[bytes]:
             yield REQUEST[:5]
+            is_sent.set()
             time.sleep(0.6)  # the server stops meanwhile
             yield REQUEST[5:]
 
@@ -57,6 +65,7 @@ def test_also_of_requests_that_arrive_just_after_the_signal() -> None:
 
     with ThreadPoolExecutor(1) as pool, running(Slow(1.5), STOP_SECONDS=1.2) as server:
         last = pool.submit(late, server)
+        assert is_sent.wait(10)
         time.sleep(0.2)  # the connection is accepted
     assert last.result().body == b"ok" and last.result().headers["connection"] == "close"
 
@@ -65,7 +74,7 @@ def test_images_of_a_late_request_leave_nothing_in_the_log(caplog: pytest.LogCap
     module, predictor = stand_in()
     module.is_open.clear()
     body = post_form(*[file(jpeg())] * 4)
-    with running(create_app(predictor, ServerSettings(timeout_seconds=0.3, max_batch=1))) as server:
+    with running(create_app(predictor, ServerSettings(timeout_seconds=1.0, max_batch=1))) as server:
         reply = exchange(server, [body], timeout=10)
         module.is_open.set()  # three images are left, whose deadline is over
         assert exchange(server, [post_form(file(jpeg()))], timeout=10).status == 200

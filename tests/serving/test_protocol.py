@@ -101,15 +101,17 @@ def test_a_body_that_becomes_invalid_while_the_model_runs_does_no_harm() -> None
         assert works(server)
 
 
-def test_early_answers_arrive_while_the_client_sends_and_the_connection_ends() -> None:
+def test_early_answers_arrive_while_the_client_sends_and_the_connection_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     with running(ServerSettings(max_body_bytes=1000)) as server:
         body = b"x" * 3_000_000
+        monkeypatch.setattr(protocol, "LINGER_SECONDS", 10)
         for request in (post(body), post(b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body), "Transfer-Encoding: chunked")):
             with server.connect() as connection:
                 connection.sendall(request + CLOSE)  # does not fail
                 found = answers(connection)
             assert found[0] == '413 {"error":"The body is larger than 1,000 bytes. Send smaller or fewer images."}'
             assert found[1:] == [LIVE]
+        monkeypatch.setattr(protocol, "LINGER_SECONDS", 0.3)
         found, seconds = server.exchange(post(b"", length=10**9), *(b"x" * 100 for _ in range(100)), pause=0.05)
         assert len(found) == 1 and found[0].startswith("413 ")
         assert seconds < 3  # not the 5 seconds for which the client would send

@@ -17,8 +17,9 @@ POST = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\
 GET = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
-def test_a_stop_answers_what_was_accepted() -> None:
+def test_a_stop_answers_what_was_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the model, in the queue, with a body that is still arriving, and on a connection that was idle."""
+    monkeypatch.setattr(protocol, "STOP_SECONDS", 1.0)
     with running() as own:
         own.model.is_open.clear()
         accepted = [own.connect() for _ in range(4)]
@@ -30,7 +31,8 @@ def test_a_stop_answers_what_was_accepted() -> None:
         while own.service.pending < 3:
             time.sleep(0.002)
         own.stop()
-        time.sleep(0.15)
+        while own.server.servers[0].sockets:
+            time.sleep(0.002)
         used.sendall(GET)  # sent while the stop began
         assert [each[:4] for each in answers(used)] == ["200 "]
         with pytest.raises(OSError):
@@ -49,10 +51,11 @@ def test_a_stop_answers_what_was_accepted() -> None:
 
 def test_the_deadlines_limit_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "LINGER_SECONDS", 0.2)
-    with running(ServerSettings(body_timeout_seconds=0.3)) as own:
+    with running(ServerSettings(body_timeout_seconds=1.0)) as own:
         with own.connect() as connection:
             connection.sendall(POST + FILE[:20])
-            time.sleep(0.1)
+            while own.service._bytes < 20:  # of bodies in memory
+                time.sleep(0.002)
             own.stop()
             assert [each[:4] for each in answers(connection)] == ["408 "]
         own.thread.join(10)
@@ -63,7 +66,8 @@ def test_the_second_signal_ends_at_once() -> None:
     with running() as own:
         with own.connect() as connection:
             connection.sendall(POST + FILE[:20])
-            time.sleep(0.1)
+            while own.service._bytes < 20:
+                time.sleep(0.002)
             own.stop()
             own.server.handle_exit(signal.SIGINT, None)
             own.thread.join(10)
