@@ -214,6 +214,29 @@ def test_images_share_a_batch_if_they_have_equal_size_within_the_static_one() ->
         assert counts == expected
 
 
+def test_images_run_one_by_one_in_int8() -> None:
+    """Activations of a batch have one scale: detections would depend on the other images."""
+
+    def scaled_by_batch(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        scores = inputs["images"].mean((1, 2, 3)) / inputs["images"].abs().max()  # (B,)
+        counts.append(len(scores))
+        return {
+            "boxes": OUTPUTS["boxes"].expand(len(scores), -1, -1),
+            "scores": scores[:, None].expand(-1, 3),
+            "labels": OUTPUTS["labels"].expand(len(scores), -1),
+        }
+
+    images, padding = torch.rand(4, 3, 50, 70), torch.zeros(4, 50, 70, dtype=torch.bool)
+    for precision, expected in (("float32", [4]), ("int8", [1, 1, 1, 1])):
+        counts: list[int] = []
+        module = exported(Recorder(), precision=precision).module
+        module.runner = scaled_by_batch
+        scores = module.detect(images, padding, 3).scores
+        assert counts == expected and scores.shape == (4, 3)
+    alone = [module.detect(images[i : i + 1], padding[:1], 3).scores for i in range(4)]
+    torch.testing.assert_close(scores, torch.cat(alone), rtol=0, atol=0)
+
+
 def test_inputs_that_the_file_does_not_take() -> None:
     images, padding = torch.zeros(2, 3, 50, 70), torch.zeros(2, 50, 70, dtype=torch.bool)
     padding[1, 40:] = True

@@ -126,8 +126,17 @@ class ExportedModel(Model):
         tensors = {"images": images, "padding": padding}
         for change in self.before:
             tensors = change(tensors)
-        found = self.after(self.runner({name: tensors[name] for name in self.signature.inputs}), tensors)
+        found = self.after(self._run({name: tensors[name] for name in self.signature.inputs}), tensors)
         return Boxes(*(found[name][:, :max_detections] for name in Boxes._fields))
+
+    def _run(self, inputs: Tensors) -> Tensors:
+        """The outputs of the program. In int8, images run one by one: activations have one scale for the whole batch,
+        so that detections would depend on the other images."""
+        if self.export.precision != "int8":
+            return self.runner(inputs)
+        images = zip(*(tensor.split(1) for tensor in inputs.values()), strict=True)
+        outputs = [self.runner(dict(zip(inputs, image, strict=True))) for image in images]
+        return {name: torch.cat([output[name] for output in outputs]) for name in outputs[0]}
 
     def _check(self, images: Tensor, padding: Tensor, max_detections: int) -> None:
         """Raise ``UserError`` if the file does not take these inputs."""
