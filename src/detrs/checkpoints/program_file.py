@@ -35,10 +35,10 @@ SAMPLE_INPUTS = "data/sample_inputs/model.pt"
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*|")
 """Names in the graph; they become part of Python code."""
 OPERATOR = re.compile(
-    r"torch\.ops\.(aten\.(?!from_file)|detrs\.|torchvision\.)\w+(\.\w+)?|_operator\.(add|sub|mul|neg|floordiv|truediv|mod|pow|eq|ne|lt|le|"
+    r"torch\.ops\.(aten\.(?!from_file)\w+|detrs\.not_suppressed|torchvision\.(nms|roi_align))(\.\w+)?|_operator\.(add|sub|mul|neg|floordiv|truediv|mod|pow|eq|ne|lt|le|"
     r"gt|ge|getitem|and_|or_)|torch\.(sym_\w+|_check\w*)|math\.(ceil|floor|trunc)"
 )
-"""Functions that a graph can call."""
+"""Functions that a graph can call. Not the kernels of detrs, which trust their callers with the bounds of tensors."""
 EXPRESSION = re.compile(
     r"(?:'[a-z]{1,4}\d+'|\b(?:Symbol|Integer|Rational|Float|Add|Mul|Pow|Max|Min|FloorDiv|PythonMod|Mod|CleanDiv|CeilToInt|"
     r"FloorToInt|CeilDiv|IntTrueDiv|FloatTrueDiv|TruncToInt|TruncToFloat|ToFloat|PowByNatural|Where|Identity|And|Or|Not|"
@@ -50,13 +50,14 @@ TEXT = re.compile(r"[^\\\x00-\x1f]*")
 """Arguments of operators, such as the message of an assertion; Python code has their ``repr``."""
 VERSION = re.compile(r"[\w.+]*")
 NOT_FINITE = re.compile(r"-?Infinity|NaN")
-"""Numbers that JSON does not have, such as the value that masks logits."""
+"""Numbers that JSON does not have."""
 PATTERNS = {
     "expr_str": EXPRESSION,
     "target": OPERATOR,
     "as_string": TEXT,
-    "as_float": NOT_FINITE,
     "torch_version": VERSION,
+    "as_float": NOT_FINITE,
+    "as_floats": NOT_FINITE,
 }
 """Key in the graph -> what its text must match; otherwise it is a name."""
 
