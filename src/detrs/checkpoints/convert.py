@@ -4,7 +4,7 @@ from pathlib import Path
 
 from detrs.checkpoints.detector import save_detector
 from detrs.checkpoints.foreign.transformers import check_new, save_transformers
-from detrs.checkpoints.sources import open_detector
+from detrs.checkpoints.sources import open_weights
 from detrs.errors import UserError, did_you_mean
 
 FORMATS = ("transformers", "detrs")
@@ -15,7 +15,7 @@ def convert_checkpoint(source: str, to: str, output: Path) -> Path:
     """Write the detector in ``source`` in another format.
 
     Args:
-        source: what ``open_detector`` accepts: a file, a folder or a Hub id.
+        source: what ``open_weights`` accepts: a file, a folder or a Hub id.
         to: ``transformers``: a folder that ``from_pretrained`` reads. ``detrs``: our own file.
         output: the folder, which is new or empty; or the file, which is new. A folder or a path without the suffix
             ``.safetensors`` means a ``best.safetensors`` in it, as in the folder of a run.
@@ -35,7 +35,7 @@ def convert_checkpoint(source: str, to: str, output: Path) -> Path:
             raise UserError(f"'{path}' exists. Expected a new file.")
     else:
         check_new(output)
-    detector = open_detector(source)
+    detector = open_weights(source)
     if to == "transformers":
         save_transformers(detector, output)
         return output

@@ -12,7 +12,7 @@ from typing import Any
 from detrs.checkpoints.card import CURVES, Contents, last_per_class, model_card
 from detrs.checkpoints.detector import TrainedDetector, save_detector
 from detrs.checkpoints.foreign.transformers import check_new, save_transformers
-from detrs.checkpoints.sources import open_detector
+from detrs.checkpoints.sources import open_weights
 from detrs.config import Experiment
 from detrs.errors import UserError
 
@@ -99,7 +99,7 @@ def write_folder(checkpoint: Path | str, folder: Path, repository: str, license:
     """
     check_new(folder)
     source = Path(checkpoint).expanduser()
-    detector = without_paths(open_detector(checkpoint))
+    detector = without_paths(open_weights(checkpoint))
     run = source if source.is_dir() else source.parent
     try:
         save_transformers(detector, folder)

@@ -81,6 +81,21 @@ def open_detector(source: str | Path) -> TrainedDetector:
     return open_source(source).detector
 
 
+def open_weights(source: str | Path) -> TrainedDetector:
+    """As :func:`open_detector`, for what needs the weights of a model: exported files do not have them by name.
+
+    Raises:
+        UserError: as for ``open_detector``; or it is an exported file.
+    """
+    found = open_source(source)
+    if found.kind == EXPORTED:
+        raise UserError(
+            f"'{source}' is an exported file, which predicts, but has no weights to train, convert or upload. Expected "
+            "the checkpoint that it was exported from."
+        )
+    return found.detector
+
+
 def open_source(source: str | Path) -> Source:
     """As :func:`open_detector`, with a description of the source."""
     path = Path(source).expanduser()

@@ -11,6 +11,7 @@ from detrs.errors import UserError, did_you_mean, printable
 
 if TYPE_CHECKING:
     from detrs.checkpoints.sources import Source
+    from detrs.models.detector import Model
 
 ACTIONS = ("inspect", "list")
 USAGE = """usage: detrs checkpoint ACTION [...]
@@ -30,7 +31,8 @@ class InspectArguments:
     """Show what a checkpoint contains. No code in it is executed."""
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """Path of a best.safetensors, folder of a run, or published weights: Hub id, folder, .pth file."""
+    """Path of a best.safetensors, folder of a run, exported .onnx or .pt2 file, or published weights: Hub id, folder,
+    .pth file."""
     tensors: Flag = False
     """Also list the name, shape and dtype of each tensor."""
     json: Flag = False
@@ -64,16 +66,22 @@ def inspect(arguments: InspectArguments) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from detrs.checkpoints.sources import open_source
+    from detrs.checkpoints.sources import EXPORTED, open_source
 
-    values = describe(open_source(arguments.source), arguments.tensors)
+    source = open_source(arguments.source)
+    if arguments.tensors and source.kind == EXPORTED:
+        raise UserError(
+            f"'{arguments.source}' is an exported file, which does not have the tensors of the detector by name. Omit "
+            "--tensors, or inspect its checkpoint."
+        )
+    values = describe(source, arguments.tensors)
     if arguments.json:
         print_json({"source": arguments.source, **values})
         return
     screen = console(as_json=False)
     names = values["classes"]
     more = f", ... ({len(names) - CLASSES_SHOWN} more)" if len(names) > CLASSES_SHOWN else ""
-    size, ap = values["preprocessing"]["resize_to"], values["scores"].get("ap")
+    ap = values["scores"].get("ap")
     rows = {
         "kind": values["kind"],
         "path": values["path"],
@@ -81,7 +89,8 @@ def inspect(arguments: InspectArguments) -> None:
         "preset": values["preset"],
         "parameters": f"{values['num_parameters']:,}",
         "classes": f"{len(names)}: {', '.join(names[:CLASSES_SHOWN])}{more}",
-        "resize to": f"shortest side {size[0]}, longest side at most {size[1]}",
+        **exported_rows(values["export"]),
+        "resize to": resizing(values["preprocessing"]["resize_to"], values["export"]),
         "mean": ", ".join(f"{value:g}" for value in values["preprocessing"]["mean"]),
         "std": ", ".join(f"{value:g}" for value in values["preprocessing"]["std"]),
         "AP": None if ap is None else f"{100 * ap:.1f}",
@@ -107,21 +116,62 @@ def inspect(arguments: InspectArguments) -> None:
         screen.print(table)
 
 
+def resizing(resize_to: list[int], export: dict[str, Any] | None) -> str:
+    """How images are resized, in words."""
+    if export is None or export["static"] is None:
+        return f"shortest side {resize_to[0]}, longest side at most {resize_to[1]}"
+    height, width = export["static"]
+    how = "aspect ratio kept, padded" if export["padding"] else "aspect ratio not kept"
+    return f"{height} x {width} ({how})"
+
+
+def exported_rows(export: dict[str, Any] | None) -> dict[str, str]:
+    """The rows of an exported file: its format, and what it takes and returns; none for other sources."""
+    if export is None:
+        return {}
+    opset = "" if export["opset"] is None else f", opset {export['opset']}"
+    flags = [name for name in ("gather", "preprocess", "postprocess", "padding") if export[name]]
+    return {
+        "format": f"{export['format']}{opset}, {export['precision']}{''.join(f', --{flag}' for flag in flags)}",
+        "inputs": ", ".join(export["inputs"]),
+        "outputs": f"{', '.join(export['outputs'])}; at most {export['max_detections']} detections per image",
+    }
+
+
+def exported_settings(model: "Model") -> dict[str, Any] | None:
+    """The settings of an exported file, with the names of its inputs and outputs; ``None`` for other models."""
+    from detrs.checkpoints.exported import ExportedModel
+    from detrs.schema import to_dict
+
+    if not isinstance(model, ExportedModel):
+        return None
+    return {**to_dict(model.export), **{name: list(value) for name, value in model.signature._asdict().items()}}
+
+
 def describe(source: "Source", with_tensors: bool = False) -> dict[str, Any]:
     """The description of a checkpoint as JSON-serializable values."""
-    from detrs.checkpoints.sources import file_sha256, writer
+    from detrs.checkpoints.skeleton import Skeleton
+    from detrs.checkpoints.sources import EXPORTED, file_sha256, writer
+    from detrs.models import build
     from detrs.schema import to_dict
 
     detector, known = source.detector, source.published
+    module = detector.module
+    if source.kind == EXPORTED:  # its tensors are constants of a program: the parameters are those of the model
+        with Skeleton():
+            module = build(detector.experiment.model)
+    preprocessing = to_dict(detector.preprocessing)
+    del preprocessing["fixed"]  # in ``export``
     values: dict[str, Any] = {
         "kind": source.kind,
         "path": str(source.path),
         "detector": type(detector.experiment.model).__name__.removesuffix("Config"),
         "preset": detector.experiment.name,
-        "num_parameters": sum(parameter.numel() for parameter in detector.module.parameters()),
+        "num_parameters": sum(parameter.numel() for parameter in module.parameters()),
         "classes": list(detector.classes.names),
         "category_ids": list(detector.classes.category_ids),
-        "preprocessing": to_dict(detector.preprocessing),
+        "preprocessing": preprocessing,
+        "export": exported_settings(detector.module),
         "scores": detector.scores,
         "step": detector.step,
         "epoch": detector.epoch,

@@ -12,7 +12,7 @@ from detrs.errors import UserError, printable
 
 DATA, WEIGHTS = ("coco", "yolo"), ("transformers", "detrs")
 """Formats of datasets and of checkpoints."""
-WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".onnx", ".pt2")
 
 
 @dataclass(frozen=True, kw_only=True)

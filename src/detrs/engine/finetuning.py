@@ -6,7 +6,7 @@ from typing import Any
 
 from detrs.checkpoints import format
 from detrs.checkpoints.detector import TrainedDetector
-from detrs.checkpoints.sources import open_detector
+from detrs.checkpoints.sources import open_weights
 from detrs.checkpoints.transfer import Transfer, transfer
 from detrs.config import Experiment, RuntimeConfig
 from detrs.data.transforms import OFFICIAL_SIZE, DataConfig
@@ -46,7 +46,7 @@ def open_initial(source: str, config: ModelSettings) -> TrainedDetector:
     Raises:
         UserError: it cannot be read, or its model has other settings than the number of classes and queries.
     """
-    start = open_detector(source)
+    start = open_weights(source)
     trained = start.experiment
     kinds = type(trained.model).__name__, type(config).__name__
     if kinds[0] != kinds[1]:
@@ -80,7 +80,7 @@ def experiment_from(source: str) -> Experiment:
     Raises:
         UserError: the detector cannot be read.
     """
-    start = open_detector(source)
+    start = open_weights(source)
     trained = start.experiment
     recipe = trained
     if trained.name in PRESETS and type(preset(trained.name).model) is type(trained.model):

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from detrs.checkpoints.detector import TrainedDetector
+from detrs.checkpoints.exported import ExportedModel
 from detrs.detection_settings import check_threshold
 from detrs.errors import UserError
 from detrs.explanation.builders import BUILDERS, TRACERS
@@ -14,6 +15,7 @@ from detrs.explanation.gradients import gradients
 from detrs.explanation.recording import Call, Selection, recording
 from detrs.explanation.trace import best_queries
 from detrs.explanation.views import Explanation
+from detrs.models.detector import Model
 from detrs.predictor import ImageDetections, Predictor
 from detrs.sources import OnError, Source
 
@@ -98,6 +100,7 @@ def _explanations(
 ) -> Iterator[Explanation]:
     with as_predictor(detector, device) as predictor:
         model = predictor.detector.module
+        check_layers(model)
         if type(model) not in TRACERS:
             known = ", ".join(sorted(each.__name__ for each in TRACERS))
             raise UserError(f"Models of the class {type(model).__name__} cannot be explained; those of {known} can.")
@@ -115,6 +118,15 @@ def _explanations(
             yield explanation(predictor, item, calls, threshold, num_gradients, max_tokens)
 
 
+def check_layers(model: Model) -> None:
+    """Raise ``UserError`` if a model is an exported file, whose layers cannot be recorded."""
+    if isinstance(model, ExportedModel):
+        raise UserError(
+            f"'{model.source}' is an exported file, which does not have the layers of the model. Explain its "
+            "checkpoint."
+        )
+
+
 @contextmanager
 def as_predictor(detector: str | Path | Predictor | TrainedDetector, device: str) -> Iterator[Predictor]:
     """A predictor. A ``TrainedDetector`` is on its own device and in its own mode again afterwards."""
@@ -122,6 +134,7 @@ def as_predictor(detector: str | Path | Predictor | TrainedDetector, device: str
         yield detector
     elif isinstance(detector, TrainedDetector):
         module = detector.module
+        check_layers(module)
         modes = [(each, each.training) for each in module.modules()]
         before = next(module.parameters()).device
         try:
