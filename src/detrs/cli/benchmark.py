@@ -29,7 +29,8 @@ class BenchmarkArguments:
     subjects: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="ops | CHECKPOINT [FILE ...]")]
     """ops; or checkpoints and exported files. Latencies are compared with those of the first."""
     data: str | None = None
-    """Folder or file of a dataset, hf:OWNER/NAME, or digits. Default: the dataset used in training."""
+    """Folder or file of a dataset, hf:OWNER/NAME, or digits. Default: the dataset used in the training of
+    the first file."""
     split: str | None = None
     """Split to evaluate. Default: the validation split used in training."""
     images: int = 20
@@ -73,22 +74,24 @@ def run_files(arguments: BenchmarkArguments) -> None:
         raise UserError(f"--images and --repeats must be at least 1, got {arguments.images} and {arguments.repeats}.")
     check_data(arguments.data)
     from detrs.devices import pick_device
-    from detrs.engine.evaluate import evaluate_checkpoint
+    from detrs.engine.evaluate import dataset_to_score, evaluate_checkpoint
     from detrs.exporting.comparison import dataset_of, images_of, open_file, time_files, with_scores
 
     device = pick_device(arguments.device)
     files = [open_file(path, device) for path in arguments.subjects]
     dataset = dataset_of(files[0].detector, arguments.data, arguments.split, is_required=not arguments.latency_only)
+    scored = None if arguments.latency_only else dataset
+    if scored is not None:
+        for file in files:  # before the time is spent
+            dataset_to_score(file.name, file.detector, file.detector.experiment, scored, None, warns=False)
     images = images_of(dataset, arguments.images, files[0].detector)
     with counting("timing") as on_images:
         report = time_files(files, images, device=device, repeats=arguments.repeats, on_images=on_images)
-    if dataset is not None and not arguments.latency_only:
+    if scored is not None:
         scores = []
         for path in arguments.subjects:
             with counting(f"evaluating {path}") as on_images:
-                found = evaluate_checkpoint(
-                    path, data=arguments.data, split=arguments.split, device=arguments.device, on_images=on_images
-                )
+                found = evaluate_checkpoint(path, data=scored, device=arguments.device, on_images=on_images)
             scores.append((found.report.ap, found.report.ap50))
         report = with_scores(report, scores)
     screen = console(as_json=arguments.json)
