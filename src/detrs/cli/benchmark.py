@@ -74,7 +74,8 @@ def run_files(arguments: BenchmarkArguments) -> None:
         raise UserError(f"--images and --repeats must be at least 1, got {arguments.images} and {arguments.repeats}.")
     check_data(arguments.data)
     from detrs.devices import pick_device
-    from detrs.engine.evaluate import dataset_to_score, evaluate_checkpoint
+    from detrs.engine.evaluate import evaluate_checkpoint
+    from detrs.engine.validation import dataset_to_score
     from detrs.exporting.comparison import dataset_of, images_of, open_file, time_files, with_scores
 
     device = pick_device(arguments.device)
