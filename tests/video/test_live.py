@@ -14,7 +14,7 @@ from PIL import Image
 
 from detrs.errors import UserError
 from detrs.video import connection, live
-from detrs.video.connection import Frame
+from detrs.video.connection import Connection, Frame
 from detrs.video.reading import frame_batches
 from detrs.video.sources import StreamSource, parse_source
 
@@ -61,10 +61,10 @@ def test_a_slow_reader_gets_the_newest_frames() -> None:
     indices = [frame.frame_index for batch in batches for frame in batch]
     assert not errors and indices == sorted(set(indices)) and max(map(len, batches)) == 3
     assert len(indices) < 40  # of 60
-    for batch, following in pairwise(batches[1:-1]):
-        assert [frame.frame_index for frame in batch] == list(range(batch[0].frame_index, batch[0].frame_index + 3))
-        assert following[0].frame_index >= batch[0].frame_index + 6  # those between were dropped
-    assert indices[-1] == 59
+    for batch in batches:
+        assert [frame.frame_index for frame in batch] == list(range(batch[0].frame_index, batch[-1].frame_index + 1))
+    dropped = [following[0].frame_index - batch[-1].frame_index - 1 for batch, following in pairwise(batches)]
+    assert max(dropped) >= 3 and indices[-1] == 59  # a busy machine may delay the source, so not each time
     times = [frame.time_seconds for batch in batches for frame in batch]
     assert times == pytest.approx([index / 50 for index in indices], abs=0.01)
 
@@ -168,6 +168,21 @@ def test_without_reconnection(cameras: Cameras) -> None:
     batches, errors = read(parse_source(cameras.url, True))
     assert sum(map(len, batches)) == 3 and cameras.requests == 1
     assert errors == [f"{cameras.url} broke off: Input/output error."]
+
+
+@pytest.mark.parametrize("cameras", [[2]], indirect=True)
+def test_a_connection_that_is_lost_for_days(cameras: Cameras, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts: list[StreamSource] = []
+
+    def refuse(source: StreamSource) -> Connection:
+        attempts.append(source)
+        raise UserError("refused")
+
+    monkeypatch.setattr(live, "MAX_DELAY_SECONDS", 0)
+    monkeypatch.setattr(live, "Connection", refuse)
+    _, errors = read(parse_source(cameras.url, True), reconnect=3000)
+    assert len(attempts) == 3000
+    assert errors == [f"{cameras.url} broke off: Input/output error; 3,000 attempts to open it again failed."]
 
 
 @pytest.mark.parametrize("cameras", [[]], indirect=True)

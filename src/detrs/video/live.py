@@ -71,7 +71,7 @@ class LiveReader:
             if broken is not None and self._started is None:
                 raise broken
             attempt = 0
-            while attempt < self._reconnect and not self._stop.wait(min(2.0**attempt, MAX_DELAY_SECONDS)):
+            while attempt < self._reconnect and not self._stop.wait(min(2 ** min(attempt, 30), MAX_DELAY_SECONDS)):
                 attempt += 1
                 before = self._next_index
                 try:
