@@ -97,7 +97,8 @@ def _gathered(views: Sequence[Window], found: Sequence[Detections], image_size: 
     windows = torch.tensor(views, dtype=torch.float64)[number]
     boxes = torch.cat([each.boxes_xyxy for each in found]).double() + windows[:, :2].repeat(1, 2)
     scores, labels = torch.cat([each.scores for each in found]), torch.cat([each.labels for each in found])
-    is_from = torch.nn.functional.one_hot(number, len(views)).bool()
+    is_from = torch.zeros(len(number), len(views), dtype=torch.bool)  # of int64, as by ``one_hot``, it takes gigabytes
+    is_from[torch.arange(len(number)), number] = True
     return _Boxes.of(boxes, scores, labels, windows, is_from, image_size)
 
 
