@@ -12,7 +12,6 @@ from detrs.explanation.explain import explain
 from detrs.models.detector import Model
 from detrs.predictor import Predictor
 from detrs.serving.description import ERRORS
-from detrs.serving.images import check_header
 from detrs.serving.problems import RequestProblem
 from detrs.serving.service import Service
 from detrs.serving.uploads import Upload
@@ -48,7 +47,6 @@ def add_explain(app: FastAPI, service: Service) -> None:
         threshold = service.threshold if parameters.threshold is None else parameters.threshold
 
         def page(upload: Upload) -> str:
-            check_header(upload.content, "The image", service.settings.max_pixels)
             return explanation_page(service.predictor, upload, threshold)
 
         return HTMLResponse(await service.call(request, page))

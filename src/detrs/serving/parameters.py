@@ -1,10 +1,9 @@
 """Query parameters of ``/predict``."""
 
-from dataclasses import replace
-
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from detrs.detection_settings import DetectionSettings
 from detrs.errors import did_you_mean, printable
 from detrs.serving.problems import RequestProblem
 from detrs.structures import Classes, Detections
@@ -52,17 +51,5 @@ def selected(
     detections: Detections, threshold: float, labels: frozenset[int] | None, max_detections: int | None
 ) -> Detections:
     """The best ``max_detections`` of the detections of ``labels`` with a score of at least ``threshold``."""
-    found = detections.filter(threshold)
-    if labels is not None:
-        keep = torch.tensor([label in labels for label in found.labels.tolist()], dtype=torch.bool)
-        found = _taken(found, keep)
-    return found if max_detections is None else _taken(found, slice(max_detections))
-
-
-def _taken(detections: Detections, which: torch.Tensor | slice) -> Detections:
-    return replace(
-        detections,
-        boxes_xyxy=detections.boxes_xyxy[which],
-        scores=detections.scores[which],
-        labels=detections.labels[which],
-    )
+    found = DetectionSettings(thresholds=threshold, labels=labels).selected(detections)
+    return found if max_detections is None else found.rows(torch.arange(min(max_detections, len(found))))
