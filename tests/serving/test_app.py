@@ -184,6 +184,11 @@ def test_errors_of_the_router(client: TestClient) -> None:
     assert response.headers["allow"] == "POST"
 
 
+def test_no_redirect_names_the_host_of_a_header(client: TestClient) -> None:
+    response = client.get("/docs/", headers={"host": "evil.example"}, follow_redirects=False)
+    assert response.status_code == 404 and "location" not in response.headers
+
+
 def test_failures_of_the_model(client: TestClient, model: tuple[StandIn, Predictor]) -> None:
     def answer(problem: Exception) -> Any:
         def fail(images: torch.Tensor) -> None:

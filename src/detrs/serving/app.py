@@ -45,6 +45,7 @@ def build_app(predictor: Predictor, settings: ServerSettings) -> FastAPI:
 
     app = FastAPI(
         title=f"detrs: {model}", version=version, docs_url=None, redoc_url=None, lifespan=lifespan,
+        redirect_slashes=False,  # to an address with the name in the header Host
         description="Detects objects in images.",
     )  # fmt: skip
     app.state.service = service
