@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import gc
 import json
 import threading
 import time
@@ -186,7 +185,8 @@ def test_work_of_clients_that_leave_is_never_computed() -> None:
             async def receive() -> Any:
                 message = next(messages, None)
                 if message is None:
-                    await asyncio.to_thread(until, lambda: service.worker.waiting == 1)
+                    while service.worker.waiting != 1:
+                        await asyncio.sleep(0.002)
                     return {"type": "http.disconnect"}
                 return message
 
@@ -228,7 +228,6 @@ def test_what_waits_for_a_decoder_is_freed_when_its_client_leaves() -> None:
             call.cancel()
         await asyncio.wait(calls)
         del call, calls
-        gc.collect()
         before = sorted(freed)
         is_open.set()
         assert await service._in_decoder(int) == 0
@@ -236,6 +235,20 @@ def test_what_waits_for_a_decoder_is_freed_when_its_client_leaves() -> None:
 
     assert asyncio.run(leave()) == [2, 3, 4] and sorted(started) == [0, 1]
     service.close()
+
+
+def test_the_deadline_includes_the_time_until_a_decoder_is_free() -> None:
+    _, predictor = stand_in()
+    app = create_app(predictor, ServerSettings(timeout_seconds=0.5))
+    is_open = threading.Event()
+    with TestClient(app) as client, ThreadPoolExecutor(2) as others:
+        for _ in range(NUM_DECODERS):
+            app.state.service._decoders.submit(is_open.wait, 30)
+        late = [others.submit(client.post, "/predict", content=FILE, headers=PNG) for _ in range(2)]
+        try:
+            assert [each.result(10).status_code for each in late] == [503, 503]
+        finally:
+            is_open.set()
 
 
 def called(body: bytes, kind: bytes, function: Callable[[Any], Any]) -> Any:

@@ -75,8 +75,8 @@ class Service:
             RequestProblem: the request is invalid or the server is full.
             Disconnected: the client closed the connection.
         """
-        async with self.received(request) as files:
-            return await self.within_deadline(request, self._detections(files))
+        async with self.received(request) as (files, deadline):
+            return await self.within_deadline(request, self._detections(files, deadline), deadline)
 
     async def call(self, request: Request, function: Callable[[Upload], T]) -> T:
         """Call ``function`` with the one image of a request in the thread of the model.
@@ -85,28 +85,32 @@ class Service:
             RequestProblem: the request is invalid, has several images, or the server is full.
             Disconnected: the client closed the connection.
         """
-        async with self.received(request) as files:
+        async with self.received(request) as (files, deadline):
             if len(files) > 1:
                 raise RequestProblem(413, f"The request has {len(files)} images. Send one.")
-            return await self.within_deadline(request, self._called(files[0], function))
+            return await self.within_deadline(request, self._called(files[0], function, deadline), deadline)
 
     @asynccontextmanager
-    async def received(self, request: Request) -> AsyncIterator[list[Upload]]:
-        """The images of a request; inside, they occupy the queue and the client's share."""
+    async def received(self, request: Request) -> AsyncIterator[tuple[list[Upload], float]]:
+        """The images of a request, and the deadline of its answer on the clock of ``time.monotonic``.
+
+        Inside, they occupy the queue and the client's share.
+        """
         with contextlib.ExitStack() as counted:
             counted.enter_context(self._from_client(request.client.host if request.client else ""))
             with self._body_bytes() as add:
                 body = await self._body(request, add)
-                files = await self._in_decoder(
-                    uploads, request.headers.get("content-type", ""), body, self.settings.max_images
-                )
-                del body
+                deadline = time.monotonic() + self.settings.timeout_seconds
+                kind = request.headers.get("content-type", "")
+                parsed = self._in_decoder(uploads, kind, body, self.settings.max_images)
+                files = await self.within_deadline(request, parsed, deadline)
+                del body, parsed
                 counted.enter_context(self._places(len(files)))
-                yield files
+                yield files, deadline
 
-    async def within_deadline(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
+    async def within_deadline(self, request: Request, work: Coroutine[Any, Any, T], deadline: float) -> T:
         """The result of ``work``, which is cancelled at the deadline or if the client disconnects."""
-        seconds = self.settings.timeout_seconds
+        seconds = max(deadline - time.monotonic(), 0.0)
         task = asyncio.create_task(work)
         gone = asyncio.create_task(_disconnected(request))
         try:
@@ -123,8 +127,7 @@ class Service:
             task.cancel()
             gone.cancel()
 
-    async def _detections(self, files: Sequence[Upload]) -> list[Detections]:
-        deadline = time.monotonic() + self.settings.timeout_seconds
+    async def _detections(self, files: Sequence[Upload], deadline: float) -> list[Detections]:
         images = []
         for number, file in enumerate(files, 1):
             name = "" if file.name is None else f" ({file.name})"
@@ -133,8 +136,7 @@ class Service:
             images.append(await self._in_decoder(resized, file, label, preprocessing, limit))
         return await asyncio.gather(*self._submitted(images, deadline))
 
-    async def _called(self, file: Upload, function: Callable[[Upload], T]) -> T:
-        deadline = time.monotonic() + self.settings.timeout_seconds
+    async def _called(self, file: Upload, function: Callable[[Upload], T], deadline: float) -> T:
         await self._in_decoder(check_header, file.content, "The image", self.settings.max_pixels)
 
         def call() -> T:
