@@ -36,6 +36,11 @@ def test_help_is_plain_text_of_80_columns(detrs: Callable, words: str) -> None:
     assert all(len(line) <= 80 for line in done.out.splitlines() if not line.startswith("usage:"))
 
 
+@pytest.mark.parametrize("command", ["predict", "evaluate", "serve", "checkpoint inspect"])
+def test_help_states_that_exported_files_are_read(detrs: Callable, command: str) -> None:
+    assert "exported file (.onnx, .pt2)" in unframed(detrs(*command.split(), "--help").out)
+
+
 def test_help_of_a_preset_lists_every_setting(detrs: Callable) -> None:
     text = unframed(detrs("train", "deformable-detr-small", "--help").out)
     experiment = preset("deformable-detr-small")

@@ -21,7 +21,7 @@ COMMANDS = {
     "check": "check a dataset: errors, numbers, copies, advice for a preset",
     "train": "train a preset on your own dataset",
     "evaluate": "compute the COCO AP of a checkpoint, overall and per class",
-    "predict": "detect objects in images; write JSON and annotated images",
+    "predict": "detect objects in images and videos; write and draw detections",
     "explain": "show attention, sampling points, gradients of detections as pages",
     "export": "write a checkpoint as ONNX or torch.export, checked against it",
     "serve": "answer HTTP requests with the detections of their images",
