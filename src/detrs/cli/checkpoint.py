@@ -31,7 +31,7 @@ class InspectArguments:
     """Show what a checkpoint contains. No code in it is executed."""
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """Path of a best.safetensors, folder of a run, exported .onnx or .pt2 file, or published weights: Hub id, folder,
+    """Path of a best.safetensors, folder of a run, exported file (.onnx, .pt2), or published weights: Hub id, folder,
     .pth file."""
     tensors: Flag = False
     """Also list the name, shape and dtype of each tensor."""

@@ -21,7 +21,7 @@ class EvaluateArguments:
     """
 
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
-    """Path of a best.safetensors, folder of a run, exported .onnx or .pt2 file, or published weights: Hub id, folder,
+    """Path of a best.safetensors, folder of a run, exported file (.onnx, .pt2), or published weights: Hub id, folder,
     .pth file."""
     data: str | None = None
     """Folder or file of a dataset, hf:OWNER/NAME, or digits. Default: the dataset used in training."""

@@ -42,7 +42,7 @@ class PredictArguments:
     """
 
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
-    """Path of a best.safetensors, folder of a run, exported .onnx or .pt2 file, or published weights: Hub id, folder,
+    """Path of a best.safetensors, folder of a run, exported file (.onnx, .pt2), or published weights: Hub id, folder,
     .pth file."""
     sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SOURCE...")] = ()
     """Images and videos: files, folders or quoted glob patterns (** includes subfolders). Cameras: 0, /dev/video0. With

@@ -28,7 +28,7 @@ class ServeArguments:
     """
 
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
-    """Path of a best.safetensors, folder of a run, exported .onnx or .pt2 file, or published weights: Hub id, folder,
+    """Path of a best.safetensors, folder of a run, exported file (.onnx, .pt2), or published weights: Hub id, folder,
     .pth file."""
     host: str = "127.0.0.1"
     """Address to listen at. Default: only programs on this machine; 0.0.0.0: all networks."""
