@@ -23,7 +23,7 @@ from detrs.checkpoints.detector import TrainedDetector, preprocessing_of, save_d
 from detrs.classification import Focal
 from detrs.config import EvaluationConfig, Experiment
 from detrs.criterion.set_criterion import CriterionConfig
-from detrs.data.preprocessing import FixedSize, Preprocessing
+from detrs.data.preprocessing import Preprocessing
 from detrs.data.transforms import DataConfig
 from detrs.errors import UserError
 from detrs.models.deformable_detr import DeformableDETRConfig
@@ -119,16 +119,6 @@ def test_boxes_are_in_pixels_of_the_original(predictor: Predictor, batch_size: i
         assert each.boxes_xyxy.shape == (1, 4)
         expected = torch.tensor([make_image(size)[1]], dtype=torch.float32)
         torch.testing.assert_close(each.boxes_xyxy, expected, rtol=0, atol=tolerance(size))
-
-
-def test_images_of_nearly_equal_shape_for_a_fixed_size() -> None:
-    """Sizes that are the same after ``resize_to`` may differ by a pixel in a fixed size, and cannot share a batch."""
-    fixed = FixedSize(640, 640, keep_ratio=True)
-    preprocessing = Preprocessing(resize_to=RESIZE_TO, mean=MEAN, std=STD, fixed=fixed)
-    module, sizes = Finder(), ((200, 200), (200, 201), (200, 200))
-    found = Predictor(trained(module, preprocessing=preprocessing), "cpu")([make_image(size)[0] for size in sizes])
-    assert [each.image_size for each in found] == list(sizes)
-    assert sorted(module.batches) == [(1, 3, 637, 640), (2, 3, 640, 640)]
 
 
 def test_images_of_one_size_go_together(predictor: Predictor) -> None:
