@@ -251,6 +251,18 @@ def test_the_deadline_includes_the_time_until_a_decoder_is_free() -> None:
             is_open.set()
 
 
+def test_the_application_ends_although_the_model_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("detrs.serving.service.CLOSE_SECONDS", 0.1)
+    app = create_app(stand_in()[1])
+    worker, is_open = app.state.service.worker, threading.Event()
+    with TestClient(app):
+        worker.submit([lambda: is_open.wait(30)], time.monotonic() + 60)
+    assert worker._thread.is_alive()
+    is_open.set()
+    worker.close(30)
+    assert not worker._thread.is_alive()
+
+
 def called(body: bytes, kind: bytes, function: Callable[[Any], Any]) -> Any:
     """What ``Service.call`` returns for a request."""
     _, predictor = stand_in()

@@ -27,6 +27,9 @@ from detrs.structures import Batch, Detections
 NUM_DECODERS = 2
 """Threads that decode and resize images; each holds at most one decoded image."""
 MAX_RETRY_SECONDS = 60
+CLOSE_SECONDS = 5.0
+"""Time for the model to finish when the application ends: all requests were answered before, so only one that hangs or
+computes for a request that was too late takes longer."""
 ACCELERATOR_BATCH = 8
 
 T = TypeVar("T")
@@ -64,8 +67,8 @@ class Service:
         return self.worker.is_ready and self.pending < self.settings.queue_size
 
     def close(self) -> None:
-        """Finish what was accepted, and end the threads."""
-        self.worker.close()
+        """End the threads; that of a model that hangs ends with the process."""
+        self.worker.close(CLOSE_SECONDS)
         self._decoders.shutdown(cancel_futures=True)
 
     async def detect(self, request: Request) -> list[Detections]:
