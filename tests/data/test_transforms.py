@@ -72,7 +72,7 @@ def test_sizes_of_images_of_a_fixed_size(
     for keep_ratio, expected in ((False, distorted), (True, padded)):
         fixed = FixedSize(320, 512, keep_ratio)
         assert resized_size(size, (800, 1333), fixed) == expected
-        preprocessing = Preprocessing(resize_to=(800, 1333), mean=(0.0,) * 3, std=(1.0,) * 3, fixed=fixed)
+        preprocessing = Preprocessing(resize_to=(800, 1333), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), fixed=fixed)
         assert preprocessing.size_of(size) == expected
         if max(size) < 1000:
             assert preprocessing.resize(torch.zeros(3, *size, dtype=torch.uint8)).shape == (3, *expected)
