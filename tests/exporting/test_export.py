@@ -160,6 +160,7 @@ def test_an_exported_file_is_not_exported_again(files: Path, tmp_path: Path) -> 
         ({"opset": 17}, "opset is 17, but must be in 18"),
         ({"static": (31, 64)}, "static is 31 x 64, but both sides must be in 32"),
         ({"data": "missing"}, "missing"),
+        ({"format": "torch", "path": "model.pt2"}, "to 64 pixels on the short side, but .* take at least 65"),
     ],
 )
 def test_arguments_that_are_refused(settings: dict[str, Any], message: str, files: Path, tmp_path: Path) -> None:

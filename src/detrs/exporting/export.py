@@ -110,6 +110,12 @@ def export(
     original = open_detector(checkpoint)
     if isinstance(original.module, ExportedModel):
         raise UserError(f"'{checkpoint}' is an exported file. Export its checkpoint.")
+    short = min(original.preprocessing.resize_to)
+    if format == "torch" and static is None and short < program.MIN_TRACED:
+        raise UserError(
+            f"'{checkpoint}' resizes images to {short} pixels on the short side, but programs of torch.export for any "
+            f"size take at least {program.MIN_TRACED}. Choose a static size (--static) or the format onnx."
+        )
     dataset = images_for(checkpoint, original, data, split)
     info = ExportInfo(
         format=format,
