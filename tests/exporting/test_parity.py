@@ -180,6 +180,16 @@ def test_low_precision_compares_visible_detections_and_the_best_of_every_image(p
     assert compare(original, exported, gate_inputs(SHAPES)).failures()
 
 
+@pytest.mark.parametrize(("precision", "score", "ap"), [("float16", 0.05, 0.01), ("int8", 0.2, 0.02)])
+def test_low_precision_has_limits_of_scores_and_ap(precision: str, score: float, ap: float) -> None:
+    report = compared(lambda b: b, precision)
+    assert replace(report, original_ap=0.5, exported_ap=0.5 - ap / 4).failures() == []
+    assert "AP is" in replace(report, original_ap=0.5, exported_ap=0.5 - ap).failures()[0]
+    assert "of the difference between two images" in replace(report, relative_difference=0.5).failures()[0]
+    lower = compared(lambda b: b._replace(scores=(b.scores - score).clamp(min=1e-3)), precision)
+    assert any("in score" in failure for failure in lower.failures())
+
+
 def test_boxes_are_compared_beyond_the_edge_of_the_image_unless_the_file_clips_them() -> None:
     def outside(b: Boxes) -> Boxes:
         return b._replace(boxes=b.boxes + torch.tensor([2.0, 0, 0, 0]))
