@@ -169,6 +169,14 @@ def test_arguments_that_are_refused(settings: dict[str, Any], message: str, file
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
+def test_a_missing_package_is_an_error_before_the_work(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also before the checkpoint is read."""
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf"{package}.*pip install 'detrs\[export\]'"):
+        export("missing.safetensors", "x.onnx")
+
+
 def test_where_a_file_is_written_by_default(tmp_path: Path) -> None:
     (tmp_path / "best.safetensors").touch()
     assert default_path(tmp_path, "onnx") == tmp_path / "best.onnx"

@@ -26,7 +26,9 @@ class BenchmarkArguments:
     implementations run round-robin in one process. The table shows the median of each and its ratio to detrs.
     """
 
-    subjects: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="ops | CHECKPOINT [FILE ...]")] = ()
+    subjects: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="ops | CHECKPOINT [FILE ...]")
+    ] = ()
     """ops; or checkpoints and exported files. Latencies are compared with those of the first."""
     data: str | None = None
     """Folder or file of a dataset, hf:OWNER/NAME, or digits. Default: the dataset used in the training of

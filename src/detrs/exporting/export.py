@@ -18,7 +18,7 @@ from detrs.criterion.set_criterion import CriterionConfig
 from detrs.data.sample import Dataset
 from detrs.engine.validation import dataset_to_score, validating
 from detrs.errors import UserError
-from detrs.exporting import parity, program
+from detrs.exporting import onnx_file, parity, program
 from detrs.exporting.half import to_float16
 from detrs.exporting.parity import ParityReport
 from detrs.exporting.quantization import to_int8
@@ -105,6 +105,8 @@ def export(
             detector differs from the checkpoint; with the numbers.
     """
     check_arguments(format, half, int8, static, opset, has_data=data is not None)
+    if format == "onnx":
+        onnx_file.check_packages()  # the conversion takes a minute
     target = Path(path).expanduser() if path is not None else default_path(checkpoint, format)
     check_target(target, format)
     original = open_detector(checkpoint)
@@ -151,8 +153,6 @@ Writer = tuple[Callable[[Path, ExportInfo], None], int]
 
 def onnx_writer(traced: ExportedProgram, original: TrainedDetector, info: ExportInfo) -> Writer:
     """Converts a program to ONNX, in the precision of the file."""
-    from detrs.exporting import onnx_file
-
     model = PRECISIONS[info.precision](onnx_file.convert(traced, info))
     onnx_file.strip(model)  # after the precision, which depends on the names of modules
 

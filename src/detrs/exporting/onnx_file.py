@@ -33,9 +33,23 @@ AXES = {
 """Names of the axes of each input and output."""
 
 
+def check_packages() -> None:
+    """Check that ONNX files can be written and read here.
+
+    Raises:
+        UserError: a package is not installed.
+    """
+    packages()
+    try:
+        import onnxscript  # noqa: F401 (used by torch.onnx)
+    except ImportError as error:
+        raise UserError(
+            f"Exports to ONNX need the package onnxscript ({error}): pip install 'detrs[export]'"
+        ) from error
+
+
 def convert(program: ExportedProgram, info: ExportInfo) -> "onnx.ModelProto":
     """A program as ONNX, in float32, with the exporter's metadata of each node."""
-    packages()
     names = signature(info)
     with quiet(), torch.no_grad():
         converted = torch.onnx.export(
