@@ -68,8 +68,3 @@ def test_inspect(detrs: Callable, tmp_path: Path) -> None:
     ):
         assert text in table
     assert "shortest side 40" in detrs("checkpoint", "inspect", written(tmp_path)).out
-
-
-@pytest.mark.parametrize("command", ["predict", "evaluate", "serve"])
-def test_help_names_exported_files(command: str, detrs: Callable) -> None:
-    assert "exported .onnx or .pt2 file" in " ".join(detrs(command, "--help").out.replace("│", " ").split())

@@ -73,12 +73,13 @@ def run(argv: list[str]) -> None:
     from rich.text import Text
 
     from detrs.detection_settings import check_threshold
-    from detrs.explanation.explain import explain_iter
+    from detrs.explanation.explain import check_layers, explain_iter
     from detrs.predictor import Predictor
 
     if arguments.threshold is not None:
         check_threshold(arguments.threshold)
     predictor = Predictor.load(arguments.checkpoint, arguments.device)
+    check_layers(predictor.detector.module)
     threshold = predictor.threshold if arguments.threshold is None else arguments.threshold
     errors: dict[str, UserError] = {}
     images: list[dict[str, Any]] = []
