@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from detrs.checkpoints.detector import TrainedDetector
 from detrs.checkpoints.exported import ExportedModel
@@ -15,7 +16,6 @@ from detrs.explanation.gradients import gradients
 from detrs.explanation.recording import Call, Selection, recording
 from detrs.explanation.trace import best_queries
 from detrs.explanation.views import Explanation
-from detrs.models.detector import Model
 from detrs.predictor import ImageDetections, Predictor
 from detrs.sources import OnError, Source
 
@@ -118,7 +118,7 @@ def _explanations(
             yield explanation(predictor, item, calls, threshold, num_gradients, max_tokens)
 
 
-def check_layers(model: Model) -> None:
+def check_layers(model: nn.Module) -> None:
     """Raise ``UserError`` if a model is an exported file, whose layers cannot be recorded."""
     if isinstance(model, ExportedModel):
         raise UserError(
