@@ -127,3 +127,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     )
     save_detector(path, detector)
     return path
+
+
+@pytest.fixture
+def folder(data: Path, tmp_path: Path) -> Path:
+    """A folder with the three validation images."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for path in (data / "images").glob("val-*.png"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder

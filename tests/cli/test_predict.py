@@ -17,16 +17,6 @@ from detrs.predictor import Predictor
 from detrs.visualization.draw import Style, draw_detections
 
 
-@pytest.fixture
-def folder(data: Path, tmp_path: Path) -> Path:
-    """A folder with the three validation images."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for path in (data / "images").glob("val-*.png"):
-        (folder / path.name).write_bytes(path.read_bytes())
-    return folder
-
-
 def test_json_and_annotated_images(detrs: Callable, checkpoint: Path, folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     words = ("--output", output, "--threshold", 0.001, "--device", "cpu", "--json")

@@ -17,16 +17,6 @@ from detrs.data import open_dataset
 from detrs.predictor import Predictor
 
 
-@pytest.fixture
-def folder(data: Path, tmp_path: Path) -> Path:
-    """A folder with the three validation images."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for path in (data / "images").glob("val-*.png"):
-        (folder / path.name).write_bytes(path.read_bytes())
-    return folder
-
-
 def predictions(output: str) -> list[dict[str, Any]]:
     """The images in ``predictions.json`` without the names of the annotated ones."""
     images = json.loads(Path(output, "predictions.json").read_text())["images"]

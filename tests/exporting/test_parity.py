@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 
+import exported_files
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from wrong import WRONG
 
 from detrs import ops
 from detrs.checkpoints.detector import TrainedDetector
-from detrs.checkpoints.exported import ExportedModel, ExportInfo
+from detrs.checkpoints.exported import ExportedModel
 from detrs.data.digits import DigitsDataset
 from detrs.errors import UserError
 from detrs.exporting import parity
@@ -214,19 +215,7 @@ class Exported(ExportedModel):
         return self.pooled.detect(images, padding, max_detections)
 
 
-INFO = ExportInfo(
-    format="onnx",
-    opset=18,
-    precision="float32",
-    static=None,
-    min_size=97,
-    gather=False,
-    preprocess=False,
-    postprocess=False,
-    padding=False,
-    max_detections=N,
-    parity=None,
-)
+INFO = replace(exported_files.INFO, min_size=97, max_detections=N)
 
 
 def test_inputs_are_those_that_the_file_accepts() -> None:

@@ -200,14 +200,14 @@ def compared(original: TrainedDetector, temporary: Path, dataset: Dataset | None
 
 
 class AtSize(Model):
-    """A model whose images are padded to one size, as those of an exported file with that size."""
+    """A model that detects in images padded to one size, as an exported file with that size does."""
 
     def __init__(self, model: Model, size: tuple[int, int]) -> None:
         super().__init__()
         self.model, self.padded = model, Padded(size)
 
     def objective(self, config: CriterionConfig) -> Objective:
-        raise NotImplementedError
+        return self.model.objective(config)
 
     def detect(
         self, images: Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"], max_detections: int = 100

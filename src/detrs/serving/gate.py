@@ -79,7 +79,7 @@ class Gate:
             await problem_response(problem.status, problem.message, problem.retry_after)(scope, receive, send_secured)
         except Disconnected:
             status = CLIENT_CLOSED_REQUEST
-        except Exception:
+        except Exception:  # a fault of the server: reported in its log, and the other requests go on
             logger.exception("a request failed")
             if not status:
                 message = "The server failed to answer; its log has the reason."
