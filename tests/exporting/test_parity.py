@@ -283,3 +283,17 @@ def test_the_table_has_the_numbers() -> None:
     console.print(report.table())
     text = console.export_text()
     assert "20 inputs, 32 made images" in text and "100.00%" in text and "AP 0.5151 and 0.5152" in text
+
+
+@pytest.mark.parametrize("score", [True, False])
+def test_a_file_in_int8_needs_an_ap(score: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if both are undefined, as on a dataset without objects."""
+    monkeypatch.setattr(parity, "evaluate", lambda *_: SimpleNamespace(report=SimpleNamespace(ap=None)))
+    original, digits = trained(SETTINGS, Pooled()), DigitsDataset("val", 4)
+    for precision in ("float32", "int8"):
+        exported = replace(original, module=Exported(precision=precision))
+        if precision == "int8":
+            with pytest.raises(UserError, match="AP, which a file in int8 must keep, is undefined"):
+                check(original, exported, dataset=digits, score=score)
+        else:
+            assert check(original, exported, dataset=digits, score=score).original_ap is None

@@ -163,7 +163,10 @@ def check(
             original_ap=evaluate(original, dataset, runtime).report.ap,
             exported_ap=evaluate(exported, dataset, runtime).report.ap,
         )
-    if failures := report.failures():
+    failures = report.failures()
+    if export.precision == "int8" and report.original_ap is None and not failures:
+        failures = ["the AP, which a file in int8 must keep, is undefined on this dataset (no objects?)"]
+    if failures:
         raise UserError(
             f"The exported file does not give the detections of the checkpoint: {'; '.join(failures)}. "
             f"{_advice(report)}The file was not written."
