@@ -12,6 +12,7 @@ from detrs.boxes import cxcywh_to_xyxy
 from detrs.checkpoints.detector import TrainedDetector
 from detrs.checkpoints.exported import ExportInfo, Tensors, signature
 from detrs.data.preprocessing import Preprocessing
+from detrs.errors import UserError
 from detrs.models.detector import Model
 from detrs.structures import Batch
 
@@ -116,18 +117,31 @@ def example(info: ExportInfo) -> Tensors:
 
 
 def trace(detector: TrainedDetector, info: ExportInfo) -> ExportedProgram:
-    """The program as a graph of PyTorch operators, for any number of images, and of any size unless it is static."""
+    """The program as a graph of PyTorch operators, for any number of images, and of any size unless it is static.
+
+    Raises:
+        UserError: the model has control flow or sizes that depend on the values of images, as some backbones of timm.
+    """
     inputs = example(info)
     # Otherwise, the exporter compares sizes to decide about strides: it excludes sizes, and is five times slower.
     sizes_unknown = _config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     with torch.no_grad(), ops.use("gather" if info.gather else "reference"), sizes_unknown:
-        return torch.export.export(
-            program(detector, info),
-            tuple(inputs.values()),
-            dynamic_shapes={"inputs": tuple(dynamic_axes(info)[name] for name in inputs)},
-            strict=False,
-            prefer_deferred_runtime_asserts_over_guards=True,
-        )
+        try:
+            return torch.export.export(
+                program(detector, info),
+                tuple(inputs.values()),
+                dynamic_shapes={"inputs": tuple(dynamic_axes(info)[name] for name in inputs)},
+                strict=False,
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+        except RuntimeError as error:  # also of torch._dynamo
+            reason, size = str(error).strip().partition("\n")[0], "" if info.static else " for images of any size"
+            advice = (
+                "Choose another backbone" if info.static else "Choose a static size (--static), or another backbone"
+            )
+            raise UserError(
+                f"torch.export cannot trace this model{size} ({type(error).__name__}: {reason:.200}). {advice}."
+            ) from error
 
 
 def dynamic_axes(info: ExportInfo) -> dict[str, dict[int, Dim]]:
