@@ -1,27 +1,28 @@
 """Times whole detectors on random images: python benchmarks/models.py [PRESET ...] [--device cuda]
 
-Each preset runs with the operator of detrs and with its grid_sample reference, and, if ``transformers`` is installed,
-next to the Deformable DETR of that library with the same sizes. All run round-robin in one process; the median of each
-is reported. Appends JSON lines to benchmarks/results/models.jsonl and updates the table in benchmarks/README.md.
+Each preset runs in each precision, and next to the same detector of ``transformers``, torchvision or ONNX Runtime (the
+exported graph) where these have it and are installed. All run in turn in one process, the order rotated from round to
+round; medians are reported. On a CPU, the peak memory of a training step is measured in processes of their own.
+Appends JSON lines to benchmarks/results/models.jsonl and updates the table in benchmarks/README.md.
 """
 
 import argparse
 import importlib.metadata
-import importlib.util
 import statistics
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import page
+import step_memory
 import torch
+from model_floor import Floor
+from model_peers import DTYPES, Case, Work, in_precision, works
 from page import Line
 
-from detrs import models, ops
-from detrs.config import Experiment
 from detrs.devices import pick_device
-from detrs.presets import preset
-from detrs.structures import Batch, Target, Totals
 
 RESULTS = page.HERE / "results" / "models.jsonl"
 PRESETS = (
@@ -30,107 +31,18 @@ PRESETS = (
     "detr-r50",
     "conditional-detr-r50",
     "anchor-detr-r50",
+    "faster-rcnn-r50-fpn",
+    "deformable-detr-small",
 )
-COMPARABLE = ("deformable-detr-r50", "deformable-detr-r50-refine", "deformable-detr-r50-two-stage")
-"""Presets that ``transformers`` has, too."""
-OBJECTS = 8
-"""Objects of each image of a training step."""
-Work = Callable[[], object]
-
-
-def random_batch(batch_size: int, size: tuple[int, int], num_classes: int, device: torch.device) -> Batch:
-    """Images without padding and ``OBJECTS`` boxes each, from a fixed random seed."""
-    random = torch.Generator().manual_seed(0)
-    images = torch.randn(batch_size, 3, *size, generator=random).to(device)
-    targets = tuple(
-        Target(
-            torch.cat([torch.rand(OBJECTS, 2, generator=random) * 0.6 + 0.2, torch.full((OBJECTS, 2), 0.2)], -1).to(
-                device
-            ),
-            torch.randint(num_classes, (OBJECTS,), generator=random).to(device),
-            i,
-            size,
-        )
-        for i in range(batch_size)
-    )
-    return Batch(images, torch.zeros(batch_size, *size, dtype=torch.bool, device=device), targets)
-
-
-def in_precision(run: Work, device: torch.device, dtype: str) -> Work:
-    if dtype == "float32":
-        return run
-
-    def autocast() -> object:
-        with torch.autocast(device.type, getattr(torch, dtype)):
-            return run()
-
-    return autocast
-
-
-def ours(experiment: Experiment, batch: Batch, train: bool) -> Work:
-    """Forward pass with ``detect``, or forward and backward pass of the training objective."""
-    device = batch.images.device
-    torch.manual_seed(0)
-    model = models.build(experiment.model, pretrained=False).to(device)
-    if not train:
-        model.eval()
-
-        def forward() -> object:
-            with torch.no_grad():
-                return model.detect(batch.images, batch.padding)
-
-        return forward
-    objective = model.objective(experiment.criterion).to(device).train()
-    parameters = [p for p in objective.parameters() if p.requires_grad]
-    totals = Totals.of(batch.targets)
-
-    def step() -> object:
-        losses = objective(batch, totals)
-        return torch.autograd.grad(losses.total, parameters, allow_unused=True)
-
-    return step
-
-
-def theirs(experiment: Experiment, batch: Batch, train: bool) -> Work:
-    """Deformable DETR of ``transformers`` with the sizes of the preset and random weights."""
-    import transformers
-
-    device, settings = batch.images.device, experiment.model
-    torch.manual_seed(0)
-    config = transformers.DeformableDetrConfig(
-        backbone_config=transformers.ResNetConfig(out_features=["stage2", "stage3", "stage4"]),
-        use_timm_backbone=False,
-        num_labels=settings.num_classes,
-        num_queries=settings.num_queries,
-        with_box_refine=settings.reference == "refine",
-        two_stage=settings.queries == "proposals",
-        two_stage_num_proposals=settings.num_queries,
-        auxiliary_loss=True,
-    )
-    model = transformers.DeformableDetrForObjectDetection(config).to(device).train(train)
-    mask = (~batch.padding).long()
-    if not train:
-
-        def forward() -> object:
-            with torch.no_grad():
-                return model(batch.images, mask).logits
-
-        return forward
-    labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in batch.targets]
-    parameters = [p for p in model.parameters() if p.requires_grad]
-
-    def step() -> object:
-        return torch.autograd.grad(model(batch.images, mask, labels=labels).loss, parameters, allow_unused=True)
-
-    return step
-
-
-def with_reference(run: Work) -> Work:
-    def forced() -> object:
-        with ops.use("reference"):
-            return run()
-
-    return forced
+IMPLEMENTATIONS = ("detrs", "grid_sample", "transformers", "torchvision", "onnxruntime")
+SIZES = {False: (800, 1066), True: (480, 640)}
+"""(height, width) in pixels of inference and of training."""
+WARM_UP = 2
+"""Rounds that are not timed."""
+FP32_ONLY = ("grid_sample", "onnxruntime")
+"""Implementations that run in fp32 alone."""
+CAPABILITIES = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "bf16", "sve")
+"""Instruction sets that decide the speed of a processor."""
 
 
 def seconds(run: Work, device: torch.device) -> float:
@@ -141,118 +53,172 @@ def seconds(run: Work, device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def peak_gib(run: Work, device: torch.device) -> float | None:
-    """Largest allocation of one run, including weights and input; None on a CPU."""
-    if device.type != "cuda":
-        return None
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    run()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) / 2**30
-
-
-def compare(name: str, arguments: argparse.Namespace, device: torch.device, train: bool, dtype: str) -> Line:
-    """Medians of one preset."""
-    experiment = preset(name)
-    size = tuple(arguments.image_size)
-    batch = random_batch(arguments.batch_size, size, experiment.model.num_classes, device)
-    runs = {"detrs": ours(experiment, batch, train)}
-    if name.startswith("deformable"):
-        runs["grid_sample"] = with_reference(runs["detrs"])
-    if name in COMPARABLE and importlib.util.find_spec("transformers"):
-        runs["transformers"] = theirs(experiment, batch, train)
-    runs = {key: in_precision(run, device, dtype) for key, run in runs.items()}
+def compare(case: Case, arguments: argparse.Namespace) -> Line:
+    """Medians of all implementations of one case."""
+    runs = {
+        f"{name} {precision}": in_precision(run, case.device, precision)
+        for name, run in works(case, arguments.implementations).items()
+        for precision in arguments.precision
+        if precision == "fp32" or name not in FP32_ONLY
+    }
+    floors = {}
+    if arguments.floor and not case.is_training:
+        floors = {precision: Floor(runs[f"detrs {precision}"]) for precision in arguments.precision}
     times: dict[str, list[float]] = {key: [] for key in runs}
     failed: dict[str, str] = {}
-    for repeat in range(arguments.repeats + 2):  # two warm-up rounds
-        for key, run in runs.items():
+    for number in range(arguments.repeats + WARM_UP):
+        for key in rotated(list(runs), number):
             if key in failed:
                 continue
             try:
-                took = seconds(run, device)
+                took = seconds(runs[key], case.device)
             except Exception as error:  # another library may not run in this precision
-                if key == "detrs":
+                if key.startswith("detrs"):
                     raise
                 failed[key] = f"{type(error).__name__}: {error}"[:200]
                 continue
-            if repeat >= 2:
+            if number >= WARM_UP:
                 times[key].append(took)
+        if number >= WARM_UP:
+            for floor in floors.values():
+                floor.measure(lambda run: seconds(run, case.device))
+    done = {key: values for key, values in times.items() if key not in failed}
     return {
-        "preset": name,
-        "pass": "forward + backward" if train else "forward",
-        "dtype": dtype,
-        "batch_size": arguments.batch_size,
-        "image_size": list(size),
-        "milliseconds": {key: 1e3 * statistics.median(values) for key, values in times.items() if key not in failed},
-        "peak_gib": {key: peak_gib(run, device) for key, run in runs.items() if key not in failed},
+        "preset": case.name,
+        "pass": "forward + backward" if case.is_training else "forward",
+        "batch_size": case.batch_size,
+        "image_size": list(case.image_size),
+        "milliseconds": {key: 1e3 * statistics.median(values) for key, values in done.items()},
+        "range": {key: [1e3 * min(values), 1e3 * max(values)] for key, values in done.items()},
+        "floor": {precision: floor.line() for precision, floor in floors.items()},
+        "peak_mib": dict(peaks(case, runs, done, arguments.memory)),
         "failed": failed,
         "repeats": arguments.repeats,
-        "device": device_name(device),
-        "versions": {key: importlib.metadata.version(key) for key in ("detrs", "torch")},
+        "device": device_name(case.device),
+        "commit": page.commit(),
+        "versions": {name: version for name in ("detrs", "torch", "transformers") if (version := installed(name))},
     }
 
 
+def rotated(keys: list[str], number: int) -> list[str]:
+    """The keys, with another one first in each round."""
+    start = number % len(keys)
+    return keys[start:] + keys[:start]
+
+
+def peaks(case: Case, runs: dict[str, Work], done: dict[str, Any], wanted: bool) -> Iterator[tuple[str, float]]:
+    """Peak memory of one run in MiB: on a GPU including weights and input, on a CPU of a training step beyond them."""
+    for key in done:
+        name, precision = key.split()
+        if case.device.type == "cuda":
+            torch.cuda.synchronize(case.device)
+            torch.cuda.reset_peak_memory_stats(case.device)
+            runs[key]()
+            torch.cuda.synchronize(case.device)
+            yield key, torch.cuda.max_memory_allocated(case.device) / 2**20
+        elif case.is_training and wanted:
+            try:
+                yield key, step_memory.in_own_process(name, precision, case)
+            except subprocess.CalledProcessError as error:
+                print(f"memory of {key}: {error.stderr.strip().splitlines()[-1]}")
+
+
+def installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    """The GPU; or the processor, its capabilities and the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    fields: dict[str, str] = {}
+    if (path := Path("/proc/cpuinfo")).exists():
+        for text in path.read_text().splitlines():
+            name, _, value = text.partition(":")
+            fields.setdefault(name.strip(), value.strip())
+    flags = fields.get("flags", fields.get("Features", "")).split()
+    names = [name for name in CAPABILITIES if name in flags]
+    family = f" model {fields['model']}" if "model" in fields else ""
+    return f"{fields.get('model name', 'CPU')}{family}, {torch.get_num_threads()} threads, {' '.join(names)}"
 
 
 def text(lines: list[Line]) -> str:
-    """Markdown: one section per machine, one row per preset, pass and precision."""
+    """Markdown: one section per machine, one row per case and implementation."""
     sections = []
     for device in dict.fromkeys(line["device"] for line in lines):
         here = [line for line in lines if line["device"] == device]
-        versions = ", ".join(f"{name} {version}" for name, version in here[0]["versions"].items())
-        rows = [
-            [
-                f"{line['preset']}, {line['batch_size']} x {line['image_size'][0]} x {line['image_size'][1]}, "
-                f"{line['dtype']}, {line['pass']}",
-                *(cell(line, key) for key in ("detrs", "grid_sample", "transformers")),
-                *(memory(line, key) for key in ("detrs", "grid_sample", "transformers")),
-            ]
-            for line in here
+        versions = ", ".join(f"{name} {version}" for name, version in here[-1]["versions"].items())
+        rows = [row for line in here for row in rows_of(line)]
+        header = ["case", "ms", "of detrs fp32", "of detrs bf16", "peak MiB", "of detrs fp32"]
+        floors = [sentence for line in here for sentence in floor_sentences(line)]
+        sections.append(
+            f"**{device}** ({versions})\n\n{page.table(header, rows)}\n" + "".join(f"\n{s}" for s in floors)
+        )
+    return "\n\n".join(sections)
+
+
+def rows_of(line: Line) -> Iterator[list[str]]:
+    """One row per implementation and precision, the time relative to detrs in both precisions."""
+    size = " x ".join(map(str, (line["batch_size"], *line["image_size"])))
+    for key, milliseconds in line["milliseconds"].items():
+        name = f"{line['preset']}, {size}, {line['pass']}: {key}"
+        peak = line["peak_mib"].get(key)
+        yield [
+            name,
+            f"{milliseconds:.1f}",
+            ratio(milliseconds, line["milliseconds"].get("detrs fp32"), "x"),
+            ratio(milliseconds, line["milliseconds"].get("detrs bf16"), "x"),
+            "-" if peak is None else f"{peak:.0f}",
+            ratio(peak, line["peak_mib"].get("detrs fp32"), "x"),
         ]
-        header = ["case", "detrs", "grid_sample", "transformers", "GiB, detrs", "GiB, grid_sample", "GiB, transformers"]
-        sections.append(f"**{device}** ({versions})\n\n{page.table(header, rows)}\n")
-    return "\n".join(sections)
 
 
-def cell(line: Line, key: str) -> str:
-    """Milliseconds, and the time relative to detrs."""
-    time = line["milliseconds"].get(key)
-    if time is None:
-        return "-"
-    return f"{time:.1f}" + ("" if key == "detrs" else f" ({time / line['milliseconds']['detrs']:.1f}x)")
+def ratio(value: float | None, own: float | None, unit: str) -> str:
+    return "-" if value is None or own is None else f"{value / own:.2f}{unit}"
 
 
-def memory(line: Line, key: str) -> str:
-    peak = line["peak_gib"].get(key)
-    return "-" if peak is None else f"{peak:.1f}"
+def floor_sentences(line: Line) -> Iterator[str]:
+    for precision, floor in line.get("floor", {}).items():
+        own = line["milliseconds"][f"detrs {precision}"]
+        rates = ", ".join(f"{kind} {rate:.0f}" for kind, rate in floor["giga_multiply_adds_per_second"].items())
+        least = floor["milliseconds"]
+        with_sampling = least + floor["sampling_milliseconds"]
+        yield (
+            f"- {line['preset']}, {precision}: {floor['giga_multiply_adds']:.1f} G multiply-adds take at least "
+            f"{least:.0f} ms here (rates in G/s: {rates}), {least / own:.0%} of the forward pass; with deformable "
+            f"attention {with_sampling:.0f} ms, {with_sampling / own:.0%}."
+        )
 
 
 def key(line: Line) -> tuple[Any, ...]:
-    return (line["device"], line["preset"], line["pass"], line["dtype"], line["batch_size"], tuple(line["image_size"]))
+    return (line["device"], line["preset"], line["pass"], line["batch_size"], tuple(line["image_size"]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset", nargs="*", default=PRESETS)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--image-size", type=int, nargs=2, default=(800, 1333))
-    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--image-size", type=int, nargs=2, help="by default 800 x 1066, in training 480 x 640")
+    parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument(
-        "--dtype", nargs="+", default=("float32", "bfloat16"), choices=("float32", "bfloat16", "float16")
-    )
+    parser.add_argument("--precision", nargs="+", default=("fp32", "bf16"), choices=tuple(DTYPES))
+    parser.add_argument("--implementations", nargs="+", default=IMPLEMENTATIONS, choices=IMPLEMENTATIONS)
     parser.add_argument("--no-training", action="store_true", help="only the forward pass")
+    parser.add_argument("--no-inference", action="store_true", help="only the training step")
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="without the memory of training steps")
+    parser.add_argument("--floor", action="store_true", help="also the least time of the forward pass's products (CPU)")
     arguments = parser.parse_args()
     device = pick_device(arguments.device)
+    passes = [False] * (not arguments.no_inference) + [True] * (not arguments.no_training)
     for name in arguments.preset:
-        for train in (False, True)[: 1 if arguments.no_training else 2]:
-            for dtype in arguments.dtype:
-                line = compare(name, arguments, device, train, dtype)
-                page.append(RESULTS, line)
-                print(line, flush=True)
+        for is_training in passes:
+            size = tuple(arguments.image_size or SIZES[is_training])
+            line = compare(Case(name, size, arguments.batch_size, is_training, device), arguments)
+            page.append(RESULTS, line)
+            print("\n".join(", ".join(row) for row in rows_of(line)), *floor_sentences(line), sep="\n", flush=True)
     page.put("models", text(page.newest(RESULTS, key)), page.README)
 
 
