@@ -2,7 +2,6 @@ import json
 from pathlib import Path
 
 import model_peers
-import models
 import page
 import pytest
 import step_memory
@@ -10,6 +9,7 @@ import torch
 from model_floor import Floor
 from model_peers import Case, batch_of, our_model, transformers_model
 
+import models
 from detrs.evaluation.speed import count_flops
 from detrs.presets import preset
 
