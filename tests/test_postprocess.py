@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from detrs.classification import Focal, Softmax
+from detrs.classification import Focal, Softmax, class_logits
 from detrs.errors import UserError
 from detrs.postprocess import best_boxes, check_nms, detections, non_maximum
 from detrs.structures import Boxes, Classes, Detections, Prediction
@@ -17,7 +17,7 @@ def test_best_pairs_of_query_and_class_in_pixels_of_each_image() -> None:
     logits[1, 0, 1] = 3.0
     boxes = torch.rand(2, 4, 4)
     boxes[0, 1] = torch.tensor([0.5, 0.25, 0.2, 0.1])
-    best = best_boxes(Prediction(logits, boxes), Focal(), max_detections=3)
+    best = best_boxes(Prediction(logits, boxes), class_logits(Focal()), max_detections=3)
     first, second = detections(best, [(100, 200), (31, 17)], CLASSES)
     assert first.names == ["cat", "ape", "ape"]  # one query can appear with several classes
     torch.testing.assert_close(first.scores, torch.tensor([2.0, 1.0, 0.0]).sigmoid())
@@ -31,7 +31,7 @@ def test_best_pairs_of_query_and_class_in_pixels_of_each_image() -> None:
 
 
 def test_no_more_detections_than_pairs() -> None:
-    best = best_boxes(Prediction(torch.randn(1, 2, 3), torch.rand(1, 2, 4)), Focal(), max_detections=100)
+    best = best_boxes(Prediction(torch.randn(1, 2, 3), torch.rand(1, 2, 4)), class_logits(Focal()), max_detections=100)
     (found,) = detections(best, [(5, 7)], CLASSES)
     assert len(found) == 6
     assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
@@ -39,8 +39,9 @@ def test_no_more_detections_than_pairs() -> None:
 
 @pytest.mark.parametrize(("classification", "expected"), [(Focal(), 6), (Softmax(), 2)])
 def test_sizes_are_the_same_for_every_image(classification: Focal | Softmax, expected: int) -> None:
-    logits = torch.randn(3, 2, classification.num_logits(3))
-    best = best_boxes(Prediction(logits, torch.rand(3, 2, 4)), classification, max_detections=100)
+    meaning = class_logits(classification)
+    logits = torch.randn(3, 2, meaning.num_logits(3))
+    best = best_boxes(Prediction(logits, torch.rand(3, 2, 4)), meaning, max_detections=100)
     assert (best.boxes.shape, best.scores.shape, best.labels.shape) == ((3, expected, 4), (3, expected), (3, expected))
 
 

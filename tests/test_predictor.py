@@ -20,7 +20,7 @@ from torch import Tensor
 from detrs import models
 from detrs.backbones.timm import BackboneConfig
 from detrs.checkpoints.detector import TrainedDetector, preprocessing_of, save_detector
-from detrs.classification import Focal
+from detrs.classification import Focal, class_logits
 from detrs.config import EvaluationConfig, Experiment
 from detrs.criterion.set_criterion import CriterionConfig
 from detrs.data.preprocessing import Preprocessing
@@ -67,7 +67,7 @@ class Finder(Model):
             wide.append(size[0] > size[1])
         is_wide = torch.stack(wide)[:, None]
         logits = torch.where(torch.cat([is_wide, ~is_wide], 1), 2.0, -3.0)[:, None]  # (B, 1, 2)
-        return best_boxes(Prediction(logits, torch.stack(boxes)[:, None]), Focal(), max_detections)
+        return best_boxes(Prediction(logits, torch.stack(boxes)[:, None]), class_logits(Focal()), max_detections)
 
 
 def make_image(size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int, int, int]]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from detrs.classification import Focal, Softmax
+from detrs.classification import Focal, Softmax, class_logits
 from detrs.criterion.matching import Costs
 from detrs.criterion.set_criterion import CriterionConfig, SetCriterion
 from detrs.models import build
@@ -58,9 +58,9 @@ def test_recipes_are_the_official_ones(
     assert (experiment.data.batch_size, experiment.data.augment) == (batch_size, "official")
     assert (experiment.schedule.epochs, experiment.schedule.drop_at) == (epochs, (0.8,))
     criterion = SetCriterion(experiment.criterion, experiment.model.classification)
-    assert criterion.classification.weight == class_weight
+    assert criterion.class_weight == class_weight
     assert (criterion.config.box_weight, criterion.config.giou_weight, criterion.config.auxiliary) == (5.0, 2.0, True)
-    assert criterion.costs == Costs(experiment.model.classification, 5.0, 2.0)
+    assert criterion.costs == Costs(class_logits(experiment.model.classification), 5.0, 2.0)
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if hasattr(preset(name).model, "classification")])

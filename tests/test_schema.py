@@ -16,10 +16,10 @@ from detrs import config
 from detrs.backbones.timm import BackboneConfig
 from detrs.classification import Focal, Softmax
 from detrs.config import EvaluationConfig, Experiment, OptimizerConfig, RuntimeConfig, ScheduleConfig
+from detrs.config.models import MODELS
 from detrs.criterion.set_criterion import CriterionConfig
 from detrs.data.transforms import DataConfig
 from detrs.errors import UserError
-from detrs.models import MODELS
 from detrs.models.detr import DETRConfig
 from detrs.schema import check, describe, from_dict, to_dict
 

@@ -1,19 +1,35 @@
 """Classification: the meaning of class logits, from the size of the class head to the scores of detections.
 
 A detector of the family is either ``Focal`` (one sigmoid per class, Deformable DETR and its successors) or ``Softmax``
-(one distribution over all classes and "no object", DETR). Head, matching, loss and post-processing must agree, so all
-of them use the same value, which is a field of the model's configuration.
+(one distribution over all classes and "no object", DETR): settings, which are a field of the model's configuration.
+Head, matching, loss and post-processing must agree, so all of them compute with ``class_logits`` of these settings.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt, Le
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from detrs.config.classification import Classification, Focal, Softmax
+
+__all__ = [
+    "Best",
+    "ClassLogits",
+    "Classification",
+    "Focal",
+    "FocalLogits",
+    "Matched",
+    "ProposalLabels",
+    "Softmax",
+    "SoftmaxLogits",
+    "class_logits",
+    "focal_loss",
+    "prior_bias",
+]
 
 Matched = tuple[Int[Tensor, "N"], Int[Tensor, "N"], Int[Tensor, "N"]]
 """(layer, image, query) of each query that is matched with an object."""
@@ -33,16 +49,11 @@ class Best(NamedTuple):
     labels: Int[Tensor, "B N"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Focal:
+@dataclass(frozen=True)
+class FocalLogits:
     """One sigmoid per class, trained with the focal loss (Lin et al. 2017)."""
 
-    weight: Annotated[float, Ge(0)] = 2.0
-    """Weight of the classification term, in the matching and in the loss (Deformable DETR, A.4)."""
-    alpha: Annotated[float, Ge(0), Le(1)] = 0.25
-    """Weight of the positive class in the focal loss."""
-    gamma: Annotated[float, Ge(0)] = 2.0
-    """Focusing exponent of the focal loss."""
+    settings: Focal
 
     def num_logits(self, num_classes: int) -> int:
         """Rows of a head for ``num_classes``: one each."""
@@ -55,15 +66,16 @@ class Focal:
     def cost(self, logits: Float[Tensor, "Y Q K"], labels: Int[Tensor, "N"]) -> Float[Tensor, "Y Q N"]:
         """Matching cost of every pair of query and object: the focal loss as a positive minus that as a negative."""
         picked = logits[..., labels].float().sigmoid()  # (Y, Q, N)
-        positive = self.alpha * (1 - picked) ** self.gamma * -(picked + 1e-8).log()
-        negative = (1 - self.alpha) * picked**self.gamma * -(1 - picked + 1e-8).log()
+        alpha, gamma = self.settings.alpha, self.settings.gamma
+        positive = alpha * (1 - picked) ** gamma * -(picked + 1e-8).log()
+        negative = (1 - alpha) * picked**gamma * -(1 - picked + 1e-8).log()
         return positive - negative
 
     def loss(self, logits: Float[Tensor, "Y B Q K"], matched: Matched, labels: Int[Tensor, "N"]) -> Float[Tensor, "Y"]:
         """Sum over each layer; the ``matched`` queries are positives of ``labels``, all others negatives."""
         onehot = torch.zeros_like(logits)
         onehot[(*matched, labels)] = 1.0
-        return focal_loss(logits, onehot, self.alpha, self.gamma)
+        return focal_loss(logits, onehot, self.settings.alpha, self.settings.gamma)
 
     def normalizer(self, num_objects: int, num_queries: int) -> float:
         """Divisor of the sum: the number of objects, at least 1."""
@@ -80,14 +92,11 @@ class Focal:
         return Best(values, indices // logits.shape[2], indices % logits.shape[2])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Softmax:
+@dataclass(frozen=True)
+class SoftmaxLogits:
     """One distribution over the classes and, last, "no object", trained with cross entropy (DETR, 3.1)."""
 
-    weight: Annotated[float, Ge(0)] = 1.0
-    """Weight of the classification term, in the matching and in the loss."""
-    no_object_weight: Annotated[float, Gt(0), Le(1)] = 0.1
-    """Weight of unmatched queries, the large majority, in the cross entropy."""
+    settings: Softmax
 
     def num_logits(self, num_classes: int) -> int:
         """Rows of a head for ``num_classes``: one each, then "no object"."""
@@ -106,7 +115,7 @@ class Softmax:
             logits.shape[:-1], logits.shape[-1] - 1, dtype=torch.long, device=logits.device
         )  # (Y, B, Q)
         target[matched] = labels
-        weight = torch.full_like(logits[..., 0], self.no_object_weight)
+        weight = torch.full_like(logits[..., 0], self.settings.no_object_weight)
         weight[matched] = 1.0
         cross_entropy = -F.log_softmax(logits, dim=-1).gather(-1, target[..., None])[..., 0]
         return (weight * cross_entropy).sum((1, 2))
@@ -116,7 +125,7 @@ class Softmax:
 
         No image may have more objects than queries; training rejects those.
         """
-        return num_objects + self.no_object_weight * (num_queries - num_objects)
+        return num_objects + self.settings.no_object_weight * (num_queries - num_objects)
 
     def probabilities(self, logits: Float[Tensor, "*some _"]) -> Float[Tensor, "*some K"]:
         """The score of each class, without "no object"."""
@@ -129,7 +138,12 @@ class Softmax:
         return Best(values, queries, labels.gather(1, queries))
 
 
-Classification = Focal | Softmax
+ClassLogits = FocalLogits | SoftmaxLogits
+
+
+def class_logits(settings: Classification) -> ClassLogits:
+    """What the class logits of a detector with these settings mean."""
+    return FocalLogits(settings) if isinstance(settings, Focal) else SoftmaxLogits(settings)
 
 
 def focal_loss(

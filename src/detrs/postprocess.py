@@ -9,25 +9,25 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from detrs.boxes import cxcywh_to_xyxy
-from detrs.classification import Classification
+from detrs.classification import ClassLogits
 from detrs.errors import UserError
 from detrs.structures import Boxes, Classes, Detections, LayerBoxes, Prediction
 
 
-def best_boxes(prediction: Prediction, classification: Classification, max_detections: int) -> Boxes:
+def best_boxes(prediction: Prediction, classes: ClassLogits, max_detections: int) -> Boxes:
     """The ``max_detections`` best detections of each image (fewer if there are not as many candidates).
 
     Args:
         prediction: of the last decoder layer.
-        classification: the meaning of its logits; with ``Focal`` a query can appear with several classes.
+        classes: the meaning of its logits; with ``Focal`` a query can appear with several classes.
         max_detections: N.
     """
-    return best_of_layer(prediction, classification, max_detections).boxes
+    return best_of_layer(prediction, classes, max_detections).boxes
 
 
-def best_of_layer(prediction: Prediction, classification: Classification, max_detections: int) -> LayerBoxes:
+def best_of_layer(prediction: Prediction, classes: ClassLogits, max_detections: int) -> LayerBoxes:
     """``best_boxes`` of any decoder layer, with the query of each."""
-    best = classification.best(prediction.logits, max_detections)
+    best = classes.best(prediction.logits, max_detections)
     boxes = prediction.boxes.float().gather(1, best.queries[..., None].expand(-1, -1, 4))  # (B, N, 4)
     return LayerBoxes(Boxes(boxes, best.scores, best.labels), best.queries, prediction.logits.shape[1])
 

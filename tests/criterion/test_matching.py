@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from detrs.classification import Focal
+from detrs.classification import Focal, class_logits
 from detrs.criterion.matching import DENSE, Costs, assign, block, match, pairwise_cost
 
-COSTS = Costs(Focal(weight=2.0), box_weight=5.0, giou_weight=2.0)
+COSTS = Costs(class_logits(Focal(weight=2.0)), box_weight=5.0, giou_weight=2.0)
 
 
 def test_class_cost_of_the_official_matcher() -> None:
     """p = 0.3, unit weight: 0.1234111067 in the authors' code."""
     logits = torch.logit(torch.full((1, 1, 2), 0.3))
     box = torch.tensor([0.5, 0.5, 0.2, 0.4])
-    costs = Costs(Focal(weight=1.0), 0.0, 0.0)
+    costs = Costs(class_logits(Focal(weight=1.0)), 0.0, 0.0)
     cost = pairwise_cost(logits, box.expand(1, 1, 4), torch.tensor([1]), box.expand(1, 4), costs)
     assert cost.item() == pytest.approx(0.1234111067, abs=1e-6)
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torchvision.ops import sigmoid_focal_loss
 
-from detrs.classification import Classification, Focal, Softmax, focal_loss
+from detrs.classification import Classification, Focal, Softmax, class_logits, focal_loss
 from detrs.criterion import set_criterion
 from detrs.criterion.losses import box_losses
 from detrs.criterion.matching import pairwise_cost
@@ -26,7 +26,7 @@ def predictions(
     generator = torch.Generator().manual_seed(seed)
 
     def one(queries: int) -> Prediction:
-        logits = torch.randn(images, queries, classification.num_logits(CLASSES), generator=generator)
+        logits = torch.randn(images, queries, class_logits(classification).num_logits(CLASSES), generator=generator)
         boxes = torch.rand(images, queries, 4, generator=generator) * 0.4 + 0.2
         return Prediction(logits.requires_grad_(), boxes.requires_grad_())
 

@@ -1,8 +1,9 @@
 """A model with its own losses and without queries passes through training, evaluation, checkpoints and prediction."""
 
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from detrs import models
 from detrs.backbones.timm import BackboneConfig, TimmBackbone
 from detrs.checkpoints.detector import load_detector
 from detrs.criterion.objective import Objective
+from detrs.engine.compatibility import for_data
 from detrs.errors import UserError
 from detrs.evaluation.speed import profile
 from detrs.layers.neck import padding_at
@@ -31,6 +33,13 @@ class GridConfig:
     num_classes: int = 1
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(stages=(5,)))
     capacity: int = 100
+
+    def check(self) -> None:
+        """No settings contradict each other."""
+
+    def check_capacity(self, max_objects: int) -> None:
+        if max_objects > self.capacity:
+            raise UserError(f"{max_objects} objects, but {self.capacity} cells")
 
 
 class Grid(Model):
@@ -84,21 +93,13 @@ class GridObjective(Objective):
 
 grid = ModuleType("grid")
 grid.build = Grid  # type: ignore[attr-defined]
-grid.check = lambda config: None  # type: ignore[attr-defined]
-
-
-def check_capacity(config: GridConfig, max_objects: int) -> None:
-    if max_objects > config.capacity:
-        raise UserError(f"{max_objects} objects, but {config.capacity} cells")
-
-
-grid.check_capacity = check_capacity  # type: ignore[attr-defined]
 
 
 @pytest.fixture
 def config(monkeypatch: pytest.MonkeyPatch) -> GridConfig:
     """A configuration of the model, which is entered in the table of models."""
-    monkeypatch.setitem(MODELS, GridConfig, grid)
+    monkeypatch.setitem(sys.modules, "grid", grid)
+    monkeypatch.setitem(MODELS, GridConfig, "grid")
     return GridConfig(backbone=replace(BACKBONE, stages=(5,)))
 
 
@@ -160,9 +161,12 @@ def test_an_objective_with_parameters_of_its_own_is_a_fault(
 
 
 def test_its_capacity_is_its_own(config: GridConfig, tiny: ModuleType) -> None:
-    models.check_capacity(config, 100)  # type: ignore[arg-type]
+    experiment: Any = replace(tiny.EXPERIMENT, model=config)
+    data: Any = SimpleNamespace(classes=Tiny("val").classes, max_objects=100, can_be_mirrored=True)
+    assert for_data(experiment, data, data).model.num_classes == 10
+    data.max_objects = 101
     with pytest.raises(UserError, match="101 objects, but 100 cells"):
-        models.check_capacity(config, 101)  # type: ignore[arg-type]
+        for_data(experiment, data, data)
 
 
 def test_settings_that_need_layers_are_refused(config: GridConfig, tiny: ModuleType, tmp_path: Path) -> None:

@@ -12,16 +12,14 @@ from torch import Tensor
 
 from detrs.checkpoints.detector import TrainedDetector, preprocessing_of
 from detrs.explanation.builders import TRACERS
-from detrs.models import MODELS, build
+from detrs.models import build, module_of
 from detrs.presets import preset
 from detrs.structures import Classes
 
 SIZE = (97, 131)
 """(height, width) of the image; it is not resized."""
 CLASSES = Classes(("red cell", "white cell", "platelet"), (4, 2, 9))
-EVERY_TINY = [
-    name for name in TINY_MODELS if MODELS[type(preset(name).model)].build.__annotations__["return"] in TRACERS
-]
+EVERY_TINY = [name for name in TINY_MODELS if module_of(preset(name).model).build.__annotations__["return"] in TRACERS]
 
 
 def tiny(name: str, size: tuple[int, int] = SIZE, **settings: Any) -> TrainedDetector:

@@ -11,7 +11,7 @@ from torch import Tensor
 from detrs.backbones.timm import BackboneConfig
 from detrs.classification import ProposalLabels
 from detrs.criterion.set_criterion import CriterionConfig, SetCriterion
-from detrs.models import MODELS, ModelConfig, build
+from detrs.models import ModelConfig, build, module_of
 from detrs.models.detector import Detector
 from detrs.presets import PRESETS, preset
 from detrs.structures import Losses, Predictions, Target, Totals
@@ -61,7 +61,7 @@ SHRUNK |= {  # variants without a preset
 }
 EVERY_MODEL = pytest.mark.parametrize("config", [pytest.param(config, id=name) for config, name in SHRUNK.items()])
 PIPELINES: dict[Any, str] = {
-    config: name for config, name in SHRUNK.items() if MODELS[type(config)].build.__annotations__["return"] is Detector
+    config: name for config, name in SHRUNK.items() if module_of(config).build.__annotations__["return"] is Detector
 }
 """Those of backbone, neck, encoder, queries and decoder; the others implement ``Model`` directly."""
 EVERY = pytest.mark.parametrize("config", [pytest.param(config, id=name) for config, name in PIPELINES.items()])
@@ -93,7 +93,7 @@ def is_learned(config: ModelConfig) -> bool:
 
 def proposal_labels(config: ModelConfig) -> ProposalLabels:
     """Labels of the encoder's proposals, a constant of the detector's module."""
-    labels: ProposalLabels = getattr(MODELS[type(config)], "PROPOSALS", "objectness")
+    labels: ProposalLabels = getattr(module_of(config), "PROPOSALS", "objectness")
     return labels
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from detrs import ops
 from detrs.checkpoints import format
-from detrs.classification import Classification
+from detrs.classification import Classification, class_logits
 from detrs.criterion.set_criterion import CriterionConfig, SetCriterion
 from detrs.models import ModelConfig, build
 from detrs.models.conditional_detr import ConditionalDETRConfig
@@ -315,7 +315,7 @@ def test_overfits_one_image(name: str) -> None:
 
 def finds_every_object(prediction: Prediction, classification: Classification) -> bool:
     """Whether the best three detections are the objects of ``TARGETS[0]``: score, label and box."""
-    best = classification.best(prediction.logits, 3)
+    best = class_logits(classification).best(prediction.logits, 3)
     boxes, order = prediction.boxes[0, best.queries[0]], []
     for label, box in zip(TARGETS[0].labels, BOXES, strict=True):
         near = (boxes - box).abs().amax(-1).masked_fill(best.labels[0] != label, torch.inf)

@@ -12,7 +12,7 @@ from detrs.errors import UserError
 from detrs.layers.attention import GlobalCrossAttention
 from detrs.layers.position import SinePosition
 from detrs.layers.row_column_attention import RowColumnAttention, mean_of_all, mean_of_valid
-from detrs.models import build, check_capacity
+from detrs.models import build
 from detrs.models.anchor_detr import AnchorDETRConfig, PositionEmbedding, TokenLines, TokenPoints
 from detrs.presets import preset
 from detrs.structures import Pyramid
@@ -191,21 +191,21 @@ def test_capacity_of_a_grid_is_the_number_of_its_queries(num_queries: int, capac
     """Objects beyond it are refused, with the smallest sufficient ``--model.num-queries``."""
     config = grid(num_queries)
     assert build(config).queries(EMPTY)[0].content.shape[1] == capacity
-    check_capacity(config, capacity)
+    config.check_capacity(capacity)
     with pytest.raises(UserError, match=rf"has {capacity + 1} objects.* has {capacity} queries") as error:
-        check_capacity(config, capacity + 1)
+        config.check_capacity(capacity + 1)
     found = re.search(r"--model\.num-queries (\d+)", str(error.value))
     assert found
     suggested = int(found[1])
     assert build(grid(suggested)).queries(EMPTY)[0].content.shape[1] > capacity
-    check_capacity(grid(suggested), capacity + 1)
+    grid(suggested).check_capacity(capacity + 1)
     fewer = grid(suggested - config.num_patterns)
     assert build(fewer).queries(EMPTY)[0].content.shape[1] <= capacity
     with pytest.raises(UserError):
-        check_capacity(fewer, capacity + 1)
+        fewer.check_capacity(capacity + 1)
 
 
 def test_capacity_of_learned_points_is_a_multiple_of_the_patterns() -> None:
-    check_capacity(TINY, 33)
+    TINY.check_capacity(33)
     with pytest.raises(UserError, match=r"--model\.num-queries 36 "):
-        check_capacity(TINY, 34)
+        TINY.check_capacity(34)

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from detrs.backbones.timm import BackboneConfig
 from detrs.boxes import inverse_sigmoid
+from detrs.config.models import check_model
 from detrs.criterion.set_criterion import CriterionConfig
 from detrs.errors import UserError
 from detrs.layers.neck import centers, level_sizes
-from detrs.models import build, check, check_capacity
+from detrs.models import build
 from detrs.models.efficient_detr import EfficientDETRConfig
 from detrs.presets import preset
 from detrs.structures import Batch, Pyramid, Target, Totals
@@ -275,13 +276,13 @@ def test_without_token_transform() -> None:
 )
 def test_contradicting_settings_are_rejected(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        check(replace(TINY, **changes))
+        check_model(replace(TINY, **changes))
 
 
 def test_more_objects_than_final_queries_are_rejected() -> None:
-    check_capacity(TINY, 11)
+    TINY.check_capacity(11)
     with pytest.raises(UserError, match=r"add --model.num-queries 12"):
-        check_capacity(TINY, 12)
+        TINY.check_capacity(12)
 
 
 def test_recipe() -> None:

@@ -15,7 +15,7 @@ from detrs.checkpoints.foreign.official_sparse_rcnn import LAYOUTS
 from detrs.criterion.set_criterion import CriterionConfig, SetCriterion
 from detrs.errors import UserError
 from detrs.layers.decoder import Decoder, refine
-from detrs.models import build, check_capacity
+from detrs.models import build
 from detrs.models.detector import Detector
 from detrs.models.sparse_rcnn import SparseRCNNConfig, head, stage, strides
 from detrs.presets import preset
@@ -167,9 +167,9 @@ def test_stages_with_gaps_are_rejected(stages: tuple[int, ...]) -> None:
 
 
 def test_more_objects_than_proposals_are_rejected() -> None:
-    check_capacity(SMALL, 6)
+    SMALL.check_capacity(6)
     with pytest.raises(UserError, match="num-queries 7"):
-        check_capacity(SMALL, 7)
+        SMALL.check_capacity(7)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,12 @@
 """Any timm feature extractor as a backbone, with the normalization and freezing of detectors."""
 
 import logging
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt
 from jaxtyping import Float
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
@@ -15,38 +14,11 @@ from torch import Tensor, nn
 import detrs.backbones.dat  # noqa: F401 (registers its models with timm)
 from detrs.backbones import weight_file
 from detrs.backbones.weight_file import pretrained_config
+from detrs.config.backbone import BackboneConfig
 from detrs.errors import UserError, did_you_mean
 from detrs.isolation import only_errors_logged
 
 logger = logging.getLogger("detrs")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackboneConfig:
-    """The timm model, its initial weights, and which layers are trainable."""
-
-    name: str = "resnet50.tv_in1k"
-    """Name of a timm model that supports ``features_only``; ``.tv_in1k`` are torchvision's original weights."""
-    weights: str = "timm"
-    """Initial weights. ``timm``: the pretrained weights of ``name``, downloaded once; ``none``: random; otherwise the
-    path of a ``.safetensors`` file of that model."""
-    stages: tuple[int, ...] = (3, 4, 5)
-    """Stages whose feature maps the neck receives, of C2 to C5: stage k has stride ``2**k``."""
-    dilated: bool = False
-    """DC5: C5 keeps stride 16, its later blocks are dilated by 2."""
-    norm: Literal["frozen", "batch"] = "frozen"
-    """``frozen``: statistics and affine parameters of BatchNorm never change (pretrained weights, small batches).
-    ``batch``: ordinary BatchNorm (training from scratch)."""
-    norm_eps: Annotated[float, Ge(0)] | None = None
-    """Epsilon of BatchNorm; None: that of the timm model. torchvision's Faster R-CNN on COCO was trained with 0."""
-    freeze_stem: bool = True
-    """Freeze everything before C3: the stem and the first stage."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Per-channel mean used for pretraining, for pixel values in [0, 1]."""
-    std: tuple[Annotated[float, Gt(0)], Annotated[float, Gt(0)], Annotated[float, Gt(0)]] = (0.229, 0.224, 0.225)
-    """Per-channel standard deviation used for pretraining, for pixel values in [0, 1]."""
-    pad_type: str | None = None
-    """Padding of convolutions, for timm models with this option (``same`` for TensorFlow's weights)."""
 
 
 class TimmBackbone(nn.Module):

@@ -17,8 +17,8 @@ from torch import Tensor
 from detrs import schema
 from detrs.boxes import xyxy_to_cxcywh
 from detrs.checkpoints.detector import TrainedDetector, metadata_errors, metadata_of, read_metadata
+from detrs.config.criterion import CriterionConfig
 from detrs.criterion.objective import Objective
-from detrs.criterion.set_criterion import CriterionConfig
 from detrs.data.preprocessing import FixedSize, Preprocessing
 from detrs.errors import UserError
 from detrs.models.detector import Model

@@ -27,10 +27,10 @@ from detrs import models
 from detrs.checkpoints.classes import match
 from detrs.checkpoints.detector import TrainedDetector, shapes
 from detrs.checkpoints.skeleton import Skeleton
-from detrs.classification import Softmax
-from detrs.models import MODELS, ModelConfig
+from detrs.config.classification import Softmax
+from detrs.config.faster_rcnn import FasterRCNNConfig
+from detrs.config.models import ModelConfig
 from detrs.models.detector import Model
-from detrs.models.faster_rcnn import FasterRCNNConfig
 from detrs.structures import Classes
 
 
@@ -84,7 +84,7 @@ def class_rows(config: ModelConfig) -> dict[str, Rows]:
         small = shapes(models.build(config))
         large = shapes(models.build(dataclasses.replace(config_, num_classes=config.num_classes + 1)))
     background, no_object = special_rows(config)
-    labels = getattr(MODELS[type(config)], "PROPOSALS", "classes")
+    labels = getattr(models.module_of(config), "PROPOSALS", "classes")
     found = {}
     for name, shape in small.items():
         if shape == large[name]:

@@ -105,12 +105,11 @@ def check_page_path(path: Path) -> None:
 
 def plan_of(experiment: "Experiment", facts: "DatasetFacts") -> "Plan":
     """The settings of a preset that the dataset is compared with."""
-    from detrs import models
     from detrs.data.advice import Plan, training_split
 
     backbone, train, capacity = experiment.model.backbone, training_split(facts), None
     try:
-        models.check_capacity(experiment.model, int(train.per_image.max(initial=0)) if train else 0)
+        experiment.model.check_capacity(int(train.per_image.max(initial=0)) if train else 0)
     except UserError as error:
         capacity = str(error)
     return Plan(

@@ -1,15 +1,12 @@
 """The terms of the loss that are about boxes; those about classes are in ``detrs.classification``."""
 
 from collections.abc import Callable
-from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
 from detrs.boxes import cxcywh_to_xyxy, generalized_iou
-
-BoxCoordinates = Literal["cxcywh", "xyxy"]
-"""Coordinates of the L1 distance of boxes."""
+from detrs.config.criterion import BoxCoordinates
 
 
 def unchanged(boxes: Tensor) -> Tensor:

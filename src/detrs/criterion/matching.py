@@ -10,8 +10,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from detrs.boxes import cxcywh_to_xyxy, generalized_iou
-from detrs.classification import Classification
-from detrs.criterion.losses import COORDINATES, BoxCoordinates
+from detrs.classification import ClassLogits
+from detrs.config.criterion import BoxCoordinates
+from detrs.criterion.losses import COORDINATES
 
 DENSE = 1000
 """Number of queries above which an assignment is solved with a part of them; see ``block``."""
@@ -21,7 +22,7 @@ class Costs(NamedTuple):
     """The terms of the matching cost: the classification, which has its own weight, and weights and coordinates of the
     boxes."""
 
-    classification: Classification
+    classes: ClassLogits
     box_weight: float
     giou_weight: float
     box_coordinates: BoxCoordinates = "cxcywh"
@@ -49,11 +50,11 @@ def pairwise_cost(
 
     The weighted sum of the class cost, L1 of normalized boxes and negative GIoU (DETR, Eq. 1 and A.2).
     """
-    classes = costs.classification.cost(logits, labels)  # (Y, Q, N)
+    classes = costs.classes.cost(logits, labels)  # (Y, Q, N)
     of = COORDINATES[costs.box_coordinates]
     distance = torch.cdist(of(boxes.float()), of(target_boxes).expand(len(boxes), -1, -1), p=1.0)
     overlap = generalized_iou(cxcywh_to_xyxy(boxes.float())[..., None, :], cxcywh_to_xyxy(target_boxes))
-    return costs.classification.weight * classes + costs.box_weight * distance - costs.giou_weight * overlap
+    return costs.classes.settings.weight * classes + costs.box_weight * distance - costs.giou_weight * overlap
 
 
 class Block(NamedTuple):

@@ -7,7 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detrs.classification import Classification, ProposalLabels
-from detrs.criterion.set_criterion import CriterionConfig, SetCriterion
+from detrs.config.criterion import CriterionConfig
+from detrs.criterion.set_criterion import SetCriterion
 from detrs.precision import full_precision
 from detrs.structures import Batch, Losses, Predictions, Totals
 

@@ -3,35 +3,15 @@
 Every decoder layer is supervised, and so are the encoder's proposals.
 """
 
-from dataclasses import dataclass
-from typing import Annotated
-
 import torch
-from annotated_types import Ge
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from detrs.classification import Classification, ProposalLabels
-from detrs.criterion.losses import BoxCoordinates, box_losses
+from detrs.classification import Classification, ProposalLabels, class_logits
+from detrs.config.criterion import CriterionConfig
+from detrs.criterion.losses import box_losses
 from detrs.criterion.matching import Costs, Matches, match, pairwise_cost
 from detrs.structures import Losses, Prediction, Predictions, Target, Totals
-
-
-@dataclass(frozen=True, kw_only=True)
-class CriterionConfig:
-    """Weights of the box terms, in the matching and in the loss (DETR, A.4).
-
-    The weight of the classification term is ``model.classification.weight``.
-    """
-
-    box_weight: Annotated[float, Ge(0)] = 5.0
-    """Weight of the L1 distance of normalized boxes."""
-    box_coordinates: BoxCoordinates = "cxcywh"
-    """Coordinates of the L1 distance. ``cxcywh``: center and size. ``xyxy``: corners (Sparse R-CNN)."""
-    giou_weight: Annotated[float, Ge(0)] = 2.0
-    """Weight of 1 - GIoU."""
-    auxiliary: bool = True
-    """Supervise every decoder layer, not only the last."""
 
 
 class SetCriterion:
@@ -47,9 +27,10 @@ class SetCriterion:
         self, config: CriterionConfig, classification: Classification, proposals: ProposalLabels = "objectness"
     ) -> None:
         self.config = config
-        self.classification = classification
+        self.classes = class_logits(classification)
+        self.class_weight = classification.weight
         self.proposals = proposals
-        self.costs = Costs(classification, config.box_weight, config.giou_weight, config.box_coordinates)
+        self.costs = Costs(self.classes, config.box_weight, config.giou_weight, config.box_coordinates)
 
     def __call__(self, predictions: Predictions, targets: tuple[Target, ...], totals: Totals) -> Losses:
         """Match and score.
@@ -86,7 +67,7 @@ class SetCriterion:
         total, terms = boxes.new_zeros(()), {}
         for (group, of_group, suffixes), pairs in zip(groups, matches, strict=True):
             scores = self.score(group, of_group, boxes, pairs, totals)  # (3, layers)
-            weights = scores.new_tensor([self.classification.weight, self.config.box_weight, self.config.giou_weight])
+            weights = scores.new_tensor([self.class_weight, self.config.box_weight, self.config.giou_weight])
             total = total + (weights @ scores).sum()
             for name, row in zip(("class", "box", "giou"), scores.detach(), strict=True):
                 terms.update({f"{name}{suffix}": value for suffix, value in zip(suffixes, row, strict=True)})
@@ -102,13 +83,13 @@ class SetCriterion:
     ) -> Float[Tensor, "3 Y"]:
         """Class, L1 and GIoU term of each layer."""
         matched = (pairs.layer, pairs.image, pairs.query)
-        classes = self.classification.loss(group.logits, matched, labels[pairs.image, pairs.target])
+        classes = self.classes.loss(group.logits, matched, labels[pairs.image, pairs.target])
         distance, overlap = box_losses(
             group.boxes[matched], boxes[pairs.image, pairs.target], self.config.box_coordinates
         )
         per_layer = classes.new_zeros(2, len(classes)).index_add(1, pairs.layer, torch.stack([distance, overlap]))
         queries = totals.images * group.logits.shape[2]
-        normalizer = self.classification.normalizer(totals.objects, queries) / totals.processes
+        normalizer = self.classes.normalizer(totals.objects, queries) / totals.processes
         num_boxes = max(totals.objects, 1) / totals.processes
         return torch.cat([classes[None] / normalizer, per_layer / num_boxes])
 

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from detrs.config.data import DataConfig
 from detrs.data import transforms
 from detrs.data.collate import collate
 from detrs.data.findings import MAX_DEFECTS
 from detrs.data.preprocessing import FixedSize, resized_size
 from detrs.data.protocol import check_sample
 from detrs.data.sample import Dataset, Sample
-from detrs.data.transforms import DataConfig
 from detrs.errors import UserError, printable
 from detrs.structures import Batch
 

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
+from detrs.config.data import NO_SPLIT, DataConfig
 from detrs.data import data_root, open_dataset
 from detrs.data.content import Split
 from detrs.data.detect import NoSplitError, choose_split, find_splits
 from detrs.data.folder_dataset import FolderDataset
 from detrs.data.sample import Dataset
-from detrs.data.splits import NO_SPLIT
-from detrs.data.transforms import DataConfig
 from detrs.errors import UserError
 
 SUGGESTED_FRACTION = 0.2

@@ -8,10 +8,8 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from detrs.config.data import MAX_SIDE
 from detrs.structures import Batch
-
-MAX_SIDE = 16_384
-"""Upper limit of ``resize_to`` in pixels."""
 
 
 class FixedSize(NamedTuple):

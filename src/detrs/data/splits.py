@@ -10,9 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-NO_SPLIT = "none"
-"""Value of ``data.val_split`` for training without validation."""
-
 
 def held_out(
     fraction: float, contents: Sequence[bytes], image: NDArray[Any], label: NDArray[Any], names: Sequence[str]

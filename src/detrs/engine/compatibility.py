@@ -2,7 +2,6 @@
 
 import dataclasses
 
-from detrs import models
 from detrs.config import Experiment
 from detrs.data.sample import Dataset
 from detrs.engine.classes import check_same_classes
@@ -53,7 +52,7 @@ def for_data(experiment: Experiment, train_set: Dataset, val_set: Dataset) -> Ex
     """
     data, names = experiment.data, train_set.classes.names
     check_same_classes(names, val_set.classes.names, f"the split '{data.train_split}'", f"the split '{data.val_split}'")
-    models.check_capacity(experiment.model, train_set.max_objects)
+    experiment.model.check_capacity(train_set.max_objects)
     return dataclasses.replace(
         experiment,
         model=dataclasses.replace(experiment.model, num_classes=len(names)),

@@ -9,10 +9,10 @@ from detrs.checkpoints.detector import TrainedDetector
 from detrs.checkpoints.sources import open_weights
 from detrs.checkpoints.transfer import Transfer, transfer
 from detrs.config import Experiment, RuntimeConfig
-from detrs.data.transforms import OFFICIAL_SIZE, DataConfig
+from detrs.config.data import OFFICIAL_SIZE, DataConfig
+from detrs.config.models import ModelSettings
 from detrs.engine.run import changes
 from detrs.errors import UserError
-from detrs.models import ModelSettings
 from detrs.models.detector import Model
 from detrs.presets import PRESETS, preset
 from detrs.schema import to_dict

@@ -11,11 +11,11 @@ from typing import Any
 
 from detrs import config
 from detrs.config import Experiment
+from detrs.config.data import NO_SPLIT
 from detrs.data import open_dataset
 from detrs.data.opening import open_splits
 from detrs.data.protocol import check_protocol
 from detrs.data.sample import Dataset
-from detrs.data.splits import NO_SPLIT
 from detrs.engine.compatibility import check_batch_norm, check_divisible
 from detrs.engine.finetuning import open_initial
 from detrs.engine.interruption import Interrupted, Interruption

@@ -8,11 +8,11 @@ from pathlib import Path
 from detrs.checkpoints.detector import TrainedDetector
 from detrs.checkpoints.format import abbreviated
 from detrs.config import Experiment
+from detrs.config.data import NO_SPLIT
 from detrs.data import open_dataset
 from detrs.data.opening import open_validation_part
 from detrs.data.protocol import check_protocol
 from detrs.data.sample import Dataset
-from detrs.data.splits import NO_SPLIT
 from detrs.engine.classes import check_classes
 from detrs.errors import UserError
 

@@ -46,12 +46,12 @@ def decoder_trace(model: Detector, calls: Sequence[Call], max_detections: int) -
     references = [call.arguments[0] for call in calls if call.module in layers]
     (predictions,) = [call.output[0] for call in calls if call.module is model.decoder]
     found = tuple(layer_trace(model, *pair) for pair in zip(references, predictions, strict=True))
-    best = model.classification.best(predictions[-1].logits, max_detections)
+    best = model.class_logits.best(predictions[-1].logits, max_detections)
     return Trace(found, best.queries[0].cpu(), best.labels[0].cpu(), best.scores[0].detach().cpu())
 
 
 def layer_trace(model: Detector, queries: Queries, prediction: Prediction) -> LayerTrace:
     """One layer, for the first image of the batch."""
-    scores = model.classification.probabilities(prediction.logits)
+    scores = model.class_logits.probabilities(prediction.logits)
     tensors = (queries.reference, prediction.boxes, scores)
     return LayerTrace(*(each[0].detach().float().cpu() for each in tensors))

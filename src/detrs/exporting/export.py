@@ -13,8 +13,8 @@ from torch.export import ExportedProgram
 from detrs.checkpoints.detector import TrainedDetector, metadata_of
 from detrs.checkpoints.exported import ExportedModel, ExportInfo, ExportPrecision, Format, Padded
 from detrs.checkpoints.sources import open_detector
+from detrs.config.criterion import CriterionConfig
 from detrs.criterion.objective import Objective
-from detrs.criterion.set_criterion import CriterionConfig
 from detrs.data.sample import Dataset
 from detrs.engine.validation import dataset_to_score, validating
 from detrs.errors import UserError

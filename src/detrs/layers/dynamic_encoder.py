@@ -1,23 +1,21 @@
 """The dynamic encoder of Dynamic DETR: deformable convolutions across neighboring levels, weighted and gated."""
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from detrs.config.dynamic_detr import GROUPS, Fusion
 from detrs.layers.deformable_convolution import deform_conv2d, sampling_locations
 from detrs.layers.fpn import FeaturePyramid, padding_of_cells
 from detrs.layers.neck import valid_group_norm
 from detrs.precision import full_precision
 from detrs.structures import Pyramid
 
-Fusion = Literal["mean", "sum"]
 KERNEL = 3
-GROUPS = 16
-"""Groups of GroupNorm after each deformable convolution."""
 
 
 class DeformableConvolution(nn.Module):

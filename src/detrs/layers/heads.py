@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from detrs.classification import Classification
+from detrs.classification import Classification, class_logits
 from detrs.layers.initialization import ExactLinear
 from detrs.structures import Prediction, Pyramid, Queries
 
@@ -38,8 +38,9 @@ class DetectionHead(nn.Module):
 def class_layer(dim: int, num_classes: int, classification: Classification) -> ExactLinear:
     """Logits of ``num_classes`` (and "no object", with ``Softmax``), in full precision, with the prior of
     ``classification``."""
-    layer = ExactLinear(dim, classification.num_logits(num_classes))
-    classification.initialize(layer)
+    logits = class_logits(classification)
+    layer = ExactLinear(dim, logits.num_logits(num_classes))
+    logits.initialize(layer)
     return layer
 
 

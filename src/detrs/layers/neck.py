@@ -1,13 +1,13 @@
 """The neck: feature maps of any widths become one pyramid of tokens of one width."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from detrs.config.neck import NeckNorm
 from detrs.structures import Pyramid, Shapes
 
 Projection = Callable[[int, int, int], nn.Module]
@@ -132,8 +132,6 @@ def normalized_projection(in_channels: int, dim: int, kernel: int) -> nn.Sequent
     return nn.Sequential(convolution, nn.GroupNorm(32, dim))
 
 
-NeckNorm = Literal["group", "group-masked"]
-"""Settings of detectors with ``normalized_projection``; see ``APPLICATIONS``."""
 APPLICATIONS: dict[NeckNorm, Application] = {"group": whole_map, "group-masked": valid_cells}
 
 

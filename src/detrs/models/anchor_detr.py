@@ -25,26 +25,22 @@ padding of an image. ``attention="decoupled-masked"`` and ``neck_norm="group-mas
 """
 
 import math
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Le, Lt
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from detrs.backbones.timm import BackboneConfig, TimmBackbone
+from detrs.backbones.timm import TimmBackbone
 from detrs.boxes import offset_from_point
-from detrs.classification import Focal
-from detrs.errors import UserError
+from detrs.config.anchor_detr import AnchorDETRConfig, grid_side
 from detrs.layers.attention import GlobalCrossAttention, GlobalSelfAttention, MultiHeadAttention, SelfAttention
 from detrs.layers.decoder import Decoder, DecoderLayer, keep
 from detrs.layers.encoder import Encoder, EncoderLayer
 from detrs.layers.feedforward import FeedForward
 from detrs.layers.heads import DetectionHead, box_mlp, class_layer, zero_box_layer
 from detrs.layers.initialization import Initialization, xavier_linear
-from detrs.layers.neck import APPLICATIONS, ChannelMapper, NeckNorm, PyramidNeck, normalized_projection
+from detrs.layers.neck import APPLICATIONS, ChannelMapper, PyramidNeck, normalized_projection
 from detrs.layers.position import sine_features
 from detrs.layers.row_column_attention import (
     RowColumnCrossAttention,
@@ -52,48 +48,8 @@ from detrs.layers.row_column_attention import (
     mean_of_all,
     mean_of_valid,
 )
-from detrs.models.checks import check_queries
 from detrs.models.detector import Detector
-from detrs.models.single_scale import check_single_scale
 from detrs.structures import Pyramid, Queries
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnchorDETRConfig:
-    """Anchor DETR and its variants."""
-
-    num_classes: Annotated[int, Ge(1), Le(100_000)] = 91
-    """Number of classes (K); training sets it from the dataset."""
-    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(stages=(5,)))
-    dim: Annotated[int, Ge(1), Le(8_192)] = 256
-    """Embedding dimension (C); a multiple of 32 and of ``num_heads``."""
-    num_heads: Annotated[int, Ge(1), Le(1_024)] = 8
-    """M, attention heads."""
-    encoder_layers: Annotated[int, Ge(0), Le(100)] = 6
-    """Layers of the encoder; 0: no encoder."""
-    decoder_layers: Annotated[int, Ge(1), Le(100)] = 6
-    """Layers of the decoder; each makes a prediction."""
-    ffn_dim: Annotated[int, Ge(1), Le(65_536)] = 1024
-    """Hidden dimension of the feed-forward networks."""
-    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Dropout on attention, after it and inside feed-forward networks, in training."""
-    num_queries: Annotated[int, Ge(1), Le(100_000)] = 900
-    """Object queries (Q), one per pattern and anchor point; a multiple of ``num_patterns``. Each is matched with one
-    object at most, so no image may have more objects."""
-    num_patterns: Annotated[int, Ge(1), Le(1_000)] = 3
-    """N_p, queries at each anchor point, each with its own initial content."""
-    anchors: Literal["learned", "grid"] = "learned"
-    """``learned``: points are parameters. ``grid``: a fixed square grid, with the number of points nearest to
-    ``num_queries / num_patterns`` (17 x 17 for 300)."""
-    attention: Literal["decoupled", "decoupled-masked", "global"] = "decoupled"
-    """``decoupled``: along rows and columns. ``decoupled-masked``: the same, with keys that exclude padding.
-    ``global``: all cells."""
-    neck_norm: NeckNorm = "group"
-    """GroupNorm of the neck. ``group``: over the whole map, padding included, as in the authors' code.
-    ``group-masked``: without padding."""
-    classification: Focal = field(default_factory=Focal)
-    """One sigmoid per class."""
-
 
 KEY_MEANS = {"decoupled": mean_of_all, "decoupled-masked": mean_of_valid}
 
@@ -257,11 +213,6 @@ def anchors(config: AnchorDETRConfig) -> nn.Embedding | Grid:
     return learned
 
 
-def grid_side(config: AnchorDETRConfig) -> int:
-    """Anchor points along each side of the grid."""
-    return max(round(math.sqrt(config.num_queries // config.num_patterns)), 1)
-
-
 def encoder_layer(config: AnchorDETRConfig) -> EncoderLayer:
     sizes = (config.dim, config.num_heads, config.dropout)
     attention: nn.Module
@@ -294,27 +245,3 @@ def decoder_layer(config: AnchorDETRConfig) -> DecoderLayer:
 
 def feedforward(config: AnchorDETRConfig) -> FeedForward:
     return FeedForward(config.dim, config.ffn_dim, config.dropout, packed(3))
-
-
-def check(config: AnchorDETRConfig) -> None:
-    """Check that settings do not contradict each other."""
-    check_single_scale(config)
-    if config.dim % 32:
-        raise UserError(f"model.dim is {config.dim}, but must be a multiple of 32 (GroupNorm).")
-    if config.num_queries % config.num_patterns:
-        raise UserError(
-            f"model.num_queries is {config.num_queries}, but must be a multiple of model.num_patterns "
-            f"({config.num_patterns}): every anchor point has one query per pattern."
-        )
-
-
-def check_capacity(config: AnchorDETRConfig, max_objects: int) -> None:
-    """Check that no image has more objects than queries; a grid can have fewer than ``num_queries``."""
-    points = -(-max_objects // config.num_patterns)
-    if config.anchors == "grid":
-        side = math.isqrt(points - 1) + 1 if points else 0
-        num_queries = grid_side(config) ** 2 * config.num_patterns
-        points = side * (side - 1) + 1  # the fewest points whose nearest square is that of side
-    else:
-        num_queries = config.num_queries
-    check_queries(max_objects, num_queries, enough=points * config.num_patterns)

@@ -20,53 +20,24 @@ is 1 there; sine features of a point start with the row.
 """
 
 import math
-from dataclasses import dataclass, field
-from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Le, Lt
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from detrs.backbones.timm import BackboneConfig, TimmBackbone
+from detrs.backbones.timm import TimmBackbone
 from detrs.boxes import offset_from_point
-from detrs.classification import Focal
+from detrs.config.conditional_detr import ConditionalDETRConfig
 from detrs.layers.attention import join_heads, not_padding, split_heads
 from detrs.layers.decoder import Decoder, keep
 from detrs.layers.feedforward import AddNorm, FeedForward
 from detrs.layers.heads import DetectionHead, box_mlp, class_layer, zero_box_layer
 from detrs.layers.initialization import XAVIER, ExactLinear, xavier_linear
 from detrs.layers.position import sine_features
-from detrs.models.checks import check_queries
 from detrs.models.detector import Detector
-from detrs.models.single_scale import check_single_scale, feedforward, global_encoder, sine_neck
+from detrs.models.single_scale import feedforward, global_encoder, sine_neck
 from detrs.structures import Pyramid, Queries
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConditionalDETRConfig:
-    """Conditional DETR and its variants."""
-
-    num_classes: Annotated[int, Ge(1), Le(100_000)] = 91
-    """Number of classes (K); training sets it from the dataset."""
-    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(stages=(5,)))
-    dim: Annotated[int, Ge(1), Le(8_192)] = 256
-    """Embedding dimension (C); a multiple of 4 and of ``num_heads``."""
-    num_heads: Annotated[int, Ge(1), Le(1_024)] = 8
-    """M, attention heads."""
-    encoder_layers: Annotated[int, Ge(0), Le(100)] = 6
-    """Layers of the encoder; 0: no encoder."""
-    decoder_layers: Annotated[int, Ge(1), Le(100)] = 6
-    """Layers of the decoder; each makes a prediction."""
-    ffn_dim: Annotated[int, Ge(1), Le(65_536)] = 2048
-    """Hidden dimension of the feed-forward networks."""
-    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
-    """Dropout on attention, after it and inside feed-forward networks, in training."""
-    num_queries: Annotated[int, Ge(1), Le(100_000)] = 300
-    """Object queries (Q); each is matched with one object at most, so no image may have more objects."""
-    classification: Focal = field(default_factory=Focal)
-    """One sigmoid per class."""
 
 
 class PointQueries(nn.Module):
@@ -237,13 +208,3 @@ def decoder(config: ConditionalDETRConfig) -> Decoder:
     classes = class_layer(dim, config.num_classes, config.classification)
     head = DetectionHead(classes, box_mlp(zero_box_layer(dim)), offset_from_point, norm=nn.LayerNorm(dim))
     return Decoder(layers, [head] * config.decoder_layers, keep)
-
-
-def check(config: ConditionalDETRConfig) -> None:
-    """Check that settings do not contradict each other."""
-    check_single_scale(config)
-
-
-def check_capacity(config: ConditionalDETRConfig, max_objects: int) -> None:
-    """Check that no image has more objects than queries."""
-    check_queries(max_objects, config.num_queries, enough=max_objects)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from detrs.classification import Classification
+from detrs.classification import Classification, class_logits
+from detrs.config.criterion import CriterionConfig
 from detrs.criterion.objective import Objective, SetObjective
-from detrs.criterion.set_criterion import CriterionConfig
 from detrs.layers.decoder import Decoder
 from detrs.layers.encoder import Encoder
 from detrs.postprocess import best_boxes, best_of_layer
@@ -78,6 +78,7 @@ class Detector(Model):
         self.queries = queries
         self.decoder = decoder
         self.classification = classification
+        self.class_logits = class_logits(classification)
         self._objective = objective
 
     def forward(self, images: Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"]) -> Predictions:
@@ -93,10 +94,10 @@ class Detector(Model):
     def detect(
         self, images: Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"], max_detections: int = 100
     ) -> Boxes:
-        return best_boxes(self(images, padding).last, self.classification, max_detections)
+        return best_boxes(self(images, padding).last, self.class_logits, max_detections)
 
     def detect_layers(
         self, images: Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"], max_detections: int = 100
     ) -> tuple[LayerBoxes, ...]:
         layers = self(images, padding).layers
-        return tuple(best_of_layer(layer, self.classification, max_detections) for layer in layers)
+        return tuple(best_of_layer(layer, self.class_logits, max_detections) for layer in layers)

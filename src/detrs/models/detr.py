@@ -21,49 +21,19 @@ values of the first self-attention are zero, so its output is a constant (up to 
 contain its weights. ``classification=Focal()`` with 300 queries is DETR-DC5+ of Deformable DETR's tables.
 """
 
-from dataclasses import dataclass, field
-from typing import Annotated
-
 import torch
-from annotated_types import Ge, Le, Lt
 from torch import nn
 
-from detrs.backbones.timm import BackboneConfig, TimmBackbone
+from detrs.backbones.timm import TimmBackbone
 from detrs.boxes import absolute
-from detrs.classification import Classification, Softmax
+from detrs.config.detr import DETRConfig
 from detrs.layers.attention import GlobalCrossAttention, SelfAttention
 from detrs.layers.decoder import Decoder, DecoderLayer, keep
 from detrs.layers.heads import DetectionHead, box_mlp, class_layer
 from detrs.layers.initialization import XAVIER, ExactLinear
-from detrs.models.checks import check_queries
 from detrs.models.detector import Detector
-from detrs.models.single_scale import check_single_scale, feedforward, global_encoder, sine_neck
+from detrs.models.single_scale import feedforward, global_encoder, sine_neck
 from detrs.structures import Pyramid, Queries
-
-
-@dataclass(frozen=True, kw_only=True)
-class DETRConfig:
-    """DETR and its variants."""
-
-    num_classes: Annotated[int, Ge(1), Le(100_000)] = 91
-    """Number of classes (K); training sets it from the dataset."""
-    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(stages=(5,)))
-    dim: Annotated[int, Ge(1), Le(8_192)] = 256
-    """Embedding dimension (C); a multiple of 4 and of ``num_heads``."""
-    num_heads: Annotated[int, Ge(1), Le(1_024)] = 8
-    """M, attention heads."""
-    encoder_layers: Annotated[int, Ge(0), Le(100)] = 6
-    """Layers of the encoder; 0: no encoder."""
-    decoder_layers: Annotated[int, Ge(1), Le(100)] = 6
-    """Layers of the decoder; each makes a prediction."""
-    ffn_dim: Annotated[int, Ge(1), Le(65_536)] = 2048
-    """Hidden dimension of the feed-forward networks."""
-    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
-    """Dropout on attention, after it and inside feed-forward networks, in training."""
-    num_queries: Annotated[int, Ge(1), Le(100_000)] = 100
-    """Object queries (Q); each is matched with one object at most, so no image may have more objects."""
-    classification: Classification = field(default_factory=Softmax)
-    """``Softmax``: one distribution over the classes and "no object". ``Focal``: one sigmoid per class (DETR-DC5+)."""
 
 
 class PositionQueries(nn.Module):
@@ -107,13 +77,3 @@ def decoder_layer(config: DETRConfig) -> DecoderLayer:
     self_attention = SelfAttention(config.dim, config.num_heads, config.dropout, XAVIER)
     cross_attention = GlobalCrossAttention(config.dim, config.num_heads, config.dropout, XAVIER)
     return DecoderLayer(self_attention, cross_attention, feedforward(config), config.dim, config.dropout)
-
-
-def check(config: DETRConfig) -> None:
-    """Check that settings do not contradict each other."""
-    check_single_scale(config)
-
-
-def check_capacity(config: DETRConfig, max_objects: int) -> None:
-    """Check that no image has more objects than queries."""
-    check_queries(max_objects, config.num_queries, enough=max_objects)

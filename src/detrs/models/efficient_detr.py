@@ -32,21 +32,19 @@ uses, would reach the predictions. ``proposals="all"`` restores this.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from annotated_types import Ge, Le, Lt
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from detrs.backbones.timm import BackboneConfig, TimmBackbone
+from detrs.backbones.timm import TimmBackbone
 from detrs.boxes import offset_from_box
-from detrs.classification import Focal, ProposalLabels
+from detrs.classification import ProposalLabels
+from detrs.config.criterion import CriterionConfig
+from detrs.config.efficient_detr import EfficientDETRConfig
 from detrs.criterion.objective import Objective, SetObjective
-from detrs.criterion.set_criterion import CriterionConfig
-from detrs.errors import UserError
 from detrs.layers.attention import SelfAttention
 from detrs.layers.decoder import Decoder, DecoderLayer, refine
 from detrs.layers.deformable_attention import DeformableCrossAttention, DeformableSelfAttention
@@ -58,60 +56,15 @@ from detrs.layers.neck import (
     APPLICATIONS,
     ChannelMapper,
     LevelEmbedding,
-    NeckNorm,
     PyramidNeck,
     normalized_projection,
 )
 from detrs.layers.position import SinePosition, sine_features
 from detrs.layers.queries import CANDIDATES, Candidates, best_class, offset_from_logits, proposal_anchors
-from detrs.models.checks import check_heads, check_levels, check_queries
 from detrs.models.detector import Detector
 from detrs.structures import Batch, Losses, Prediction, Pyramid, Queries, Totals
 
 PROPOSALS: ProposalLabels = "classes"
-COCO_36_EPOCHS = 36 * 118_287
-
-
-@dataclass(frozen=True, kw_only=True)
-class EfficientDETRConfig:
-    """Efficient DETR and its variants."""
-
-    num_classes: Annotated[int, Ge(1), Le(100_000)] = 91
-    """Number of classes (K); training sets it from the dataset."""
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    num_levels: Annotated[int, Ge(1), Le(16)] = 4
-    """Levels of the pyramid (L); those beyond the backbone's are computed by strided convolutions."""
-    dim: Annotated[int, Ge(1), Le(8_192)] = 256
-    """Embedding dimension (C); a multiple of 32 and of ``num_heads``."""
-    num_heads: Annotated[int, Ge(1), Le(1_024)] = 8
-    """M, attention heads."""
-    num_points: Annotated[int, Ge(1), Le(1_024)] = 4
-    """P, sampling points per head and level."""
-    encoder_layers: Annotated[int, Ge(0), Le(100)] = 3
-    """Layers of the encoder; 0: no encoder."""
-    decoder_layers: Annotated[int, Ge(1), Le(100)] = 1
-    """Layers of the decoder; each makes a prediction, all with the head of the dense part."""
-    ffn_dim: Annotated[int, Ge(1), Le(65_536)] = 1024
-    """Hidden dimension of the feed-forward networks."""
-    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
-    """Dropout after attention and inside feed-forward networks, in training."""
-    num_queries: Annotated[int, Ge(1), Le(100_000)] = 100
-    """Proposals that become queries (Q) in prediction and at the end of training; no image may have more objects."""
-    initial_queries: Annotated[int, Ge(1), Le(100_000)] | None = 300
-    """Proposals that become queries at the start of training; None: always ``num_queries``."""
-    decrease_images: Annotated[int, Ge(1)] = COCO_36_EPOCHS
-    """Training images over which the number of queries decreases linearly from ``initial_queries`` to ``num_queries``:
-    epochs times images of the dataset. A checkpoint stores the number of images that its model was trained on."""
-    proposals: Literal["all", "usable"] = "usable"
-    """Tokens that can become queries. ``usable``: those without a valid proposal, padding for example, only if there
-    are fewer others than queries. ``all``: every token."""
-    token_transform: bool = True
-    """Transform tokens by a linear layer and a normalization before the dense prediction."""
-    neck_norm: NeckNorm = "group"
-    """GroupNorm of the neck. ``group``: over the whole map, padding included, as in Deformable DETR's code.
-    ``group-masked``: without padding, so that the neck does not depend on it."""
-    classification: Focal = field(default_factory=Focal)
-    """One sigmoid per class."""
 
 
 class LinearDecrease(nn.Module):
@@ -262,19 +215,3 @@ def decoder_layer(config: EfficientDETRConfig) -> DecoderLayer:
 
 def feedforward(config: EfficientDETRConfig) -> FeedForward:
     return FeedForward(config.dim, config.ffn_dim, config.dropout, XAVIER)
-
-
-def check(config: EfficientDETRConfig) -> None:
-    """Check that settings do not contradict each other."""
-    check_heads(config)
-    check_levels(config)
-    if config.initial_queries is not None and config.initial_queries < config.num_queries:
-        raise UserError(
-            f"model.initial_queries is {config.initial_queries}, but must be at least model.num_queries "
-            f"({config.num_queries}), or None for a constant number of queries."
-        )
-
-
-def check_capacity(config: EfficientDETRConfig, max_objects: int) -> None:
-    """Check that no image has more objects than queries."""
-    check_queries(max_objects, config.num_queries, enough=max_objects)

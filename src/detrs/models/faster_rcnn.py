@@ -27,28 +27,25 @@ The parts are torchvision's; weights of the same parts of its model fit. Deviati
 - Non-maximum suppression of detections considers the best 2000 candidates, so ``detect`` has tensors of fixed size.
 """
 
-from dataclasses import dataclass, field
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt, Le
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 
-from detrs.backbones.timm import BackboneConfig, TimmBackbone
+from detrs.backbones.timm import TimmBackbone
 from detrs.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from detrs.config.criterion import CriterionConfig
+from detrs.config.faster_rcnn import FasterRCNNConfig
 from detrs.criterion.objective import Objective
 from detrs.criterion.region_losses import anchor_losses, roi_losses, sample
-from detrs.criterion.set_criterion import CriterionConfig
-from detrs.errors import UserError
 from detrs.layers.fpn import FeaturePyramid, extended
 from detrs.layers.initialization import ExactLinear
 from detrs.layers.region_proposals import AnchorScores, RegionProposalNetwork, clipped
 from detrs.layers.roi_pooling import RoIPooling, RoIs, rois_of
-from detrs.models.checks import check_consecutive_stages
 from detrs.models.detector import Model
 from detrs.ops.suppression import not_suppressed
 from detrs.precision import full_precision
@@ -60,38 +57,6 @@ MIN_SIDE = 1e-2
 """Smallest side of a detection, in pixels."""
 BOX_CODE = (10.0, 10.0, 5.0, 5.0)
 """Scale of the four numbers that code a box relative to its proposal."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FasterRCNNConfig:
-    """Faster R-CNN with a feature pyramid network."""
-
-    num_classes: Annotated[int, Ge(1), Le(100_000)] = 90
-    """Number of classes (K), without background; training sets it from the dataset."""
-    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(stages=(2, 3, 4, 5)))
-    dim: Annotated[int, Ge(1), Le(8_192)] = 256
-    """Channels of the feature pyramid (C)."""
-    hidden_dim: Annotated[int, Ge(1), Le(65_536)] = 1024
-    """Hidden dimension of the head that classifies proposals."""
-    anchor_sizes: tuple[Annotated[float, Gt(0)], ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
-    """Square root of the area of the anchors of each level in pixels, fine to coarse; also sets the number of levels,
-    of which those beyond the backbone's are subsampled."""
-    aspect_ratios: tuple[Annotated[float, Gt(0)], ...] = (0.5, 1.0, 2.0)
-    """Height / width of the anchors of each cell."""
-    num_proposals: Annotated[int, Ge(1), Le(100_000)] = 1000
-    """Proposals per image in evaluation and prediction."""
-    num_training_proposals: Annotated[int, Ge(1), Le(100_000)] = 2000
-    """Proposals per image in training, of which ``num_samples`` are sampled."""
-    num_samples: Annotated[int, Ge(1), Le(100_000)] = 512
-    """Proposals per image for the loss of the second stage, at most a quarter of them with objects."""
-    canonical_size: Annotated[float, Gt(0)] = 224.0
-    """Side in pixels of a square box that is pooled from the level of stride 16 (FPN, Eq. 1)."""
-    roi_aligned: bool = False
-    """Centers of pixels at half coordinates in RoIAlign, as in Detectron2; False: as in torchvision."""
-    min_score: Annotated[float, Ge(0), Le(1)] = 0.05
-    """Smallest score of a detection."""
-    nms_iou: Annotated[float, Gt(0), Le(1)] = 0.5
-    """Detections of one class that overlap more are duplicates."""
 
 
 class RegionPrediction(NamedTuple):
@@ -267,24 +232,3 @@ def limits_of(padding: Bool[Tensor, "B H W"], like: AnchorScores | RegionPredict
 def build(config: FasterRCNNConfig, pretrained: bool = False) -> FasterRCNN:
     """The detector that ``config`` describes."""
     return FasterRCNN(config, pretrained)
-
-
-def check(config: FasterRCNNConfig) -> None:
-    """Check that settings do not contradict each other.
-
-    Raises:
-        UserError: naming the setting.
-    """
-    stages = config.backbone.stages
-    check_consecutive_stages(config)
-    if len(config.anchor_sizes) < len(stages):
-        raise UserError(
-            f"model.anchor_sizes has {len(config.anchor_sizes)} sizes, but there must be at least one for each of the "
-            f"{len(stages)} feature maps of the backbone (model.backbone.stages)."
-        )
-    if not config.aspect_ratios:
-        raise UserError("model.aspect_ratios is empty, but must contain at least one ratio.")
-
-
-def check_capacity(config: FasterRCNNConfig, max_objects: int) -> None:
-    """Proposals are not matched one to one: no number of objects is too large."""

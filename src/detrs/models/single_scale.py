@@ -2,14 +2,12 @@
 
 from typing import Any
 
-from detrs.errors import UserError
 from detrs.layers.attention import GlobalSelfAttention
 from detrs.layers.encoder import Encoder, EncoderLayer
 from detrs.layers.feedforward import FeedForward
 from detrs.layers.initialization import XAVIER
 from detrs.layers.neck import ChannelMapper, PyramidNeck, plain_projection
 from detrs.layers.position import SinePosition
-from detrs.models.checks import check_heads
 
 
 def sine_neck(channels: tuple[int, ...], dim: int) -> PyramidNeck:
@@ -30,18 +28,3 @@ def global_encoder(config: Any) -> Encoder:
 def feedforward(config: Any) -> FeedForward:
     """The feed-forward network of a layer, of the encoder or of the decoder."""
     return FeedForward(config.dim, config.ffn_dim, config.dropout, XAVIER)
-
-
-def check_single_scale(config: Any) -> None:
-    """Check that dimension and backbone fit a transformer on one feature map.
-
-    Raises:
-        UserError: with the setting's name.
-    """
-    check_heads(config)
-    if config.dim % 4:
-        raise UserError(f"model.dim is {config.dim}, but must be a multiple of 4 (sine and cosine of two coordinates).")
-    if len(config.backbone.stages) != 1:
-        raise UserError(
-            f"model.backbone.stages is {config.backbone.stages}, but this detector has one feature map: give one stage."
-        )

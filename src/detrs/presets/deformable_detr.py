@@ -3,10 +3,10 @@
 from dataclasses import replace
 from typing import Any, Literal
 
-from detrs.backbones.timm import BackboneConfig
 from detrs.config import EvaluationConfig, Experiment, OptimizerConfig, ScheduleConfig
-from detrs.data.transforms import DataConfig
-from detrs.models.deformable_detr import DeformableDETRConfig
+from detrs.config.backbone import BackboneConfig
+from detrs.config.data import DataConfig
+from detrs.config.deformable_detr import DeformableDETRConfig
 from detrs.presets.recipes import R50, R101, c5, official_data, official_evaluation
 
 

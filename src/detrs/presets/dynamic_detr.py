@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from detrs.config import Experiment, OptimizerConfig, ScheduleConfig
-from detrs.models.dynamic_detr import DynamicDETRConfig
+from detrs.config.dynamic_detr import DynamicDETRConfig
 from detrs.presets.deformable_detr import deformable_detr_tiny
 from detrs.presets.recipes import R50, official_data, official_evaluation
 

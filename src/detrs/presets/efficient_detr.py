@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from detrs.backbones.timm import BackboneConfig
 from detrs.config import Experiment, OptimizerConfig, ScheduleConfig
-from detrs.models.efficient_detr import EfficientDETRConfig
+from detrs.config.backbone import BackboneConfig
+from detrs.config.efficient_detr import EfficientDETRConfig
 from detrs.presets.deformable_detr import deformable_detr_tiny
 from detrs.presets.recipes import R50, R101, official_data, official_evaluation
 

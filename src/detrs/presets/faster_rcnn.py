@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from detrs.config import Experiment, OptimizerConfig, ScheduleConfig
-from detrs.criterion.set_criterion import CriterionConfig
-from detrs.models.faster_rcnn import FasterRCNNConfig
+from detrs.config.criterion import CriterionConfig
+from detrs.config.faster_rcnn import FasterRCNNConfig
 from detrs.presets.deformable_detr import deformable_detr_small, deformable_detr_tiny
 from detrs.presets.recipes import R50, official_data, official_evaluation
 

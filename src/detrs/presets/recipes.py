@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from detrs.backbones.timm import BackboneConfig
 from detrs.config import EvaluationConfig, Experiment
-from detrs.data.transforms import DataConfig
+from detrs.config.backbone import BackboneConfig
+from detrs.config.data import DataConfig
 
 R50 = BackboneConfig(name="resnet50.tv_in1k")
 R101 = BackboneConfig(name="resnet101.tv_in1k")

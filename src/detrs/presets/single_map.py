@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-from detrs.backbones.timm import BackboneConfig
-from detrs.classification import Focal
 from detrs.config import EvaluationConfig, Experiment, OptimizerConfig, ScheduleConfig
-from detrs.models.anchor_detr import AnchorDETRConfig
-from detrs.models.conditional_detr import ConditionalDETRConfig
-from detrs.models.detr import DETRConfig
+from detrs.config.anchor_detr import AnchorDETRConfig
+from detrs.config.backbone import BackboneConfig
+from detrs.config.classification import Focal
+from detrs.config.conditional_detr import ConditionalDETRConfig
+from detrs.config.detr import DETRConfig
 from detrs.presets.deformable_detr import deformable_detr_tiny
 from detrs.presets.recipes import R50, R101, c5, official_data, official_evaluation, with_heavier_classes
 

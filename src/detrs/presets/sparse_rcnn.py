@@ -3,10 +3,10 @@
 from dataclasses import replace
 from typing import Literal
 
-from detrs.backbones.timm import BackboneConfig
 from detrs.config import Experiment, OptimizerConfig, ScheduleConfig
-from detrs.criterion.set_criterion import CriterionConfig
-from detrs.models.sparse_rcnn import SparseRCNNConfig
+from detrs.config.backbone import BackboneConfig
+from detrs.config.criterion import CriterionConfig
+from detrs.config.sparse_rcnn import SparseRCNNConfig
 from detrs.presets.deformable_detr import deformable_detr_tiny
 from detrs.presets.recipes import R50, R101, official_data, official_evaluation, with_heavier_classes
 

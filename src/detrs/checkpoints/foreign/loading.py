@@ -11,10 +11,10 @@ from detrs.checkpoints.detector import TrainedDetector, shapes
 from detrs.checkpoints.foreign.renaming import Renaming, listed
 from detrs.checkpoints.skeleton import Skeleton
 from detrs.config import Experiment
+from detrs.config.data import OFFICIAL_SIZE
+from detrs.config.models import ModelConfig, check_model
 from detrs.data.preprocessing import Preprocessing
-from detrs.data.transforms import OFFICIAL_SIZE
 from detrs.errors import UserError
-from detrs.models import ModelConfig
 from detrs.models.detector import Model
 from detrs.presets import PRESETS
 from detrs.schema import to_dict
@@ -67,7 +67,7 @@ def check_settings(model: ModelConfig, source: object) -> None:
         UserError: they are invalid.
     """
     try:
-        models.check(model)
+        check_model(model)
     except UserError as error:
         raise UserError(f"Cannot use the checkpoint '{source}': {error}") from error
 

@@ -14,16 +14,16 @@ from typing import Any
 
 from torch import Tensor
 
-from detrs.backbones.timm import BackboneConfig
 from detrs.checkpoints.classes import coco_classes
 from detrs.checkpoints.detector import TrainedDetector
 from detrs.checkpoints.foreign.loading import check_settings, trained
 from detrs.checkpoints.foreign.renaming import Pack, Rename, Renaming, Rule, qkv
 from detrs.checkpoints.foreign.structure import Structure
+from detrs.config.anchor_detr import AnchorDETRConfig
+from detrs.config.backbone import BackboneConfig
+from detrs.config.data import OFFICIAL_SIZE
 from detrs.data.preprocessing import Preprocessing
-from detrs.data.transforms import OFFICIAL_SIZE
 from detrs.errors import UserError
-from detrs.models.anchor_detr import AnchorDETRConfig
 
 NUM_HEADS = 8
 """Attention heads of all published weights; shapes do not depend on it."""

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-from detrs.backbones.timm import BackboneConfig
 from detrs.checkpoints.classes import coco_classes
 from detrs.checkpoints.detector import TrainedDetector
 from detrs.checkpoints.foreign.loading import check_settings, trained
@@ -27,11 +26,12 @@ from detrs.checkpoints.foreign.transformers_names import (
     level_rules,
 )
 from detrs.checkpoints.foreign.transformers_settings import Settings, check_representable, read_preprocessing
+from detrs.config.backbone import BackboneConfig
+from detrs.config.conditional_detr import ConditionalDETRConfig
+from detrs.config.deformable_detr import DeformableDETRConfig
+from detrs.config.detr import DETRConfig
+from detrs.config.models import ModelConfig
 from detrs.errors import UserError
-from detrs.models import ModelConfig
-from detrs.models.conditional_detr import ConditionalDETRConfig
-from detrs.models.deformable_detr import DeformableDETRConfig
-from detrs.models.detr import DETRConfig
 
 LAYER, OUR_LAYER = "transformer.decoder.layers.{i}", "decoder.layers.{i}"
 SIGNS: dict[type, str] = {

@@ -14,17 +14,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from detrs.backbones.timm import BackboneConfig
 from detrs.checkpoints.classes import coco_classes
 from detrs.checkpoints.detector import TrainedDetector
 from detrs.checkpoints.foreign.loading import check_settings, trained
 from detrs.checkpoints.foreign.pixel_format import METADATA, RGB, PixelFormat, pixel_format
 from detrs.checkpoints.foreign.renaming import Pack, Rename, Renaming, Rule, qkv
 from detrs.checkpoints.foreign.structure import STAGES, Structure
+from detrs.config.backbone import BackboneConfig
+from detrs.config.data import OFFICIAL_SIZE
+from detrs.config.sparse_rcnn import SparseRCNNConfig
 from detrs.data.preprocessing import Preprocessing
-from detrs.data.transforms import OFFICIAL_SIZE
 from detrs.errors import UserError
-from detrs.models.sparse_rcnn import SparseRCNNConfig
 from detrs.structures import Classes
 
 NUM_HEADS = 8

@@ -14,15 +14,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from detrs.backbones.timm import BackboneConfig
 from detrs.checkpoints.classes import NUM_IDS, coco_classes
 from detrs.checkpoints.detector import TrainedDetector
 from detrs.checkpoints.foreign.loading import check_settings, trained
 from detrs.checkpoints.foreign.renaming import Rename, Renaming
 from detrs.checkpoints.foreign.structure import Structure
+from detrs.config.backbone import BackboneConfig
+from detrs.config.faster_rcnn import FasterRCNNConfig
 from detrs.data.preprocessing import Preprocessing
 from detrs.errors import UserError
-from detrs.models.faster_rcnn import FasterRCNNConfig
 
 RESIZE_TO = (800, 1333)
 """``min_size`` and ``max_size`` of torchvision's model, in pixels."""

@@ -17,7 +17,6 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from detrs import models
 from detrs.backbones.timm import TimmBackbone
 from detrs.checkpoints.detector import TrainedDetector
 from detrs.checkpoints.foreign.loading import trained
@@ -32,6 +31,7 @@ from detrs.checkpoints.foreign.transformers_settings import (
 )
 from detrs.checkpoints.format import check_foreign
 from detrs.checkpoints.skeleton import Skeleton
+from detrs.config.models import check_model
 from detrs.errors import UserError
 from detrs.files import open_regular
 
@@ -61,7 +61,7 @@ def load_transformers(folder: Path) -> TrainedDetector:
     path = folder / PREPROCESSING
     try:
         model, hf_resnet, classes = read_config(values)
-        models.check(model)  # before tables and modules of these sizes are built
+        check_model(model)  # before tables and modules of these sizes are built
         with Skeleton():
             check_equal_in_transformers(TimmBackbone(model.backbone), model.backbone)
         preprocessing = read_preprocessing(read_json(path) if path.exists() else {})

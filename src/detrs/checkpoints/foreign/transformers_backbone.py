@@ -7,7 +7,8 @@ from typing import Any
 import timm
 from torch import nn
 
-from detrs.backbones.timm import BackboneConfig, FrozenBatchNorm, TimmBackbone
+from detrs.backbones.timm import FrozenBatchNorm, TimmBackbone
+from detrs.config.backbone import BackboneConfig
 from detrs.errors import UserError
 from detrs.presets.recipes import R50, R101
 

@@ -7,11 +7,11 @@ modules in memory are read as well.
 from collections.abc import Collection, Iterable
 
 from detrs.checkpoints.foreign.renaming import Rename, Renaming, Rule
+from detrs.config.conditional_detr import ConditionalDETRConfig
+from detrs.config.deformable_detr import DeformableDETRConfig
+from detrs.config.detr import DETRConfig
+from detrs.config.models import ModelConfig
 from detrs.errors import UserError
-from detrs.models import ModelConfig
-from detrs.models.conditional_detr import ConditionalDETRConfig
-from detrs.models.deformable_detr import DeformableDETRConfig
-from detrs.models.detr import DETRConfig
 
 BODY, BODY_IN_MEMORY = "model.backbone.conv_encoder.model", "model.backbone.model"
 STANDARD = {"q": "query", "k": "key", "v": "value"}

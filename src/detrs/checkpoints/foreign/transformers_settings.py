@@ -12,14 +12,14 @@ from typing import Any
 from detrs.checkpoints.classes import coco_classes, is_unused
 from detrs.checkpoints.detector import TrainedDetector
 from detrs.checkpoints.foreign.transformers_backbone import ReadBackbone, read_backbone, unsupported, written_backbone
-from detrs.classification import Focal, Softmax
+from detrs.config.classification import Focal, Softmax
+from detrs.config.conditional_detr import ConditionalDETRConfig
+from detrs.config.data import OFFICIAL_SIZE
+from detrs.config.deformable_detr import DeformableDETRConfig
+from detrs.config.detr import DETRConfig
+from detrs.config.models import ModelConfig
 from detrs.data.preprocessing import Preprocessing
-from detrs.data.transforms import OFFICIAL_SIZE
 from detrs.errors import UserError
-from detrs.models import ModelConfig
-from detrs.models.conditional_detr import ConditionalDETRConfig
-from detrs.models.deformable_detr import DeformableDETRConfig
-from detrs.models.detr import DETRConfig
 from detrs.structures import Classes
 
 SINGLE_MAP_STAGES = (2, 3, 4, 5)

@@ -65,3 +65,18 @@ def check_queries(max_objects: int, num_queries: int, enough: int) -> None:
             f"An image of the dataset has {max_objects} objects, but the model has {num_queries} queries, one per "
             f"object: add --model.num-queries {enough} (or more)."
         )
+
+
+def check_single_scale(config: Any) -> None:
+    """Check that dimension and backbone fit a transformer on one feature map.
+
+    Raises:
+        UserError: with the setting's name.
+    """
+    check_heads(config)
+    if config.dim % 4:
+        raise UserError(f"model.dim is {config.dim}, but must be a multiple of 4 (sine and cosine of two coordinates).")
+    if len(config.backbone.stages) != 1:
+        raise UserError(
+            f"model.backbone.stages is {config.backbone.stages}, but this detector has one feature map: give one stage."
+        )

@@ -1,8 +1,9 @@
 """An experiment as data: everything that decides a result, frozen and keyword-only.
 
 Only ``runtime`` never changes the result. Saved as ``experiment.json``; unknown keys are errors with a suggestion.
-What configures one part is defined beside it: ``BackboneConfig``, ``DataConfig``, ``CriterionConfig`` and those of the
-models.
+This package imports neither PyTorch nor anything that does, so that the command line checks all settings before PyTorch
+is imported. The module of each part has the settings of that part and the checks that need nothing else; the code that
+computes with them imports it, and has its own name: ``models/detr.py`` builds what ``config/detr.py`` describes.
 """
 
 import json
@@ -13,14 +14,49 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from detrs import files, models, schema
-from detrs.criterion.set_criterion import CriterionConfig
-from detrs.data.splits import NO_SPLIT
-from detrs.data.transforms import DataConfig, check_official
+from detrs import files, schema
+from detrs.config.anchor_detr import AnchorDETRConfig
+from detrs.config.backbone import BackboneConfig
+from detrs.config.classification import Classification, Focal, Softmax
+from detrs.config.conditional_detr import ConditionalDETRConfig
+from detrs.config.criterion import CriterionConfig
+from detrs.config.data import NO_SPLIT, DataConfig, check_official
+from detrs.config.deformable_detr import DeformableDETRConfig
+from detrs.config.detr import DETRConfig
+from detrs.config.dynamic_detr import DynamicDETRConfig
+from detrs.config.efficient_detr import EfficientDETRConfig
+from detrs.config.faster_rcnn import FasterRCNNConfig
+from detrs.config.models import MODELS, ModelConfig, check_model
+from detrs.config.sparse_rcnn import SparseRCNNConfig
 from detrs.errors import UserError
-from detrs.models import MODELS, ModelConfig
-from detrs.models.deformable_detr import DeformableDETRConfig
 from detrs.schema import OneOf, from_dict, to_dict
+
+__all__ = [
+    "AnchorDETRConfig",
+    "BackboneConfig",
+    "Classification",
+    "ConditionalDETRConfig",
+    "CriterionConfig",
+    "DETRConfig",
+    "DataConfig",
+    "DeformableDETRConfig",
+    "DynamicDETRConfig",
+    "EfficientDETRConfig",
+    "EvaluationConfig",
+    "Experiment",
+    "FasterRCNNConfig",
+    "Focal",
+    "ModelConfig",
+    "OptimizerConfig",
+    "RuntimeConfig",
+    "ScheduleConfig",
+    "Softmax",
+    "SparseRCNNConfig",
+    "Tracker",
+    "load",
+    "save",
+    "validate",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +207,7 @@ def validate(experiment: Experiment) -> None:
         UserError: naming the setting, its value and its range.
     """
     schema.check(experiment)
-    models.check(experiment.model)
+    check_model(experiment.model)
     check_official(experiment.data)
     if experiment.data.val_split == NO_SPLIT:
         for name, value in (

@@ -1,0 +1,70 @@
+"""Settings of the dataset, its batches and their augmentation."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from detrs.errors import UserError
+
+MAX_SIDE = 16_384
+"""Upper limit of ``resize_to`` in pixels."""
+NO_SPLIT = "none"
+"""Value of ``data.val_split`` for training without validation."""
+OFFICIAL_SIZE = (800, 1333)
+"""``resize_to`` of DETR's recipe."""
+OFFICIAL_MIN_SCALE = 0.6
+"""``min_scale`` of DETR's recipe."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The dataset, and how its images are batched and augmented."""
+
+    path: str | None = None
+    """Folder or file of a dataset in any supported format, ``hf:OWNER/NAME``, or ``digits`` for the demo set."""
+    train_split: str = "train"
+    """Name of the split to train on."""
+    val_split: str = "val"
+    """Name of the split to evaluate on (``val``, ``valid`` and ``validation`` are synonyms); ``none``: train without
+    validation."""
+    val_fraction: Annotated[float, Gt(0), Lt(1)] | None = None
+    """Fraction of the training images to hold out for validation, stratified by class; for datasets without a
+    validation split. The same images are held out in every run."""
+    resize_to: tuple[Annotated[int, Ge(32), Le(MAX_SIDE)], Annotated[int, Ge(32), Le(MAX_SIDE)]] = OFFICIAL_SIZE
+    """(short, long) in pixels: the short side becomes ``short`` unless the long side would exceed ``long``."""
+    augment: Literal["none", "flip", "crop", "official"] = "crop"
+    """``flip``: horizontal flip and multi-scale. ``crop``: also a random crop in half of the images, scaled to
+    ``resize_to``. ``official``: DETR's own recipe, at its own sizes only (480..800, 1333)."""
+    mirror: bool = True
+    """Flip half of the training images horizontally. Ignored if ``augment`` is ``none``. False where left and right
+    have a meaning (text, digits, arrows); the built-in digits are never mirrored."""
+    min_scale: Annotated[float, Ge(0.1), Le(1)] = OFFICIAL_MIN_SCALE
+    """Multi-scale: the short side is sampled from 11 sizes between ``min_scale * short`` and ``short``. Ignored if
+    ``augment`` is ``none``."""
+    batch_size: Annotated[int, Ge(1)] = 16
+    """Images per optimizer step, over all processes and accumulated micro-batches."""
+    padded_together: Annotated[int, Gt(0)] | None = None
+    """Number of images padded to one common size. None: the whole batch, so that results do not depend on how it is
+    divided. N: N consecutive images, or the micro-batch of a process where that is larger. The authors trained with 2
+    images per device (1 for DC5 and Anchor DETR), which have less padding than a large batch."""
+    keep_empty: bool = True
+    """Train on images without objects, as negatives."""
+
+
+def check_official(config: DataConfig) -> None:
+    """Check that sizes do not contradict the recipe or each other.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    short, long = config.resize_to
+    if short > long:
+        raise UserError(f"data.resize_to is {config.resize_to}, but must be (short, long) with short <= long.")
+    for setting, fixed in {"resize_to": OFFICIAL_SIZE, "min_scale": OFFICIAL_MIN_SCALE}.items():
+        given = getattr(config, setting)
+        if config.augment == "official" and given != fixed:
+            raise UserError(
+                f"data.{setting} is {given}, but data.augment 'official' always trains at {fixed}: add "
+                "--data.augment crop (the same recipe at any size) or flip."
+            )
