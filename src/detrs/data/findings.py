@@ -36,6 +36,17 @@ class Findings:
         self._counts: Counter[str] = Counter()
         self._places: dict[str, list[str]] = {}
 
+    def copied(self) -> "Findings":
+        """These findings, without those that are added later."""
+        copied = Findings()
+        copied.reset(self)
+        return copied
+
+    def reset(self, other: "Findings") -> None:
+        """Replaces all findings by those of ``other``."""
+        self._counts = Counter(other._counts)
+        self._places = {kind: [*places] for kind, places in other._places.items()}
+
     def add(self, kind: str, place: str) -> None:
         self.add_many(kind, 1, (place,))
 

@@ -1,7 +1,7 @@
-"""Reads a JSON file whose long lists are processed item by item, so that they are never in memory as objects.
+"""Reads a JSON file whose long lists are processed in parts, so that they are never in memory as objects.
 
-Peak memory is the file, its text, and what is kept of the items. The items are parsed by ``json``, so errors have exact
-positions.
+Files that are strictly valid are read by ``json_parts``. All others are parsed by ``json``, item by item, so that NaN,
+repeated keys and errors are reported with exact positions; peak memory is the file and its text then.
 """
 
 import hashlib
@@ -13,26 +13,16 @@ from collections import Counter
 from collections.abc import Mapping
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from detrs.data.findings import Findings
+from detrs.data.json_parts import IrregularError, Sink, read_parts
 from detrs.errors import UserError
 
 NOT_A_NUMBER = "NaN or Infinity, which is not a valid number (correct or remove it)"
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _STRING_OR_LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"|NaN|-?Infinity', re.DOTALL)
-
-
-@runtime_checkable
-class Sink(Protocol):
-    """Receives the items of a list. A ``list`` is a sink."""
-
-    def append(self, item: Any, /) -> None: ...
-
-    def clear(self) -> None:
-        """Removes all items: the list occurs again in the file, and the last one counts."""
-        ...
 
 
 def read_json(
@@ -60,6 +50,14 @@ def read_json(
     Raises:
         UserError: The file cannot be read, is not UTF-8 or is not valid JSON.
     """
+    found = errors.copied(), notes.copied()
+    try:
+        return read_parts(path, sinks)
+    except (IrregularError, OSError, UserError):  # the reason is found below
+        errors.reset(found[0])
+        notes.reset(found[1])
+        for sink in sinks.values():
+            sink.clear()
     text, digest, offset = _text(path, what)
     places = _literal_places(text)
 
@@ -156,7 +154,7 @@ def _parse_items(text: str, position: int, decoder: json.JSONDecoder, sink: Sink
     closed = text.startswith("]", position)
     while not closed:
         item, position = decoder.raw_decode(text, position)
-        sink.append(item)
+        sink.extend([item])
         position, closed = _next(text, position, "]")
     return position + 1
 

@@ -42,9 +42,8 @@ def check_objects(
     positions: dict[int | None, int] = dict.fromkeys(listed, SKIPPED_IMAGE)
     positions |= {id_: position for position, id_ in enumerate(sizes)}
     labels = {id_: label for label, id_ in enumerate(category_ids)}
-    count = len(columns)
-    image = np.fromiter((positions.get(id_, UNKNOWN_IMAGE) for id_ in columns.image_id), np.int32, count)
-    label = np.fromiter((labels.get(id_, -1) for id_ in columns.category_id), np.int32, count)
+    image = columns.image_id.mapped(lambda id_: positions.get(id_, UNKNOWN_IMAGE))
+    label = columns.category_id.mapped(lambda id_: labels.get(id_, -1))
     boxes = np.array(columns.boxes, dtype=np.float64).reshape(-1, 4)  # (N, 4)
     kind = np.array(columns.kind, dtype=np.int8)
 

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, SupportsIndex, overload
 
+import numpy as np
 from numpy.typing import NDArray
+
+from detrs.data.id_column import IdColumn
 
 MAX_COORDINATE = 1e9
 """Limit of coordinates in pixels, itself excluded. Infinity and integers that overflow a float are above it."""
@@ -100,15 +103,13 @@ class Columns(ABC):
         """Annotations in the files, including malformed ones."""
         self.id = array("q")
         """Ids of all objects, which must be unique, or ``NO_ID``; empty if the format has no ids."""
-        self.image_id: list[int] = []
-        self.category_id: list[int] = []
+        self.image_id, self.category_id = IdColumn(), IdColumn()
         self.boxes = array("d")
         """x, y, width and height of all boxes."""
         self.area = array("d")
         """In the square of the unit of the boxes."""
         self.kind = array("b")
         """``REGULAR``, ``CROWD`` or ``IGNORED``."""
-        self._interned: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -135,11 +136,25 @@ class Columns(ABC):
             area: By default, that of the box.
             kind: ``REGULAR``, ``CROWD`` or ``IGNORED``.
         """
-        self.image_id.append(self._interned.setdefault(image_id, image_id))
-        self.category_id.append(self._interned.setdefault(category_id, category_id))
+        self.image_id.append(image_id)
+        self.category_id.append(category_id)
         self.boxes.extend(box)
         self.area.append(box[2] * box[3] if area is None else area)
         self.kind.append(kind)
+
+    def add_many(
+        self,
+        image_ids: Sequence[int],
+        category_ids: Sequence[int],
+        boxes: NDArray[Any],
+        areas: NDArray[Any],
+        kinds: NDArray[Any],
+    ) -> None:
+        """Stores N well-formed objects; see ``add``. ``boxes`` is (N, 4), ``areas`` and ``kinds`` are (N,)."""
+        self.image_id.extend(image_ids)
+        self.category_id.extend(category_ids)
+        for column, values in ((self.boxes, boxes), (self.area, areas), (self.kind, kinds)):
+            append_array(column, values)
 
 
 class PlacedColumns(Columns):
@@ -190,6 +205,11 @@ class PlacedColumns(Columns):
         self._file.append(len(self._files) - 1)
         self._line.append(line)
         self.add(image_id, category_id, box, area=area, kind=kind)
+
+
+def append_array(column: "array[Any]", values: NDArray[Any]) -> None:
+    """Appends all values of a NumPy array."""
+    column.frombytes(np.ascontiguousarray(values, dtype=column.typecode).tobytes())
 
 
 def integer(value: Any) -> int | None:

@@ -36,7 +36,7 @@ class ClassNames:
         """The classes with the ids 1 to K in the order of the names; the numbers in ``columns`` become these ids."""
         names = list(self._numbers) if self._is_ordered else sorted(self._numbers)
         ids = {self._numbers[name]: id_ for id_, name in enumerate(names, 1)}
-        columns.category_id[:] = [ids[number] for number in columns.category_id]
+        columns.category_id.replace(ids.__getitem__)
         return [{"id": id_, "name": name} for id_, name in enumerate(names, 1)]
 
     def digest(self) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any
 
 from detrs.data.content import Content, ImageRow, Split
 from detrs.data.findings import Findings
-from detrs.data.formats.coco import annotation_fault
+from detrs.data.formats.coco_columns import annotation_fault
 from detrs.data.formats.coco_layouts import is_usual
 from detrs.data.formats.huggingface_names import LIST, class_list
 from detrs.data.formats.json_head import HEAD_BYTES
