@@ -39,6 +39,13 @@ def test_images_are_at_the_top_left_and_the_rest_is_padding() -> None:
         assert image[:, padding].sum() == 0
 
 
+def test_images_are_channels_last() -> None:
+    """As the resized images that are copied in, and as the convolutions of most backbones."""
+    for size in (None, (64, 96)):
+        images = collate(samples(), size).images
+        assert images.permute(0, 2, 3, 1).is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_boxes_are_relative_to_their_own_image() -> None:
     for sample, (height, width), target in zip(samples(), SIZES, collate(samples()).targets, strict=True):
         assert target.boxes.shape == (len(sample.labels), 4) and target.boxes.dtype == torch.float32
@@ -66,7 +73,7 @@ def test_normalize() -> None:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     batch = collate(samples())
     images = Preprocessing(resize_to=(32, 64), mean=mean, std=std).normalize(batch).images
-    assert images.dtype == torch.float32 and images.is_contiguous()
+    assert images.dtype == torch.float32 and images.stride() == batch.images.stride()
     for sample, (height, width), image, padding in zip(samples(), SIZES, images, batch.padding, strict=True):
         expected = F.normalize(sample.image.as_subclass(torch.Tensor).float() / 255, list(mean), list(std))
         torch.testing.assert_close(image[:, :height, :width], expected, rtol=1e-5, atol=1e-6)

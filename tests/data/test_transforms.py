@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
 
-from detrs.data.preprocessing import FixedSize, Preprocessing, resized_size
+from detrs.data.preprocessing import FixedSize, Preprocessing, resized, resized_size
 from detrs.data.sample import Sample
 from detrs.data.transforms import DataConfig, Plan, apply, plan
 
@@ -114,6 +115,54 @@ def test_resize_moves_boxes_with_the_image() -> None:
     after = apply(Plan(False, None, resized_size((60, 100), (30, 999))), before)
     assert after.image.shape == (3, 30, 50)
     torch.testing.assert_close(after.boxes.as_subclass(torch.Tensor), torch.tensor([[5.0, 3, 15, 27]]))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("crop", [None, ((101, 149), (7, 23, 61, 89)), ((313, 463), (0, 40, 200, 300))])
+@pytest.mark.parametrize("layout", ["planar", "channels last"])
+def test_apply_is_the_transforms_of_torchvision_to_the_bit(flip: bool, crop: Any, layout: str) -> None:
+    random = torch.Generator().manual_seed(3)
+    image = torch.randint(0, 256, (3, 211, 307), dtype=torch.uint8, generator=random)
+    corners = torch.rand(9, 2, 2, generator=random).sort(dim=1).values.flatten(1) * torch.tensor([307.0, 211] * 2)
+    boxes = tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=(211, 307))
+    if layout == "channels last":
+        image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    before = Sample(tv_tensors.Image(image), boxes, torch.arange(9), 1, (211, 307), "")
+    after = apply(Plan(flip, crop, (97, 131)), before)
+    labels = before.labels
+    if crop is not None:
+        image, boxes = (F.crop(F.resize(each, list(crop[0])), *crop[1]) for each in (image, boxes))
+        keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        boxes, labels = tv_tensors.wrap(boxes[keep], like=boxes), labels[keep]
+        assert 0 < len(boxes) < 9
+    image, boxes = F.resize(image, [97, 131]), F.resize(boxes, [97, 131])
+    if flip:
+        image, boxes = F.horizontal_flip(image), F.horizontal_flip(boxes)
+    assert torch.equal(after.image, image) and torch.equal(after.boxes, boxes) and torch.equal(after.labels, labels)
+    assert after.boxes.canvas_size == (97, 131) and after.boxes.dtype == torch.float32
+
+
+def test_the_default_dtype_of_the_program_does_not_matter() -> None:
+    """Neither read nor set: other threads would compute in it."""
+    made = [apply(Plan(True, ((50, 70), (3, 4, 40, 60)), (31, 43)), sample(97, 61, [[5, 5, 40, 60]]))]
+    torch.set_default_dtype(torch.float64)
+    try:
+        before = sample(97, 61, [[5, 5, 40, 60]])
+        made.append(apply(Plan(True, ((50, 70), (3, 4, 40, 60)), (31, 43)), before))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(made[0].boxes, made[1].boxes) and made[1].boxes.dtype == torch.float32
+
+
+@pytest.mark.parametrize("size", [(61, 89), (29, 43), (113, 165)])
+def test_a_resized_image_is_channels_last_and_does_not_depend_on_the_layout(size: tuple[int, int]) -> None:
+    """Also a window of an image, whose rows are not adjacent."""
+    pixels = torch.randint(0, 256, (71, 97, 3), dtype=torch.uint8)
+    window = pixels[5:66, 4:93].permute(2, 0, 1)  # (3, 61, 89)
+    for image in (window, window.contiguous(), window.permute(1, 2, 0).contiguous().permute(2, 0, 1)):
+        after = resized(image, size)
+        assert after.permute(1, 2, 0).is_contiguous() and torch.equal(after, resized(window.clone(), size))
+    assert after.shape == (3, *size)
 
 
 @pytest.mark.parametrize("augment", ["none", "flip", "crop", "official"])

@@ -121,7 +121,7 @@ class TrainedDetector:
                 part = group[start : start + batch_size]
                 parts = [windows[number][view].of(images[number]) for number, view in part]
                 names = None if sources is None else [sources[number] for number, _ in part]
-                batch = unpadded([self.preprocessing.resize(each.contiguous()) for each in parts]).to(device)
+                batch = unpadded([self.preprocessing.resize(each) for each in parts]).to(device)
                 found = self.detect(batch, [(each.shape[1], each.shape[2]) for each in parts], names)
                 of_view |= zip(part, found, strict=True)
         merged = [
@@ -160,9 +160,9 @@ class TrainedDetector:
 
 
 def unpadded(images: Sequence[Tensor]) -> Batch:
-    """Images of equal size (3, H, W) as a batch without padding or targets."""
+    """Images of equal size (3, H, W) as a batch without padding or targets, channels-last."""
     padding = torch.zeros(len(images), *images[0].shape[1:], dtype=torch.bool)  # (B, H, W)
-    return Batch(torch.stack(tuple(images)), padding, ())
+    return Batch(torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2), padding, ())
 
 
 def preprocessing_of(experiment: Experiment) -> Preprocessing:

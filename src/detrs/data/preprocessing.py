@@ -6,7 +6,7 @@ from typing import Annotated, NamedTuple
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2.functional import resize_image
 
 from detrs.config.data import MAX_SIDE
 from detrs.structures import Batch
@@ -41,19 +41,33 @@ class Preprocessing:
 
     def resize(self, image: Tensor) -> Tensor:
         """An image (3, H, W) at the size for evaluation."""
-        return F.resize(image, list(self.size_of((image.shape[-2], image.shape[-1]))))
+        return resized(image, self.size_of((image.shape[-2], image.shape[-1])))
 
     def size_of(self, size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) for evaluation of an image of (height, width) ``size``."""
         return resized_size(size, self.resize_to, self.fixed)
 
     def normalize(self, batch: Batch) -> Batch:
-        """A uint8 batch as float32: ``(pixel / 255 - mean) / std``, zero where padded; on its device."""
+        """A uint8 batch as float32: ``(pixel / 255 - mean) / std``, zero where padded; on its device, in its layout."""
         images, stats = batch.images, zip(self.mean, self.std, strict=True)
         scale = torch.tensor([1 / (255 * s) for s in self.std], dtype=torch.float32, device=images.device).view(3, 1, 1)
         shift = torch.tensor([-m / s for m, s in stats], dtype=torch.float32, device=images.device).view(3, 1, 1)
         normalized = torch.addcmul(shift, images.to(torch.float32), scale)  # (B, 3, H, W)
         return batch._replace(images=normalized.masked_fill_(batch.padding[:, None], 0.0))
+
+
+def channels_last(image: Tensor) -> Tensor:
+    """An image (3, H, W) with the channels of a pixel next to each other in memory; a copy unless it is so already."""
+    return image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+
+
+def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """A uint8 image (3, H, W) at ``size``: bilinear with antialiasing, the one resampling of this library.
+
+    The result is channels-last, as are decoded images, batches and the convolutions of most backbones: from file to
+    backbone, no pixel changes its layout, which would take as long as decoding.
+    """
+    return resize_image(channels_last(image), list(size))
 
 
 def resized_size(size: tuple[int, int], resize_to: tuple[int, int], fixed: FixedSize | None = None) -> tuple[int, int]:

@@ -15,13 +15,13 @@ The recipe is DETR's (Carion et al., arXiv 2005.12872, A.4), and ``crop`` is the
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as F
 
 from detrs.config.data import OFFICIAL_MIN_SCALE, OFFICIAL_SIZE, DataConfig
-from detrs.data.preprocessing import resized_size
+from detrs.data.preprocessing import resized, resized_size
 from detrs.data.sample import Sample
-from detrs.isolation import float32_by_default
 
 NUM_SCALES = 11
 CROP_SHORTS = (400, 500, 600)
@@ -73,17 +73,33 @@ def _crop(
     return (height, width), (top, left, window_height, window_width)
 
 
-@float32_by_default()  # torchvision scales boxes in the default dtype
 def apply(plan: Plan, sample: Sample) -> Sample:
     """``sample`` cropped, resized and flipped as planned; boxes are clipped, boxes without area are dropped."""
-    image, boxes, labels = sample.image, sample.boxes, sample.labels
+    image, boxes, labels = sample.image.as_subclass(Tensor), sample.boxes.as_subclass(Tensor), sample.labels
+    size = image.shape[-2], image.shape[-1]
     if plan.crop is not None:
-        before, window = plan.crop
-        image, boxes = F.resize(image, list(before)), F.resize(boxes, list(before))
-        image, boxes = F.crop(image, *window), F.crop(boxes, *window)
+        before, (top, left, height, width) = plan.crop
+        image, boxes = resized(image, before), _scaled(boxes, size, before)
+        image, size = image[:, top : top + height, left : left + width], (height, width)
+        boxes = boxes - torch.tensor((left, top, left, top), dtype=boxes.dtype)
+        boxes = boxes.clamp(min=0).minimum(torch.tensor((width, height, width, height), dtype=boxes.dtype))
         keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-        boxes, labels = tv_tensors.wrap(boxes[keep], like=boxes), labels[keep]
-    image, boxes = F.resize(image, list(plan.size)), F.resize(boxes, list(plan.size))
+        boxes, labels = boxes[keep], labels[keep]
+    image, boxes = resized(image, plan.size), _scaled(boxes, size, plan.size)
     if plan.flip:
-        image, boxes = F.horizontal_flip(image), F.horizontal_flip(boxes)
-    return sample._replace(image=image, boxes=boxes, labels=labels)
+        width = plan.size[1]
+        image, boxes = (
+            image.flip(-1),
+            torch.stack((width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]), 1),
+        )
+    return sample._replace(
+        image=tv_tensors.Image(image),
+        boxes=tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=plan.size),
+        labels=labels,
+    )
+
+
+def _scaled(boxes: Tensor, size: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Boxes (N, 4) xyxy of an image of ``size`` that is resized to ``new``; both are (height, width)."""
+    height, width = new[0] / size[0], new[1] / size[1]
+    return (boxes * torch.tensor((width, height, width, height), dtype=torch.float32)).to(boxes.dtype)
