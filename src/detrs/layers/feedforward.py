@@ -4,6 +4,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from detrs.layers.initialization import Initialization
+from detrs.ops.dropout import add_norm, relu_dropout
 
 
 class AddNorm(nn.Module):
@@ -11,22 +12,21 @@ class AddNorm(nn.Module):
 
     def __init__(self, dim: int, dropout: float) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Float[Tensor, "B T C"], update: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        return self.norm(x + self.dropout(update))
+        return add_norm(x, update, self.norm, self.dropout if self.training else 0.0)
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a ReLU between them."""
+    """Two linear layers, and between them a ReLU and dropout."""
 
     def __init__(self, dim: int, hidden: int, dropout: float, initialization: Initialization) -> None:
         super().__init__()
         self.expand = initialization.feedforward(dim, hidden)
-        self.activation = nn.ReLU(inplace=True)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         self.contract = initialization.feedforward(hidden, dim)
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        return self.contract(self.dropout(self.activation(self.expand(x))))
+        return self.contract(relu_dropout(self.expand(x), self.dropout if self.training else 0.0))

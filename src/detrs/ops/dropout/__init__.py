@@ -1,0 +1,109 @@
+"""Dropout together with what surrounds it in a transformer: the activation, or residual and normalization.
+
+On the CPU, both are kernels that keep no mask for the backward pass; see ``reference.py`` for the elements that are
+dropped. Elsewhere they are PyTorch's operators, and so they are in compiled and exported programs, which fuse them
+themselves. Random numbers are those of PyTorch's default generator everywhere.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
+
+from detrs.ops import backend
+
+
+def relu_dropout(x: Float[Tensor, "*rows C"], rate: float) -> Float[Tensor, "*rows C"]:
+    """``dropout(relu(x))``; ``x`` is overwritten.
+
+    Args:
+        x: the output of a linear layer.
+        rate: probability of an element to be dropped, in [0, 1); 0: none is.
+    """
+    if rate == 0 or not _has_kernels(x):
+        return F.dropout(F.relu(x, inplace=True), rate)
+    result: Tensor = _ReLUDropout.apply(x.contiguous(), rate, _seed())
+    return result
+
+
+def add_norm(
+    x: Float[Tensor, "*rows C"], update: Float[Tensor, "*rows C"], norm: nn.LayerNorm, rate: float
+) -> Float[Tensor, "*rows C"]:
+    """``norm(x + dropout(update))``.
+
+    Args:
+        x: the residual.
+        update: what is added to it.
+        norm: with weight and bias, over the last axis.
+        rate: probability of an element of ``update`` to be dropped, in [0, 1); 0: none is.
+    """
+    if rate == 0 or not _has_kernels(x):  # without random numbers, PyTorch's two operators are as fast
+        return norm(x + F.dropout(update, rate))
+    dtype = torch.promote_types(x.dtype, update.dtype)
+    inputs = x.to(dtype).contiguous(), update.to(dtype).contiguous(), norm.weight, norm.bias
+    result: Tensor = _AddNorm.apply(*inputs, norm.eps, rate, _seed())
+    return result
+
+
+def _has_kernels(x: Tensor) -> bool:
+    """Whether kernels compute ``x``: in eager mode, and with ordinary derivatives only."""
+    is_transformed = torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    is_eager = not torch.compiler.is_compiling() and not is_transformed
+    return is_eager and backend.current(x.device.type, x.dtype) == "numba"
+
+
+def _seed() -> int:
+    """One number of PyTorch's default generator."""
+    return int(torch.randint(2**63 - 1, (), device="cpu"))
+
+
+def _kernels() -> Any:
+    from detrs.ops.dropout import numba_cpu  # importing numba takes a second
+
+    return numba_cpu
+
+
+class _ReLUDropout(torch.autograd.Function):
+    """In place; keeps its result, which the next layer keeps anyway."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rate: float, seed: int) -> Tensor:
+        _kernels().relu_dropout_(x, rate, seed)
+        ctx.rate = rate
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None, None]:
+        (result,) = ctx.saved_tensors
+        return _kernels().relu_dropout_gradient(grad_out, result, ctx.rate), None, None
+
+
+class _AddNorm(torch.autograd.Function):
+    """Keeps the sum that is normalized, and a number."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, update: Tensor, weight: Tensor, bias: Tensor, eps: float, rate: float, seed: int
+    ) -> Tensor:
+        result = _kernels().normalized_sum(x, update, weight, bias, eps, rate, seed)
+        ctx.rate, ctx.seed = rate, seed
+        ctx.save_for_backward(*result[1:], weight)
+        out: Tensor = result.out
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        *statistics, weight = ctx.saved_tensors
+        kernels = _kernels()
+        kept = kernels.Normalized(grad_out, *statistics)
+        grad_x, grad_update, grad_affine = kernels.normalized_sum_gradients(grad_out, kept, weight, ctx.rate, ctx.seed)
+        grad_weight, grad_bias = grad_affine.to(weight.dtype)
+        return grad_x, grad_update, grad_weight, grad_bias, None, None, None

@@ -1,0 +1,193 @@
+"""Kernels of dropout against their definition, in values, gradients, random numbers and memory."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detrs.ops import use
+from detrs.ops.dropout import add_norm, reference, relu_dropout
+from detrs.ops.threads import num_threads
+
+numba = pytest.importorskip("numba")
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+SHAPE = (3, 37, 29)
+
+
+def seed_of(number: int) -> int:
+    """The seed that an operator draws after ``torch.manual_seed(number)``."""
+    torch.manual_seed(number)
+    return int(torch.randint(2**63 - 1, ()))
+
+
+def factors(number: int, rate: float, shape: tuple[int, ...] = SHAPE) -> Tensor:
+    """0 for the elements that are dropped and the scale of all others, in float64."""
+    rows = torch.Size(shape[:-1]).numel()
+    return reference.kept(seed_of(number), rows, shape[-1], rate).view(shape).double() * reference.scale(rate)
+
+
+def normalization(dtype: torch.dtype) -> nn.LayerNorm:
+    norm = nn.LayerNorm(SHAPE[-1], dtype=torch.promote_types(dtype, torch.float32))
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return norm
+
+
+def random(dtype: torch.dtype, count: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(count)
+    return [
+        torch.randn(SHAPE, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.7])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_relu_dropout_is_its_definition(dtype: torch.dtype, rate: float) -> None:
+    x, grad_out = random(dtype, 2)
+    expected = (x.double().relu() * factors(5, rate)).to(dtype)
+    (expected_grad,) = torch.autograd.grad(expected, x, grad_out)
+    torch.manual_seed(5)
+    linear_output = x * 1
+    actual = relu_dropout(linear_output, rate)
+    assert actual.data_ptr() == linear_output.data_ptr()
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(torch.autograd.grad(actual, x, grad_out)[0], expected_grad)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.7])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_add_norm_is_its_definition(dtype: torch.dtype, rate: float) -> None:
+    x, update, grad_out = random(dtype, 3)
+    norm = normalization(dtype)
+    total = (x.double() + update.double() * factors(5, rate)).to(dtype)
+    expected = F.layer_norm(total.double(), SHAPE[-1:], norm.weight.double(), norm.bias.double(), norm.eps).to(dtype)
+    inputs = x, update, norm.weight, norm.bias
+    expected_grads = torch.autograd.grad(expected, inputs, grad_out)
+    torch.manual_seed(5)
+    actual = add_norm(x, update, norm, rate)
+    grads = torch.autograd.grad(actual, inputs, grad_out)
+    for ours, theirs in zip((actual, *grads), (expected, *expected_grads), strict=True):
+        tolerance = 0.1 if dtype.itemsize == 2 else 50 * torch.finfo(dtype).eps
+        torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
+
+
+def test_gradients() -> None:
+    x, update, _ = random(torch.float64, 3)
+    norm = normalization(torch.float64)
+
+    def seeded(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def function(*inputs: Tensor) -> Tensor:
+            torch.manual_seed(1)
+            return operator(*inputs)
+
+        return function
+
+    assert torch.autograd.gradcheck(seeded(lambda x: relu_dropout(x * 1, 0.3)), x[:1, :5])
+    assert torch.autograd.gradcheck(
+        seeded(lambda x, update, *_: add_norm(x, update, norm, 0.3)), (x[:1, :3], update[:1, :3], *norm.parameters())
+    )
+
+
+def test_strided_inputs_and_mixed_dtypes() -> None:
+    x, update = (tensor.transpose(0, 1) for tensor in random(torch.float32, 2))
+    norm = normalization(torch.float32)
+    for residual, change in ((x, update), (x, update.bfloat16()), (x.bfloat16(), update)):
+        expected = norm(residual + change * factors(3, 0.2, tuple(x.shape)).float())
+        torch.manual_seed(3)
+        torch.testing.assert_close(add_norm(residual, change, norm, 0.2), expected)
+    expected = x.relu() * factors(3, 0.2, tuple(x.shape)).float()
+    torch.manual_seed(3)
+    torch.testing.assert_close(relu_dropout(x, 0.2), expected)
+    assert relu_dropout(torch.zeros(0, 5), 0.1).shape == (0, 5)
+
+
+def test_elements_are_dropped_at_the_rate_and_independently() -> None:
+    for rate in (1e-3, 0.1, 0.5, 0.9):
+        a, b = (reference.kept(seed, 1000, 1001, rate).double() - (1 - rate) for seed in (1, 2))
+        deviation = (rate * (1 - rate)) ** 0.5
+        pairs = {
+            "rate": a, "seeds": a * b, "rows": a[1:] * a[:-1], "columns": a[:, 1:] * a[:, :-1],
+            "distant columns": a[:, 16:] * a[:, :-16], "diagonals": a[1:, 1:] * a[:-1, :-1],
+        }  # fmt: skip
+        for name, values in pairs.items():
+            spread = deviation if name == "rate" else deviation**2
+            assert abs(values.mean()) < 5 * spread / values.numel() ** 0.5, (rate, name)
+        assert abs(a.mean(0)).max() < 6 * deviation / 1000**0.5 and abs(a.mean(1)).max() < 6 * deviation / 1001**0.5
+    assert reference.threshold(1 - 2**-40) < 2**32  # a finite scale
+
+
+def test_random_numbers_are_those_of_pytorch() -> None:
+    x, update = (tensor.detach() for tensor in random(torch.float32, 2))
+    norm = normalization(torch.float32)
+    for operator in (lambda: relu_dropout(x.clone(), 0.5), lambda: add_norm(x, update, norm, 0.5)):
+        torch.manual_seed(0)
+        first, second = operator(), operator()
+        assert not torch.equal(first, second)
+        torch.manual_seed(0)
+        assert torch.equal(operator(), first) and torch.equal(operator(), second)
+
+
+def test_results_do_not_depend_on_threads() -> None:
+    x, update, grad_out = (torch.randn(2, 500, 131, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    norm = nn.LayerNorm(131)
+
+    def run(threads: int) -> list[Tensor]:
+        inputs = x.clone().requires_grad_(), update.clone().requires_grad_()
+        torch.manual_seed(0)
+        with num_threads(threads):
+            out = relu_dropout(add_norm(*inputs, norm, 0.1), 0.1)
+            return [out, *torch.autograd.grad(out, [*inputs, *norm.parameters()], grad_out)]
+
+    for one, three in zip(run(1), run(3), strict=True):
+        assert torch.equal(one, three)
+
+
+def test_no_mask_is_kept_for_the_backward_pass() -> None:
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    x, update = random(torch.float32, 2)
+    norm = normalization(torch.float32)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        total = add_norm(x, update, norm, 0.1)
+    statistics = 2 * 4 * x[..., 0].numel()
+    assert sum(kept.values()) == x.nbytes + statistics + norm.weight.nbytes
+    kept.clear()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = relu_dropout(total, 0.1)
+    assert list(kept) == [result.data_ptr()]
+
+
+def test_what_is_not_finite_survives() -> None:
+    x = torch.tensor([[torch.nan, torch.inf, -torch.inf, 1.0]] * 50)
+    result = relu_dropout(x.clone(), 0.5)
+    assert result[:, 0].isnan().any() and result[:, 1].isinf().any() and (result[:, 2] == 0).all()
+    assert add_norm(x, x, nn.LayerNorm(4), 0.5).isnan().all()
+
+
+def test_without_kernels_dropout_is_that_of_pytorch() -> None:
+    x, update = random(torch.float32, 2)
+    norm = normalization(torch.float32)
+
+    def both() -> Tensor:
+        return relu_dropout(add_norm(x, update, norm, 0.5), 0.5)
+
+    def seeded(function: Callable[[], Tensor]) -> Tensor:
+        torch.manual_seed(0)
+        return function()
+
+    expected = seeded(lambda: F.dropout(norm(x + F.dropout(update, 0.5)).relu(), 0.5))
+    assert not torch.equal(seeded(both), expected)
+    with use("reference"):
+        assert torch.equal(seeded(both), expected)
+    torch.compiler.reset()
+    assert torch.equal(seeded(torch.compile(both, fullgraph=True, backend="eager")), expected)
+    mapped = torch.func.vmap(lambda _: both(), randomness="same")
+    assert torch.equal(seeded(lambda: mapped(torch.zeros(1))[0]), expected)
+    undropped = relu_dropout(add_norm(x, update, norm, 0.0), 0.0)
+    assert torch.equal(undropped, norm(x + update).relu())
