@@ -180,8 +180,13 @@ class PyramidNeck(nn.Module):
 
 
 def padding_at(padding: Bool[Tensor, "B H W"], size: tuple[int, int]) -> Bool[Tensor, "B h w"]:
-    """The padding mask at a level's size: nearest neighbor of the full-resolution mask."""
-    return F.interpolate(padding[None].float(), size=size, mode="nearest")[0].bool()
+    """The padding mask at a level's size: nearest neighbor of the full-resolution mask, which is right and bottom only.
+
+    Of its first column and of its first row, because all others follow from them.
+    """
+    rows = F.interpolate(padding[:, None, :, 0].float(), size=size[0], mode="nearest")  # (B, 1, h)
+    columns = F.interpolate(padding[:, None, 0].float(), size=size[1], mode="nearest")  # (B, 1, w)
+    return rows.bool().mT | columns.bool()
 
 
 def valid_size(padding: Bool[Tensor, "B h w"]) -> Float[Tensor, "B 2"]:

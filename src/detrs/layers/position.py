@@ -25,8 +25,9 @@ def sine_features(coordinates: Float[Tensor, "..."], dim: int) -> Float[Tensor, 
 class SinePosition(nn.Module):
     """Position embedding of a feature map: the row's features, then the column's.
 
-    Rows and columns are counted over valid cells only and normalized to (0, 2 pi]. Values in fully padded rows and
-    columns are meaningless and masked. Computed in float32, also under autocast.
+    Rows and columns are counted over valid cells only and normalized to (0, 2 pi]; padding is right and bottom only, so
+    a row has the same features in all columns, and sines are computed once per row and once per column. Values in fully
+    padded rows and columns are meaningless and masked. Computed in float32, also under autocast.
 
     Args:
         dim: number of channels, divisible by 4.
@@ -39,8 +40,12 @@ class SinePosition(nn.Module):
         self.shift = shift
 
     def forward(self, padding: Bool[Tensor, "B H W"]) -> Float[Tensor, "B H W C"]:
-        valid = (~padding).float()
-        y, x = valid.cumsum(1), valid.cumsum(2)  # (B, H, W), first valid cell is 1
-        y = (y + self.shift) / (y[:, -1:, :] + 1e-6) * 2 * math.pi
-        x = (x + self.shift) / (x[:, :, -1:] + 1e-6) * 2 * math.pi
-        return torch.cat([sine_features(y, self.features), sine_features(x, self.features)], dim=-1)
+        height, width = padding.shape[1:]
+        rows = self.line(~padding[:, :, 0])[:, :, None].expand(-1, -1, width, -1)
+        columns = self.line(~padding[:, 0, :])[:, None].expand(-1, height, -1, -1)
+        return torch.cat([rows, columns], dim=-1)
+
+    def line(self, valid: Bool[Tensor, "B N"]) -> Float[Tensor, "B N F"]:
+        """Features of the rows or of the columns of a map."""
+        count = valid.float().cumsum(1)  # the first valid row is 1
+        return sine_features((count + self.shift) / (count[:, -1:] + 1e-6) * 2 * math.pi, self.features)
