@@ -19,6 +19,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 for library in ("OMP", "MKL", "OPENBLAS", "NUMBA"):
     os.environ[f"{library}_NUM_THREADS"] = os.environ.get("DETRS_TEST_THREADS", "1")
 
+# The same arithmetic on every processor: ``auto`` would be bf16 on some. Tests of bf16 ask for it.
+os.environ["DETRS_PRECISION"] = "fp32"
+
 
 def keep_bytecode() -> None:
     """Compile Python once, not in every process: without bytecode, each import of torch takes 15 seconds more.

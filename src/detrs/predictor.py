@@ -12,6 +12,7 @@ from torch import Tensor
 
 from detrs.checkpoints.detector import TrainedDetector
 from detrs.checkpoints.sources import open_detector
+from detrs.choices import Precision
 from detrs.data.images import decode_image
 from detrs.detection_settings import DetectionSettings, Threshold, default_threshold, settings_of
 from detrs.devices import pick_device
@@ -55,12 +56,20 @@ class Predictor:
         detector: a model with its classes, preprocessing and settings; moved to ``device``, in evaluation mode.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         max_detections: largest number of detections per image; by default as in the detector's evaluation.
+        precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: ``bf16`` where the device multiplies it in hardware, else
+            ``fp32``. Exported files have their own.
 
     Raises:
-        UserError: there is no such device, or ``max_detections`` is below 1.
+        UserError: there is no such device, it does not support the precision, or ``max_detections`` is below 1.
     """
 
-    def __init__(self, detector: TrainedDetector, device: str = "auto", max_detections: int | None = None) -> None:
+    def __init__(
+        self,
+        detector: TrainedDetector,
+        device: str = "auto",
+        max_detections: int | None = None,
+        precision: Precision = "auto",
+    ) -> None:
         if max_detections is not None:
             if max_detections < 1:
                 raise UserError(f"max_detections is {max_detections}, but must be at least 1.")
@@ -68,11 +77,16 @@ class Predictor:
             evaluation = replace(experiment.evaluation, max_detections=max_detections)
             detector = replace(detector, experiment=replace(experiment, evaluation=evaluation))
         self.device = pick_device(device)
-        self.detector = detector
-        detector.module.to(self.device).eval()
+        self.detector = detector.on(self.device, precision)
 
     @classmethod
-    def load(cls, checkpoint: str | Path, device: str = "auto", max_detections: int | None = None) -> Self:
+    def load(
+        cls,
+        checkpoint: str | Path,
+        device: str = "auto",
+        max_detections: int | None = None,
+        precision: Precision = "auto",
+    ) -> Self:
         """The predictor of a trained detector.
 
         Args:
@@ -80,11 +94,17 @@ class Predictor:
                 ``facebook/detr-resnet-50``, a folder of ``transformers``, or a .pth file of an official repository.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
             max_detections: largest number of detections per image; by default as in the detector's evaluation.
+            precision: as for ``Predictor``.
 
         Raises:
-            UserError: there is no such checkpoint, it cannot be used, or there is no such device.
+            UserError: there is no such checkpoint, it cannot be used, or there is no such device or precision.
         """
-        return cls(open_detector(checkpoint), device, max_detections)
+        return cls(open_detector(checkpoint), device, max_detections, precision)
+
+    @property
+    def precision(self) -> str:
+        """``fp32``, ``bf16`` or ``fp16``; ``int8`` also of exported files."""
+        return self.detector.arithmetic
 
     @property
     def threshold(self) -> float:
@@ -290,9 +310,9 @@ class Predictor:
             yield from map(ImageDetections, images, found)
 
 
-def load(checkpoint: str | Path, device: str = "auto") -> Predictor:
+def load(checkpoint: str | Path, device: str = "auto", precision: Precision = "auto") -> Predictor:
     """The predictor of a ``best.safetensors`` or of published weights: ``Predictor.load``."""
-    return Predictor.load(checkpoint, device)
+    return Predictor.load(checkpoint, device, precision=precision)
 
 
 def _with_few_tiles(

@@ -18,7 +18,7 @@ def test_files_are_compared_in_accuracy_and_latency(detrs: Callable, checkpoint:
     first, second = done.json["files"]
     assert (first["path"], second["path"]) == (str(checkpoint), str(other))
     assert first["ap"] == second["ap"] == expected["ap"] and first["ap50"] == expected["ap50"]
-    assert first["kind"] == "checkpoint of detrs" and first["num_bytes"] == checkpoint.stat().st_size
+    assert first["kind"] == "checkpoint of detrs, fp32" and first["num_bytes"] == checkpoint.stat().st_size
     for each in (first, second):
         assert 0 < each["model"]["median_ms"] <= each["model"]["p95_ms"]
         assert 0 < each["total"]["median_ms"] <= each["total"]["p95_ms"]

@@ -19,7 +19,8 @@ def test_json_is_the_report_of_the_engine(detrs: Callable, checkpoint: Path, dat
     done = detrs("evaluate", checkpoint, *words)
     assert done.code == 0 and len(done.out.splitlines()) == 1 and "3 images, 6 objects" in done.err
     expected = evaluate_checkpoint(checkpoint, device="cpu")
-    assert done.json == {"checkpoint": str(checkpoint), **json.loads(json.dumps(expected.report.to_json()))}
+    numbers = json.loads(json.dumps(expected.report.to_json()))
+    assert done.json == {"checkpoint": str(checkpoint), "precision": "fp32", **numbers}
     assert json.loads(results.read_text()) == expected.results
     assert set(done.json["per_class"]) == {"bright", "dark"}
 
@@ -34,7 +35,8 @@ def test_a_report(detrs: Callable, checkpoint: Path, data: Path, tmp_path: Path)
     plain = detrs("evaluate", checkpoint, "--device", "cpu", "--json").json
     written = json.loads((folder / "report.json").read_text())
     assert done.json == {**plain, "report": str(folder / "report.html"), "diagnosis": written["diagnosis"]}
-    assert written["report"] == {name: value for name, value in plain.items() if name != "checkpoint"}
+    assert written["report"] == {k: v for k, v in plain.items() if k not in ("checkpoint", "precision")}
+    assert written["about"].endswith(", fp32")
     layers = written["diagnosis"]["layers"]
     assert len(layers) == 2 and layers[-1]["ap"] == plain["ap"]
     assert written["diagnosis"]["queries"]["num_queries"] == 17

@@ -34,6 +34,7 @@ def test_json_and_annotated_images(detrs: Callable, checkpoint: Path, folder: Pa
         "output": str(output),
         "predictions": str(output / "predictions.json"),
         "checkpoint": str(checkpoint),
+        "precision": "fp32",
         "threshold": 0.001,
         "num_images": 3,
         "num_videos": 0,

@@ -3,9 +3,9 @@
 import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from jaxtyping import UInt8
@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from detrs import config, models, schema
 from detrs.checkpoints import format
 from detrs.checkpoints.skeleton import Skeleton
+from detrs.choices import Precision, Resolved
 from detrs.config import Experiment
 from detrs.data.preprocessing import Preprocessing
 from detrs.devices import memory_errors
 from detrs.errors import UserError
 from detrs.models.detector import Model
 from detrs.postprocess import detections, non_maximum
+from detrs.precision import autocast, resolve
 from detrs.schema import from_dict, to_dict
 from detrs.structures import Batch, Boxes, Classes, Detections
 from detrs.tile_merging import merge
@@ -59,6 +61,33 @@ class TrainedDetector:
     unknown, as in published weights, files of older versions and after training without validation."""
     class_thresholds: dict[str, float | None] = field(default_factory=dict)
     """Likewise for each class of the validation split alone."""
+    precision: Resolved = "fp32"
+    """Precision of ``detect`` and ``detect_layers``; without effect on exported files. Not stored, see ``on``."""
+    own_precision: str | None = None
+    """Precision of an exported file: ``fp32``, ``fp16``, ``int8``; ``None`` for other detectors."""
+
+    @property
+    def arithmetic(self) -> str:
+        """The precision of detections, to report: ``fp32``, ``bf16``, ``fp16``; of exported files also ``int8``."""
+        return self.own_precision or self.precision
+
+    def on(self, device: torch.device, precision: Precision = "auto") -> Self:
+        """The detector, ready to detect: moved to ``device``, in evaluation mode, with a precision.
+
+        Raises:
+            UserError: the device does not support the precision, or that of an exported file is another one.
+        """
+        if self.own_precision is None:
+            precision = resolve(precision, device)
+        elif precision in ("auto", self.own_precision):
+            precision = "fp32"
+        else:
+            raise UserError(
+                f"precision (--precision) is '{precision}', but an exported file has its own, {self.own_precision}: "
+                "omit it, or use the checkpoint."
+            )
+        self.module.to(device).eval()
+        return replace(self, precision=precision)
 
     @torch.no_grad()  # not inference_mode, whose tensors cannot be changed in place later
     def detect(
@@ -79,11 +108,15 @@ class TrainedDetector:
             sources: path or URL of each image.
             nms: IoU of non-maximum suppression within each class; ``None``: none, as the family needs.
         """
-        batch, limit = self.preprocessing.normalize(batch), self.experiment.evaluation.max_detections
-        with memory_errors(batch.images, "Lower --batch-size or the image size"):
-            boxes = self.module.detect(batch.images, batch.padding, limit)
+        boxes = self.boxes(self.preprocessing.normalize(batch))
         found = self._detections(boxes, image_sizes, sources)
         return found if nms is None else [each.rows(non_maximum(each, nms)) for each in found]
+
+    @torch.no_grad()
+    def boxes(self, batch: Batch) -> Boxes:
+        """What the model detects in a batch of normalized images."""
+        with self._computing(batch):
+            return self.module.detect(batch.images, batch.padding, self.experiment.evaluation.max_detections)
 
     def detect_images(
         self,
@@ -136,7 +169,7 @@ class TrainedDetector:
     ) -> list[LayerDetections]:
         """The detections of each decoder layer; those of the last are ``detect``'s. Arguments as in ``detect``."""
         batch, limit = self.preprocessing.normalize(batch), self.experiment.evaluation.max_detections
-        with memory_errors(batch.images, "Lower --batch-size or the image size"):
+        with self._computing(batch):
             layers = self.module.detect_layers(batch.images, batch.padding, limit)
         found = []
         for layer in layers:
@@ -151,6 +184,13 @@ class TrainedDetector:
                 queries = queries and [each[rows] for each, rows in zip(queries, kept, strict=True)]
             found.append(LayerDetections(own, queries, layer.num_queries))
         return found
+
+    @contextmanager
+    def _computing(self, batch: Batch) -> Iterator[None]:
+        """The context of every forward pass that detects."""
+        remedy = "Lower --batch-size or the image size"
+        with memory_errors(batch.images, remedy), autocast(self.precision, batch.images.device.type):
+            yield
 
     def _detections(
         self, boxes: Boxes, image_sizes: Sequence[tuple[int, int]], sources: Sequence[str | None] | None = None

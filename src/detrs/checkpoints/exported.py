@@ -30,6 +30,8 @@ KEY = "detrs"
 
 Format = Literal["onnx", "torch"]
 ExportPrecision = Literal["float32", "float16", "int8"]
+PRECISIONS: dict[ExportPrecision, str] = {"float32": "fp32", "float16": "fp16", "int8": "int8"}
+"""Their names in ``--precision``."""
 Tensors = dict[str, Tensor]
 
 
@@ -220,7 +222,8 @@ class Contents(NamedTuple):
     def detector(self, runner: Runner, source: str) -> TrainedDetector:
         """The detector in the file."""
         module = ExportedModel(self.info, self.settings["preprocessing"], runner, source)
-        return TrainedDetector(module=module.eval(), **self.settings)
+        own = PRECISIONS[self.info.precision]
+        return TrainedDetector(module=module.eval(), own_precision=own, **self.settings)
 
 
 def read_contents(text: str, source: str, expected: Format) -> Contents:

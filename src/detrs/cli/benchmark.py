@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from detrs.choices import Precision
 from detrs.cli.arguments import Flag, check_data, parse
 from detrs.cli.report import console, counting, print_json
 from detrs.errors import UserError, counted, did_you_mean
@@ -41,6 +42,8 @@ class BenchmarkArguments:
     """Do not compute AP. Without --data, made images are timed."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:1."""
+    precision: Precision = "auto"
+    """Of checkpoints, as in detrs predict: auto, fp32, bf16 or fp16. Exported files have their own."""
     repeats: int = 7
     """Number of timed rounds; each runs every implementation, or every file on every image."""
     full: Flag = False
@@ -81,7 +84,7 @@ def run_files(arguments: BenchmarkArguments) -> None:
     from detrs.exporting.comparison import dataset_of, images_of, open_file, time_files, with_scores
 
     device = pick_device(arguments.device)
-    files = [open_file(path, device) for path in arguments.subjects]
+    files = [open_file(path, device, arguments.precision) for path in arguments.subjects]
     dataset = dataset_of(files[0].detector, arguments.data, arguments.split, is_required=not arguments.latency_only)
     scored = None if arguments.latency_only else dataset
     if scored is not None:
@@ -92,9 +95,15 @@ def run_files(arguments: BenchmarkArguments) -> None:
         report = time_files(files, images, device=device, repeats=arguments.repeats, on_images=on_images)
     if scored is not None:
         scores = []
-        for path in arguments.subjects:
-            with counting(f"evaluating {path}") as on_images:
-                found = evaluate_checkpoint(path, data=scored, device=arguments.device, on_images=on_images)
+        for file in files:
+            with counting(f"evaluating {file.name}") as on_images:
+                found = evaluate_checkpoint(
+                    file.name,
+                    data=scored,
+                    device=arguments.device,
+                    precision="auto" if file.detector.own_precision else arguments.precision,
+                    on_images=on_images,
+                )
             scores.append((found.report.ap, found.report.ap50))
         report = with_scores(report, scores)
     screen = console(as_json=arguments.json)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from detrs.choices import Precision
 from detrs.cli.arguments import Flag, Size, as_pair, check_data, check_tile_flags, parse
 from detrs.cli.report import console, counting, print_json
 from detrs.errors import UserError
@@ -47,6 +48,8 @@ class EvaluateArguments:
     """With --tile: do not detect objects in the whole image, too."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
+    precision: Precision = "auto"
+    """auto, fp32, bf16 or fp16. auto: bf16 where the processor or GPU multiplies it in hardware, else fp32."""
     workers: int = 0
     """Number of data loading processes; 0 loads in the main process."""
     results: Path | None = None
@@ -87,6 +90,7 @@ def run(argv: list[str]) -> None:
             overlap=arguments.overlap,
             whole_image=not arguments.tiles_only,
             device=arguments.device,
+            precision=arguments.precision,
             workers=arguments.workers,
             diagnose=arguments.report is not None,
             on_images=on_images,
@@ -95,12 +99,13 @@ def run(argv: list[str]) -> None:
         return
     screen = console(as_json=arguments.json)
     screen.print(scores.report.table())
+    screen.print(f"precision: {scores.precision}")
     if arguments.results:
         try:
             arguments.results.write_text(json.dumps(scores.results))
         except OSError as error:
             raise UserError(f"Cannot write --results '{arguments.results}': {error.strerror}.") from error
-    values = {"checkpoint": arguments.checkpoint, **scores.report.to_json()}
+    values = {"checkpoint": arguments.checkpoint, "precision": scores.precision, **scores.report.to_json()}
     if arguments.report:
         path = write_report(scores, arguments.report)  # checked above; --results may be in the same folder
         screen.print(f"Report: {path}", soft_wrap=True)

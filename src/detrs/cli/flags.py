@@ -14,6 +14,7 @@ TRAIN = {
     "data.resize_to": "image-size",
     "optimizer.lr": "lr",
     "runtime.device": "device",
+    "runtime.precision": "precision",
     "runtime.workers": "workers",
     "runtime.threads": "threads",
     "schedule.max_minutes": "max-minutes",
@@ -27,6 +28,7 @@ EVALUATE = {
     "evaluation.batch_size": "batch-size",
     "evaluation.max_detections": "max-detections",
     "runtime.device": "device",
+    "runtime.precision": "precision",
     "runtime.workers": "workers",
 }
 DEMO = {"schedule.max_minutes": "minutes", "runtime.device": "device", "runtime.threads": "threads"}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import tyro
 
+from detrs.choices import Precision
 from detrs.cli.arguments import Flag, check_tile_flags, is_given, new_folder, parse
 from detrs.cli.image_results import create_output_folder, origin, raise_errors, raise_only_error, write_summary
 from detrs.cli.predict_images import Results, predict_images
@@ -74,6 +75,8 @@ class PredictArguments:
     """Write no annotated videos, only their detections."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
+    precision: Precision = "auto"
+    """auto, fp32, bf16 or fp16. auto: bf16 where the processor or GPU multiplies it in hardware, else fp32."""
     allow_urls: Flag = False
     """Allow URLs as sources."""
     show_labels: Flag = False
@@ -124,7 +127,7 @@ def run(argv: list[str]) -> None:
         confidence=arguments.save_confidence,
         csv=arguments.save_csv,
     )
-    predictor = Predictor.load(arguments.checkpoint, arguments.device)
+    predictor = Predictor.load(arguments.checkpoint, arguments.device, precision=arguments.precision)
     threshold = thresholds_of(predictor.detector, given)
     classes = predictor.detector.classes
     detection: DetectionArguments = {
@@ -150,7 +153,7 @@ def run(argv: list[str]) -> None:
     files = PredictionFiles(output, classes, choice)
     results = Results(output=output, threshold=threshold, style=style, files=files, errors=errors)
     shown = dict(zip(classes.names, threshold, strict=True)) if isinstance(threshold, tuple) else threshold
-    values = {"checkpoint": arguments.checkpoint, "threshold": shown}
+    values = {"checkpoint": arguments.checkpoint, "precision": predictor.precision, "threshold": shown}
     try:
         with console(as_json=True).status("predicting") as status:
             predict_images(predicted, results, status.update)
@@ -160,7 +163,8 @@ def run(argv: list[str]) -> None:
         skipped = write_summary(predictions, values, results.images, errors, results.videos)
     raise_only_error([*results.images, *results.videos], errors)
 
-    print_results(results, console(as_json=arguments.json), origin(given, predictor.detector.threshold))
+    screen = console(as_json=arguments.json)
+    print_results(results, screen, origin(given, predictor.detector.threshold), predictor.precision)
     if arguments.json:
         summary = {
             "num_images": len(results.images),
@@ -220,8 +224,8 @@ def parse_threshold(text: str | None) -> "Threshold | None":
     return threshold
 
 
-def print_results(results: Results, screen: "Console", threshold_origin: str) -> None:
-    """A table with a row per source, the threshold and the number of detections."""
+def print_results(results: Results, screen: "Console", threshold_origin: str, precision: str) -> None:
+    """A table with a row per source, the threshold, the precision and the number of detections."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -239,6 +243,7 @@ def print_results(results: Results, screen: "Console", threshold_origin: str) ->
         screen.print(table)
     per_class = isinstance(results.threshold, tuple)
     screen.print(f"threshold {'per class' if per_class else results.threshold}: {threshold_origin}")
+    screen.print(f"precision: {precision}")
     found = f"{counted(objects, 'detection')} in {' and '.join(everything)}"
     screen.print(f"{found}: {results.output / 'predictions.json'}", soft_wrap=True)
     if results.rows and not objects:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from detrs.choices import Precision
 from detrs.cli.arguments import Flag, Size, as_pair, parse
 from detrs.cli.report import console, print_json
 
@@ -23,6 +24,8 @@ class ProfileArguments:
     """Number of timed forward passes; the median is reported."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
+    precision: Precision = "auto"
+    """auto, fp32, bf16 or fp16. auto: bf16 where the processor or GPU multiplies it in hardware, else fp32."""
     complexity: Flag = False
     """Also list the terms of the complexity of attention, O(...), evaluated for this image size."""
     json: Flag = False
@@ -36,6 +39,7 @@ def run(argv: list[str]) -> None:
     from detrs.devices import pick_device
     from detrs.evaluation import complexity
     from detrs.evaluation.speed import profile
+    from detrs.precision import resolve
     from detrs.presets import preset
 
     experiment = preset(arguments.preset)
@@ -49,6 +53,7 @@ def run(argv: list[str]) -> None:
         batch_size=arguments.batch_size,
         repeats=arguments.repeats,
         device=device,
+        precision=resolve(arguments.precision, device),
     )
     if arguments.json:
         listed = {"complexity": [row.to_json() for row in terms]} if arguments.complexity else {}

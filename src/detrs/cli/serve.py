@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from detrs.choices import Precision
 from detrs.cli.arguments import Flag, parse
 from detrs.cli.report import console, print_json
 from detrs.errors import UserError
@@ -42,6 +43,8 @@ class ServeArguments:
     the host is reached from other machines, else only names of this machine."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
+    precision: Precision = "auto"
+    """auto, fp32, bf16 or fp16. auto: bf16 where the processor or GPU multiplies it in hardware, else fp32."""
     threshold: float | None = None
     """Minimum score of a detection where a request has none. Default: as in detrs predict."""
     max_batch: int | None = None
@@ -81,7 +84,7 @@ def run(argv: list[str]) -> None:
         is_local = server.is_loopback(listener)
         if is_local or arguments.hosts:
             settings = dataclasses.replace(settings, hosts=(*LOOPBACK, arguments.host, *arguments.hosts))
-        predictor = Predictor.load(arguments.checkpoint, arguments.device)
+        predictor = Predictor.load(arguments.checkpoint, arguments.device, precision=arguments.precision)
         short, long = predictor.detector.preprocessing.resize_to
         predictor(torch.zeros(3, short, long, dtype=torch.uint8))  # what fails in general fails now
         address = server.url(listener)
@@ -95,10 +98,18 @@ def run(argv: list[str]) -> None:
                     soft_wrap=True,
                 )
             if arguments.json:
-                print_json({"url": address, "pid": os.getpid(), "checkpoint": arguments.checkpoint})
+                print_json(
+                    {
+                        "url": address,
+                        "pid": os.getpid(),
+                        "checkpoint": arguments.checkpoint,
+                        "precision": predictor.precision,
+                    }
+                )
             else:
                 console(as_json=False).print(
-                    f"Serving {arguments.checkpoint} at {address} (Ctrl-C stops)", soft_wrap=True
+                    f"Serving {arguments.checkpoint} at {address} in {predictor.precision} (Ctrl-C stops)",
+                    soft_wrap=True,
                 )
 
         code = server.run(server.build_server(create_app(predictor, settings), settings, report), listener)

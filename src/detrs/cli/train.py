@@ -10,6 +10,7 @@ import tyro
 
 from detrs import config
 from detrs.backbones.timm import with_weights
+from detrs.choices import Precision
 from detrs.cli import flags
 from detrs.cli.arguments import Flag, Size, after, as_pair, check_data, is_given, new_folder, parse
 from detrs.cli.cores import threads_beside_others
@@ -51,6 +52,9 @@ class TrainArguments:
     """Learning rate of the transformer and the heads."""
     device: str
     """auto, cpu, cuda, cuda:1 or mps."""
+    precision: Precision
+    """auto, fp32, bf16 or fp16. auto: bf16 where the processor or GPU multiplies it in hardware, else fp32. A resumed
+    run keeps its precision."""
     workers: int
     """Number of data loading processes; 0 loads in the main process."""
     threads: int | None

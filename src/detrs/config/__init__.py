@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 from detrs import files, schema
+from detrs.choices import Precision
 from detrs.config.anchor_detr import AnchorDETRConfig
 from detrs.config.backbone import BackboneConfig
 from detrs.config.classification import Classification, Focal, Softmax
@@ -138,8 +139,9 @@ class RuntimeConfig:
     programs."""
     cache_gib: Annotated[float, Ge(0)] = 1.0
     """Memory for decoded images of each split in the training process, in GiB; loader processes cache none."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Autocast precision of the forward pass."""
+    precision: Precision = "auto"
+    """Precision of the detector's arithmetic. ``auto``: ``bf16`` where the device multiplies it in hardware, else
+    ``fp32``; a run keeps the precision it started with. Weights, coordinates, scores and losses are float32 in each."""
     accumulate: Annotated[int, Ge(1)] = 1
     """Micro-batches per optimizer step (gradient accumulation)."""
     checkpoint_activations: bool = False

@@ -11,6 +11,7 @@ import torch
 from detrs import config
 from detrs.checkpoints.detector import LayerDetections, TrainedDetector
 from detrs.checkpoints.sources import open_detector
+from detrs.choices import Precision
 from detrs.config import Experiment, RuntimeConfig
 from detrs.data.loader import evaluation_batches
 from detrs.data.protocol import checked_ground_truth
@@ -49,6 +50,8 @@ class Scores:
     """The detections of each decoder layer; empty without ``diagnose=True``, and with tiles."""
     max_detections: int = 100
     """The largest number of detections of an image; with tiles, of an image with the most tiles."""
+    precision: str = "fp32"
+    """Precision of the detector's arithmetic; of exported files also ``int8``."""
 
     @cached_property
     def matching(self) -> Matching:
@@ -111,7 +114,7 @@ def evaluate(
     diagnose: bool = False,
     on_images: Callable[[int, int], None] | None = None,
 ) -> Scores:
-    """Score ``detector``, in float32; every process calls this and gets the same scores.
+    """Score ``detector``, in its precision; every process calls this and gets the same scores.
 
     It scores what ``predict`` returns: images of equal size are batched without padding, so that scores do not depend
     on the batch size, the number of processes or other images; ``evaluation.pad`` reproduces the authors' padding.
@@ -180,7 +183,7 @@ def evaluate(
     assert shared is not None
     num_skipped = getattr(dataset, "num_skipped", 0)  # not a member of the protocol: datasets in Python skip nothing
     report = replace(shared, num_skipped=num_skipped)
-    return Scores(report, results, dataset, experiment, detector.threshold, all_layers, limit)
+    return Scores(report, results, dataset, experiment, detector.threshold, all_layers, limit, detector.arithmetic)
 
 
 def image_layers(
@@ -219,6 +222,7 @@ def evaluate_checkpoint(
     overlap: float = 0.2,
     whole_image: bool = True,
     device: str = "auto",
+    precision: Precision = "auto",
     workers: int = 0,
     diagnose: bool = False,
     on_images: Callable[[int, int], None] | None = None,
@@ -241,6 +245,7 @@ def evaluate_checkpoint(
         overlap: smallest overlap of neighboring tiles, a fraction of their side.
         whole_image: with ``tile``, also detect objects in the whole image.
         device: ``auto``, ``cpu``, ``cuda``, ...
+        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``, as for ``Predictor``.
         workers: loader processes.
         diagnose: keep the detections of each decoder layer, so that ``diagnosis`` and ``write_report`` of the result
             also have the AP of each layer and the use of queries; not with ``tile``.
@@ -252,7 +257,8 @@ def evaluate_checkpoint(
     check_nms(nms)
     tiling = tiling_of(tile, overlap, whole_image)
     runtime = Runtime(RuntimeConfig(device=device))
-    detector = open_detector(path)
+    detector = open_detector(path).on(runtime.device, precision)
+    detector = replace(detector, precision=runtime.from_main(detector.precision))
     trained, fixed = validating(detector.experiment, data, split), detector.preprocessing.fixed
     if fixed and resize_to is not None:
         raise UserError(
@@ -273,11 +279,10 @@ def evaluate_checkpoint(
             pad=trained.evaluation.pad if pad is None else pad,
             clip=trained.evaluation.clip if clip is None else clip,
         ),
-        runtime=RuntimeConfig(device=device, workers=workers),
+        runtime=RuntimeConfig(device=device, workers=workers, precision=detector.precision),
     )
     config.validate(experiment)
     dataset = dataset_to_score(path, detector, experiment, data, split, warns=runtime.is_main)
-    detector.module.to(runtime.device)
     detector = replace(
         detector,
         experiment=experiment,

@@ -121,9 +121,10 @@ def report_values(scores: "Scores") -> dict[str, Any]:
     size = f"{short}" if short == long else f"{short}, {long}"
     data = experiment.data.path or "data in Python"
     name = os.path.basename(os.path.normpath(data))
+    split = f"split {experiment.data.val_split} of {data}"
     return {
         "name": f"{kind} on {name}",
-        "about": f"{experiment.name or kind}, split {experiment.data.val_split} of {data}, image size {size}",
+        "about": f"{experiment.name or kind}, {split}, image size {size}, {scores.precision}",
         "report": scores.report.to_json(),
         "diagnosis": scores.diagnosis.to_json(),
     }

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from detrs import config, files
 from detrs.checkpoints import format
+from detrs.choices import Precision
 from detrs.config import Experiment
 from detrs.engine.lock import FolderLock
 from detrs.errors import UserError
@@ -108,6 +109,14 @@ class RunFolder:
     def states(self) -> tuple[Path, ...]:
         """Files with a training state; of equally new ones the first is preferred."""
         return self.last, self.next, self.previous
+
+    def precision(self) -> Precision:
+        """The precision of the run in the folder, ``auto`` if there is none.
+
+        Raises:
+            UserError: ``experiment.json`` cannot be read.
+        """
+        return config.load(self.experiment).runtime.precision if self.experiment.is_file() else "auto"
 
     def save_experiment(self, experiment: Experiment) -> None:
         """Write ``experiment.json`` unless it has the same content.

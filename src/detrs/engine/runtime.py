@@ -34,12 +34,11 @@ from detrs.config import RuntimeConfig
 from detrs.criterion.objective import Objective
 from detrs.devices import pick_device
 from detrs.errors import UserError
+from detrs.precision import autocast, resolve
 
 T = TypeVar("T")
 Module = TypeVar("Module", bound=nn.Module)
 
-PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-"""Name of a precision here and in accelerate."""
 SINGLETONS = (PartialState, AcceleratorState, GradientState)
 """Classes of accelerate whose instances share one state for the whole process."""
 SMALLEST_SCALE = 1.0
@@ -88,13 +87,12 @@ class Runtime:
 
     def __init__(self, config: RuntimeConfig) -> None:
         device = pick_device(config.device)
-        if config.precision == "fp16" and device.type == "cpu":
-            raise UserError("runtime.precision 'fp16' is not supported on the CPU: choose 'fp32' or 'bf16'.")
+        own_precision = resolve(config.precision, device)
         self._state = _OwnState()
         with self._state:
             self._accelerator = Accelerator(
                 cpu=device.type == "cpu",
-                mixed_precision=PRECISIONS[config.precision],
+                mixed_precision="fp16" if own_precision == "fp16" else "no",  # for its loss scale; autocast is ours
                 device_placement=False,
                 # as a plugin, since ACCELERATE_GRADIENT_ACCUMULATION_STEPS would replace a number
                 gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
@@ -112,6 +110,8 @@ class Runtime:
                 f"use '{device.type}', and CUDA_VISIBLE_DEVICES to select devices."
             )
         self.device = own_device if self.world_size > 1 else device
+        self.precision = self.from_main(own_precision)
+        """``auto`` is resolved, by the main process."""
 
     def synchronize_batch_norm(self, detector: Module) -> Module:
         """On several GPUs: BatchNorm statistics over the images of all of them. (PyTorch has none for the CPU.)"""
@@ -120,11 +120,15 @@ class Runtime:
         return detector
 
     def prepare(self, objective: Objective, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        """Wrap the objective (autocast, distributed) and the optimizer for training."""
+        """Wrap the objective (distributed) and the optimizer for training."""
         self._accelerator.ddp_handler.find_unused_parameters = objective.has_unused_parameters
         with self._state:
             wrapped, prepared = self._accelerator.prepare(objective, optimizer)
         return wrapped, prepared
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context of a forward pass in training."""
+        return autocast(self.precision, self.device.type)
 
     @contextmanager
     def micro_batch(self, objective: nn.Module, *, last: bool) -> Iterator[None]:

@@ -128,7 +128,8 @@ class Step:
         for number, batch in enumerate(batches, start=1):
             batch = self.preprocessing.normalize(batch.to(self.runtime.device))
             with self.runtime.micro_batch(self.objective, last=number == len(batches)):
-                losses = self.objective(batch, totals)
+                with self.runtime.autocast():
+                    losses = self.objective(batch, totals)
                 self.runtime.backward(losses.total)
             assert not {"total", "grad_norm"} & losses.terms.keys(), "reserved names"
             for name, value in {"total": losses.total.detach(), **losses.terms}.items():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from detrs import config
+from detrs.choices import Precision
 from detrs.config import Experiment
 from detrs.config.data import NO_SPLIT
 from detrs.data import open_dataset
@@ -96,7 +97,11 @@ def training(
         experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, path=None))
     config.validate(experiment)
     check_trackers(experiment.runtime.track)
+    folder = RunFolder(Path(output))
+    if resume and experiment.runtime.precision == "auto":
+        experiment = _with_precision(experiment, folder.precision())
     runtime = Runtime(experiment.runtime)
+    experiment = _with_precision(experiment, runtime.precision)
     check_divisible(experiment.data.batch_size, runtime.world_size, experiment.runtime.accumulate)
     images = experiment.data.batch_size // (runtime.world_size * experiment.runtime.accumulate)
     synchronized = runtime.world_size > 1 and runtime.device.type == "cuda"
@@ -105,7 +110,6 @@ def training(
     if experiment.initial is not None and not resume:  # before data are loaded
         with runtime.main_first():
             initial = open_initial(experiment.initial, experiment.model)
-    folder = RunFolder(Path(output))
     if runtime.is_main:
         folder.check(resume=resume)
     needs_val = val_set is None and experiment.data.val_split != NO_SPLIT
@@ -174,6 +178,10 @@ def training(
         steps=state.step,
         seconds=clock.used(),
     )
+
+
+def _with_precision(experiment: Experiment, precision: Precision) -> Experiment:
+    return dataclasses.replace(experiment, runtime=dataclasses.replace(experiment.runtime, precision=precision))
 
 
 def datasets(

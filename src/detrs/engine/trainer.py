@@ -180,6 +180,7 @@ class Trainer:
             scores={},
             step=self.state.step,
             epoch=self.clock.epoch(self.state.step),
+            precision=self.runtime.precision,
         )
 
     def record(self, scores: Scores) -> bool:

@@ -13,9 +13,11 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from detrs.choices import Resolved
 from detrs.errors import UserError
 from detrs.models.detector import Model
 from detrs.ops.ms_deform_attn import operator as _operator  # noqa: F401 (registers the operator named below)
+from detrs.precision import autocast
 
 
 def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
@@ -57,6 +59,8 @@ class SpeedReport:
     batch_size: int
     device: str
     """Name of the GPU, or the number of CPU threads."""
+    precision: Resolved = "fp32"
+    """Of the forward passes that are timed."""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-serializable dictionary."""
@@ -76,6 +80,7 @@ class SpeedReport:
         if self.peak_memory_mib is not None:
             table.add_row("peak GPU memory", f"{self.peak_memory_mib:,.0f} MiB")
         table.add_row("measured on", self.device)
+        table.add_row("precision", self.precision)
         return table
 
 
@@ -85,6 +90,7 @@ def profile(
     batch_size: int = 1,
     repeats: int = 5,
     device: torch.device | str = "cpu",
+    precision: Resolved = "fp32",
 ) -> SpeedReport:
     """Measures a detector in evaluation mode, with random images without padding.
 
@@ -94,6 +100,7 @@ def profile(
         batch_size: Images per forward pass.
         repeats: Timed forward passes, after one warm-up that counts the multiply-adds.
         device: Device to run on.
+        precision: Of the arithmetic.
 
     Raises:
         UserError: A size or a count is less than 1.
@@ -105,11 +112,16 @@ def profile(
     padding = torch.zeros(batch_size, *image_size, dtype=torch.bool, device=device)
     was_training = detector.training
     detector.to(device).eval()
+
+    def detect(images: Tensor, padding: Tensor) -> object:
+        with autocast(precision, device.type):  # entered each time, as in prediction: leaving it drops cast weights
+            return detector.detect(images, padding)
+
     try:
-        flops = count_flops(detector, images, padding, run=detector.detect)
+        flops = count_flops(detector, images, padding, run=detect)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        seconds = [_time(lambda: detector.detect(images, padding), device) for _ in range(repeats)]
+        seconds = [_time(lambda: detect(images, padding), device) for _ in range(repeats)]
         peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
     finally:
         detector.train(was_training)

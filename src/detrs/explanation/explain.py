@@ -35,7 +35,9 @@ def explain(
 ) -> list[Explanation]:
     """Explain the detections of each image: attention, sampling points, the path of the boxes, gradients.
 
-    Detections are those that ``Predictor`` returns for each image by itself. The model is left as it was.
+    Detections are those that ``Predictor`` returns for each image by itself in ``fp32``: explanations are computed in
+    float32, whatever the precision of a predictor, so that a gradient is that of the detection and not of rounding. The
+    model is left as it was.
 
     Args:
         detector: a checkpoint, as for ``Predictor.load``; or a predictor or detector that is loaded already.
@@ -129,22 +131,23 @@ def check_layers(model: nn.Module) -> None:
 
 @contextmanager
 def as_predictor(detector: str | Path | Predictor | TrainedDetector, device: str) -> Iterator[Predictor]:
-    """A predictor. A ``TrainedDetector`` is on its own device and in its own mode again afterwards."""
+    """A predictor in ``fp32``. A ``TrainedDetector`` is on its own device and in its own mode again afterwards."""
     if isinstance(detector, Predictor):
-        yield detector
+        check_layers(detector.detector.module)
+        yield Predictor(detector.detector, str(detector.device), precision="fp32")
     elif isinstance(detector, TrainedDetector):
         module = detector.module
         check_layers(module)
         modes = [(each, each.training) for each in module.modules()]
         before = next(module.parameters()).device
         try:
-            yield Predictor(detector, device)
+            yield Predictor(detector, device, precision="fp32")
         finally:
             module.to(before)
             for each, mode in modes:
                 each.training = mode
     else:
-        yield Predictor.load(detector, device)
+        yield Predictor.load(detector, device, precision="fp32")
 
 
 @torch.no_grad()

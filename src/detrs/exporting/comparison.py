@@ -17,6 +17,7 @@ from torch import Tensor
 from detrs.checkpoints.detector import TrainedDetector
 from detrs.checkpoints.exported import ExportedModel
 from detrs.checkpoints.sources import Source, open_source
+from detrs.choices import Precision
 from detrs.data.sample import Dataset
 from detrs.engine.validation import open_validation, validating
 from detrs.errors import UserError
@@ -103,22 +104,27 @@ class Opened(NamedTuple):
     detector: TrainedDetector
 
 
-def open_file(path: str | Path, device: torch.device) -> Opened:
+def open_file(path: str | Path, device: torch.device, precision: Precision = "auto") -> Opened:
     """A detector on ``device``, with the size of its file.
 
+    Args:
+        path: a checkpoint or an exported file.
+        device: where it is measured.
+        precision: of a checkpoint; exported files have their own.
+
     Raises:
-        UserError: it cannot be read, or cannot run on ``device``.
+        UserError: it cannot be read, or cannot run on ``device`` or in ``precision``.
     """
     source = open_source(path)
-    detector = source.detector
-    detector.module.to(device).eval()
-    return Opened(str(path), _kind(source), _num_bytes(source.path), detector)
+    is_exported = isinstance(source.detector.module, ExportedModel)
+    detector = source.detector.on(device, "auto" if is_exported else precision)
+    return Opened(str(path), _kind(source, detector.precision), _num_bytes(source.path), detector)
 
 
-def _kind(source: Source) -> str:
+def _kind(source: Source, precision: str) -> str:
     module = source.detector.module
     if not isinstance(module, ExportedModel):
-        return source.kind
+        return f"{source.kind}, {precision}"
     export = module.export
     size = f", {export.static[0]} x {export.static[1]}" if export.static else ""
     return f"{export.format}, {export.precision}{size}"
@@ -166,9 +172,7 @@ def time_files(
                 total = _milliseconds(lambda: _detect(files[index].detector, image, device), device)  # noqa: B023
                 batch = _batch(files[index].detector, image, device)
                 batch = files[index].detector.preprocessing.normalize(batch)
-                limit = files[index].detector.experiment.evaluation.max_detections
-                model = files[index].detector.module
-                alone = _milliseconds(lambda: model.detect(batch.images, batch.padding, limit), device)  # noqa: B023
+                alone = _milliseconds(lambda: files[index].detector.boxes(batch), device)  # noqa: B023
                 if repeat > 0:
                     totals[index].append(total)
                     models[index].append(alone)

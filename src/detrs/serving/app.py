@@ -93,6 +93,7 @@ def build_app(predictor: Predictor, settings: ServerSettings) -> FastAPI:
                 "model": model,
                 "version": version,
                 "device": str(predictor.device),
+                "precision": predictor.precision,
                 "threshold": service.threshold,
                 "classes": list(predictor.detector.classes.names),
                 "max_images": settings.max_images,
