@@ -123,6 +123,11 @@ def current(device_type: str, dtype: torch.dtype) -> str:
     return choose(device_type, dtype, installed, _forced)
 
 
+def is_reference_forced() -> bool:
+    """Whether plain PyTorch is forced."""
+    return _forced in ("reference", "gather")
+
+
 def describe() -> str:
     """A report of the backend on each device and the reason, for bug reports."""
     lines = [f"forced: {_forced or 'nothing'}"]

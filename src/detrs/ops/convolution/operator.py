@@ -1,0 +1,102 @@
+"""The operator of PyTorch and its derivative."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
+
+from detrs.ops.convolution import onednn
+from detrs.ops.convolution.reference import CLAMPS
+
+aten = torch.ops.aten
+GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "none": lambda grad, y: grad,
+    "relu": lambda grad, y: aten.threshold_backward(grad, y, 0),
+    "relu6": lambda grad, y: aten.hardtanh_backward(grad, y, 0.0, 6.0),
+}
+"""Gradient of the result and the result to the gradient before the activation."""
+
+
+@torch.library.custom_op("detrs::convolution", mutates_args=())
+def convolution(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> Tensor:
+    """The fields of ``Inputs``."""
+    scaled, shift = (weight * scale[:, None, None, None]).to(x.dtype), shift.to(x.dtype)
+    if onednn.supports(x):
+        return onednn.convolution(x, scaled, shift, residual, stride, padding, dilation, groups, activation)
+    y = F.conv2d(x, scaled, shift, stride, padding, dilation, groups)
+    return CLAMPS[activation](y if residual is None else y.add_(residual))
+
+
+@convolution.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+) -> Tensor:
+    return F.conv2d(x, weight.to(x.dtype), None, stride, padding, dilation, groups)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, scale, shift, _, *ctx.geometry, ctx.activation = inputs
+    ctx.shift_dtype = shift.dtype
+    ctx.save_for_backward(x, weight, scale, None if ctx.activation == "none" else output)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The scaled weight is computed again, not kept."""
+    x, weight, scale, output = ctx.saved_tensors
+    x_needed, weight_needed, _, shift_needed, residual_needed, *_ = ctx.needs_input_grad
+    stride, padding, dilation, groups = ctx.geometry
+    grad = GRADIENTS[ctx.activation](grad, output)
+    factor = scale[:, None, None, None]
+    of_x, of_weight, of_shift = aten.convolution_backward(
+        grad,
+        x,
+        (weight * factor).to(x.dtype),
+        [weight.shape[0]],
+        stride,
+        padding,
+        dilation,
+        False,
+        [0, 0],
+        groups,
+        [x_needed, weight_needed, shift_needed],
+    )
+    return (
+        of_x if x_needed else None,
+        of_weight.to(weight.dtype) * factor if weight_needed else None,
+        None,
+        of_shift.to(ctx.shift_dtype) if shift_needed else None,
+        grad if residual_needed else None,
+        *[None] * 5,
+    )
+
+
+convolution.register_autograd(_backward, setup_context=_setup_context)
+
+
+@register_flop_formula(torch.ops.detrs.convolution)
+def _(x: Any, weight: Any, scale: Any, shift: Any, residual: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    """Of the convolution."""
+    return conv_flop_count(x, weight, out_shape)

@@ -1,0 +1,179 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from detrs import ops
+from detrs.ops.convolution import ACTIVATIONS, Geometry, Inputs, convolution, onednn, reference
+
+GEOMETRIES = {
+    "3x3": Geometry((1, 1), (1, 1), (1, 1), 1),
+    "strided": Geometry((2, 1), (1, 0), (1, 1), 1),
+    "dilated": Geometry((1, 1), (2, 3), (2, 3), 1),
+    "depth-wise": Geometry((1, 1), (1, 1), (1, 1), 4),
+}
+
+
+def random_inputs(
+    geometry: Geometry,
+    activation: str,
+    residual: bool,
+    dtype: torch.dtype = torch.float64,
+    layout: torch.memory_format = torch.channels_last,
+) -> Inputs:
+    x = torch.randn(2, 4, 7, 11, dtype=dtype).contiguous(memory_format=layout)
+    weight = torch.randn(8, 4 // geometry.groups, 3, 3, dtype=dtype)
+    scale, shift = torch.rand(8, dtype=dtype) + 0.5, torch.randn(8, dtype=dtype)
+    y = F.conv2d(x, weight, None, *geometry)
+    return Inputs(x, weight, scale, shift, torch.randn_like(y) if residual else None, geometry, activation)
+
+
+def norm_after_convolution(inputs: Inputs) -> Tensor:
+    """With the norm as an operation of its own."""
+    x, weight, scale, shift, residual, geometry, activation = inputs
+    y = F.conv2d(x, weight, None, *geometry) * scale[:, None, None] + shift[:, None, None]
+    y = y if residual is None else y + residual
+    return {"none": y, "relu": y.clamp(min=0), "relu6": y.clamp(0, 6)}[activation]
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_values_are_those_of_a_norm_after_the_convolution(
+    name: str,
+    activation: str,
+    residual: bool,
+    dtype: torch.dtype,
+    layout: torch.memory_format,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inputs = random_inputs(GEOMETRIES[name], activation, residual, dtype, layout)
+    copies = [tensor.clone() for tensor in inputs[:4]]
+    expected = norm_after_convolution(inputs)
+    with torch.no_grad():
+        torch.testing.assert_close(convolution(inputs), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(reference.compute(inputs), expected, atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr(onednn, "supports", lambda x: False)
+    torch.testing.assert_close(convolution(inputs), expected, atol=1e-5, rtol=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(copies, inputs[:4], strict=True))
+
+
+@pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_derivatives(name: str, activation: str, residual: bool) -> None:
+    inputs = random_inputs(GEOMETRIES[name], activation, residual)
+    tensors = [inputs.x, inputs.weight, inputs.shift] + ([inputs.residual] if inputs.residual is not None else [])
+    tensors = [tensor.requires_grad_() for tensor in tensors]
+
+    def compute(x: Tensor, weight: Tensor, shift: Tensor, residual: Tensor | None = None) -> Tensor:
+        return convolution(inputs._replace(x=x, weight=weight, shift=shift, residual=residual))
+
+    assert torch.autograd.gradcheck(compute, tensors, fast_mode=True)
+    assert torch.autograd.gradgradcheck(compute, tensors, fast_mode=True)
+
+
+def test_gradients_in_float32_are_those_of_a_norm_after_the_convolution() -> None:
+    inputs = random_inputs(GEOMETRIES["3x3"], "relu", True, torch.float32)
+    assert inputs.residual is not None
+    tensors = [tensor.requires_grad_() for tensor in (inputs.x, inputs.weight, inputs.shift, inputs.residual)]
+    expected = torch.autograd.grad(norm_after_convolution(inputs).square().sum(), tensors)
+    found = torch.autograd.grad(convolution(inputs).square().sum(), tensors)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
+
+
+def test_nothing_is_kept_for_gradients_but_input_weight_and_result() -> None:
+    inputs = random_inputs(GEOMETRIES["3x3"], "relu", True, torch.float32)
+    inputs.weight.requires_grad_()
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        y = convolution(inputs)
+    known = {tensor.data_ptr() for tensor in (inputs.x, inputs.weight, inputs.scale, y)}
+    assert {tensor.data_ptr() for tensor in kept} == known
+    kept.clear()
+    inputs.weight.requires_grad_(False)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        assert not convolution(inputs).requires_grad
+    assert not kept
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_autocast_computes_in_half_precision_and_gradients_have_the_dtype_of_the_weight(
+    layout: torch.memory_format,
+) -> None:
+    inputs = random_inputs(GEOMETRIES["3x3"], "relu", True, torch.float32, layout)
+    inputs.weight.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = convolution(inputs)
+        double = convolution(Inputs(*(t.double() if isinstance(t, Tensor) else t for t in inputs)))
+    assert (half.dtype, double.dtype) == (torch.bfloat16, torch.float64)
+    expected = norm_after_convolution(inputs)
+    torch.testing.assert_close(half.float(), expected, atol=0.2, rtol=0.02)
+    (found,) = torch.autograd.grad(half.float().sum(), inputs.weight)
+    assert found.dtype == torch.float32
+    (gradient,) = torch.autograd.grad(expected.sum(), inputs.weight)
+    assert (found - gradient).norm() < 0.05 * gradient.norm()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # PyTorch's own
+def test_the_operator_is_registered_correctly() -> None:
+    inputs = random_inputs(GEOMETRIES["strided"], "relu6", True, torch.float32)
+    inputs.x.requires_grad_()
+    arguments = (*inputs[:5], *inputs.geometry, inputs.activation)
+    torch.library.opcheck(torch.ops.detrs.convolution.default, arguments)
+
+
+def test_plain_operators_where_the_operator_has_no_derivative() -> None:
+    inputs = random_inputs(GEOMETRIES["3x3"], "relu", False)
+    x = inputs.x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(convolution(inputs._replace(x=x)).sum(), x)
+    found = torch.func.grad(lambda x: convolution(inputs._replace(x=x)).sum())(inputs.x)
+    torch.testing.assert_close(found, expected)
+
+
+def test_programs_consist_of_plain_operators() -> None:
+    inputs = random_inputs(GEOMETRIES["3x3"], "relu", True, torch.float32)
+
+    class Module(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return convolution(inputs._replace(x=x))
+
+    def is_ours(program: torch.fx.GraphModule) -> bool:
+        return any("detrs" in str(node.target) for node in program.graph.nodes)
+
+    assert not is_ours(torch.export.export(Module(), (inputs.x,)).graph_module)
+    compiled = torch.compile(Module(), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(inputs.x), convolution(inputs))
+    with ops.use("reference"), FlopCounterMode(display=False) as counter:
+        convolution(inputs)
+    assert {str(name) for name in counter.get_flop_counts()["Global"]} == {"aten.convolution"}
+
+
+def test_flops_are_those_of_the_convolution() -> None:
+    inputs = random_inputs(GEOMETRIES["strided"], "relu", False, torch.float32)
+    counts = []
+    for compute in (convolution, reference.compute):
+        with FlopCounterMode(display=False) as counter:
+            compute(inputs)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
+
+
+def test_no_images() -> None:
+    inputs = random_inputs(GEOMETRIES["3x3"], "relu", False, torch.float32)
+    assert convolution(inputs._replace(x=inputs.x[:0])).shape == (0, 8, 7, 11)
+
+
+def test_onednn_computes_float32_on_cpus() -> None:
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("oneDNN is not part of this build of PyTorch")
+    assert onednn.supports(torch.zeros(1)) and not onednn.supports(torch.zeros(1, dtype=torch.float64))
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)  # as torch.backends.mkldnn.flags, which warns of TF32
+    try:
+        assert not onednn.supports(torch.zeros(1))
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
