@@ -11,14 +11,9 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 
 from detrs.backbones import weight_file
-from detrs.backbones.timm import (
-    BackboneConfig,
-    FrozenBatchNorm,
-    SameConv2d,
-    TimmBackbone,
-    replace_same,
-    with_weights,
-)
+from detrs.backbones.frozen_norm import FrozenBatchNorm
+from detrs.backbones.same_convolution import SameConv2d, replace_same
+from detrs.backbones.timm import BackboneConfig, TimmBackbone, with_weights
 from detrs.errors import UserError
 
 TINY = BackboneConfig(name="test_resnet", norm="batch", freeze_stem=False)

@@ -11,7 +11,7 @@ import torch
 from run_tiny import Tiny, training
 from torch import nn
 
-from detrs.backbones.timm import FrozenBatchNorm
+from detrs.backbones.frozen_norm import FrozenBatchNorm
 from detrs.checkpoints import format
 from detrs.config import Experiment
 from detrs.engine import step as step_module

@@ -6,13 +6,14 @@ from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
 import detrs.backbones.dat  # noqa: F401 (registers its models with timm)
 from detrs.backbones import weight_file
+from detrs.backbones.folding import fold_norms
+from detrs.backbones.frozen_norm import freeze_batch_norm
+from detrs.backbones.same_convolution import replace_same
 from detrs.backbones.weight_file import pretrained_config
 from detrs.config.backbone import BackboneConfig
 from detrs.errors import UserError, did_you_mean
@@ -48,6 +49,7 @@ class TimmBackbone(nn.Module):
                     "add --model.backbone.norm batch --model.backbone.freeze-stem False."
                 )
             freeze_batch_norm(self.body)
+            fold_norms(self.body)
         self.frozen_norms = freeze_below_c3(self.body) if config.freeze_stem else ()
         """Names, not modules: conversion to SyncBatchNorm replaces the modules."""
         self.axes = (0, 3, 1, 2) if getattr(self.body, "output_fmt", "NCHW") == "NHWC" else (0, 1, 2, 3)
@@ -183,78 +185,6 @@ def check_complete(body: nn.Module, names: set[str], config: BackboneConfig) -> 
             f"{', …' if len(missing) > 3 else ''}). Pass a weight file for timm model '{config.name}' "
             "(model.backbone.name)."
         )
-
-
-class SameConv2d(nn.Conv2d):
-    """Convolution of timm's ``Conv2dSame``: zeros at the edges; output of size / stride cells, rounded up.
-
-    The padding is computed with integers. ``torch.export`` cannot simplify timm's, by division and rounding up, and
-    needs minutes for images of any size.
-    """
-
-    def forward(self, x: Float[Tensor, "B _ _ _"]) -> Float[Tensor, "B _ _ _"]:
-        rows, columns = self.missing(x.shape[2], 0), self.missing(x.shape[3], 1)
-        x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
-        return F.conv2d(x, self.weight, self.bias, self.stride, (0, 0), self.dilation, self.groups)
-
-    def missing(self, size: Any, axis: int) -> Any:
-        """Cells to add to ``size`` cells, an integer; of a symbolic type within ``torch.export``."""
-        stride = self.stride[axis]
-        return (size + stride - 1) // stride * stride - size + extents(self)[axis] - stride
-
-
-def extents(conv: nn.Conv2d) -> tuple[int, int]:
-    """Rows and columns from the first to the last cell of the kernel."""
-    rows, columns = (d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
-    return rows, columns
-
-
-def replace_same(module: nn.Module) -> None:
-    """Replace every ``Conv2dSame`` inside ``module`` by ``SameConv2d`` with the same weights; kernels smaller than
-    their stride remain."""
-    for name, child in module.named_children():
-        if type(child) is not Conv2dSame or any(e < s for e, s in zip(extents(child), child.stride, strict=True)):
-            replace_same(child)
-            continue
-        shape: Any = {each: getattr(child, each) for each in ("kernel_size", "stride", "dilation", "groups")}
-        has_bias = child.bias is not None
-        made = SameConv2d(child.in_channels, child.out_channels, **shape, bias=has_bias, device="meta")
-        made.weight, made.bias = child.weight, child.bias
-        setattr(module, name, made.train(child.training))
-
-
-class FrozenBatchNorm(nn.Module):
-    """BatchNorm whose statistics and affine parameters are constant buffers, the same in training and evaluation.
-
-    ``y = weight * (x - mean) / sqrt(var + eps) + bias``, then the activation that timm fused into the layer, if any.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
-        super().__init__()
-        self.eps = norm.eps
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            self.register_buffer(name, getattr(norm, name).detach().clone())
-        self.activation = getattr(norm, "act", nn.Identity())
-
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        shift = self.bias - self.running_mean * scale
-        scale, shift = scale.to(x.dtype), shift.to(x.dtype)  # half precision stays half precision
-        return self.activation(torch.addcmul(shift[:, None, None], x, scale[:, None, None]))
-
-
-def freeze_batch_norm(module: nn.Module) -> None:
-    """Replace every BatchNorm inside ``module`` by ``FrozenBatchNorm``."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, FrozenBatchNorm(child))
-        else:
-            freeze_batch_norm(child)
 
 
 def freeze_below_c3(body: Any) -> tuple[str, ...]:

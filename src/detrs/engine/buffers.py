@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from detrs.backbones.timm import FrozenBatchNorm
+from detrs.backbones.frozen_norm import FrozenBatchNorm
 
 
 class Buffers:

@@ -7,7 +7,8 @@ from typing import Any
 import timm
 from torch import nn
 
-from detrs.backbones.timm import FrozenBatchNorm, TimmBackbone
+from detrs.backbones.frozen_norm import FrozenBatchNorm
+from detrs.backbones.timm import TimmBackbone
 from detrs.config.backbone import BackboneConfig
 from detrs.errors import UserError
 from detrs.presets.recipes import R50, R101
