@@ -10,7 +10,8 @@ from torch.fx.experimental import _config
 from detrs.backbones.folding import FoldedBatchNorm, FoldedConv2d, ResidualBlock, fold_norms
 from detrs.backbones.frozen_norm import FrozenBatchNorm, freeze_batch_norm
 from detrs.backbones.same_convolution import replace_same
-from detrs.backbones.timm import BackboneConfig, TimmBackbone
+from detrs.backbones.timm import TimmBackbone
+from detrs.config.backbone import BackboneConfig
 
 MODELS: dict[str, tuple[int, int, int, dict[str, Any]]] = {
     "test_resnet": (15, 15, 4, {}),
