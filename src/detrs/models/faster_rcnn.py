@@ -218,9 +218,9 @@ class RegionObjective(Objective):
         with full_precision(batch.images.device.type):
             terms = torch.stack([*torch.stack(anchors).sum(0), *roi_losses(logits, deltas, samples, model.coder)])
             terms = terms * (totals.processes / totals.images)
-        weights = terms.new_tensor([1.0, 1.0, 1.0, self.config.box_weight, self.config.giou_weight])
+            total = terms.new_tensor([1.0, 1.0, 1.0, self.config.box_weight, self.config.giou_weight]) @ terms
         names = ("objectness_proposals", "box_proposals", "class", "box", "giou")
-        return Losses(weights @ terms, dict(zip(names, terms.detach(), strict=True)))
+        return Losses(total, dict(zip(names, terms.detach(), strict=True)))
 
 
 def limits_of(padding: Bool[Tensor, "B H W"], like: AnchorScores | RegionPrediction) -> Float[Tensor, "B 4"]:
