@@ -407,3 +407,41 @@ def test_a_saved_detector_predicts_as_before(experiment: Experiment, tmp_path: P
     with use("reference"):
         old, new = before(image, threshold=0.0)[0], after(image, threshold=0.0)[0]
     assert torch.equal(old.boxes_xyxy, new.boxes_xyxy) and torch.equal(old.scores, new.scores)
+
+
+class Multiplying(Finder):
+    """Remembers the type of a matrix product in ``detect``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: list[torch.dtype] = []
+
+    def detect(self, images: Tensor, padding: Tensor, max_detections: int = 100) -> Boxes:
+        self.types.append((torch.ones(3, 5) @ torch.ones(5, 2)).dtype)
+        return super().detect(images, padding, max_detections)
+
+
+@pytest.mark.parametrize(
+    ("precision", "variable", "expected"),
+    [("auto", "fp32", "fp32"), ("auto", "bf16", "bf16"), ("fp32", "bf16", "fp32"), ("bf16", "fp32", "bf16")],
+)
+def test_precision(monkeypatch: pytest.MonkeyPatch, precision: Any, variable: str, expected: str) -> None:
+    """That of the predictor, in images and tiles, whatever autocast is active around it; which is left as it was."""
+    monkeypatch.setenv("DETRS_PRECISION", variable)
+    module = Multiplying()
+    predictor = Predictor(trained(module), "cpu", precision=precision)
+    assert predictor.precision == expected
+    image = torch.zeros(3, 53, 97, dtype=torch.uint8)
+    image[:, 10:30, 20:60] = 255
+    predictor(image)
+    predictor(image, tile=64)
+    with torch.autocast("cpu", torch.bfloat16):
+        predictor(image)
+        assert torch.is_autocast_enabled("cpu")
+    assert {*module.types} == {{"fp32": torch.float32, "bf16": torch.bfloat16}[expected]}
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_precisions_that_do_not_exist() -> None:
+    with pytest.raises(UserError, match=r"^precision: expected one of auto, fp32, bf16, fp16, got 'int8'\."):
+        Predictor(trained(Finder()), "cpu", precision="int8")  # type: ignore[arg-type]

@@ -46,6 +46,20 @@ def test_a_predictor_uses_threshold_classes_and_sizes_of_the_file(tmp_path: Path
     torch.testing.assert_close(found.boxes_xyxy[0], torch.tensor([17.5, 6.25, 52.5, 18.75]))
 
 
+def test_a_file_has_its_own_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETRS_PRECISION", "bf16")  # what auto means for checkpoints
+    path = written(tmp_path)
+    for precision in ("auto", "fp32"):
+        predictor = Predictor.load(path, "cpu", precision=precision)  # type: ignore[arg-type]
+        assert (predictor.precision, predictor.detector.precision) == ("fp32", "fp32")
+    with pytest.raises(UserError, match=r"precision .* is 'bf16', but an exported file has its own, fp32: omit it"):
+        Predictor.load(path, "cpu", precision="bf16")
+    half = open_detector(written(tmp_path, precision="float16"))
+    assert half.on(torch.device("cpu")).arithmetic == "fp16"
+    with pytest.raises(UserError, match=r"'fp32', but an exported file has its own, fp16"):
+        half.on(torch.device("cpu"), "fp32")
+
+
 def test_max_detections_can_be_lowered_but_not_raised(tmp_path: Path) -> None:
     path = written(tmp_path)
     [found] = Predictor.load(path, "cpu", max_detections=1)([image()], threshold=0.0)
@@ -87,6 +101,23 @@ def exported(runner: Recorder, **settings: Any) -> TrainedDetector:
 
 
 OUTPUTS = {"boxes": torch.rand(1, 3, 4), "scores": torch.tensor([[0.9, 0.5, 0.1]]), "labels": torch.tensor([[1, 0, 1]])}
+
+
+def test_autocast_around_a_file_does_not_change_it(tmp_path: Path) -> None:
+    detector = open_detector(written(tmp_path))
+    types: list[torch.dtype] = []
+
+    class Multiplying(Recorder):
+        def __call__(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+            types.append((torch.ones(3, 5) @ torch.ones(5, 2)).dtype)  # as in a program of torch.export
+            return super().__call__(inputs)
+
+    outputs = {"boxes": torch.rand(1, 3, 4), "scores": torch.rand(1, 3), "labels": torch.zeros(1, 3, dtype=torch.long)}
+    module = ExportedModel(INFO, detector.preprocessing, Multiplying(**outputs), "test").eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        Predictor(replace(detector, module=module), "cpu")(image())
+        assert torch.is_autocast_enabled("cpu")
+    assert types == [torch.float32]
 
 
 def test_pixels_are_exact_where_the_graph_normalizes() -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from detrs.checkpoints.detector import TrainedDetector
 from detrs.checkpoints.exported import ExportedModel
+from detrs.checkpoints.sources import open_detector
 from detrs.detection_settings import check_threshold
 from detrs.errors import UserError
 from detrs.explanation.builders import BUILDERS, TRACERS
@@ -147,7 +148,9 @@ def as_predictor(detector: str | Path | Predictor | TrainedDetector, device: str
             for each, mode in modes:
                 each.training = mode
     else:
-        yield Predictor.load(detector, device, precision="fp32")
+        loaded = open_detector(detector)
+        check_layers(loaded.module)
+        yield Predictor(loaded, device, precision="fp32")
 
 
 @torch.no_grad()
