@@ -24,6 +24,7 @@ from page import Line
 from training_figure import training_figure
 
 from detrs import config, models
+from detrs.choices import Precision
 from detrs.cli import print_error
 from detrs.cli.arguments import Flag, Size, as_pair, check_data, parse
 from detrs.config import Experiment
@@ -34,6 +35,7 @@ from detrs.engine.compatibility import for_data
 from detrs.engine.run import RunFolder
 from detrs.engine.train import train, training
 from detrs.errors import UserError
+from detrs.precision import resolve
 from detrs.presets import preset
 from detrs.schema import to_dict
 from detrs.visualization.curves import read_lines
@@ -85,6 +87,8 @@ class TrainingArguments:
     """Optimizer steps between two evaluations; 0: 24 evaluations of --epochs, every 100 steps of --max-minutes."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
+    precision: Precision = "auto"
+    """auto, fp32, bf16 or fp16."""
     seed: int = 42
     """Start of every random stream."""
     output: Path = Path("runs/benchmark")
@@ -128,7 +132,11 @@ def prepare(name: str, arguments: TrainingArguments) -> Run:
             own.schedule, epochs=arguments.epochs or ENDLESS, max_minutes=arguments.minutes or None
         ),
         evaluation=dataclasses.replace(own.evaluation, every_steps=arguments.evaluate_every or usual, patience=None),
-        runtime=dataclasses.replace(own.runtime, device=arguments.device),
+        runtime=dataclasses.replace(
+            own.runtime,
+            device=arguments.device,
+            precision=resolve(arguments.precision, pick_device(arguments.device)),
+        ),
         seed=arguments.seed,
     )
     config.validate(experiment)
@@ -181,6 +189,7 @@ def measure(run: Run, arguments: TrainingArguments, results: Path) -> None:
                 "seed": experiment.seed,
                 "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper(),
                 "threads": torch.get_num_threads(),
+                "precision": experiment.runtime.precision,
             },
             "batch_size": experiment.data.batch_size,
             "steps_per_epoch": run.steps_per_epoch,
@@ -251,6 +260,7 @@ def title(setting: Line) -> str:
     short, long = setting["image_size"]
     threads = f"{setting['threads']} thread{'s' * (setting['threads'] != 1)}"
     device = f"{setting['device']}, {threads}" if setting["device"] == "CPU" else setting["device"]
+    device += f", {setting['precision']}" if "precision" in setting else ""  # older results are those of fp32
     return f"{setting['data']} at {short} x {long}, {budget(setting)} each, {device}"
 
 
