@@ -27,7 +27,7 @@ def found(
     errors, notes = Findings(), Findings()
     rows = {id_: ImageRow(id_, name) for id_, name in enumerate(names)}
     paths = locate(rows, tuple(root / folder for folder in folders), errors, notes)
-    relative = [paths[id_].relative_to(root).as_posix() if id_ in paths else None for id_ in rows]
+    relative = [Path(paths[id_]).relative_to(root).as_posix() if id_ in paths else None for id_ in rows]
     return relative, errors.lines(), notes.lines()
 
 

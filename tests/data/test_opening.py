@@ -191,5 +191,5 @@ def test_real_data(shared: Path) -> None:
 
 def _names(part: Dataset, index: int) -> set[str]:
     assert isinstance(part, FolderDataset)
-    labels = part._labels[part._starts[index] : part._starts[index + 1]]
+    labels = part.labels_of(index)
     return {part.classes.names[label] for label in labels}

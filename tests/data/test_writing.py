@@ -15,8 +15,8 @@ from PIL import Image
 from small import write_coco
 
 from detrs.data import FolderDataset, writing
-from detrs.data.check import ImageEntry
 from detrs.data.detect import find_split, find_splits
+from detrs.data.image_table import ImageEntry
 from detrs.data.writing import convert_dataset
 from detrs.errors import UserError
 

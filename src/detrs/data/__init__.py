@@ -23,7 +23,9 @@ __all__ = [
 ]
 
 
-def open_dataset(path: str | None, split: str, *, keep_empty: bool = True, cache_gib: float = 0.0) -> Dataset:
+def open_dataset(
+    path: str | None, split: str, *, keep_empty: bool = True, cache_gib: float = 0.0, cache_annotations: bool = True
+) -> Dataset:
     """One split of a dataset, read and checked.
 
     Args:
@@ -31,13 +33,16 @@ def open_dataset(path: str | None, split: str, *, keep_empty: bool = True, cache
         split: ``train``, ``val``, ``test`` or a synonym.
         keep_empty: keep images without objects, as negatives.
         cache_gib: memory for decoded images in GiB; the demo set caches all of its 0.1 GiB.
+        cache_annotations: use the checked annotations of an earlier opening if no file has changed, and keep them for
+            the next one in the cache folder of the user, or in ``DETRS_CACHE``.
 
     Raises:
         UserError: there is no such dataset, or its annotations have errors; all of them are listed.
     """
     if path == "digits":
         return DigitsDataset(split)
-    return FolderDataset(find_split(data_root(path), split), keep_empty=keep_empty, cache_bytes=int(cache_gib * 2**30))
+    found, cache_bytes = find_split(data_root(path), split), int(cache_gib * 2**30)
+    return FolderDataset(found, keep_empty=keep_empty, cache_bytes=cache_bytes, cache_annotations=cache_annotations)
 
 
 def data_root(path: str | None) -> Path:

@@ -7,25 +7,21 @@ be skipped or repaired are reported as notes. Harmless deviations from the forma
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from detrs.data.content import ImageRow, Split
 from detrs.data.findings import Finding, Findings, add_items
-from detrs.data.images import is_transposed, read_headers
+from detrs.data.image_files import scan_files
+from detrs.data.image_table import Images, image_table
+from detrs.data.images import is_transposed
 from detrs.data.locate import locate
 from detrs.data.object_checks import check_objects
 from detrs.data.objects import CROWD, MAX_COORDINATE, Columns, Objects, integer
+from detrs.data.visited import Visited
 from detrs.errors import UserError
 from detrs.structures import Classes
-
-
-class ImageEntry(NamedTuple):
-    id: int
-    path: Path
-    size: tuple[int, int]
-    """(height, width) in pixels, after EXIF orientation."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class Annotations:
     """The annotations of a split, without errors."""
 
     classes: Classes
-    images: list[ImageEntry]
+    images: Images
     objects: Objects
     """In the order of the files."""
     notes: list[str]
@@ -55,24 +51,25 @@ class Examination:
     """Lists all errors; ``None`` if there are none."""
 
 
-def read_annotations(split: Split, *, decode: bool = False) -> Annotations:
+def read_annotations(split: Split, *, decode: bool = False, visited: Visited | None = None) -> Annotations:
     """Reads and validates the annotations of a split and finds its images.
 
     Args:
         split: The files.
         decode: Decode every image. By default, only the header and the end of each image file are checked.
+        visited: Receives what the search of the images depends on.
 
     Raises:
         UserError: There are errors; the message lists every kind of error with its first occurrences.
     """
-    examination = examine(split, decode=decode)
+    examination = examine(split, decode=decode, visited=visited)
     if examination.failure is not None:
         raise examination.failure
     assert examination.annotations is not None
     return examination.annotations
 
 
-def examine(split: Split, *, decode: bool = False) -> Examination:
+def examine(split: Split, *, decode: bool = False, visited: Visited | None = None) -> Examination:
     """Reads and validates the annotations of a split without raising; see ``read_annotations``."""
     path = split.path
     errors, notes = Findings(), Findings()
@@ -81,15 +78,14 @@ def examine(split: Split, *, decode: bool = False) -> Examination:
         content = split.read(errors, notes)
         rows, columns = content.images, content.objects
         classes = _classes(content.categories, errors, notes)
-        images = _images(rows, content.folders, decode, errors, notes)
-        if not images:
+        images = _images(rows, content.folders, decode, errors, notes, visited)
+        if not len(images):
             errors.raise_if_any(path)
             raise UserError(f"{path} contains no images.")
-        sizes = {image.id: image.size for image in images.values()}
         listed = (integer(row.id) for row in rows if row is not None)
-        objects = check_objects(columns, sizes, listed, classes.category_ids, errors, notes)
+        objects = check_objects(columns, images, listed, classes.category_ids, errors, notes)
         num_skipped = len(rows) - len(images)
-        annotations = Annotations(classes, list(images.values()), objects, [], content.digest, num_skipped)
+        annotations = Annotations(classes, images, objects, [], content.digest, num_skipped)
         errors.raise_if_any(path)
         _check_classes(path, classes, objects, columns, len(images), notes)
     except UserError as error:
@@ -149,9 +145,14 @@ def _classes(entries: list[Any], errors: Findings, notes: Findings) -> Classes:
 
 
 def _images(
-    rows: list[ImageRow | None], folders: tuple[Path, ...], decode: bool, errors: Findings, notes: Findings
-) -> dict[int, ImageEntry]:
-    """The images by id, in the order of the annotations."""
+    rows: list[ImageRow | None],
+    folders: tuple[Path, ...],
+    decode: bool,
+    errors: Findings,
+    notes: Findings,
+    visited: Visited | None,
+) -> Images:
+    """The images in the order of the annotations."""
     valid: dict[int, ImageRow] = {}
     sizes: dict[int, tuple[int, int] | None] = {}
     for index, row in enumerate(rows):
@@ -162,55 +163,69 @@ def _images(
         if id_ is None:
             errors.add("image id that is not an integer", f"images[{index}]: {row.id!r:.40}")
             continue
-        place = row.place or f"image {id_}"
         if id_ in valid:
-            errors.add("duplicate image id", place)
+            errors.add("duplicate image id", _place(id_, row))
         elif not isinstance(name, str) or not name or "\0" in name:
-            errors.add("image without file_name", place)
+            errors.add("image without file_name", _place(id_, row))
         elif "://" in name:
-            errors.add("file_name that is a URL (images are not downloaded)", f"{place}: {name:.80}")
+            errors.add("file_name that is a URL (images are not downloaded)", f"{_place(id_, row)}: {name:.80}")
         else:
             valid[id_] = row
-            sizes[id_] = _declared_size(row, place, errors)
-    for name, count in Counter(row.path or row.file_name for row in valid.values()).items():
+            sizes[id_] = _declared_size(id_, row, errors)
+    for file, count in Counter(row.path or row.file_name for row in valid.values()).items():
         if count > 1:
-            notes.add("file used by several images", str(name))
+            notes.add("file used by several images", str(file))
     searched = {id_: row for id_, row in valid.items() if row.path is None}
-    found = locate(searched, folders, errors, notes, num_images=len(valid)) if searched else {}
-    paths = {id_: row.path or found[id_] for id_, row in valid.items() if row.path or id_ in found}
-    return _check_files(paths, {id_: row.place for id_, row in valid.items()}, sizes, decode, errors, notes)
+    found = locate(searched, folders, errors, notes, num_images=len(valid), visited=visited) if searched else {}
+    if visited is not None:
+        visited.end()
+    paths = {id_: str(row.path or found[id_]) for id_, row in valid.items() if row.path or id_ in found}
+    return _check_files(paths, valid, sizes, decode, errors, notes)
+
+
+def _place(id_: int, row: ImageRow) -> str:
+    """Where an image is annotated, for messages."""
+    return row.place or f"image {id_}"
 
 
 def _check_files(
-    paths: dict[int, Path],
-    places: dict[int, str | None],
+    paths: dict[int, str],
+    rows: dict[int, ImageRow],
     sizes: dict[int, tuple[int, int] | None],
     decode: bool,
     errors: Findings,
     notes: Findings,
-) -> dict[int, ImageEntry]:
+) -> Images:
     """Opens every file and compares its size, so that a damaged file is found now and not during training."""
-    distinct = list(dict.fromkeys(paths.values()))
-    found = dict(zip(distinct, read_headers(distinct, decode=decode), strict=True))
-    images: dict[int, ImageEntry] = {}
+    positions = {path: position for position, path in enumerate(dict.fromkeys(paths.values()))}
+    files = scan_files(list(positions), decode=decode)
+    ids: list[int] = []
+    kept: list[int] = []
+    used: list[tuple[int, int]] = []
     unreadable: list[str] = []
+    found_sizes = list(map(tuple, files.sizes.tolist()))
     for id_, path in paths.items():
-        header, declared, place = found[path], sizes[id_], places[id_] or f"image {id_}"
-        if isinstance(header, UserError):
-            unreadable.append(f"{place}: {str(header).rstrip('.')}")
+        file, declared = positions[path], sizes[id_]
+        size = found_sizes[file]
+        if file in files.errors:
+            unreadable.append(f"{_place(id_, rows[id_])}: {str(files.errors[file]).rstrip('.')}")
             continue
-        size = header.size
-        if header.frames > 1:
-            notes.add("image file with several frames, of which the first is used", f"{path} ({header.frames} frames)")
+        if file in files.frames:
+            several = f"{path} ({files.frames[file]} frames)"
+            notes.add("image file with several frames, of which the first is used", several)
         if declared is not None and declared != size:
             sides = f"{path} is {size[1]} x {size[0]}, not {declared[1]} x {declared[0]}{swapped(path, size, declared)}"
-            errors.add("image whose size (width x height) differs from the annotation file", f"{place}: {sides}")
-        images[id_] = ImageEntry(id_, path, declared or size)
+            place = f"{_place(id_, rows[id_])}: {sides}"
+            errors.add("image whose size (width x height) differs from the annotation file", place)
+        ids.append(id_)
+        kept.append(file)
+        used.append(declared or size)
     add_items("unreadable image, skipped", f"unreadable image (of {len(paths)})", unreadable, len(paths), errors, notes)
-    return images
+    found = [paths[id_] for id_ in ids]
+    return image_table(ids, found, np.array(used, dtype=np.int32).reshape(-1, 2), files.contents[kept])
 
 
-def swapped(path: Path, size: tuple[int, int], declared: tuple[int, int]) -> str:
+def swapped(path: str | Path, size: tuple[int, int], declared: tuple[int, int]) -> str:
     """A hint for an image whose sides are swapped in the annotation file, or an empty string."""
     if declared != size[::-1]:
         return ""
@@ -219,13 +234,13 @@ def swapped(path: Path, size: tuple[int, int], declared: tuple[int, int]) -> str
     return ", width and height are swapped in the annotation file"
 
 
-def _declared_size(row: ImageRow, place: str, errors: Findings) -> tuple[int, int] | None:
+def _declared_size(id_: int, row: ImageRow, errors: Findings) -> tuple[int, int] | None:
     height, width = row.height, row.width
     if height is None and width is None:
         return None
     size = integer(height), integer(width)
     if size[0] is None or size[1] is None or not (0 < size[0] < MAX_COORDINATE and 0 < size[1] < MAX_COORDINATE):
-        sides = f"{place}: {width!r:.40} x {height!r:.40}"
+        sides = f"{_place(id_, row)}: {width!r:.40} x {height!r:.40}"
         errors.add("image whose width or height is not a positive integer", sides)
         return None
     return size[0], size[1]

@@ -60,6 +60,11 @@ class Split(ABC):
     path: Path
     """Annotation file or folder, named in messages."""
 
+    @property
+    def annotation_file(self) -> Path | None:
+        """The file on which ``read`` depends besides its arguments; ``None`` if it depends on several files."""
+        return None
+
     @abstractmethod
     def read(self, errors: Findings, notes: Findings) -> Content:
         """Reads all annotations of the split.

@@ -1,6 +1,7 @@
 """Facts about a dataset: everything that ``detrs check`` reports."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from detrs.data.check import Examination, ImageEntry, examine
+from detrs.data.check import Examination, examine
 from detrs.data.content import SYNONYMS, Split
 from detrs.data.copies import exact_copies, similar_images
 from detrs.data.detect import choose_split, find_splits
 from detrs.data.findings import Finding
 from detrs.data.formats import FORMATS
+from detrs.data.image_table import ImageEntry
 from detrs.data.objects import Objects
 
 QUANTILES = {"min": 0.0, "5%": 0.05, "25%": 0.25, "50%": 0.5, "75%": 0.75, "95%": 0.95, "max": 1.0}
@@ -54,7 +56,7 @@ class SplitFacts:
         return () if annotations is None else annotations.classes.names
 
     @property
-    def images(self) -> list[ImageEntry]:
+    def images(self) -> Sequence[ImageEntry]:
         annotations = self.examination.annotations
         return [] if annotations is None else annotations.images
 
@@ -65,7 +67,7 @@ class SplitFacts:
         if annotations is not None:
             return annotations.objects
         none = np.zeros(0)
-        return Objects([], (), none.astype(int), none.astype(int), none.reshape(0, 4), none, none > 0, none > 0)
+        return Objects(none, (), none.astype(int), none.astype(int), none.reshape(0, 4), none, none > 0, none > 0)
 
     @cached_property
     def objects(self) -> Objects:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,29 +15,29 @@ HASHED_BY_ENDS = (b"\xff\xd8", b"\x89PNG")
 """First bytes of these formats. All other files are hashed completely."""
 
 
-def fingerprint(annotations: bytes, paths: Sequence[Path], contents: Sequence[bytes]) -> str:
+def fingerprint(annotations: bytes, names: Iterable[bytes], contents: Iterable[bytes]) -> str:
     """Hex SHA-256 of the hash of an annotation file, and of names and contents of image files.
 
     It depends on neither the folder nor the modification time, so that a dataset may be moved.
 
     Args:
         annotations: Hash of the annotations.
-        paths: The image files.
+        names: Names of the image files without their folders, encoded by ``os.fsencode``.
         contents: Their ``hash_files``.
     """
     digest = hashlib.sha256(annotations)
-    for path, content in zip(paths, contents, strict=True):
-        digest.update(path.name.encode(errors="surrogateescape") + b"\0" + content)
+    for name, content in zip(names, contents, strict=True):
+        digest.update(name + b"\0" + content)
     return digest.hexdigest()
 
 
-def hash_files(paths: Sequence[Path]) -> list[bytes]:
+def hash_files(paths: Sequence[str | Path]) -> list[bytes]:
     """A hash of length and ends of each image file; empty if it cannot be read."""
     with ThreadPoolExecutor(NUM_READERS) as readers:
         return list(readers.map(_content, paths))
 
 
-def _content(path: Path) -> bytes:
+def _content(path: str | Path) -> bytes:
     try:
         with open(path, "rb") as file:
             has_ends = file.read(4).startswith(HASHED_BY_ENDS)

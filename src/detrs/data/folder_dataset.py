@@ -1,6 +1,8 @@
 """Datasets of image files with annotations, in any of the annotation formats."""
 
 import copy
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 from torchvision import tv_tensors
 
-from detrs.data.check import ImageEntry, read_annotations, swapped
+from detrs.data.annotation_cache import prepare
+from detrs.data.check import swapped
 from detrs.data.content import Split
-from detrs.data.fingerprint import fingerprint, hash_files
+from detrs.data.fingerprint import fingerprint
 from detrs.data.images import decode_image
 from detrs.data.sample import Sample
 from detrs.data.splits import held_out
@@ -21,69 +24,54 @@ from detrs.structures import Classes
 
 
 class FolderDataset:
-    """One split of a dataset: image files and the their annotated objects.
+    """One split of a dataset: image files and their annotated objects.
 
     Samples contain no crowd regions, no boxes without area or outside their image, and no duplicates; boxes are clipped
     to their image. ``ground_truth`` returns all annotations as they are in the file, so that scores equal those of
     other evaluators on the same file.
+
+    Annotations are arrays, which processes that open the same split share if they are cached on disk. Parts of a split
+    (``select``) share them, too.
     """
 
-    def __init__(self, split: Split, *, keep_empty: bool = True, cache_bytes: int = 0) -> None:
+    def __init__(
+        self, split: Split, *, keep_empty: bool = True, cache_bytes: int = 0, cache_annotations: bool = False
+    ) -> None:
         """Reads and validates all annotations of the split.
 
         Args:
             split: The files, from ``find_split``.
             keep_empty: Keep images without objects.
             cache_bytes: Memory for decoded images, which are cached until it is full. Not used in loader processes.
+            cache_annotations: Use the checked annotations of an earlier opening if no file has changed since.
 
         Raises:
             UserError: The annotations or the images have errors; the message lists all of them.
         """
-        annotations = read_annotations(split)
-        self.classes: Classes = annotations.classes
-        self.notes: list[str] = annotations.notes
-        self.num_skipped: int = annotations.num_skipped
-        every = annotations.objects
-        self._digest = annotations.digest
-        self._images: list[ImageEntry] = annotations.images
-        self._contents: list[bytes] = hash_files([image.path for image in self._images])
-        self._positions = np.arange(len(self._images))  # of the images in the annotations
-        self._objects = every
-        rows = np.flatnonzero(every.trainable)
-        rows = rows[np.argsort(every.image[rows], kind="stable")]  # (T,), by image, in the order of the file
-        sizes = torch.tensor([image.size for image in annotations.images], dtype=torch.float64)
-        limits = sizes.flip(1).repeat(1, 2)[torch.from_numpy(every.image[rows]).long()]  # (T, 4)
-        boxes = torch.from_numpy(every.boxes[rows])  # (T, 4) xywh
-        boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
-        self._boxes = boxes.clamp(min=0).minimum(limits).float()  # (T, 4) xyxy in pixels, of all images
-        self._labels = torch.from_numpy(every.label[rows]).long()  # (T,)
-        self._counts = np.bincount(every.image[rows], minlength=len(self._images))
+        self._prepared = prepare(split, cached=cache_annotations)
+        self.classes: Classes = self._prepared.classes
+        self.notes: list[str] = list(self._prepared.notes)
+        self.num_skipped: int = self._prepared.num_skipped
+        self._every_count: NDArray[Any] = np.diff(self._prepared.targets.starts)
         self.can_be_mirrored = True
         self._cache_bytes = cache_bytes
-        self._keep(np.full(len(self), True) if keep_empty else self._counts > 0)
+        self._keep(np.flatnonzero(keep_empty | (self._every_count > 0)))
 
-    def _keep(self, kept: NDArray[Any]) -> None:
-        """Removes all other images; ``kept`` (N,) is a mask."""
-        self._images = [image for image, keep in zip(self._images, kept, strict=True) if keep]
-        self._contents = [content for content, keep in zip(self._contents, kept, strict=True) if keep]
-        rows = torch.from_numpy(np.repeat(kept, self._counts))
-        self._boxes, self._labels = self._boxes[rows], self._labels[rows]
-        self._positions, self._counts = self._positions[kept], self._counts[kept]
-        is_kept = np.zeros(len(self._objects.image_ids), dtype=bool)
-        is_kept[self._positions] = True
-        self._objects = self._objects.select(np.flatnonzero(is_kept[self._objects.image]))
-        self._starts = np.concatenate(([0], self._counts.cumsum())).tolist()
-        self.image_ids = [image.id for image in self._images]
+    def _keep(self, positions: NDArray[Any]) -> None:
+        """Removes all other images; ``positions`` (N,) are those in the annotations."""
+        self._positions = positions
+        self._counts = self._every_count[positions]
+        self.image_ids: list[int] = self._prepared.images.ids[positions].tolist()
         self.max_objects = int(self._counts.max(initial=0))
         self.num_empty = int((self._counts == 0).sum())
-        self._fingerprint = fingerprint(self._digest, [image.path for image in self._images], self._contents)
+        self._fingerprint = ""
         self._cache: dict[int, Tensor] = {}
         self._cache_bytes_left = self._cache_bytes
 
     def select(self, kept: NDArray[Any]) -> "FolderDataset":
         """The dataset with some of its images, in the same order; ``kept`` (N,) is a mask."""
         part = copy.copy(self)
-        part._keep(kept)
+        part._keep(self._positions[kept])
         return part
 
     def divide(self, fraction: float, *, keep_empty: bool = True) -> "tuple[FolderDataset, FolderDataset]":
@@ -96,10 +84,13 @@ class FolderDataset:
         Raises:
             UserError: There are too few different images.
         """
-        images = np.repeat(np.arange(len(self)), self._counts)
-        files = zip(self._contents, self._images, strict=True)
-        contents = [content or image.path.name.encode() for content, image in files]
-        held = held_out(fraction, contents, images, self._labels.numpy(), self.classes.names)
+        images, targets = self._prepared.images, self._prepared.targets
+        of_object = np.full(len(images), -1)
+        of_object[self._positions] = np.arange(len(self))
+        of_object = np.repeat(of_object, self._every_count)
+        contents = [images.content(position) or images.name(position) for position in self._positions.tolist()]
+        labels = targets.labels[of_object >= 0]
+        held = held_out(fraction, contents, of_object[of_object >= 0], labels, self.classes.names)
         if not held.any() or held.all():
             raise UserError(
                 f"data.val_fraction is {fraction}, but no image can be held out for validation: {len(self)} images "
@@ -111,39 +102,58 @@ class FolderDataset:
         return train, val
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._positions)
 
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
-        entry = self._images[index]
-        objects = slice(self._starts[index], self._starts[index + 1])
+        size, objects = self.size_of(index), self._objects_of(index)
+        boxes = torch.tensor(self._prepared.targets.boxes[objects])
         return Sample(
             image=tv_tensors.Image(self._pixels(index)),
-            boxes=tv_tensors.BoundingBoxes(self._boxes[objects], format="XYXY", canvas_size=entry.size),
-            labels=self._labels[objects],
-            image_id=entry.id,
-            original_size=entry.size,
-            path=str(entry.path),
+            boxes=tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
+            labels=self.labels_of(index),
+            image_id=self.image_ids[index],
+            original_size=size,
+            path=self.path_of(index),
         )
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_cache": {}}  # loader processes start with an empty cache
 
     def size_of(self, index: int) -> tuple[int, int]:
-        return self._images[index].size
+        return self._prepared.images.size(int(self._positions[index]))
+
+    def labels_of(self, index: int) -> Tensor:
+        """(N,) int64, the class index of each object of the image at ``index``, without decoding it."""
+        return torch.tensor(self._prepared.targets.labels[self._objects_of(index)], dtype=torch.int64)
 
     def path_of(self, index: int) -> str:
-        return str(self._images[index].path)
+        return self._prepared.images.path(int(self._positions[index]))
 
     def fingerprint(self) -> str:
+        if not self._fingerprint:
+            images, positions = self._prepared.images, self._positions.tolist()
+            names, contents = map(images.name, positions), map(images.content, positions)
+            self._fingerprint = fingerprint(self._prepared.digest, names, contents)
         return self._fingerprint
 
+    def _objects_of(self, index: int) -> slice:
+        """The rows of an image in the targets."""
+        starts, position = self._prepared.targets.starts, int(self._positions[index])
+        return slice(int(starts[position]), int(starts[position + 1]))
+
     def ground_truth(self) -> dict[str, Any]:
+        names = (os.fsdecode(self._prepared.images.name(position)) for position in self._positions.tolist())
+        sizes = self._prepared.images.sizes[self._positions]
+        images = [
+            {"id": id_, "file_name": name, "height": height, "width": width}
+            for id_, name, (height, width) in zip(self.image_ids, names, sizes.tolist(), strict=True)
+        ]
+        kept = np.zeros(len(self._prepared.images), dtype=bool)
+        kept[self._positions] = True
+        objects = self._prepared.objects.select(np.flatnonzero(kept[self._prepared.objects.image]))
         return {
-            "images": [
-                {"id": image.id, "file_name": image.path.name, "height": image.size[0], "width": image.size[1]}
-                for image in self._images
-            ],
+            "images": images,
             "annotations": [
                 {
                     "id": number,
@@ -153,7 +163,7 @@ class FolderDataset:
                     "area": entry.area,
                     "iscrowd": int(entry.crowd),
                 }
-                for number, entry in enumerate(self._objects, 1)
+                for number, entry in enumerate(objects, 1)
             ],
             "categories": [
                 {"id": id_, "name": name}
@@ -164,12 +174,12 @@ class FolderDataset:
     def _pixels(self, index: int) -> Tensor:
         if index in self._cache:
             return self._cache[index]
-        entry = self._images[index]
-        image = decode_image(entry.path)  # (3, H, W)
+        path, annotated = Path(self.path_of(index)), self.size_of(index)
+        image = decode_image(path)  # (3, H, W)
         size = (image.shape[1], image.shape[2])
-        if size != entry.size:
-            sizes = f"{size[1]} x {size[0]} pixels, but annotated as {entry.size[1]} x {entry.size[0]}"
-            raise UserError(f"{entry.path} is {sizes}{swapped(entry.path, size, entry.size)}.")
+        if size != annotated:
+            sizes = f"{size[1]} x {size[0]} pixels, but annotated as {annotated[1]} x {annotated[0]}"
+            raise UserError(f"{path} is {sizes}{swapped(path, size, annotated)}.")
         if get_worker_info() is None and image.nbytes <= self._cache_bytes_left:
             self._cache[index] = image
             self._cache_bytes_left -= image.nbytes

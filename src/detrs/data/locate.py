@@ -4,6 +4,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from urllib.parse import unquote
 from detrs.data.content import ImageRow
 from detrs.data.findings import Findings, add_items
 from detrs.data.folders import IMAGE_SUFFIXES, UNSUPPORTED_SUFFIXES
+from detrs.data.visited import Visited
 from detrs.errors import UserError
 
 DECODED = "file_name with URL-encoded characters, decoded"
@@ -26,7 +28,8 @@ def locate(
     notes: Findings,
     *,
     num_images: int | None = None,
-) -> dict[int, Path]:
+    visited: Visited | None = None,
+) -> dict[int, str]:
     """Finds the file of each image.
 
     A name that does not exist is decoded if it is URL-encoded, its extension is replaced by that of the only image with
@@ -39,49 +42,78 @@ def locate(
         errors: Receives names outside the folder, names that differ in upper and lower case, and missing files.
         notes: Receives the repaired names, and the few missing images that are skipped.
         num_images: Number of images including those that need not be searched; by default, that of ``rows``.
+        visited: Receives the folders and files on which the result depends.
 
     Returns:
         The path of each image found, by id.
     """
     names = dict.fromkeys(row.file_name for row in rows.values())
-    search = _search(list(names), folders)
-    found = {name: search.find(name) for name in names}
-    users: dict[Path, list[str]] = {}
-    for name, match in found.items():
-        if match.path is not None:
-            users.setdefault(match.path, []).append(name)
-    paths: dict[int, Path] = {}
+    visited = Visited() if visited is None else visited
+    search = _search(list(names), folders, visited.probes)
+    exact: dict[str, str] = {}
+    others: dict[str, _Match] = {}
+    for name in names:
+        if path := search.exact(name):
+            exact[name] = path
+        else:
+            others[name] = search.find(name)
+    visited.folders |= {str(folder): listing.exact for folder, listing in search.listings.items()}
+    users: dict[str, list[str]] = {}
+    if any(match.repair for match in others.values()):
+        for name in names:
+            if path := exact.get(name) or others[name].path:
+                users.setdefault(path, []).append(name)
+    paths: dict[int, str] = {}
     missing: list[str] = []
     for id_, row in rows.items():
-        name, place = row.file_name, row.place or f"image {id_}"
-        match = found[name]
+        name = row.file_name
+        if name in exact:
+            paths[id_] = exact[name]
+            continue
+        match, place = others[name], row.place or f"image {id_}"
         if match.error:
             errors.add(match.error, f"{place}: {name}{match.hint}")
         elif match.path is None:
             missing.append(f"{match.expected}{match.hint}")
         elif match.repair and users[match.path] != [name]:
             other = next(user for user in users[match.path] if user != name)
-            missing.append(f"{match.expected} ({match.path.name} is the file of {other})")
+            missing.append(f"{match.expected} ({os.path.basename(match.path)} is the file of {other})")
         else:
             paths[id_] = match.path
             if match.repair:
-                notes.add(match.repair, f"{place}: {name} is {match.path.relative_to(search.root)}")
+                notes.add(match.repair, f"{place}: {name} is {Path(match.path).relative_to(search.root)}")
     count = len(rows) if num_images is None else num_images
     add_items("missing image, skipped", f"missing image (of {count})", missing, count, errors, notes)
     return paths
 
 
-class _Listing(NamedTuple):
+class _Listing:
     """The names in a folder by their exact, NFC-normalized and case-folded form, and images by their NFC stem."""
 
-    normal: dict[str, str]
-    folded: dict[str, str]
-    stems: dict[str, list[str]]
+    def __init__(self, names: list[str]) -> None:
+        self._names = names
+        self.exact = frozenset(names)
+
+    @cached_property
+    def normal(self) -> dict[str, str]:
+        return {_normal(name): name for name in self._names} | {name: name for name in self._names}
+
+    @cached_property
+    def folded(self) -> dict[str, str]:
+        return {name.casefold(): name for name in self._names}
+
+    @cached_property
+    def stems(self) -> dict[str, list[str]]:
+        stems: dict[str, list[str]] = {}
+        for name in self._names:
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+                stems.setdefault(_stem(name), []).append(name)
+        return stems
 
 
 class _Match(NamedTuple):
     expected: Path
-    path: Path | None = None
+    path: str | None = None
     repair: str = ""
     """Kind of the note; empty for a name that exists."""
     error: str = ""
@@ -95,16 +127,38 @@ class _Search:
         root: The folder.
         prefix: Leading parts of all names that are ignored.
         listings: The folders that were listed before.
+        probes: Receives the files that ``contains`` tested.
     """
 
-    def __init__(self, root: Path, prefix: tuple[str, ...], listings: dict[Path, _Listing]) -> None:
-        self.root, self.prefix, self.listings = root, prefix, listings
+    def __init__(
+        self, root: Path, prefix: tuple[str, ...], listings: dict[Path, _Listing], probes: dict[str, bool]
+    ) -> None:
+        self.root, self.prefix, self.listings, self.probes = root, prefix, listings, probes
         self.folders: dict[PurePosixPath, Path] = {}
+        self._plain: dict[str, Path | None] = {}
+        """The folder of names that start with this path and need no interpretation."""
 
     def contains(self, name: str) -> bool:
         """Whether the file of a name exists, without listing its folder."""
         inside = (self._inside(spelling) for spelling in _spellings(name))
-        return any(relative is not None and os.path.isfile(self.root / relative) for relative in inside)
+        return any(self._is_file(self.root / relative) for relative in inside if relative is not None)
+
+    def _is_file(self, path: Path) -> bool:
+        self.probes[str(path)] = os.path.isfile(path)
+        return self.probes[str(path)]
+
+    def exact(self, name: str) -> str | None:
+        """The file with exactly this name; ``None`` if there is none, or if ``find`` must interpret the name."""
+        base = name.rpartition("/")[2]
+        parent = name[: len(name) - len(base)]
+        if parent not in self._plain:
+            relative = PurePosixPath(parent)
+            is_plain = not self.prefix and _is_inside(relative) and str(relative) == (parent[:-1] or ".")
+            self._plain[parent] = self._folder(relative) if is_plain else None
+        folder = self._plain[parent]
+        if folder is None or base in (".", "..") or "\\" in name or ":" in base:
+            return None
+        return os.path.join(folder, base) if base in self._list(folder).exact else None
 
     def find(self, name: str) -> _Match:
         spellings = list(_spellings(name))
@@ -113,7 +167,7 @@ class _Search:
         repair = SHORTENED if self.prefix else ""
         for relative in relatives:
             if path := self._exact(relative):
-                return _Match(expected, path, repair)
+                return _Match(expected, str(path), repair)
         if self._inside(spellings[-1]) is None:
             last = self._exact(PurePosixPath(spellings[-1].name)) if spellings[-1].name else None
             hint = "" if last is None else f" ({last.name} is in {last.parent})"
@@ -121,11 +175,11 @@ class _Search:
         decoded = PurePosixPath(unquote(relatives[-1].as_posix())) if "%" in name else relatives[-1]
         is_decoded = decoded != relatives[-1] and _is_inside(decoded)
         if is_decoded and (path := self._exact(decoded)):
-            return _Match(expected, path, DECODED)
+            return _Match(expected, str(path), DECODED)
         for relative in (relatives[-1], *((decoded,) if is_decoded else ())):
             same_stem = self._same_stem(relative)
             if len(same_stem) == 1:
-                return _Match(expected, same_stem[0], EXTENSION)
+                return _Match(expected, str(same_stem[0]), EXTENSION)
             if same_stem:
                 return _Match(expected, hint=f" (found {' and '.join(path.name for path in same_stem)})")
         folder = self._folder(relatives[-1].parent)
@@ -172,15 +226,15 @@ class _Search:
         return self.listings[folder]
 
 
-def _search(names: list[str], folders: tuple[Path, ...]) -> _Search:
+def _search(names: list[str], folders: tuple[Path, ...], probes: dict[str, bool]) -> _Search:
     """A search in the folder that contains most of the first 20 names."""
     first = names[:20]
     listings: dict[Path, _Listing] = {}
-    searches = [_Search(folder, (), listings) for folder in folders]
+    searches = [_Search(folder, (), listings, probes) for folder in folders]
     best = max(searches, key=lambda search: sum(map(search.contains, first)))
     if any(map(best.contains, first)):
         return best
-    searches += [_Search(folder, prefix, listings) for prefix, folder in _prefixes(names, folders)]
+    searches += [_Search(folder, prefix, listings, probes) for prefix, folder in _prefixes(names, folders)]
     best = max(searches, key=lambda search: sum(map(search.contains, first)))
     if any(map(best.contains, first)):
         return best
@@ -226,20 +280,12 @@ def _is_inside(path: PurePosixPath) -> bool:
 
 
 def _listing(folder: Path) -> _Listing:
-    listing = _Listing({}, {}, {})
     if not os.path.isdir(folder):  # also False for names that are invalid on this system
-        return listing
+        return _Listing([])
     try:
-        names = sorted(os.listdir(folder))
+        return _Listing(sorted(os.listdir(folder)))
     except OSError as error:
         raise UserError(f"The image folder '{folder}' cannot be read: {error.strerror}.") from error
-    for name in names:
-        listing.normal[_normal(name)] = name
-        listing.folded[name.casefold()] = name
-        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-            listing.stems.setdefault(_stem(name), []).append(name)
-    listing.normal.update((name, name) for name in names)
-    return listing
 
 
 def _stem(name: str) -> str:

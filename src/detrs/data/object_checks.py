@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detrs.data.findings import Findings, add_items
+from detrs.data.image_table import Images
 from detrs.data.objects import CROWD, IGNORED, NO_ID, Columns, Objects
 
 ROUNDING_TOLERANCE = 2.0
@@ -23,7 +24,7 @@ UNKNOWN_IMAGE, SKIPPED_IMAGE = -2, -1
 
 def check_objects(
     columns: Columns,
-    sizes: dict[int, tuple[int, int]],
+    images: Images,
     listed: Iterable[int | None],
     category_ids: tuple[int, ...],
     errors: Findings,
@@ -33,14 +34,14 @@ def check_objects(
 
     Args:
         columns: All well-formed annotations.
-        sizes: (height, width) of each usable image by id.
+        images: The usable images.
         listed: Ids of all images in the file, including those that are skipped.
         category_ids: Ids of the classes.
         errors: Receives faults that would make results wrong.
         notes: Receives faults of single objects that are skipped or repaired.
     """
     positions: dict[int | None, int] = dict.fromkeys(listed, SKIPPED_IMAGE)
-    positions |= {id_: position for position, id_ in enumerate(sizes)}
+    positions |= {id_: position for position, id_ in enumerate(images.ids.tolist())}
     labels = {id_: label for label, id_ in enumerate(category_ids)}
     image = columns.image_id.mapped(lambda id_: positions.get(id_, UNKNOWN_IMAGE))
     label = columns.category_id.mapped(lambda id_: labels.get(id_, -1))
@@ -60,7 +61,7 @@ def check_objects(
 
     rows = np.flatnonzero((image >= 0) & (label >= 0))
     image, label, boxes, kind = image[rows], label[rows], boxes[rows], kind[rows]
-    extents = np.array([*sizes.values()], dtype=np.float64).reshape(-1, 2)[image]  # (N, 2) height, width
+    extents = images.sizes.astype(np.float64)[image]  # (N, 2) height, width
     area = np.array(columns.area, dtype=np.float64)[rows]
     if columns.normalized:
         boxes = boxes * np.tile(extents[:, ::-1], 2)
@@ -69,7 +70,7 @@ def check_objects(
     trainable = check.usable(boxes, extents, kind == 0)
     trainable = check.unique(image, label, boxes, trainable)
     check.conventions(boxes, extents, kind)
-    return Objects([*sizes], category_ids, image, label, boxes, area, kind != 0, trainable)
+    return Objects(images.ids, category_ids, image, label, boxes, area, kind != 0, trainable)
 
 
 def _check_ids(columns: Columns, boxes: NDArray[Any], errors: Findings) -> None:

@@ -43,7 +43,7 @@ class ObjectEntry(NamedTuple):
 class Objects(Sequence[ObjectEntry]):
     """The objects of a valid annotation file, in the order of the file; N objects."""
 
-    image_ids: list[int]
+    image_ids: NDArray[Any]
     """Id of each image, in the order of the file."""
     category_ids: tuple[int, ...]
     image: NDArray[Any]
@@ -78,7 +78,7 @@ class Objects(Sequence[ObjectEntry]):
             return [self[i] for i in range(*index.indices(len(self)))]
         x, y, width, height = self.boxes[index].tolist()
         return ObjectEntry(
-            self.image_ids[self.image[index]],
+            int(self.image_ids[self.image[index]]),
             self.category_ids[self.label[index]],
             (x, y, width, height),
             float(self.area[index]),

@@ -1,6 +1,7 @@
 """Opens the training and the validation part of a dataset, from its splits or by holding out a part of one split."""
 
 from pathlib import Path
+from typing import Any
 
 from detrs.config.data import NO_SPLIT, DataConfig
 from detrs.data import data_root, open_dataset
@@ -14,12 +15,15 @@ SUGGESTED_FRACTION = 0.2
 """In messages."""
 
 
-def open_splits(data: DataConfig, *, cache_gib: float = 0.0) -> tuple[Dataset, Dataset | None]:
+def open_splits(
+    data: DataConfig, *, cache_gib: float = 0.0, cache_annotations: bool = True
+) -> tuple[Dataset, Dataset | None]:
     """Opens the training and the validation part of ``data.path``; every annotation file is read once.
 
     Args:
         data: Names of the splits, or the fraction to hold out of the training split.
         cache_gib: Memory for decoded images of each part in GiB.
+        cache_annotations: Use and keep checked annotations, as in ``open_dataset``.
 
     Returns:
         The training part and the validation part, which is ``None`` if ``data.val_split`` is ``none``.
@@ -33,21 +37,26 @@ def open_splits(data: DataConfig, *, cache_gib: float = 0.0) -> tuple[Dataset, D
             raise UserError(both_message(data.path, data.val_split))
         train: Dataset = open_dataset(data.path, data.train_split, keep_empty=data.keep_empty, cache_gib=cache_gib)
         return train, None if data.val_split == NO_SPLIT else open_dataset(data.path, data.val_split)
-    root, cache = data_root(data.path), int(cache_gib * 2**30)
+    root = data_root(data.path)
+    options: dict[str, Any] = {"cache_bytes": int(cache_gib * 2**30), "cache_annotations": cache_annotations}
     found = find_splits(root)
     train_split = _train_split(found, root, data)
     if data.val_fraction is not None:
         check_unused(found, root, data)
-        return FolderDataset(train_split, cache_bytes=cache).divide(data.val_fraction, keep_empty=data.keep_empty)
+        return FolderDataset(train_split, **options).divide(data.val_fraction, keep_empty=data.keep_empty)
     val_split = None if data.val_split == NO_SPLIT else _val_split(found, root, data)
-    train = FolderDataset(train_split, keep_empty=data.keep_empty, cache_bytes=cache)
-    return train, None if val_split is None else FolderDataset(val_split, cache_bytes=cache)
+    train = FolderDataset(train_split, keep_empty=data.keep_empty, **options)
+    return train, None if val_split is None else FolderDataset(val_split, **options)
 
 
-def open_validation_part(data: DataConfig) -> Dataset:
+def open_validation_part(data: DataConfig, *, cache_annotations: bool = True) -> Dataset:
     """Opens the images on which a detector with these settings is evaluated, without the training part.
 
     A dataset that is not divided into splits is used completely, unless ``data.val_fraction`` is set.
+
+    Args:
+        data: The dataset and the name of the split, or the fraction that is held out.
+        cache_annotations: Use and keep checked annotations, as in ``open_dataset``.
 
     Raises:
         UserError: There is no such split, or its annotations have errors.
@@ -57,13 +66,14 @@ def open_validation_part(data: DataConfig) -> Dataset:
     root = data_root(data.path)
     found = find_splits(root)
     try:
-        return FolderDataset(choose_split(found, root, data.val_split))
+        return FolderDataset(choose_split(found, root, data.val_split), cache_annotations=cache_annotations)
     except NoSplitError:
         if data.val_fraction is not None:
-            return FolderDataset(_train_split(found, root, data)).divide(data.val_fraction)[1]
+            train_split = _train_split(found, root, data)
+            return FolderDataset(train_split, cache_annotations=cache_annotations).divide(data.val_fraction)[1]
         if not is_undivided(found):
             raise
-        return FolderDataset(choose_split(found, root, ""))
+        return FolderDataset(choose_split(found, root, ""), cache_annotations=cache_annotations)
 
 
 def is_undivided(found: list[Split]) -> bool:

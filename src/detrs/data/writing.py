@@ -21,10 +21,11 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from detrs.data.check import Annotations, ImageEntry, read_annotations
+from detrs.data.check import Annotations, read_annotations
 from detrs.data.content import SYNONYMS, Split
 from detrs.data.detect import find_split, find_splits
 from detrs.data.folders import IMAGE_SUFFIXES
+from detrs.data.image_table import ImageEntry
 from detrs.errors import UserError
 
 SUFFIXES = {
@@ -185,11 +186,12 @@ def _write_coco(folder: Path, read: dict[str, Annotations], place: Callable[[Pat
         ]
         objects = found.objects
         columns = (objects.image.tolist(), objects.label.tolist(), objects.boxes.tolist(), objects.area.tolist())
+        image_ids = found.images.ids.tolist()
         rows = zip(*columns, objects.crowd.tolist(), strict=True)
         annotations = [
             {
                 "id": number,
-                "image_id": found.images[image].id,
+                "image_id": image_ids[image],
                 "category_id": ids[label],
                 "bbox": box,
                 "area": area,
@@ -213,7 +215,7 @@ def _write_yolo(folder: Path, read: dict[str, Annotations], place: Callable[[Pat
     for name, found in read.items():
         names = _write_images(folder / "images" / name, found.images, place)
         (folder / "labels" / name).mkdir(parents=True)
-        sizes = np.array([image.size for image in found.images], dtype=np.float64).reshape(-1, 2)
+        sizes = found.images.sizes.astype(np.float64)
         boxes, kept, notes = _yolo_boxes(found, sizes)
         labels = [indices[each] for each in found.classes.names]
         lines: list[list[str]] = [[] for _ in names]

@@ -31,6 +31,10 @@ class CocoSplit(Split):
     folders: tuple[Path, ...]
     """Existing folders that may contain the images, most likely first."""
 
+    @property
+    def annotation_file(self) -> Path:
+        return self.path
+
     def read(self, errors: Findings, notes: Findings) -> Content:
         images, objects, categories = _ImageRows(), CocoColumns(errors), list[Any]()
         sinks: dict[str, Sink] = {"images": images, "annotations": objects, "categories": categories}

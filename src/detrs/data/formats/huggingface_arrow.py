@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 
 import filelock
 
+from detrs.data.cache_folder import cache_folder
 from detrs.data.folders import IMAGE_SUFFIXES
 from detrs.data.formats.huggingface import BOX_KEYS, CLASS_KEYS, METADATA, ImageFolderSplit
 from detrs.errors import UserError
@@ -71,19 +71,6 @@ def quiet(datasets: Any) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def cache_folder() -> Path:
-    """The folder of extracted datasets: in ``DETRS_CACHE``, or in the cache folder of the platform."""
-    if given := os.environ.get("DETRS_CACHE"):
-        return Path(given).expanduser() / "huggingface"
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "detrs" / "huggingface"
-
-
 def key(dataset: Any) -> str:
     """Name of the folder of an extracted dataset: a hash of its fingerprint, features, and files."""
     files = [os.stat(file["filename"]) for file in dataset.cache_files]
@@ -103,7 +90,7 @@ def extract(dataset: Any, others: Iterable[Any], source: object) -> Path:
     Raises:
         UserError: Its columns are ambiguous, an image is missing, or the cache cannot be written.
     """
-    folder = cache_folder() / key(dataset)
+    folder = cache_folder("huggingface") / key(dataset)
     layout = find_layout(dataset.features, source)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from detrs.data.cache_folder import cache_folder
 from detrs.data.content import Content, Split
 from detrs.data.findings import Findings
 from detrs.data.formats.coco_layouts import is_usual
-from detrs.data.formats.huggingface_arrow import cache_folder, extract, extracted, key, library, quiet
+from detrs.data.formats.huggingface_arrow import extract, extracted, key, library, quiet
 from detrs.errors import UserError
 from detrs.files import open_regular, write_text
 
@@ -50,7 +51,7 @@ class HubSplit(Split):
     """Name of the folder in the cache."""
 
     def read(self, errors: Findings, notes: Findings) -> Content:
-        folder = cache_folder() / self.folder
+        folder = cache_folder("huggingface") / self.folder
         if not folder.is_dir():
             try:
                 found = _download(*_parse(self.path.as_posix()))
@@ -94,7 +95,8 @@ def hub_splits(source: str) -> list[Split]:
         UserError: There is no such dataset, or it is neither reachable nor in the cache.
     """
     name, revision = _parse(source)
-    index = cache_folder() / "index" / f"{name.replace('/', '--')}@{(revision or '').replace('/', '--')}.json"
+    file = f"{name.replace('/', '--')}@{(revision or '').replace('/', '--')}.json"
+    index = cache_folder("huggingface") / "index" / file
     try:
         found = _download(name, revision)
     except ConnectionError as error:

@@ -1,0 +1,160 @@
+"""Checked splits on disk, so that a dataset is parsed and checked once and not by every process at every start.
+
+A file in the cache folder contains the arrays of a split (``Prepared``) and the state of everything that they depend
+on: the annotation file, the names in the folders of the images, and length and times of every image. It is used only if
+all of this is the same. Processes that open the same split map the file into memory and share its pages.
+
+A split with errors is not stored. Neither is one with files that have changed in the last seconds: another change
+within the resolution of the clock of the file system could not be noticed later.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import PIL
+from filelock import FileLock, Timeout
+
+from detrs import __version__
+from detrs.data.array_file import ArrayFile, read_arrays, write_arrays
+from detrs.data.cache_folder import cache_folder
+from detrs.data.check import read_annotations
+from detrs.data.content import Split
+from detrs.data.folders import IMAGE_SUFFIXES
+from detrs.data.prepared import Prepared, from_file, prepared
+from detrs.data.visited import Visited, file_state, state
+from detrs.errors import UserError
+
+logger = logging.getLogger("detrs")
+
+VERSION = 1
+"""Of the checks and of the file; a higher number makes all older files invalid."""
+SETTLED_S = 2.0
+"""Seconds after which a file is considered unchanging."""
+LOCK_TIMEOUT_S = 1800.0
+"""Longest time to wait for another process that checks the same split."""
+MAX_AGE_S = 60 * 24 * 3600.0
+"""Files that have not been used for this long are removed."""
+FOLDER, SUFFIX = "annotations", ".arrays"
+
+
+def prepare(split: Split, *, cached: bool = False) -> Prepared:
+    """Reads and checks a split, or opens the result of an earlier check.
+
+    Args:
+        split: The files.
+        cached: Use and write the cache. Only one process at a time checks a split.
+
+    Raises:
+        UserError: There are errors; see ``read_annotations``.
+    """
+    if not cached or split.annotation_file is None:
+        return prepared(read_annotations(split))
+    path = cache_folder(FOLDER) / f"{_key(split)}{SUFFIX}"
+    if found := _load(path, split.annotation_file):
+        return found
+    lock = _locked(path)
+    if lock is None:
+        return prepared(read_annotations(split))
+    try:
+        return _load(path, split.annotation_file) or _check(split, split.annotation_file, path)
+    finally:
+        lock.release()
+
+
+def _key(split: Split) -> str:
+    """The name of the file of a split: a hash of where it is and what checks it."""
+    where = [type(split).__qualname__, repr(split), "" if split.path.is_absolute() else os.getcwd()]
+    return hashlib.sha256(json.dumps([VERSION, __version__, PIL.__version__, *where]).encode()).hexdigest()[:32]
+
+
+def _locked(path: Path) -> FileLock | None:
+    """The lock of a file of the cache; ``None`` if the cache cannot be used."""
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=LOCK_TIMEOUT_S)
+    except Timeout:
+        reason = "another process has been checking it for too long"
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+    else:
+        return lock
+    logger.warning(
+        "The checked dataset is not cached in %s (%s), so that every start takes as long as this one. Set DETRS_CACHE "
+        "to a folder that can be written, or use --no-cache.",
+        *(path.parent, reason),
+    )
+    return None
+
+
+def _load(path: Path, annotations: Path) -> Prepared | None:
+    """The content of a file of the cache if everything that it depends on is unchanged."""
+    try:
+        file = read_arrays(path)
+        if not _is_valid(file, annotations):
+            return None
+        found = from_file(path, file)
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged: it is written anew
+        return None
+    with suppress(OSError):
+        os.utime(path)
+    return found
+
+
+def _is_valid(file: ArrayFile, annotations: Path) -> bool:
+    meta = file.meta
+    if list(file_state(annotations)) != meta["annotations"] and _hash(annotations) != meta["prepared"]["digest"]:
+        return False
+    now = state(meta["visited"]["folders"], meta["visited"]["probes"])
+    return now is not None and now.digest == meta["state"]
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check(split: Split, annotations: Path, path: Path) -> Prepared:
+    """Checks a split and stores the result, unless files have just changed."""
+    start = time.time()
+    try:
+        before = file_state(annotations)
+    except OSError:
+        before = (0, 0, 0)
+    visited = Visited()
+    result = prepared(read_annotations(split, visited=visited))
+    now = visited.state
+    names = (os.fsdecode(result.images.name(index)).lower() for index in range(len(result.images)))
+    if (
+        now is None
+        or max(now.newest, before[1] / 1e9, before[2] / 1e9) > start - SETTLED_S
+        or not {*result.images.folders} <= visited.folders.keys()
+        or result.images.ids.dtype != np.int64
+        or not all(name.endswith(IMAGE_SUFFIXES) for name in names)
+    ):
+        logger.debug("The checked dataset is not cached: its files are too new or have unusual names.")
+        return result
+    meta = {"prepared": result.meta(), "annotations": before, "state": now.digest, "visited": visited.to_json()}
+    try:
+        write_arrays(path, meta, result.arrays())
+        _remove_old(path.parent)
+        return from_file(path, read_arrays(path))
+    except (UserError, OSError, ValueError) as error:
+        logger.warning(
+            "The checked dataset is not cached: %s Use --no-cache, or set DETRS_CACHE to another folder.", error
+        )
+        return result
+
+
+def _remove_old(folder: Path) -> None:
+    """Removes files that have not been used for a long time."""
+    for path in folder.glob(f"*{SUFFIX}"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > MAX_AGE_S:
+                path.unlink()
