@@ -73,6 +73,12 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the cache of the user as it is. Subprocesses inherit the environment."""
+    os.environ["DETRS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
 def perturbed() -> None:
     """Another seed, or no oneDNN, where ``tests/numerics/perturb.py`` asks for it."""
     if "DETRS_TEST_SEED" in os.environ or "DETRS_TEST_ONEDNN" in os.environ:

@@ -183,7 +183,7 @@ def test_any_layout_of_the_file_gives_the_same(folder: Any, layout: str) -> None
     text = json.dumps(data, indent={"wide": None, "indented": 3, "reversed": 0}[layout])
     folder.write(f" \n{text}\r\n\t" if layout == "wide" else text)
     found = read(folder)
-    assert list(found.objects) == list(expected.objects) and found.images == expected.images
+    assert list(found.objects) == list(expected.objects) and list(found.images) == list(expected.images)
 
 
 def test_reading_takes_less_than_three_times_the_size_of_the_file(folder: Any) -> None:

@@ -52,6 +52,8 @@ class EvaluateArguments:
     """auto, fp32, bf16 or fp16. auto: bf16 where the processor or GPU multiplies it in hardware, else fp32."""
     workers: int = 0
     """Number of data loading processes; 0 loads in the main process."""
+    no_cache: Flag = False
+    """Check the dataset anew, and do not keep the result for the next time."""
     results: Path | None = None
     """Write the detections to this file, in the COCO results format."""
     report: Path | None = None
@@ -92,6 +94,7 @@ def run(argv: list[str]) -> None:
             device=arguments.device,
             precision=arguments.precision,
             workers=arguments.workers,
+            cache_annotations=not arguments.no_cache,
             diagnose=arguments.report is not None,
             on_images=on_images,
         )

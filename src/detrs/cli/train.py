@@ -72,6 +72,8 @@ class TrainArguments:
     """Output folder. Default: runs/PRESET-N."""
     resume: Flag = False
     """Resume the run in --output."""
+    no_cache: Flag = False
+    """Check the dataset anew, and do not keep the result for the next time."""
     quiet: Flag = False
     """Hide the progress display."""
     json: Flag = False
@@ -142,6 +144,9 @@ def read(argv: list[str]) -> tuple[Experiment, Path, TrainArguments]:
     if is_given("track", rest) and not arguments.track and not start.runtime.track:
         raise UserError(f"--track expects at least one of {', '.join(get_args(Tracker))}, separated by spaces.")
     experiment = merged(arguments, rest)
+    if arguments.no_cache:
+        runtime = dataclasses.replace(experiment.runtime, cache_annotations=False)
+        experiment = dataclasses.replace(experiment, runtime=runtime)
     if is_given("data", rest) or is_given("data.path", rest):
         check_data(experiment.data.path)
     elif folder is not None:

@@ -139,6 +139,9 @@ class RuntimeConfig:
     programs."""
     cache_gib: Annotated[float, Ge(0)] = 1.0
     """Memory for decoded images of each split in the training process, in GiB; loader processes cache none."""
+    cache_annotations: bool = True
+    """Keep the checked annotations of a dataset in the cache folder of the user, or in DETRS_CACHE, so that it opens in
+    about a second the next time. They are used only if no file has changed."""
     precision: Precision = "auto"
     """Precision of the detector's arithmetic. ``auto``: ``bf16`` where the device multiplies it in hardware, else
     ``fp32``; a run keeps the precision it started with. Weights, coordinates, scores and losses are float32 in each."""

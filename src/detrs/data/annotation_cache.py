@@ -14,13 +14,13 @@ import logging
 import os
 import time
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import PIL
 from filelock import FileLock, Timeout
 
-from detrs import __version__
 from detrs.data.array_file import ArrayFile, read_arrays, write_arrays
 from detrs.data.cache_folder import cache_folder
 from detrs.data.check import read_annotations
@@ -70,7 +70,7 @@ def prepare(split: Split, *, cached: bool = False) -> Prepared:
 def _key(split: Split) -> str:
     """The name of the file of a split: a hash of where it is and what checks it."""
     where = [type(split).__qualname__, repr(split), "" if split.path.is_absolute() else os.getcwd()]
-    return hashlib.sha256(json.dumps([VERSION, __version__, PIL.__version__, *where]).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([VERSION, version("detrs"), PIL.__version__, *where]).encode()).hexdigest()[:32]
 
 
 def _locked(path: Path) -> FileLock | None:

@@ -76,16 +76,16 @@ def examine(split: Split, *, decode: bool = False, visited: Visited | None = Non
     failure, annotations = None, None
     try:
         content = split.read(errors, notes)
-        rows, columns = content.images, content.objects
+        rows, columns, digest = content.images, content.objects, content.digest
         classes = _classes(content.categories, errors, notes)
         images = _images(rows, content.folders, decode, errors, notes, visited)
         if not len(images):
             errors.raise_if_any(path)
             raise UserError(f"{path} contains no images.")
-        listed = (integer(row.id) for row in rows if row is not None)
+        listed, num_skipped = [integer(row.id) for row in rows if row is not None], len(rows) - len(images)
+        del content, rows  # objects for each image, which are not needed any more
         objects = check_objects(columns, images, listed, classes.category_ids, errors, notes)
-        num_skipped = len(rows) - len(images)
-        annotations = Annotations(classes, images, objects, [], content.digest, num_skipped)
+        annotations = Annotations(classes, images, objects, [], digest, num_skipped)
         errors.raise_if_any(path)
         _check_classes(path, classes, objects, columns, len(images), notes)
     except UserError as error:
@@ -154,7 +154,6 @@ def _images(
 ) -> Images:
     """The images in the order of the annotations."""
     valid: dict[int, ImageRow] = {}
-    sizes: dict[int, tuple[int, int] | None] = {}
     for index, row in enumerate(rows):
         if row is None:
             errors.add("image that is not an object", f"images[{index}]")
@@ -171,7 +170,9 @@ def _images(
             errors.add("file_name that is a URL (images are not downloaded)", f"{_place(id_, row)}: {name:.80}")
         else:
             valid[id_] = row
-            sizes[id_] = _declared_size(id_, row, errors)
+            if _declared_size(row) is None and (row.height, row.width) != (None, None):
+                sides = f"{_place(id_, row)}: {row.width!r:.40} x {row.height!r:.40}"
+                errors.add("image whose width or height is not a positive integer", sides)
     for file, count in Counter(row.path or row.file_name for row in valid.values()).items():
         if count > 1:
             notes.add("file used by several images", str(file))
@@ -180,7 +181,7 @@ def _images(
     if visited is not None:
         visited.end()
     paths = {id_: str(row.path or found[id_]) for id_, row in valid.items() if row.path or id_ in found}
-    return _check_files(paths, valid, sizes, decode, errors, notes)
+    return _check_files(paths, valid, decode, errors, notes)
 
 
 def _place(id_: int, row: ImageRow) -> str:
@@ -191,7 +192,6 @@ def _place(id_: int, row: ImageRow) -> str:
 def _check_files(
     paths: dict[int, str],
     rows: dict[int, ImageRow],
-    sizes: dict[int, tuple[int, int] | None],
     decode: bool,
     errors: Findings,
     notes: Findings,
@@ -203,10 +203,10 @@ def _check_files(
     kept: list[int] = []
     used: list[tuple[int, int]] = []
     unreadable: list[str] = []
-    found_sizes = list(map(tuple, files.sizes.tolist()))
+    heights, widths = files.sizes.T.tolist()
     for id_, path in paths.items():
-        file, declared = positions[path], sizes[id_]
-        size = found_sizes[file]
+        file, declared = positions[path], _declared_size(rows[id_])
+        size = heights[file], widths[file]
         if file in files.errors:
             unreadable.append(f"{_place(id_, rows[id_])}: {str(files.errors[file]).rstrip('.')}")
             continue
@@ -234,13 +234,9 @@ def swapped(path: str | Path, size: tuple[int, int], declared: tuple[int, int]) 
     return ", width and height are swapped in the annotation file"
 
 
-def _declared_size(id_: int, row: ImageRow, errors: Findings) -> tuple[int, int] | None:
-    height, width = row.height, row.width
-    if height is None and width is None:
+def _declared_size(row: ImageRow) -> tuple[int, int] | None:
+    """The height and width in the annotations; ``None`` if they are missing or not positive integers."""
+    height, width = integer(row.height), integer(row.width)
+    if height is None or width is None or not (0 < height < MAX_COORDINATE and 0 < width < MAX_COORDINATE):
         return None
-    size = integer(height), integer(width)
-    if size[0] is None or size[1] is None or not (0 < size[0] < MAX_COORDINATE and 0 < size[1] < MAX_COORDINATE):
-        sides = f"{_place(id_, row)}: {width!r:.40} x {height!r:.40}"
-        errors.add("image whose width or height is not a positive integer", sides)
-        return None
-    return size[0], size[1]
+    return height, width

@@ -50,25 +50,19 @@ def locate(
     names = dict.fromkeys(row.file_name for row in rows.values())
     visited = Visited() if visited is None else visited
     search = _search(list(names), folders, visited.probes)
-    exact: dict[str, str] = {}
-    others: dict[str, _Match] = {}
-    for name in names:
-        if path := search.exact(name):
-            exact[name] = path
-        else:
-            others[name] = search.find(name)
+    others = {name: search.find(name) for name in names if search.exact(name) is None}
     visited.folders |= {str(folder): listing.exact for folder, listing in search.listings.items()}
     users: dict[str, list[str]] = {}
     if any(match.repair for match in others.values()):
         for name in names:
-            if path := exact.get(name) or others[name].path:
+            if path := others[name].path if name in others else search.exact(name):
                 users.setdefault(path, []).append(name)
     paths: dict[int, str] = {}
     missing: list[str] = []
     for id_, row in rows.items():
         name = row.file_name
-        if name in exact:
-            paths[id_] = exact[name]
+        if exact := search.exact(name):
+            paths[id_] = exact
             continue
         match, place = others[name], row.place or f"image {id_}"
         if match.error:

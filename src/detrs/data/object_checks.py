@@ -1,5 +1,6 @@
 """Checks of objects with their images: sizes, duplicates, conventions of the file."""
 
+from array import array
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,6 +19,9 @@ MIN_BOXES = 5
 """Minimum number of boxes to detect corners instead of sizes."""
 MAX_CROWDS = 0.1
 """Fraction of crowd regions without a note; COCO has 1 %."""
+
+HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+"""An odd number without a pattern: 2^64 divided by the golden ratio."""
 
 UNKNOWN_IMAGE, SKIPPED_IMAGE = -2, -1
 
@@ -45,8 +49,8 @@ def check_objects(
     labels = {id_: label for label, id_ in enumerate(category_ids)}
     image = columns.image_id.mapped(lambda id_: positions.get(id_, UNKNOWN_IMAGE))
     label = columns.category_id.mapped(lambda id_: labels.get(id_, -1))
-    boxes = np.array(columns.boxes, dtype=np.float64).reshape(-1, 4)  # (N, 4)
-    kind = np.array(columns.kind, dtype=np.int8)
+    boxes = _values(columns.boxes).reshape(-1, 4)  # (N, 4)
+    kind = _values(columns.kind)
 
     unknown = [f"{columns.place(row)}: {columns.image_id[row]}" for row in np.flatnonzero(image == UNKNOWN_IMAGE)]
     what = "annotation with unknown image_id, skipped"
@@ -60,22 +64,30 @@ def check_objects(
         _check_ids(columns, boxes, errors)
 
     rows = np.flatnonzero((image >= 0) & (label >= 0))
-    image, label, boxes, kind = image[rows], label[rows], boxes[rows], kind[rows]
+    area = _values(columns.area)
+    if len(rows) < len(image):
+        image, label, boxes, kind, area = image[rows], label[rows], boxes[rows], kind[rows], area[rows]
     extents = images.sizes.astype(np.float64)[image]  # (N, 2) height, width
-    area = np.array(columns.area, dtype=np.float64)[rows]
     if columns.normalized:
         boxes = boxes * np.tile(extents[:, ::-1], 2)
         area = area * extents.prod(1)
-    check = _Check(columns, rows, errors, notes)
-    trainable = check.usable(boxes, extents, kind == 0)
+    check, exceeding = _Check(columns, rows, errors, notes), excess(boxes, extents) > ROUNDING_TOLERANCE
+    trainable = check.usable(boxes, extents, kind == 0, exceeding)
     trainable = check.unique(image, label, boxes, trainable)
-    check.conventions(boxes, extents, kind)
+    check.conventions(boxes, extents, kind, exceeding)
     return Objects(images.ids, category_ids, image, label, boxes, area, kind != 0, trainable)
+
+
+def _values(column: "array[Any]") -> NDArray[Any]:
+    """(N,) the values of a column, which shares its memory."""
+    return np.frombuffer(column, dtype=column.typecode) if len(column) else np.zeros(0, dtype=column.typecode)
 
 
 def _check_ids(columns: Columns, boxes: NDArray[Any], errors: Findings) -> None:
     """Reports ids that several objects share. An annotation that occurs twice is a duplicate box."""
-    ids = np.array(columns.id, dtype=np.int64)
+    ids = _values(columns.id)
+    if len(ids) < 2 or (ids[1:] > ids[:-1]).all():
+        return
     order = np.argsort(ids, kind="stable")
     first, second = order[:-1], order[1:]
     same = (ids[first] == ids[second]) & (ids[first] != NO_ID)
@@ -110,7 +122,9 @@ class _Check:
         kinds = f"box {kind}, ignored in training", f"box (of {len(self.rows)}) {kind}"
         add_items(*kinds, places, len(self.rows), self.errors, self.notes)
 
-    def usable(self, boxes: NDArray[Any], extents: NDArray[Any], regular: NDArray[Any]) -> NDArray[Any]:
+    def usable(
+        self, boxes: NDArray[Any], extents: NDArray[Any], regular: NDArray[Any], exceeding: NDArray[Any]
+    ) -> NDArray[Any]:
         """(N,) bool: whether a box can be trained on."""
         corners = boxes[:, :2] + boxes[:, 2:]
         limits = extents[:, ::-1]
@@ -120,9 +134,7 @@ class _Check:
         usable = regular & ~empty & ~outside
         self.skip("without area", empty)
         self.skip("outside its image", outside)
-        self.note(
-            "box that exceeds its image, clipped in training", usable & (excess(boxes, extents) > ROUNDING_TOLERANCE)
-        )
+        self.note("box that exceeds its image, clipped in training", usable & exceeding)
         self.note("box less than one pixel wide or high", usable & (boxes[:, 2:] < 1).any(1))
         return usable
 
@@ -141,17 +153,19 @@ class _Check:
         self.note("box with several classes", several)
         return trainable & ~repeated
 
-    def conventions(self, boxes: NDArray[Any], extents: NDArray[Any], kind: NDArray[Any]) -> None:
+    def conventions(
+        self, boxes: NDArray[Any], extents: NDArray[Any], kind: NDArray[Any], exceeding: NDArray[Any]
+    ) -> None:
         """Detects normalized boxes, corners instead of sizes, and masks exported as crowd regions."""
         regular = kind == 0
         large = regular & (boxes[:, 2:] > 0).all(1) & (extents > 2).all(1)
-        if large.any() and (boxes[large] <= 1).all():
+        if large.any() and not (large & (boxes > 1).any(1)).any():
             place = f"the first is {boxes[large][0].tolist()}"
             self.errors.add("file with all boxes in [0, 1] (expected pixels)", place)
-        exceeding = int((excess(boxes[regular], extents[regular]) > ROUNDING_TOLERANCE).sum())
-        if exceeding >= MIN_BOXES and exceeding > regular.sum() / 2:
+        num_exceeding = int((exceeding & regular).sum())
+        if num_exceeding >= MIN_BOXES and num_exceeding > regular.sum() / 2:
             hint = "they may be [x1, y1, x2, y2] instead of [x, y, width, height]"
-            place = f"{exceeding} of {regular.sum()} boxes"
+            place = f"{num_exceeding} of {regular.sum()} boxes"
             self.errors.add(f"file with most boxes outside their images ({hint})", place)
         if (kind == CROWD).sum() > MAX_CROWDS * len(kind):
             self.note(
@@ -169,7 +183,22 @@ def excess(boxes: NDArray[Any], extents: NDArray[Any]) -> NDArray[Any]:
 
 
 def repeats(keys: tuple[NDArray[Any], ...]) -> NDArray[Any]:
-    """(N,) bool: whether the same keys occur earlier."""
+    """(N,) bool: whether the same keys occur earlier. Integers must be below 2^53."""
+    hashed = np.zeros(len(keys[0]), dtype=np.uint64)
+    for key in keys:
+        hashed ^= (key + 0.0).view(np.uint64)  # 0.0 and -0.0 are equal
+        hashed *= HASH_FACTOR
+        hashed ^= hashed >> np.uint64(29)
+    ordered = np.sort(hashed)
+    several = ordered[1:][ordered[1:] == ordered[:-1]]
+    repeated = np.zeros(len(hashed), dtype=bool)
+    rows = np.flatnonzero(np.isin(hashed, several)) if len(several) else several.astype(np.int64)
+    repeated[rows[_exact_repeats(tuple(key[rows] for key in keys))]] = True
+    return repeated
+
+
+def _exact_repeats(keys: tuple[NDArray[Any], ...]) -> NDArray[Any]:
+    """As ``repeats``, for few keys, by sorting all of them."""
     order = np.lexsort(keys)  # stable: equal keys stay in the order of the file
     same = np.ones(max(len(order) - 1, 0), dtype=bool)
     for key in keys:

@@ -224,6 +224,7 @@ def evaluate_checkpoint(
     device: str = "auto",
     precision: Precision = "auto",
     workers: int = 0,
+    cache_annotations: bool = True,
     diagnose: bool = False,
     on_images: Callable[[int, int], None] | None = None,
 ) -> Scores:
@@ -247,6 +248,7 @@ def evaluate_checkpoint(
         device: ``auto``, ``cpu``, ``cuda``, ...
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``, as for ``Predictor``.
         workers: loader processes.
+        cache_annotations: use and keep checked annotations, as in ``detrs.data.open_dataset``.
         diagnose: keep the detections of each decoder layer, so that ``diagnosis`` and ``write_report`` of the result
             also have the AP of each layer and the use of queries; not with ``tile``.
         on_images: called after each batch with the number of images done, and of all images.
@@ -279,7 +281,9 @@ def evaluate_checkpoint(
             pad=trained.evaluation.pad if pad is None else pad,
             clip=trained.evaluation.clip if clip is None else clip,
         ),
-        runtime=RuntimeConfig(device=device, workers=workers, precision=detector.precision),
+        runtime=RuntimeConfig(
+            device=device, workers=workers, precision=detector.precision, cache_annotations=cache_annotations
+        ),
     )
     config.validate(experiment)
     dataset = dataset_to_score(path, detector, experiment, data, split, warns=runtime.is_main)

@@ -192,7 +192,8 @@ def datasets(
     Raises:
         UserError: a dataset cannot be read, or lacks a part of the protocol.
     """
-    data, cache_gib = experiment.data, experiment.runtime.cache_gib
+    data, runtime = experiment.data, experiment.runtime
+    options: dict[str, Any] = {"cache_gib": runtime.cache_gib, "cache_annotations": runtime.cache_annotations}
     given = {"train_set": train_set, "val_set": val_set}
     if data.val_split == NO_SPLIT and val_set is not None:
         raise UserError(f"val_set was given, but data.val_split {NO_SPLIT} trains without validation: remove one.")
@@ -208,11 +209,11 @@ def datasets(
         if dataset is not None:
             check_protocol(dataset, name)
     if train_set is None and val_set is None:
-        train_set, val_set = open_splits(data, cache_gib=cache_gib)
+        train_set, val_set = open_splits(data, **options)
     if train_set is None:
-        train_set = open_dataset(data.path, data.train_split, keep_empty=data.keep_empty, cache_gib=cache_gib)
+        train_set = open_dataset(data.path, data.train_split, keep_empty=data.keep_empty, **options)
     if val_set is None and data.val_split != NO_SPLIT:
-        val_set = open_dataset(data.path, data.val_split, cache_gib=cache_gib)
+        val_set = open_dataset(data.path, data.val_split, **options)
     if train_set.num_empty and not data.keep_empty:
         raise UserError(
             f"data.keep_empty is False, but train_set has {train_set.num_empty} images without objects: leave them out "

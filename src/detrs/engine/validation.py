@@ -75,11 +75,11 @@ def open_validation(experiment: Experiment, *, is_given: bool, is_exact: bool) -
         is_given: the caller gave the folder, not the checkpoint.
         is_exact: the caller gave the name of the split, not the checkpoint.
     """
-    folder = experiment.data.path
+    folder, cache_annotations = experiment.data.path, experiment.runtime.cache_annotations
     try:
         if is_exact:
-            return open_dataset(folder, experiment.data.val_split)
-        return open_validation_part(experiment.data)
+            return open_dataset(folder, experiment.data.val_split, cache_annotations=cache_annotations)
+        return open_validation_part(experiment.data, cache_annotations=cache_annotations)
     except UserError as error:
         if folder is None:
             raise UserError(

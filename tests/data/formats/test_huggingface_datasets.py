@@ -86,7 +86,7 @@ def test_images_are_extracted_once_byte_for_byte(tmp_path: Path, cache: Path, mo
     assert all(image.path.is_relative_to(cache) for image in first.images)
     assert not [path for path in cache.iterdir() if path.suffix == ".tmp"]
     monkeypatch.setattr(huggingface_arrow, "_extract_to", None)  # raises if it is called
-    assert read(folder).images == first.images
+    assert read(folder).images[:] == first.images[:]
 
 
 def test_changed_data_are_extracted_again(tmp_path: Path) -> None:
