@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detrs.ops import use
-from detrs.ops.dropout import add_norm, reference, relu_dropout
+from detrs.ops.dropout import add_norm, attention, dropout_attention, reference, relu_dropout
 from detrs.ops.threads import num_threads
 
 numba = pytest.importorskip("numba")
@@ -73,6 +73,76 @@ def test_add_norm_is_its_definition(dtype: torch.dtype, rate: float) -> None:
         torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
 
 
+def attention_inputs(dtype: torch.dtype) -> list[Tensor]:
+    """Query, key and value of 2 images and 3 heads: 7 queries, 11 keys, 5 and 4 channels."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((2, 3, 7, 5), (2, 3, 11, 5), (2, 3, 11, 4))
+    return [torch.randn(size, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for size in sizes]
+
+
+def masks() -> dict[str, Tensor | None]:
+    padded, triangle = torch.ones(2, 1, 1, 11, dtype=torch.bool), torch.ones(7, 11, dtype=torch.bool).tril()
+    padded[1, ..., 8:] = False
+    return {"none": None, "padding": padded, "of queries": triangle}
+
+
+@pytest.mark.parametrize("mask", masks())
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_attention_is_its_definition(dtype: torch.dtype, mask: str) -> None:
+    query, key, value = inputs = attention_inputs(dtype)
+    grad_out, allowed = torch.randn(2, 3, 7, 4).to(dtype), masks()[mask]
+    logits = query.double() @ key.double().mT / 5**0.5
+    weights = logits.masked_fill(torch.tensor(False) if allowed is None else ~allowed, -torch.inf).softmax(-1)
+    expected = (weights * factors(9, 0.3, (2, 3, 7, 11)) @ value.double()).to(dtype)
+    expected_grads = torch.autograd.grad(expected, inputs, grad_out)
+    torch.manual_seed(9)
+    actual = attention(*inputs, allowed, 0.3)
+    grads = torch.autograd.grad(actual, inputs, grad_out)
+    tolerance = 0.02 if dtype.itemsize == 2 else 50 * torch.finfo(dtype).eps
+    for ours, theirs in zip((actual, *grads), (expected, *expected_grads), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
+
+
+def test_attention_of_a_few_heads_at_a_time_is_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, grad_out = attention_inputs(torch.float32), torch.randn(2, 3, 7, 4)
+
+    def run() -> list[Tensor]:
+        torch.manual_seed(0)
+        out = attention(*inputs, masks()["padding"], 0.3)
+        return [out, *torch.autograd.grad(out, inputs, grad_out)]
+
+    expected = run()
+    for weights in (1, 5 * 7 * 11):
+        monkeypatch.setattr(dropout_attention, "WEIGHTS", weights)
+        for some, all_at_once in zip(run(), expected, strict=True):
+            torch.testing.assert_close(some, all_at_once)
+
+
+def test_attention_without_dropout_is_that_of_pytorch() -> None:
+    inputs = attention_inputs(torch.float32)
+    for mask in masks().values():
+        expected = F.scaled_dot_product_attention(*inputs, attn_mask=mask)
+        assert torch.equal(attention(*inputs, mask, 0.0), expected)
+        torch.testing.assert_close(attention(*inputs, mask, 1e-12), expected)  # computed by the kernels
+
+
+def test_attention_keeps_no_weights_and_computes_them_in_full_precision() -> None:
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    inputs = attention_inputs(torch.float32)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        torch.manual_seed(0)
+        expected = attention(*inputs, None, 0.3)
+    assert sum(kept.values()) == sum(tensor.nbytes for tensor in inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.manual_seed(0)
+        assert torch.equal(attention(*inputs, None, 0.3), expected)
+
+
 def test_gradients() -> None:
     x, update, _ = random(torch.float64, 3)
     norm = normalization(torch.float64)
@@ -85,6 +155,10 @@ def test_gradients() -> None:
         return function
 
     assert torch.autograd.gradcheck(seeded(lambda x: relu_dropout(x * 1, 0.3)), x[:1, :5])
+    query, key, value = attention_inputs(torch.float64)
+    assert torch.autograd.gradcheck(
+        seeded(lambda *inputs: attention(*inputs, masks()["padding"], 0.3)), (query[:, :2], key[:, :2], value[:, :2])
+    )
     assert torch.autograd.gradcheck(
         seeded(lambda x, update, *_: add_norm(x, update, norm, 0.3)), (x[:1, :3], update[:1, :3], *norm.parameters())
     )

@@ -3,11 +3,11 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detrs.layers.initialization import Initialization
+from detrs.ops.dropout import attention
 from detrs.structures import Pyramid, Queries
 
 
@@ -33,8 +33,7 @@ class MultiHeadAttention(nn.Module):
         """Attention output; ``mask`` is True where a query attends to a key, broadcast to (B, M, Q, T)."""
         q, k = self.queries_and_keys(query, key)
         v = split_heads(self.value_proj(value), self.num_heads)
-        dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        attended = attention(q, k, v, mask, self.dropout if self.training else 0.0)
         return self.output_proj(join_heads(attended))
 
     def queries_and_keys(

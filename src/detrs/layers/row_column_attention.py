@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from detrs.layers.attention import attention_weights, join_heads, split_heads
 from detrs.layers.initialization import Initialization
+from detrs.ops.dropout import attention
 from detrs.structures import Pyramid, Queries
 
 KeyMean = Callable[[Tensor, Tensor, int], Tensor]
@@ -130,8 +131,8 @@ def attend(
     first, second, values = (
         (columns, rows, values.transpose(2, 3)) if along_x_first else (rows, columns, values)
     )  # (B, M, longer, shorter, D)
-    lines = F.scaled_dot_product_attention(  # all cells across the longer axis are one value
-        first.query, first.key, values.flatten(3), attn_mask=first.mask, dropout_p=dropout
+    lines = attention(  # all cells across the longer axis are one value
+        first.query, first.key, values.flatten(3), first.mask, dropout
     ).unflatten(3, values.shape[3:])  # (B, M, Q, shorter, D)
     weights = attention_weights(second.query, second.key, second.mask)  # (B, M, Q, shorter)
     # each query has its own values here: one product each, not attention to shared values

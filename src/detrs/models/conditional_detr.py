@@ -22,7 +22,6 @@ is 1 there; sine features of a point start with the row.
 import math
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -37,6 +36,7 @@ from detrs.layers.initialization import XAVIER, ExactLinear, xavier_linear
 from detrs.layers.position import sine_features
 from detrs.models.detector import Detector
 from detrs.models.single_scale import feedforward, global_encoder, sine_neck
+from detrs.ops.dropout import attention
 from detrs.structures import Pyramid, Queries
 
 
@@ -118,8 +118,7 @@ class ConditionalSelfAttention(nn.Module):
         query = self.query_content_proj(queries.content) + self.query_position_proj(queries.position)
         key = self.key_content_proj(queries.content) + self.key_position_proj(queries.position)
         q, k, v = (split_heads(x, self.num_heads) for x in (query, key, self.value_proj(queries.content)))
-        dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=queries.attention_mask, dropout_p=dropout)
+        attended = attention(q, k, v, queries.attention_mask, self.dropout if self.training else 0.0)
         return self.output_proj(join_heads(attended))
 
 
@@ -155,8 +154,7 @@ class ConditionalCrossAttention(nn.Module):
     def attend(self, q: Float[Tensor, "B M Q _"], k: Float[Tensor, "B M S _"], memory: Pyramid) -> Tensor:
         """Attention output (B, Q, C), given projected queries and keys."""
         v = split_heads(self.value_proj(memory.tokens), self.num_heads)
-        dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=not_padding(memory), dropout_p=dropout)
+        attended = attention(q, k, v, not_padding(memory), self.dropout if self.training else 0.0)
         return self.output_proj(join_heads(attended))
 
 

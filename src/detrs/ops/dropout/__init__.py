@@ -1,4 +1,4 @@
-"""Dropout together with what surrounds it in a transformer: the activation, or residual and normalization.
+"""Dropout together with what surrounds it in a transformer: activation, residual and normalization, attention.
 
 On the CPU, both are kernels that keep no mask for the backward pass; see ``reference.py`` for the elements that are
 dropped. Elsewhere they are PyTorch's operators, and so they are in compiled and exported programs, which fuse them
@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from detrs.ops import backend
+from detrs.ops.dropout import dropout_attention
+from detrs.precision import full_precision
 
 
 def relu_dropout(x: Float[Tensor, "*rows C"], rate: float) -> Float[Tensor, "*rows C"]:
@@ -46,6 +48,28 @@ def add_norm(
     dtype = torch.promote_types(x.dtype, update.dtype)
     inputs = x.to(dtype).contiguous(), update.to(dtype).contiguous(), norm.weight, norm.bias
     result: Tensor = _AddNorm.apply(*inputs, norm.eps, rate, _seed())
+    return result
+
+
+def attention(
+    query: Float[Tensor, "B M Q D"],
+    key: Float[Tensor, "B M T D"],
+    value: Float[Tensor, "B M T V"],
+    mask: Bool[Tensor, "*broadcast T"] | None,
+    rate: float,
+) -> Float[Tensor, "B M Q V"]:
+    """``dropout(softmax(query . key / sqrt(D))) . value``: scaled dot-product attention.
+
+    Args:
+        query: of each head.
+        key: T per head.
+        value: one per key.
+        mask: True where a query attends to a key, broadcast to (B, M, Q, T); ``None``: everywhere.
+        rate: probability of a weight to be dropped, in [0, 1); 0: none is.
+    """
+    if rate == 0 or not _has_kernels(query):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=rate)
+    result: Tensor = _Attention.apply(query, key, value, mask, rate, _seed())
     return result
 
 
@@ -83,6 +107,28 @@ class _ReLUDropout(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None, None]:
         (result,) = ctx.saved_tensors
         return _kernels().relu_dropout_gradient(grad_out, result, ctx.rate), None, None
+
+
+class _Attention(torch.autograd.Function):
+    """Keeps its inputs only: weights are computed again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rate: float, seed: int
+    ) -> Tensor:
+        ctx.rate, ctx.seed = rate, seed
+        ctx.save_for_backward(query, key, value, mask)
+        with full_precision("cpu"):
+            return dropout_attention.forward(query, key, value, mask, rate, seed, _kernels())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, mask = ctx.saved_tensors
+        rest = ctx.rate, ctx.seed, _kernels()
+        with full_precision("cpu"):
+            grads = dropout_attention.backward(grad_out, query, key, value, mask, *rest)
+        return *grads, None, None, None
 
 
 class _AddNorm(torch.autograd.Function):

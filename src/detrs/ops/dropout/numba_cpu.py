@@ -111,6 +111,40 @@ def relu_dropout_backward(problem, storage, element, real):
 
 
 @njit(**COMPILE)
+def drop(problem, storage, element, real):
+    """``out <- dropout(x)``."""
+    xs, outs = matrix(problem, problem.x, element), matrix(problem, problem.out, element)
+    scale, threshold, zero = real(problem.scale), problem.threshold, real(0)
+    _, row, end = next_rows(problem)
+    while row < end:
+        for i in range(row, end):
+            key, x, out = key_of_row(problem.seed, i), xs[i], outs[i]
+            for j in range(problem.columns):
+                number = widen(x[j], storage) * scale
+                out[j] = narrow(number if is_kept(key, j, threshold) else zero, storage)
+        _, row, end = next_rows(problem)
+
+
+@njit(**COMPILE)
+def softmax_dropout_backward(problem, storage, element, real):
+    """``grad_x`` of logits, in place of the gradient of ``dropout(x)``, where ``x`` is their softmax."""
+    xs, grads = matrix(problem, problem.x, element), matrix(problem, problem.grad_x, element)
+    scale, threshold, zero = real(problem.scale), problem.threshold, real(0)
+    _, row, end = next_rows(problem)
+    while row < end:
+        for i in range(row, end):
+            key, x, grad, mean = key_of_row(problem.seed, i), xs[i], grads[i], real(0)
+            for j in range(problem.columns):
+                number = widen(grad[j], storage) * scale
+                number = number if is_kept(key, j, threshold) else zero
+                grad[j] = narrow(number, storage)
+                mean += widen(x[j], storage) * number
+            for j in range(problem.columns):
+                grad[j] = narrow(widen(x[j], storage) * (widen(grad[j], storage) - mean), storage)
+        _, row, end = next_rows(problem)
+
+
+@njit(**COMPILE)
 def add_norm(problem, storage, element, real):
     """``out <- norm(total)`` and its statistics, where ``total <- x + dropout(update)``."""
     columns, threshold, scale, eps = problem.columns, problem.threshold, real(problem.scale), real(problem.eps)
@@ -228,6 +262,28 @@ def _relu_dropout_backward(storage: str) -> Kernel:
 
 
 @functools.cache
+def _dropout(storage: str) -> Kernel:
+    (element, real), version = _types(storage), _VERSION
+
+    def kernel(problem):
+        version  # noqa: B018
+        drop(carray(problem, 1)[0], storage, element, real)
+
+    return _compiled(kernel, storage)
+
+
+@functools.cache
+def _softmax_dropout_backward(storage: str) -> Kernel:
+    (element, real), version = _types(storage), _VERSION
+
+    def kernel(problem):
+        version  # noqa: B018
+        softmax_dropout_backward(carray(problem, 1)[0], storage, element, real)
+
+    return _compiled(kernel, storage)
+
+
+@functools.cache
 def _add_norm(storage: str) -> Kernel:
     (element, real), version = _types(storage), _VERSION
 
@@ -286,6 +342,17 @@ def relu_dropout_gradient(grad_out: Tensor, result: Tensor, rate: float) -> Tens
     grad_x = torch.empty_like(result)
     _run(_relu_dropout_backward, result, rate, grad_out=grad_out.contiguous(), grad_x=grad_x)
     return grad_x
+
+
+def dropout(x: Tensor, out: Tensor, rate: float, seed: int) -> None:
+    """``out <- dropout(x)``; both are contiguous."""
+    _run(_dropout, x, rate, seed=seed, out=out)
+
+
+def softmax_dropout_gradient_(grad: Tensor, probabilities: Tensor, rate: float, seed: int) -> Tensor:
+    """Gradient of the logits of softmax and dropout, in place of that of the result; both are contiguous."""
+    _run(_softmax_dropout_backward, probabilities, rate, seed=seed, grad_x=grad)
+    return grad
 
 
 class Normalized(NamedTuple):

@@ -48,6 +48,11 @@ def kept(seed: int, rows: int, columns: int, rate: float) -> Bool[Tensor, "rows 
     return x ^ x >> 16 >= threshold(rate)
 
 
+def seed_of_row(seed: int, row: int) -> int:
+    """The seed whose first row is ``row`` of ``seed``."""
+    return _signed((seed + row * GOLDEN) % 2**64)
+
+
 def _signed(word: int) -> int:
     """A 64-bit word as the signed integer of the same bits."""
     return word - 2**64 if word >= 2**63 else word
