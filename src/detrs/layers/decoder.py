@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterable
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detrs.layers.autocast import unchanged
 from detrs.layers.feedforward import AddNorm, FeedForward
 from detrs.structures import Prediction, Pyramid, Queries
 
 NextReference = Callable[[Queries, Tensor], Queries]
+MemoryOfLayers = Callable[[Pyramid], Pyramid]
 
 
 def keep(queries: Queries, boxes: Float[Tensor, "B Q 4"]) -> Queries:
@@ -49,19 +51,28 @@ class Decoder(nn.Module):
         layers: ``Queries`` and ``Pyramid`` to ``Queries``.
         heads: one per layer, ``Queries`` and ``Pyramid`` to ``Prediction``; one head may appear several times.
         next_reference: ``keep`` or ``refine``.
+        memory_of_layers: the memory as all layers take it: ``unchanged`` or ``tokens_for_linear_layers``. Heads have it
+            unchanged.
     """
 
-    def __init__(self, layers: Iterable[nn.Module], heads: Iterable[nn.Module], next_reference: NextReference) -> None:
+    def __init__(
+        self,
+        layers: Iterable[nn.Module],
+        heads: Iterable[nn.Module],
+        next_reference: NextReference,
+        memory_of_layers: MemoryOfLayers = unchanged,
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.heads = nn.ModuleList(heads)
         self.next_reference = next_reference
+        self.memory_of_layers = memory_of_layers
 
     def forward(self, queries: Queries, memory: Pyramid) -> tuple[tuple[Prediction, ...], Queries]:
         """The prediction of each layer, and the final queries."""
-        predictions = []
+        predictions, attended = [], self.memory_of_layers(memory)
         for layer, head in zip(self.layers, self.heads, strict=True):
-            queries = layer(queries, memory)
+            queries = layer(queries, attended)
             predictions.append(head(queries, memory))
             queries = self.next_reference(queries, predictions[-1].boxes)
         return tuple(predictions), queries

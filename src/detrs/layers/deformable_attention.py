@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detrs.layers.autocast import for_linear_layers
+from detrs.layers.chunks import by_chunks
 from detrs.layers.initialization import xavier_linear
 from detrs.ops import ms_deform_attn_fused
 from detrs.structures import Pyramid, Queries
@@ -53,11 +55,16 @@ class DeformableAttention(nn.Module):
         self, query: Float[Tensor, "B Q C"], reference: Float[Tensor, "B Q R"], memory: Pyramid
     ) -> Float[Tensor, "B Q C"]:
         value = self.value_proj(memory.tokens).unflatten(2, (self.heads_levels_points[0], -1))  # (B, S, M, D)
-        samples = self.samples(query, reference, memory)
-        return self.output_proj(ms_deform_attn_fused(value, memory.shapes, *samples, memory.padding))
+
+        def attended(query: Tensor, reference: Tensor) -> Tensor:
+            samples = self.samples(query, reference, memory)
+            return self.output_proj(ms_deform_attn_fused(value, memory.shapes, *samples, memory.padding))
+
+        return by_chunks(attended, query, reference)
 
     def samples(self, query: Float[Tensor, "B Q C"], reference: Float[Tensor, "B Q R"], memory: Pyramid) -> Samples:
         """What determines sampling locations and attention weights: ``memory`` contributes its valid ratios only."""
+        query = for_linear_layers(query)
         return Samples(
             self.sampling_offsets(query).unflatten(2, (*self.heads_levels_points, 2)),
             self.attention_weights(query).unflatten(2, self.heads_levels_points),

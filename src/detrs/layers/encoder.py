@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
+from detrs.layers.chunks import by_chunks
 from detrs.layers.feedforward import AddNorm, FeedForward
 from detrs.structures import Pyramid
 
@@ -19,8 +21,12 @@ class EncoderLayer(nn.Module):
         self.feedforward_norm = AddNorm(dim, dropout)
 
     def forward(self, memory: Pyramid) -> Pyramid:
-        tokens = self.attention_norm(memory.tokens, self.attention(memory))
-        return memory.with_tokens(self.feedforward_norm(tokens, self.feedforward(tokens)))
+        return memory.with_tokens(by_chunks(self.after_attention, memory.tokens, self.attention(memory)))
+
+    def after_attention(self, tokens: Float[Tensor, "B S C"], attended: Float[Tensor, "B S C"]) -> Tensor:
+        """The new tokens, each from itself and its attention output."""
+        tokens = self.attention_norm(tokens, attended)
+        return self.feedforward_norm(tokens, self.feedforward(tokens))
 
 
 class Encoder(nn.Module):

@@ -40,6 +40,7 @@ from detrs.classification import ProposalLabels
 from detrs.config.deformable_detr import DeformableDETRConfig
 from detrs.criterion.objective import SetObjective
 from detrs.layers.attention import SelfAttention
+from detrs.layers.autocast import tokens_for_linear_layers
 from detrs.layers.decoder import Decoder, DecoderLayer, keep, refine
 from detrs.layers.deformable_attention import DeformableCrossAttention, DeformableSelfAttention, OwnLevelSelfAttention
 from detrs.layers.encoder import Encoder, EncoderLayer
@@ -103,11 +104,13 @@ def decoder(config: DeformableDETRConfig) -> Decoder:
     count = config.decoder_layers
     layers = [decoder_layer(config) for _ in range(count)]
     if config.reference == "keep":
-        return Decoder(layers, [head(config, offset_from_point, size_bias=-2.0)] * count, keep)
+        shared = head(config, offset_from_point, size_bias=-2.0)
+        return Decoder(layers, [shared] * count, keep, tokens_for_linear_layers)
     first = (offset_from_point, -2.0) if config.queries == "learned" else (offset_from_box, 0.0)
     coders = [first[0]] + [offset_from_box] * (count - 1)
     biases = [first[1]] + [0.0] * (count - 1)
-    return Decoder(layers, [head(config, coder, bias) for coder, bias in zip(coders, biases, strict=True)], refine)
+    heads = [head(config, coder, bias) for coder, bias in zip(coders, biases, strict=True)]
+    return Decoder(layers, heads, refine, tokens_for_linear_layers)
 
 
 def head(config: DeformableDETRConfig, box_coder: BoxCoder, size_bias: float) -> DetectionHead:

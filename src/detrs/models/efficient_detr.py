@@ -46,6 +46,7 @@ from detrs.config.criterion import CriterionConfig
 from detrs.config.efficient_detr import EfficientDETRConfig
 from detrs.criterion.objective import Objective, SetObjective
 from detrs.layers.attention import SelfAttention
+from detrs.layers.autocast import tokens_for_linear_layers
 from detrs.layers.decoder import Decoder, DecoderLayer, refine
 from detrs.layers.deformable_attention import DeformableCrossAttention, DeformableSelfAttention
 from detrs.layers.encoder import Encoder, EncoderLayer
@@ -184,6 +185,7 @@ def build(config: EfficientDETRConfig, pretrained: bool = False) -> Detector:
             [decoder_layer(config) for _ in range(config.decoder_layers)],
             [head(offset_from_box)] * config.decoder_layers,
             refine,
+            tokens_for_linear_layers,
         ),
         classification=config.classification,
         objective=CountingObjective,
