@@ -5,7 +5,6 @@ SIGTERM. Any other exception is a bug and keeps its traceback.
 """
 
 import importlib
-import importlib.metadata
 import io
 import os
 import select
@@ -13,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
 
+from detrs.cli.deferred import defer_compiler
 from detrs.cli.flags import with_flags
 from detrs.errors import UserError, did_you_mean, printable
 
@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if "torch" not in sys.modules:  # OpenMP reads the environment when PyTorch is loaded
         os.environ.update(waiting_policy(os.environ))
+        defer_compiler()
     open_missing_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that the stream cannot encode
@@ -127,7 +128,9 @@ def dispatch(words: list[str]) -> int:
     if command in ("--help", "-h", "help"):
         print(usage())
     elif command == "--version":
-        print(importlib.metadata.version("detrs"))
+        from detrs import __version__
+
+        print(__version__)
     elif command in COMMANDS:
         check_launcher(os.environ)
         importlib.import_module(f"detrs.cli.{command}").run(rest)

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from detrs.boxes import cxcywh_to_xyxy, generalized_iou
@@ -121,6 +120,8 @@ def names_of_rows(blocks: list[Block]) -> list[np.ndarray]:
 
 def assign(cost: np.ndarray, query: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Query and target of each pair of the cheapest assignment; ``query`` names the rows, by default their number."""
+    from scipy.optimize import linear_sum_assignment  # slow to import, and not needed for predictions
+
     if query is None:
         return linear_sum_assignment(cost)
     names, first = np.unique(query, return_index=True)

@@ -3,6 +3,8 @@
 DejaVu Sans, which is part of matplotlib, has Latin, Greek, Cyrillic and Arabic, but no Chinese, Japanese or Korean. For
 other characters, the font of ``pip install 'detrs[fonts]'`` (Noto Sans CJK) or else an installed font of the system is
 used. Without one, a name is replaced and a warning is logged once: empty rectangles would be unreadable.
+
+matplotlib takes time to import and is not needed for ASCII, of which the default font has all printable characters.
 """
 
 import functools
@@ -10,22 +12,35 @@ import importlib.util
 import logging
 import unicodedata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
-from matplotlib import font_manager
-from matplotlib.ft2font import FT2Font
-from matplotlib.text import Text
 from PIL import ImageFont
+
+if TYPE_CHECKING:
+    from matplotlib.text import Text
 
 logger = logging.getLogger("detrs")
 
-DEFAULT = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+ASCII = frozenset(range(32, 127))
 PACKAGE, PACKAGE_FILE = "noto_cjk_sans_otc", "NotoSansCJK-Regular.ttc"
 """The package of ``detrs[fonts]``, and its font."""
 MAX_NAME = 26
 """Characters of a name in a figure; longer ones are shortened."""
 UNUSUAL = ("bold", "black", "light", "thin", "medium", "italic", "oblique", "mono", "serif", "condensed", "narrow")
 """Parts of file names of fonts that are used only if there is no regular one."""
+
+
+@functools.lru_cache(maxsize=1)
+def default_file() -> str:
+    """The file of DejaVu Sans."""
+    spec = importlib.util.find_spec("matplotlib")
+    folders = (spec and spec.submodule_search_locations) or []
+    found = [str(Path(folder, "mpl-data", "fonts", "ttf", "DejaVuSans.ttf")) for folder in folders]
+    if found and Path(found[0]).is_file():
+        return found[0]
+    import matplotlib
+
+    return str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))  # distributions move the folder
 
 
 @functools.lru_cache(maxsize=32)
@@ -81,18 +96,21 @@ def label_of(name: str) -> str:
     return ("\u200b" if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
-def set_font(written: Text) -> None:
+def set_font(written: "Text") -> None:
     """Give a text of a figure the font that has its characters; matplotlib's list of fonts is not changed."""
-    if (path := file_for(written.get_text())) != DEFAULT:
+    from matplotlib import font_manager
+
+    if (path := file_for(written.get_text())) != default_file():
         written.set_fontproperties(font_manager.FontProperties(fname=path, size=written.get_fontsize()))
 
 
 @functools.lru_cache(maxsize=4096)
 def file_for(text: str) -> str:
     """The font file that has the most characters of ``text``: the default one if it has all."""
-    if not (missing := missing_characters(DEFAULT, text)):
-        return DEFAULT
-    best, fewest = DEFAULT, len(missing)
+    default = default_file()
+    if not (missing := missing_characters(default, text)):
+        return default
+    best, fewest = default, len(missing)
     for path in other_files():
         number = len(missing_characters(path, text))
         if number < fewest:
@@ -104,13 +122,15 @@ def file_for(text: str) -> str:
 
 def missing_characters(path: str, text: str) -> list[str]:
     """The characters that a font file does not have, each once, without spaces and control characters."""
-    has = characters_of(path)
+    has = ASCII if text.isascii() and path == default_file() else characters_of(path)
     return [c for c in dict.fromkeys(text) if ord(c) not in has and unicodedata.category(c)[0] not in "CZ"]
 
 
 @functools.lru_cache(maxsize=64)
 def characters_of(path: str) -> frozenset[int]:
     """Code points of a font file; empty if it cannot be read, or has images instead of outlines."""
+    from matplotlib.ft2font import FT2Font
+
     try:
         file = FT2Font(path)
         return frozenset(file.get_charmap()) if file.scalable else frozenset()
@@ -121,6 +141,8 @@ def characters_of(path: str) -> frozenset[int]:
 @functools.lru_cache(maxsize=1)
 def other_files() -> tuple[str, ...]:
     """Font files beside the default one: that of the package, then those of the system, regular ones first."""
+    from matplotlib import font_manager
+
     spec = importlib.util.find_spec(PACKAGE)
     packaged = [str(Path(folder, PACKAGE_FILE)) for folder in (spec and spec.submodule_search_locations) or []]
     system = sorted(
