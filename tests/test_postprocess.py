@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from detrs.classification import Focal, Softmax, class_logits
+from detrs.config.detection import check_nms
 from detrs.errors import UserError
-from detrs.postprocess import best_boxes, check_nms, detections, non_maximum
+from detrs.postprocess import best_boxes, detections, non_maximum
 from detrs.structures import Boxes, Classes, Detections, Prediction
 
 CLASSES = Classes(("ape", "bee", "cat"), (7, 3, 90))

@@ -11,8 +11,9 @@
 Public names are imported on first use: ``import detrs`` alone does not import torch.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from detrs.on_demand import on_demand
 
 if TYPE_CHECKING:
     from detrs.checkpoints.publishing import push_to_hub
@@ -42,32 +43,30 @@ __all__ = [
     "training",
 ]
 
-_HOMES = {
-    "Detections": ("detrs.structures", "Detections"),
-    "Predictor": ("detrs.predictor", "Predictor"),
-    "build": ("detrs.models", "build"),
-    "evaluate": ("detrs.engine.evaluate", "evaluate_checkpoint"),
-    "explain": ("detrs.explanation.explain", "explain"),
-    "export": ("detrs.exporting.export", "export"),
-    "load": ("detrs.predictor", "load"),
-    "preset": ("detrs.presets", "preset"),
-    "push_to_hub": ("detrs.checkpoints.publishing", "push_to_hub"),
-    "train": ("detrs.engine.train", "train"),
-    "training": ("detrs.engine.train", "training"),
-}
-"""Public name -> module and name there."""
+_public = on_demand(
+    __name__,
+    {
+        "Detections": "detrs.structures",
+        "Predictor": "detrs.predictor",
+        "build": "detrs.models",
+        "evaluate": "detrs.engine.evaluate:evaluate_checkpoint",
+        "explain": "detrs.explanation.explain",
+        "export": "detrs.exporting.export",
+        "load": "detrs.predictor",
+        "preset": "detrs.presets",
+        "push_to_hub": "detrs.checkpoints.publishing",
+        "train": "detrs.engine.train",
+        "training": "detrs.engine.train",
+    },
+)
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        value: Any = importlib.import_module("importlib.metadata").version("detrs")
-    elif name in _HOMES:
-        module, there = _HOMES[name]
-        value = getattr(importlib.import_module(module), there)
-    else:
-        raise AttributeError(f"module 'detrs' has no attribute '{name}'")
-    globals()[name] = value
-    return value
+        from importlib.metadata import version
+
+        return version("detrs")
+    return _public(name)
 
 
 def __dir__() -> list[str]:

@@ -2,20 +2,15 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from detrs.checkpoints.classes import labels_of
 from detrs.checkpoints.detector import DEFAULT_THRESHOLD, TrainedDetector
+from detrs.config.detection import PER_CLASS, Threshold, check_nms, check_threshold
 from detrs.errors import UserError
-from detrs.postprocess import check_nms
 from detrs.structures import Detections
 from detrs.tiling import Tiling, tiling_of
-
-Threshold = float | Literal["per-class"]
-"""A score in [0, 1], or ``per-class``: that of each class of the checkpoint."""
-PER_CLASS: Literal["per-class"] = "per-class"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +92,3 @@ def thresholds_of(detector: TrainedDetector, threshold: Threshold | None) -> flo
             "detectors that were trained without validation: pass a number."
         )
     return tuple(default_threshold(detector) if value is None else value for value in own)
-
-
-def check_threshold(threshold: Threshold) -> None:
-    """Raise ``UserError`` if ``threshold`` is neither in [0, 1] nor ``per-class``, for example a percentage."""
-    if isinstance(threshold, str):
-        if threshold != PER_CLASS:
-            raise UserError(f"threshold is {threshold!r}, but must be a number in [0, 1] or '{PER_CLASS}'.")
-    elif not 0 <= threshold <= 1:
-        raise UserError(f"threshold is {threshold}, but must be in [0, 1].")

@@ -1,7 +1,6 @@
 """From predictions to detections: the tensor part, which is exported, and the list part, which is not."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -10,7 +9,6 @@ from torchvision.ops import nms
 
 from detrs.boxes import cxcywh_to_xyxy
 from detrs.classification import ClassLogits
-from detrs.errors import UserError
 from detrs.structures import Boxes, Classes, Detections, LayerBoxes, Prediction
 
 
@@ -52,12 +50,6 @@ def detections(
         source = sources[i] if sources else None
         found.append(Detections(boxes_xyxy[i, real], scores[i, real], labels[i, real], classes, size, source))
     return found
-
-
-def check_nms(iou: Any) -> None:
-    """Raise ``UserError`` if the IoU of non-maximum suppression is not in (0, 1]; ``None``: no suppression."""
-    if iou is not None and (isinstance(iou, bool) or not isinstance(iou, int | float) or not 0 < iou <= 1):
-        raise UserError(f"nms is {iou!r}, but must be an IoU above 0 and at most 1, such as 0.7.")
 
 
 def non_maximum(found: Detections, iou: float) -> Int[Tensor, "M"]:

@@ -13,8 +13,9 @@ from torch import Tensor
 from detrs.checkpoints.detector import TrainedDetector
 from detrs.checkpoints.sources import open_detector
 from detrs.choices import Precision
+from detrs.config.detection import Threshold
 from detrs.data.images import decode_image
-from detrs.detection_settings import DetectionSettings, Threshold, default_threshold, settings_of
+from detrs.detection_settings import DetectionSettings, default_threshold, settings_of
 from detrs.devices import pick_device
 from detrs.errors import UserError
 from detrs.sources import OnError, Source, decoded, handler

@@ -20,12 +20,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from detrs.structures import Detections
-from detrs.tiling import Window, border_margins, distances, inner_borders, whole
+from detrs.tiling import Window, whole
 
 SAME_IOU = 0.5
 """IoU from which detections of different views are of the same object."""
 CUT_WEIGHT = 0.5
 """Of the score of a cut box beside others; parts whose scores differ by a larger factor are not united."""
+BORDER = 0.01
+"""A box is cut by a border of its tile if it is nearer to it than this part of the tile's side ..."""
+BORDER_OF_BOX = 0.05
+"""... or than this part of its own side: the error of a box grows with its size."""
 CHUNK = 256
 """Rows of a matrix of pairs that are computed at a time."""
 
@@ -212,3 +216,21 @@ def _lower(scores: Sequence[float], pair: tuple[int, int]) -> float:
 
 def _higher(scores: Sequence[float], pair: tuple[int, int]) -> float:
     return max(scores[pair[0]], scores[pair[1]])
+
+
+def border_margins(boxes_xyxy: Float[Tensor, "... 4"], windows: Float[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
+    """Distance in pixels below which a box is at the left, top, right or bottom border of its window."""
+    width_height = windows[..., 2:] - windows[..., :2]
+    own = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]) * BORDER_OF_BOX
+    return (width_height * BORDER).maximum(own).repeat(*[1] * (own.ndim - 1), 2)
+
+
+def inner_borders(windows: Float[Tensor, "... 4"], image_size: tuple[int, int]) -> Bool[Tensor, "... 4"]:
+    """Whether the left, top, right and bottom border of a window is inside of the image, where it cuts objects."""
+    height, width = image_size
+    return windows != windows.new_tensor([0, 0, width, height])
+
+
+def distances(boxes_xyxy: Float[Tensor, "... 4"], windows: Float[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
+    """Distance of each side of a box from the same side of its window, negative outside of it."""
+    return (boxes_xyxy - windows) * boxes_xyxy.new_tensor([1, 1, -1, -1])

@@ -1,24 +1,20 @@
-"""Tiles of large images: where they are, and which boxes their borders cut."""
+"""Tiles of large images: where they are."""
 
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import NamedTuple
-
-from jaxtyping import Bool, Float
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from detrs.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MIN_SIZE = 32
 """Of a tile in pixels."""
 MAX_OVERLAP = 0.9
 MAX_TILES = 4096
 """Of one image."""
-BORDER = 0.01
-"""A box is cut by a border of its tile if it is nearer to it than this part of the tile's side ..."""
-BORDER_OF_BOX = 0.05
-"""... or than this part of its own side: the error of a box grows with its size."""
 
 
 class Window(NamedTuple):
@@ -34,7 +30,7 @@ class Window(NamedTuple):
         """(height, width)."""
         return self.bottom - self.top, self.right - self.left
 
-    def of(self, image: Tensor) -> Tensor:
+    def of(self, image: "Tensor") -> "Tensor":
         """This part of an image (3, H, W)."""
         return image[:, self.top : self.bottom, self.left : self.right]
 
@@ -108,21 +104,3 @@ def tiling_of(tile: int | None, overlap: float, whole_image: bool) -> Tiling | N
 def whole(image_size: tuple[int, int]) -> Window:
     """The window of a whole image of ``image_size`` (height, width)."""
     return Window(0, 0, image_size[1], image_size[0])
-
-
-def border_margins(boxes_xyxy: Float[Tensor, "... 4"], windows: Float[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
-    """Distance in pixels below which a box is at the left, top, right or bottom border of its window."""
-    width_height = windows[..., 2:] - windows[..., :2]
-    own = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]) * BORDER_OF_BOX
-    return (width_height * BORDER).maximum(own).repeat(*[1] * (own.ndim - 1), 2)
-
-
-def inner_borders(windows: Float[Tensor, "... 4"], image_size: tuple[int, int]) -> Bool[Tensor, "... 4"]:
-    """Whether the left, top, right and bottom border of a window is inside of the image, where it cuts objects."""
-    height, width = image_size
-    return windows != windows.new_tensor([0, 0, width, height])
-
-
-def distances(boxes_xyxy: Float[Tensor, "... 4"], windows: Float[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
-    """Distance of each side of a box from the same side of its window, negative outside of it."""
-    return (boxes_xyxy - windows) * boxes_xyxy.new_tensor([1, 1, -1, -1])

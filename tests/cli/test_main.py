@@ -17,19 +17,6 @@ def in_new_process(code: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["presets", "--help"], ["predict", "--help"], ["trian"]])
-def test_help_imports_nothing_slow(words: list[str]) -> None:
-    loaded = in_new_process(
-        f"import sys, detrs.cli\ndetrs.cli.main({words})\nprint({{'torch', 'timm', 'numpy', 'PIL'}} & set(sys.modules))"
-    )
-    assert loaded.splitlines()[-1] == "set()"
-
-
-def test_import_detrs_imports_nothing_slow() -> None:
-    loaded = in_new_process("import sys, detrs\nprint({'torch', 'numpy', 'tyro', 'rich'} & set(sys.modules))")
-    assert loaded.strip() == "set()"
-
-
 def test_every_public_name_is_there() -> None:
     assert package.preset("deformable-detr-tiny").name == "deformable-detr-tiny"
     assert all(callable(getattr(package, name)) for name in ("train", "evaluate", "load", "Predictor", "Detections"))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from detrs import config, models, schema
 from detrs.checkpoints import format
+from detrs.checkpoints.lookup import advice, best_of
 from detrs.checkpoints.skeleton import Skeleton
 from detrs.choices import Precision, Resolved
 from detrs.config import Experiment
@@ -319,30 +320,6 @@ def metadata_errors(what: str, meta: Mapping[str, Any]) -> Iterator[None]:
 def origin_of(meta: Mapping[str, Any]) -> str:
     """The versions of this library that wrote and read a file."""
     return f"written by detrs {meta.get('detrs', 'unknown')}, read with detrs {importlib.metadata.version('detrs')}"
-
-
-def best_of(folder: Path) -> Path:
-    """The ``best.safetensors`` in the folder of a run.
-
-    Raises:
-        UserError: it does not exist.
-    """
-    path = folder / "best.safetensors"
-    if not path.exists():
-        raise UserError(f"The folder '{folder}' has no best.safetensors: {advice(folder)}.")
-    return path
-
-
-def advice(folder: Path) -> str:
-    """How to get a detector from the folder of a run."""
-    if (folder / "best.safetensors").exists():
-        return f"use '{folder / 'best.safetensors'}'"
-    if (folder / "last.safetensors").exists():
-        return (
-            "best.safetensors is written by the first evaluation. Continue the run with "
-            f"detrs train --resume {folder}, with --evaluation.every-steps for an earlier evaluation"
-        )
-    return "pass the .safetensors file of a detector"
 
 
 def read_classes(values: Any, num_classes: int) -> Classes:

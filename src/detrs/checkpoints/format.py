@@ -26,7 +26,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from detrs.errors import UserError, did_you_mean
+from detrs.checkpoints.lookup import raise_unreadable
+from detrs.errors import UserError
+from detrs.errors import abbreviated as abbreviated
 from detrs.files import atomic_write, open_regular
 from detrs.magic import kind_of
 
@@ -111,7 +113,7 @@ def load(path: Path, *, allow_non_finite: bool = False) -> Checkpoint:
             file.seek(0)
             stored = safetensors.torch.load(file.read())
     except OSError as error:
-        _raise_unreadable(path, error)
+        raise_unreadable(path, error)
     except (SafetensorError, KeyError, RuntimeError) as error:  # a header with a valid hash and invalid content
         raise UserError(f"The checkpoint {path} is damaged ({error}). Use another copy.") from error
     names = [name for name in header.hashes if name not in header.aliases]
@@ -140,7 +142,7 @@ def read_header(path: Path) -> Header:
         with open_regular(path) as file:
             return _read_header(path, file)
     except OSError as error:
-        _raise_unreadable(path, error)
+        raise_unreadable(path, error)
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -158,7 +160,7 @@ def check_foreign(path: Path) -> None:
         with open_regular(path) as file:
             _check_size(path, file, _read_table(path, file).needed)
     except OSError as error:
-        _raise_unreadable(path, error)
+        raise_unreadable(path, error)
 
 
 def _serialize(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[bytes, memoryview]:
@@ -298,25 +300,9 @@ def _raise_other_file(path: Path, start: bytes) -> NoReturn:
     raise UserError(f"{path} is not a checkpoint but {kind}. Expected a .safetensors file.")
 
 
-def _raise_unreadable(path: Path, error: OSError) -> NoReturn:
-    if path.is_symlink() and not path.exists():
-        raise UserError(f"{path} is a dangling link to {os.readlink(path)}. Expected a checkpoint.") from error
-    if isinstance(error, FileNotFoundError):
-        near = [file.name for file in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
-        raise UserError(f"There is no checkpoint {path}.{did_you_mean(path.name, near)}") from error
-    if path.is_dir():
-        raise UserError(f"{path} is a folder. Pass the .safetensors file in it.") from error
-    raise UserError(f"Cannot read the checkpoint {path}: {error.strerror}.") from error
-
-
 def _sha256(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 def _is_finite(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex()) or bool(tensor.isfinite().all())
-
-
-def abbreviated(names: list[str]) -> str:
-    """The first five names and the number of the others."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from detrs.checkpoints.foreign.transformers import CONFIG, OLD_WEIGHTS, PREPROCESSING, WEIGHTS
+from detrs.checkpoints.file_names import CONFIG, OLD_WEIGHTS, PREPROCESSING, WEIGHTS
 from detrs.errors import UserError
 
 ID = re.compile(r"(?P<owner>\w[\w.-]*)/(?P<name>\w[\w.-]*?)(?:@(?P<revision>\w[\w./-]*))?")

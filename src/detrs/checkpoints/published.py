@@ -6,11 +6,12 @@ this in for a file with a published name, and the promised scores.
 
 import re
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from detrs.checkpoints.detector import preprocessing_of
-from detrs.data.preprocessing import Preprocessing
 from detrs.presets import preset
+
+if TYPE_CHECKING:
+    from detrs.data.preprocessing import Preprocessing
 
 
 class Published(NamedTuple):
@@ -38,8 +39,10 @@ class Published(NamedTuple):
         return "-dc5" in self.preset
 
     @property
-    def preprocessing(self) -> Preprocessing:
+    def preprocessing(self) -> "Preprocessing":
         """The preprocessing of its evaluation."""
+        from detrs.checkpoints.detector import preprocessing_of
+
         return preprocessing_of(preset(self.preset))
 
     @property

@@ -7,30 +7,22 @@
 import hashlib
 import importlib
 import logging
-import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from detrs.checkpoints import format, hub, published
+from detrs.checkpoints import format, hub, lookup, published
 from detrs.checkpoints.detector import TrainedDetector, load_detector
-from detrs.checkpoints.foreign.torch_file import SUFFIXES, read_torch_file
-from detrs.checkpoints.foreign.transformers import (
-    CONFIG,
-    OLD_WEIGHTS,
-    WEIGHTS,
-    is_transformers_folder,
-    load_transformers,
-    read_json,
-    read_safetensors,
-)
+from detrs.checkpoints.file_names import BEST, CONFIG, OLD_WEIGHTS, TORCH_SUFFIXES, WEIGHTS
+from detrs.checkpoints.foreign.torch_file import read_torch_file
+from detrs.checkpoints.foreign.transformers import load_transformers, read_json, read_safetensors
 from detrs.checkpoints.onnx_file import START as ONNX_START
 from detrs.checkpoints.onnx_file import load_onnx
 from detrs.checkpoints.program_file import is_program, load_program
 from detrs.checkpoints.published import Published
-from detrs.errors import UserError, did_you_mean
+from detrs.errors import UserError
 from detrs.files import open_regular
 
 logger = logging.getLogger("detrs")
@@ -38,10 +30,6 @@ logger = logging.getLogger("detrs")
 READERS = ("official_detr", "official_anchor_detr", "official_sparse_rcnn", "torchvision_faster_rcnn")
 """Modules of ``foreign`` with ``matches(keys)`` and ``read(tensors, source, args)``; the first match is used."""
 
-EXPECTED = (
-    "Expected a .safetensors file or the folder of a run, a folder of transformers, a .pth file of an official "
-    "repository, or a Hub id such as facebook/detr-resnet-50"
-)
 TORCH_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 OF_TRANSFORMERS = ("model.backbone.", "model.encoder.", "model.decoder.")
@@ -98,14 +86,11 @@ def open_weights(source: str | Path) -> TrainedDetector:
 
 def open_source(source: str | Path) -> Source:
     """As :func:`open_detector`, with a description of the source."""
-    path = Path(source).expanduser()
-    if os.path.lexists(path):
-        return _open_path(path, published.find(path.name))
-    repository = hub.parse(str(source))
-    if repository is None or _similar(path):
-        _raise_missing(path)
-    known = None if repository.revision else published.find(repository.name)
-    return _open_path(hub.download(repository), known)
+    found = lookup.find(source)
+    if isinstance(found, Path):
+        return _open_path(found, published.find(found.name))
+    known = None if found.revision else published.find(found.name)
+    return _open_path(hub.download(found), known)
 
 
 def _open_path(path: Path, known: Published | None) -> Source:
@@ -122,7 +107,7 @@ def _open_path(path: Path, known: Published | None) -> Source:
         return Source(load_onnx(path), EXPORTED, path, None)
     if is_program(start, path):
         return Source(load_program(path), EXPORTED, path, None)
-    if (start.startswith(TORCH_STARTS) and path.suffix != ".safetensors") or path.suffix in SUFFIXES:
+    if (start.startswith(TORCH_STARTS) and path.suffix != ".safetensors") or path.suffix in TORCH_SUFFIXES:
         if path.name == OLD_WEIGHTS and (path.parent / CONFIG).exists():
             return _open_folder(path.parent, known)
         return _open_official(path, *read_torch_file(path), known)
@@ -135,12 +120,9 @@ def _open_path(path: Path, known: Published | None) -> Source:
 
 
 def _open_folder(folder: Path, known: Published | None) -> Source:
-    if (folder / "best.safetensors").exists() or not (folder / CONFIG).exists():
-        if not any((folder / f"{name}.safetensors").exists() for name in ("best", "last")):
-            _raise_other_folder(folder)
-        return Source(load_detector(folder), OWN, folder / "best.safetensors", None)
-    if not is_transformers_folder(folder):
-        raise UserError(f"The folder '{folder}' has {CONFIG}, but no weights. Expected {WEIGHTS} or {OLD_WEIGHTS}.")
+    lookup.check_folder(folder)
+    if lookup.is_run_folder(folder):
+        return Source(load_detector(folder), OWN, folder / BEST, None)
     detector = load_transformers(folder)
     return Source(_promised(detector, known), FOLDER, folder, known)
 
@@ -213,35 +195,3 @@ def file_sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _similar(path: Path) -> str:
-    """``" Did you mean ..?"`` with the most similar name in an existing folder, or ``""``."""
-    folder = path.parent
-    if not folder.is_dir() or folder == Path("."):
-        return ""
-    return did_you_mean(path.name, sorted(entry.name for entry in folder.iterdir()))
-
-
-def _raise_missing(path: Path) -> NoReturn:
-    if path.suffix == ".safetensors":
-        load_detector(path)  # has a message for missing checkpoints
-    hint = _similar(path) or did_you_mean(
-        str(path), [*sorted(os.listdir()), *(each.source for each in published.TABLE)]
-    )
-    raise UserError(f"There is no file or folder '{path}'.{hint} {EXPECTED}.")
-
-
-def _raise_other_folder(folder: Path) -> NoReturn:
-    weights = next((name for name in (WEIGHTS, OLD_WEIGHTS) if (folder / name).exists()), None)
-    if weights:
-        raise UserError(
-            f"The folder '{folder}' has {weights}, but no {CONFIG}. Add {CONFIG}, and preprocessor_config.json if "
-            "there is one, from the folder or repository that the weights come from."
-        )
-    files = [entry.name for entry in sorted(folder.iterdir()) if entry.suffix in (*SUFFIXES, ".safetensors")]
-    hint = f" Pass one of its files: {format.abbreviated(files)}." if files else ""
-    raise UserError(
-        f"The folder '{folder}' has no best.safetensors: pass the .safetensors file of a detector, or a folder with "
-        f"{CONFIG} and {WEIGHTS} or {OLD_WEIGHTS}.{hint}"
-    )

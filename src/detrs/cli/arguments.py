@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from detrs.cli.help import REGISTRY, WITHOUT_FLAG, description
-from detrs.errors import UserError
+from detrs.errors import UserError, did_you_mean
 
 T = TypeVar("T")
 
@@ -22,6 +22,10 @@ Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """A switch, off by default."""
 Size = Annotated[tuple[int] | tuple[int, int], tyro.conf.arg(metavar="INT [INT]")]
 """One or two numbers; one number is used for both."""
+
+CHOICE = re.compile(r"invalid choice '([^']*)' for argument \S+ Expected one of \((.*)\)")
+"""The start of a message of tyro."""
+QUOTED = re.compile(r"'([^']*)'")
 
 
 def parse(kind: type[T], argv: list[str], prog: str, default: T | None = None) -> T:
@@ -75,8 +79,12 @@ def one_line(message: str, argv: list[str]) -> str:
     if missing := missing_argument(message):
         return missing
     lines = [line.strip("│|╭╮╰╯+ ") for line in message.splitlines()]
+    if len(lines) > 1 and not lines[1].strip("-"):  # without UTF-8, a ruler is below the title
+        del lines[1]
     text = " ".join("\n".join(lines[1:]).split("\n\n")[0].split())  # below the title
     text = re.split(r" [─-]{3,}", text)[0].rstrip(".")
+    if choice := CHOICE.match(text):
+        return f"{text}.{did_you_mean(choice[1], re.findall(QUOTED, choice[2]))}"
     bad = re.match(r"Error parsing (--\S+):", text)
     wanted = bad and re.search(rf"^{bad[1]} (.+)$", "\n".join(lines), flags=re.MULTILINE)
     if not bad or not wanted:

@@ -10,6 +10,7 @@ import tyro
 
 from detrs.choices import Precision
 from detrs.cli.arguments import Flag, check_data, parse
+from detrs.cli.inputs import check_checkpoint, check_dataset
 from detrs.cli.report import console, counting, print_json
 from detrs.errors import UserError, counted, did_you_mean
 
@@ -78,6 +79,9 @@ def run_files(arguments: BenchmarkArguments) -> None:
     if arguments.images < 1 or arguments.repeats < 1:
         raise UserError(f"--images and --repeats must be at least 1, got {arguments.images} and {arguments.repeats}.")
     check_data(arguments.data)
+    check_dataset(arguments.data)
+    for path in arguments.subjects:
+        check_checkpoint(path)
     from detrs.devices import pick_device
     from detrs.engine.evaluate import evaluate_checkpoint
     from detrs.engine.validation import dataset_to_score

@@ -2,15 +2,20 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from detrs import config
 from detrs.cli.arguments import Flag, Size, as_pair, parse
+from detrs.cli.flags import with_flags
+from detrs.cli.inputs import check_dataset
 from detrs.cli.report import console, print_json
+from detrs.data import data_root
 from detrs.errors import UserError, printable
+from detrs.presets import preset
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -53,15 +58,6 @@ def run(argv: list[str]) -> None:
     arguments = parse(CheckArguments, argv, "detrs check")
     if arguments.output:
         check_page_path(arguments.output)
-    from dataclasses import replace
-
-    from detrs import config
-    from detrs.cli.flags import with_flags
-    from detrs.data import data_root
-    from detrs.data.advice import advise
-    from detrs.data.doctor import examine_dataset
-    from detrs.presets import preset
-
     experiment = preset(arguments.preset)
     if arguments.image_size:
         size = as_pair(arguments.image_size)
@@ -70,6 +66,10 @@ def run(argv: list[str]) -> None:
     if str(arguments.data) == "digits" and not arguments.data.exists():
         raise UserError("The demo set 'digits' is generated and needs no check. Expected the folder of a dataset.")
     root = data_root(str(arguments.data))
+    check_dataset(str(arguments.data))
+    from detrs.data.advice import advise
+    from detrs.data.doctor import examine_dataset
+
     facts = examine_dataset(root, split=arguments.split, near_duplicates=arguments.near_duplicates)
     plan = plan_of(experiment, facts)
     advice = [each._replace(text=with_flags(each.text, "train")) for each in advise(facts, plan)]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from detrs.cli.arguments import Flag, parse
+from detrs.cli.inputs import check_checkpoint
 from detrs.cli.report import console, print_json
 from detrs.errors import UserError, did_you_mean, printable
 
@@ -62,6 +63,7 @@ def run(argv: list[str]) -> None:
 
 def inspect(arguments: InspectArguments) -> None:
     """Print the description of a checkpoint."""
+    check_checkpoint(arguments.source)
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text

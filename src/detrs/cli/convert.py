@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from detrs.cli.arguments import Flag, parse
+from detrs.cli.inputs import check_checkpoint, check_dataset
 from detrs.cli.report import console, print_json
 from detrs.errors import UserError, printable
 
@@ -55,6 +56,7 @@ def convert_data(arguments: ConvertArguments) -> None:
         )
     if arguments.source == "digits" and not Path("digits").exists():
         raise UserError("The demo dataset 'digits' is generated in memory. Expected a dataset on disk.")
+    check_dataset(arguments.source)
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -88,6 +90,7 @@ def convert_weights(arguments: ConvertArguments) -> None:
         raise UserError(
             f"'{arguments.source}' is a dataset. --to {arguments.to} converts checkpoints: use --to coco or --to yolo."
         )
+    check_checkpoint(arguments.source)
     from detrs.checkpoints.convert import convert_checkpoint
 
     written = convert_checkpoint(arguments.source, arguments.to, arguments.output)

@@ -10,8 +10,11 @@ import tyro
 
 from detrs.choices import Precision
 from detrs.cli.arguments import Flag, Size, as_pair, check_data, check_tile_flags, parse
+from detrs.cli.inputs import check_checkpoint, check_dataset
 from detrs.cli.report import console, counting, print_json
+from detrs.config.detection import check_nms
 from detrs.errors import UserError
+from detrs.tiling import tiling_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,10 @@ def run(argv: list[str]) -> None:
         check_writable(arguments.results)
     check_data(arguments.data)
     check_tile_flags(arguments.tile, argv)
+    tiling_of(arguments.tile, arguments.overlap, not arguments.tiles_only)
+    check_nms(arguments.nms)
+    check_checkpoint(arguments.checkpoint)
+    check_dataset(arguments.data)
     from detrs.engine.evaluate import evaluate_checkpoint
     from detrs.engine.runtime import is_main_process
 

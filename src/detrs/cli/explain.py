@@ -18,7 +18,9 @@ from detrs.cli.image_results import (
     stem,
     write_summary,
 )
+from detrs.cli.inputs import check_checkpoint, check_only_source
 from detrs.cli.report import console, print_json
+from detrs.config.detection import check_threshold
 from detrs.errors import UserError, counted, printable
 
 if TYPE_CHECKING:
@@ -68,16 +70,17 @@ def run(argv: list[str]) -> None:
     formats = parse_formats(arguments.format)
     if arguments.gradients < 0:
         raise UserError(f"--gradients is {arguments.gradients}, but must be at least 0.")
+    if arguments.threshold is not None:
+        check_threshold(arguments.threshold)
+    check_checkpoint(arguments.checkpoint)
+    check_only_source(arguments.sources)
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    from detrs.detection_settings import check_threshold
     from detrs.explanation.explain import check_layers, explain_iter
     from detrs.predictor import Predictor
 
-    if arguments.threshold is not None:
-        check_threshold(arguments.threshold)
     predictor = Predictor.load(arguments.checkpoint, arguments.device)
     check_layers(predictor.detector.module)
     threshold = predictor.threshold if arguments.threshold is None else arguments.threshold

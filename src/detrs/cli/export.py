@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from detrs.cli.arguments import Flag, Size, as_pair, check_data, parse
+from detrs.cli.inputs import check_checkpoint, check_dataset
 from detrs.cli.report import console, print_json
 
 
@@ -72,6 +73,8 @@ def run(argv: list[str]) -> None:
     """Export a checkpoint."""
     arguments = parse(ExportArguments, argv, "detrs export")
     check_data(arguments.data)
+    check_checkpoint(arguments.checkpoint)
+    check_dataset(arguments.data)
     from detrs.exporting.export import export
 
     screen = console(as_json=arguments.json)

@@ -10,16 +10,20 @@ import tyro
 from detrs.choices import Precision
 from detrs.cli.arguments import Flag, check_tile_flags, is_given, new_folder, parse
 from detrs.cli.image_results import create_output_folder, origin, raise_errors, raise_only_error, write_summary
+from detrs.cli.inputs import check_checkpoint, check_only_source
 from detrs.cli.predict_images import Results, predict_images
+from detrs.cli.predict_sources import split_sources
 from detrs.cli.predict_streams import Damage, predict_stream, source_name
 from detrs.cli.prediction_files import FileChoice, PredictionFiles
 from detrs.cli.report import console, print_json
+from detrs.config.detection import PER_CLASS, check_nms, check_threshold
 from detrs.errors import UserError, counted
+from detrs.tiling import tiling_of
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from detrs.detection_settings import Threshold
+    from detrs.config.detection import Threshold
     from detrs.predictor import Predictor
 
 
@@ -106,21 +110,26 @@ def run(argv: list[str]) -> None:
         raise UserError(
             "No sources given. Usage: detrs predict CHECKPOINT SOURCE..., with files, folders, patterns or cameras."
         )
-    from detrs.cli.predict_sources import split_sources
-    from detrs.detection_settings import thresholds_of
-    from detrs.predictor import Predictor
-    from detrs.video.reading import check_frame_arguments
-    from detrs.visualization.draw import Style
-
     if arguments.show_labels and arguments.hide_labels:
         raise UserError("--show-labels and --hide-labels exclude each other: pass only one of them.")
-    style = Style(show_labels=not arguments.hide_labels, line_width=arguments.line_width, color_by=arguments.color_by)
     given = parse_threshold(arguments.threshold)
     check_tile_flags(arguments.tile, argv)
     if is_given("classes", argv) and not arguments.classes:
         raise UserError("--classes expects at least one name, got none.")
     if arguments.save_confidence and not arguments.save_yolo:
         raise UserError("--save-confidence has no effect without --save-yolo: add it, or remove --save-confidence.")
+    check_nms(arguments.nms)
+    tiling_of(arguments.tile, arguments.overlap, not arguments.tiles_only)
+    check_checkpoint(arguments.checkpoint)
+    check_only_source(arguments.sources)
+    from detrs.video.reading import check_frame_arguments
+
+    check_frame_arguments(arguments.stride, arguments.max_frames, arguments.reconnect)
+    from detrs.detection_settings import thresholds_of
+    from detrs.predictor import Predictor
+    from detrs.visualization.draw import Style
+
+    style = Style(show_labels=not arguments.hide_labels, line_width=arguments.line_width, color_by=arguments.color_by)
     choice = FileChoice(
         crops=arguments.save_crops,
         yolo=arguments.save_yolo,
@@ -138,7 +147,6 @@ def run(argv: list[str]) -> None:
         "whole_image": not arguments.tiles_only,
     }
     errors: dict[str, UserError] = {}
-    check_frame_arguments(arguments.stride, arguments.max_frames, arguments.reconnect)
     sources = split_sources(arguments.sources, arguments.allow_urls)
     predicted = predictor.predict_iter(
         sources.images,
@@ -212,8 +220,6 @@ def parse_threshold(text: str | None) -> "Threshold | None":
     Raises:
         UserError: it is neither a number in [0, 1] nor ``per-class``.
     """
-    from detrs.detection_settings import PER_CLASS, check_threshold
-
     if text is None or text == PER_CLASS:
         return text
     try:

@@ -8,6 +8,7 @@ import tyro
 from detrs.choices import Precision
 from detrs.cli.arguments import Flag, Size, as_pair, parse
 from detrs.cli.report import console, print_json
+from detrs.presets import preset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +36,13 @@ class ProfileArguments:
 def run(argv: list[str]) -> None:
     """Profile a preset."""
     arguments = parse(ProfileArguments, argv, "detrs profile")
+    experiment = preset(arguments.preset)
     from detrs import models
     from detrs.devices import pick_device
     from detrs.evaluation import complexity
     from detrs.evaluation.speed import profile
     from detrs.precision import resolve
-    from detrs.presets import preset
 
-    experiment = preset(arguments.preset)
     device = pick_device(arguments.device)
     detector = models.build(experiment.model)
     image_size = as_pair(arguments.image_size) if arguments.image_size else experiment.data.resize_to

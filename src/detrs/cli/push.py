@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from detrs.cli.arguments import Flag, parse
+from detrs.cli.inputs import check_checkpoint
 from detrs.cli.report import console, print_json
 
 
@@ -35,6 +36,7 @@ class PushArguments:
 def run(argv: list[str]) -> None:
     """Upload a checkpoint, or write the files."""
     arguments = parse(PushArguments, argv, "detrs push")
+    check_checkpoint(arguments.checkpoint)
     from detrs.checkpoints.publishing import push_to_hub
 
     place = push_to_hub(

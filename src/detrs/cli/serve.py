@@ -10,6 +10,7 @@ import tyro
 
 from detrs.choices import Precision
 from detrs.cli.arguments import Flag, parse
+from detrs.cli.inputs import check_checkpoint
 from detrs.cli.report import console, print_json
 from detrs.errors import UserError
 from detrs.serving import ServerSettings, check_packages
@@ -75,6 +76,7 @@ def run(argv: list[str]) -> None:
     arguments = parse(ServeArguments, argv, "detrs serve")
     check_packages()
     settings = settings_of(arguments)
+    check_checkpoint(arguments.checkpoint)
     import torch
 
     from detrs.predictor import Predictor

@@ -4,25 +4,24 @@ import dataclasses
 import operator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import tyro
 
 from detrs import config
-from detrs.backbones.timm import with_weights
 from detrs.choices import Precision
 from detrs.cli import flags
 from detrs.cli.arguments import Flag, Size, after, as_pair, check_data, is_given, new_folder, parse
-from detrs.cli.cores import threads_beside_others
+from detrs.cli.inputs import check_checkpoint, check_dataset, check_run_folder
 from detrs.cli.report import console, print_json
 from detrs.config import Experiment, Tracker
-from detrs.data.formats.huggingface_datasets import is_hub_name
-from detrs.engine.finetuning import experiment_from
+from detrs.config.data import is_hub_name
 from detrs.engine.run import RunFolder
-from detrs.engine.runtime import is_main_process
-from detrs.engine.train import TrainResult, train
 from detrs.errors import UserError
 from detrs.presets import preset
+
+if TYPE_CHECKING:
+    from detrs.engine.train import TrainResult
 
 RESUME_USAGE = "--resume requires the folder of the run. Usage: detrs train --resume FOLDER"
 COMMON_FLAGS = {name.replace("-", "_"): setting for setting, name in flags.TRAIN.items()}
@@ -85,6 +84,12 @@ def run(argv: list[str]) -> None:
     """Train."""
     experiment, output, arguments = read(argv)
     config.validate(experiment)
+    check_dataset(experiment.data.path)
+    check_run_folder(output, resume=arguments.resume)
+    from detrs.cli.cores import threads_beside_others
+    from detrs.engine.runtime import is_main_process
+    from detrs.engine.train import train
+
     threads = threads_beside_others(experiment.runtime)
     experiment = dataclasses.replace(experiment, runtime=dataclasses.replace(experiment.runtime, threads=threads))
     result = train(experiment, output, resume=arguments.resume, quiet=arguments.quiet)
@@ -95,7 +100,7 @@ def run(argv: list[str]) -> None:
         print_json(to_json(result))
 
 
-def summary(result: TrainResult) -> str:
+def summary(result: "TrainResult") -> str:
     """The result as one line of text."""
     if not result.scores:
         return f"{result.steps} steps without validation, in {result.seconds:.0f} s: {result.checkpoint}"
@@ -104,7 +109,7 @@ def summary(result: TrainResult) -> str:
     return f"{scores} at step {result.best_step} of {result.steps}, in {result.seconds:.0f} s: {result.checkpoint}"
 
 
-def to_json(result: TrainResult) -> dict[str, Any]:
+def to_json(result: "TrainResult") -> dict[str, Any]:
     """The result as printed by ``--json``."""
     return {
         **result.scores,
@@ -161,6 +166,9 @@ def of_weights(source: str, argv: list[str]) -> Experiment:
         folder = RunFolder(Path(output[0]))
         folder.check(resume=True)
         return config.load(folder.experiment)
+    check_checkpoint(source)
+    from detrs.engine.finetuning import experiment_from
+
     return experiment_from(source)
 
 
@@ -207,6 +215,8 @@ def merged(arguments: TrainArguments, words: list[str]) -> Experiment:
         changed: dict[str, Any] = {setting: short}
         experiment = dataclasses.replace(experiment, **changed)
     if arguments.backbone:
+        from detrs.backbones.timm import with_weights
+
         model = experiment.model
         model = dataclasses.replace(model, backbone=with_weights(model.backbone, arguments.backbone))
         experiment = dataclasses.replace(experiment, model=model)

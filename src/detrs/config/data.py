@@ -1,6 +1,7 @@
 """Settings of the dataset, its batches and their augmentation."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -11,6 +12,10 @@ MAX_SIDE = 16_384
 """Upper limit of ``resize_to`` in pixels."""
 NO_SPLIT = "none"
 """Value of ``data.val_split`` for training without validation."""
+MAX_PIXELS = 100_000_000
+"""Upper limit of the pixels of an image file, which is checked before it is decoded."""
+HUB = "hf:"
+"""Start of the name of a dataset of the Hugging Face Hub."""
 OFFICIAL_SIZE = (800, 1333)
 """``resize_to`` of DETR's recipe."""
 OFFICIAL_MIN_SCALE = 0.6
@@ -68,3 +73,8 @@ def check_official(config: DataConfig) -> None:
                 f"data.{setting} is {given}, but data.augment 'official' always trains at {fixed}: add "
                 "--data.augment crop (the same recipe at any size) or flip."
             )
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether ``--data`` names a dataset of the Hub: ``hf:OWNER/NAME``, unless there is such a path."""
+    return path.startswith(HUB) and not Path(path).exists()

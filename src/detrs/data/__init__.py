@@ -1,14 +1,17 @@
 """Datasets, and everything from image files to batches."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from detrs.data.detect import find_split
-from detrs.data.digits import DigitsDataset
-from detrs.data.folder_dataset import FolderDataset
-from detrs.data.sample import Dataset, Sample
-from detrs.data.samples import SampleDataset, make_sample
 from detrs.errors import UserError
-from detrs.structures import Classes
+from detrs.on_demand import on_demand
+
+if TYPE_CHECKING:
+    from detrs.data.digits import DigitsDataset
+    from detrs.data.folder_dataset import FolderDataset
+    from detrs.data.sample import Dataset, Sample
+    from detrs.data.samples import SampleDataset, make_sample
+    from detrs.structures import Classes
 
 __all__ = [
     "Classes",
@@ -22,10 +25,23 @@ __all__ = [
     "open_dataset",
 ]
 
+__getattr__ = on_demand(
+    __name__,
+    {
+        "Classes": "detrs.structures",
+        "Dataset": "detrs.data.sample",
+        "DigitsDataset": "detrs.data.digits",
+        "FolderDataset": "detrs.data.folder_dataset",
+        "Sample": "detrs.data.sample",
+        "SampleDataset": "detrs.data.samples",
+        "make_sample": "detrs.data.samples",
+    },
+)
+
 
 def open_dataset(
     path: str | None, split: str, *, keep_empty: bool = True, cache_gib: float = 0.0, cache_annotations: bool = True
-) -> Dataset:
+) -> "Dataset":
     """One split of a dataset, read and checked.
 
     Args:
@@ -39,6 +55,10 @@ def open_dataset(
     Raises:
         UserError: there is no such dataset, or its annotations have errors; all of them are listed.
     """
+    from detrs.data.detect import find_split
+    from detrs.data.digits import DigitsDataset
+    from detrs.data.folder_dataset import FolderDataset
+
     if path == "digits":
         return DigitsDataset(split)
     found, cache_bytes = find_split(data_root(path), split), int(cache_gib * 2**30)

@@ -5,9 +5,10 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from detrs.config.data import is_hub_name
 from detrs.data.content import SYNONYMS, Split, synonyms
 from detrs.data.formats import FORMATS
-from detrs.data.formats.huggingface_datasets import hub_splits, is_hub_name
+from detrs.data.formats.huggingface_datasets import hub_splits
 from detrs.errors import UserError, did_you_mean
 
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")

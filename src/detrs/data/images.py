@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from detrs.config.data import MAX_PIXELS
 from detrs.data import depth
 from detrs.data.complete import has_late_metadata, is_complete
 from detrs.errors import UserError, printable
@@ -32,7 +33,6 @@ from detrs.isolation import warnings_ignored
 from detrs.magic import kind_of
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-MAX_PIXELS = 100_000_000
 WHITE = 255
 NUM_READERS = 8
 """Threads that check files before training; they mostly wait for the disk."""

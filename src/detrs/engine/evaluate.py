@@ -13,6 +13,7 @@ from detrs.checkpoints.detector import LayerDetections, TrainedDetector
 from detrs.checkpoints.sources import open_detector
 from detrs.choices import Precision
 from detrs.config import Experiment, RuntimeConfig
+from detrs.config.detection import check_nms
 from detrs.data.loader import evaluation_batches
 from detrs.data.protocol import checked_ground_truth
 from detrs.data.sample import Dataset
@@ -26,7 +27,6 @@ from detrs.evaluation.coco import CocoReport, coco_report
 from detrs.evaluation.diagnosis import Diagnosis
 from detrs.evaluation.layers import ImageLayers
 from detrs.evaluation.matching import Matching
-from detrs.postprocess import check_nms
 from detrs.structures import Target
 from detrs.tiling import Tiling, tiling_of
 

@@ -23,18 +23,20 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from detrs import config, files
-from detrs.checkpoints import format
 from detrs.choices import Precision
 from detrs.config import Experiment
 from detrs.engine.lock import FolderLock
 from detrs.errors import UserError
 from detrs.files import PARTIAL
 from detrs.schema import to_dict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from detrs.checkpoints.format import Checkpoint
 
 logger = logging.getLogger("detrs")
 
@@ -145,23 +147,27 @@ class RunFolder:
             if not line.startswith("runtime."):
                 logger.warning("resumed with another setting: %s", line)
 
-    def save_last(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    def save_last(self, tensors: Mapping[str, "Tensor"], meta: Mapping[str, Any]) -> None:
         """Replace ``last``, and keep the old one as ``previous``.
 
         Raises:
             UserError: it cannot be written; existing states are unchanged.
         """
+        from detrs.checkpoints import format
+
         format.save(self.next, tensors, meta)
         if self.last.exists():
             files.rename(self.last, self.previous)
         files.rename(self.next, self.last)
 
-    def load_last(self) -> format.Checkpoint:
+    def load_last(self) -> "Checkpoint":
         """The newest intact training state.
 
         Raises:
             UserError: there is none.
         """
+        from detrs.checkpoints import format
+
         reasons, found = [], []
         for path in self.states:
             if path.exists():
@@ -190,6 +196,8 @@ class RunFolder:
         Raises:
             UserError: it is missing, damaged, or not a detector.
         """
+        from detrs.checkpoints import format
+
         meta = format.read_meta(self.best)
         if "classes" not in meta or "scores" not in meta:
             raise UserError(f"'{self.best}' is not a detector (a copy of last.safetensors?).")

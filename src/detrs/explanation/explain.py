@@ -10,7 +10,7 @@ from torch import nn
 from detrs.checkpoints.detector import TrainedDetector
 from detrs.checkpoints.exported import ExportedModel
 from detrs.checkpoints.sources import open_detector
-from detrs.detection_settings import check_threshold
+from detrs.config.detection import check_threshold
 from detrs.errors import UserError
 from detrs.explanation.builders import BUILDERS, TRACERS
 from detrs.explanation.gradients import gradients

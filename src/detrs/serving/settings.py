@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-from detrs.data.images import MAX_PIXELS
+from detrs.config.data import MAX_PIXELS
 from detrs.errors import UserError
 
 MEGABYTE = 1_000_000

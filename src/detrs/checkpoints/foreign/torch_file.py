@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
+from detrs.checkpoints.file_names import TORCH_SUFFIXES
 from detrs.checkpoints.foreign.pickle_inspection import MAX_PICKLE_BYTES, RejectedError, inspect
 from detrs.checkpoints.format import abbreviated
 from detrs.errors import UserError
@@ -25,7 +26,6 @@ from detrs.files import open_regular, unreadable
 from detrs.isolation import warnings_ignored
 from detrs.magic import kind_of
 
-SUFFIXES = (".pth", ".pt", ".bin")
 STATE_DICTS = ("model", "state_dict", "model_state")
 """Entries of a training checkpoint that may hold the state dict."""
 ZIP_START = b"PK\x03\x04"
@@ -65,7 +65,7 @@ def read_torch_file(path: str | Path) -> TorchFile:
             loaded = _load(file, size)
             return TorchFile(_state_dict(loaded, size), _args(loaded))
     except OSError as error:
-        raise unreadable(path, error, f"Expected a weight file ({', '.join(SUFFIXES)})") from error
+        raise unreadable(path, error, f"Expected a weight file ({', '.join(TORCH_SUFFIXES)})") from error
     except RejectedError as error:
         raise UserError(f"'{path}' {error}") from error
 

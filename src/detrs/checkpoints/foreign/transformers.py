@@ -19,6 +19,7 @@ from torch import Tensor
 
 from detrs.backbones.timm import TimmBackbone
 from detrs.checkpoints.detector import TrainedDetector
+from detrs.checkpoints.file_names import CONFIG, INDEX, OLD_WEIGHTS, PREPROCESSING, WEIGHTS
 from detrs.checkpoints.foreign.loading import trained
 from detrs.checkpoints.foreign.torch_file import read_torch_file
 from detrs.checkpoints.foreign.transformers_backbone import check_equal_in_transformers
@@ -35,16 +36,8 @@ from detrs.config.models import check_model
 from detrs.errors import UserError
 from detrs.files import open_regular
 
-CONFIG, PREPROCESSING = "config.json", "preprocessor_config.json"
-WEIGHTS, INDEX, OLD_WEIGHTS = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 MAX_JSON_BYTES = 2_000_000
 """``config.json`` has 10 kB, and the list of tensors of a model in several files 200 kB."""
-
-
-def is_transformers_folder(folder: Path) -> bool:
-    """Whether a folder has ``config.json``, and weights in one of the formats of ``transformers``."""
-    has_weights = any((folder / name).exists() for name in (WEIGHTS, INDEX, OLD_WEIGHTS))
-    return (folder / CONFIG).exists() and has_weights
 
 
 def load_transformers(folder: Path) -> TrainedDetector:

@@ -17,7 +17,6 @@ from detrs.files import open_regular, write_text
 
 NAME = "Hugging Face datasets"
 LAYOUTS = ("a folder written by save_to_disk of the datasets library, or hf:OWNER/NAME (Hugging Face datasets)",)
-HUB = "hf:"
 HUB_NAME = re.compile(r"hf:(?P<name>\w[\w.-]*(?:/\w[\w.-]*)?)(?:@(?P<revision>\w[\w./-]*))?")
 TIMEOUT_SECONDS = 8.0
 """Limit of the first request. Later ones are repeated for 20 seconds by huggingface_hub."""
@@ -81,11 +80,6 @@ def splits(path: Path) -> list[Split]:
     except PermissionError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     return []
-
-
-def is_hub_name(path: str) -> bool:
-    """Whether ``--data`` names a dataset of the Hub: ``hf:OWNER/NAME``, unless there is such a path."""
-    return path.startswith(HUB) and not Path(path).exists()
 
 
 def hub_splits(source: str) -> list[Split]:
