@@ -5,8 +5,8 @@
 Every command runs in a new process, round-robin, with the cache of bytecode that an installed package has. The table
 shows the median of wall time and of CPU time, and the limit. ``--other`` is the folder of another checkout, whose
 commands are run in the same rounds; the table then has the ratio of the CPU times, which other programs change less
-than wall time. Without ``--checkpoint``, a detector with random weights is made, without ``--image`` an image of 640 x 480
-pixels. The exit code is 1 if a limit is exceeded.
+than wall time. Without ``--checkpoint``, a detector with random weights is made, without ``--image`` an image of 640
+x 480 pixels. The exit code is 1 if a limit is exceeded.
 """
 
 import argparse
