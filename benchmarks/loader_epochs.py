@@ -2,8 +2,9 @@
 
     python benchmarks/loader_epochs.py detrs | torchvision | ultralytics DATA SHORT LONG BATCH_SIZE
 
-An epoch ends with the last batch as it enters a backbone: float32, of one size, on the CPU. Its figures are one JSON
-line. All loaders mirror half of the images, resize them, and do nothing else, in one thread per process.
+An epoch ends with the last batch as it enters the backbone: float32, of one size, on the CPU; channels-last for detrs,
+whose backbones are. Its figures are one JSON line. All loaders mirror half of the images, resize them, and do nothing
+else, in one thread per process.
 """
 
 import argparse
@@ -29,7 +30,7 @@ def detrs(data: Path, short: int, long: int, batch_size: int) -> Epoch:
     from detrs.data import open_dataset
     from detrs.data.loader import training_batches
     from detrs.data.preprocessing import Preprocessing
-    from detrs.data.transforms import DataConfig
+    from detrs.config.data import DataConfig
 
     dataset = open_dataset(str(data), "train")
     config = DataConfig(resize_to=(short, long), augment="flip", min_scale=1.0, batch_size=batch_size)
@@ -37,7 +38,7 @@ def detrs(data: Path, short: int, long: int, batch_size: int) -> Epoch:
 
     def epoch(workers: int) -> Iterator[torch.Tensor]:
         for (batch,) in training_batches(dataset, config, seed=0, epoch=0, workers=workers):
-            yield preprocessing.normalize(batch).images
+            yield preprocessing.normalize(batch).images.contiguous(memory_format=torch.channels_last)
 
     return epoch
 

@@ -73,9 +73,29 @@ def test_normalize() -> None:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     batch = collate(samples())
     images = Preprocessing(resize_to=(32, 64), mean=mean, std=std).normalize(batch).images
-    assert images.dtype == torch.float32 and images.stride() == batch.images.stride()
+    assert images.dtype == torch.float32 and images.is_contiguous(memory_format=torch.channels_last)
     for sample, (height, width), image, padding in zip(samples(), SIZES, images, batch.padding, strict=True):
         expected = F.normalize(sample.image.as_subclass(torch.Tensor).float() / 255, list(mean), list(std))
         torch.testing.assert_close(image[:, :height, :width], expected, rtol=1e-5, atol=1e-6)
         assert (image[:, padding] == 0).all()
     assert batch.images.dtype == torch.uint8  # unchanged
+
+
+def test_normalize_does_not_depend_on_the_layout() -> None:
+    preprocessing = Preprocessing(resize_to=(32, 64), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    batch = collate(samples())
+    planar = batch._replace(images=batch.images.contiguous())
+    images = preprocessing.normalize(batch).images
+    assert torch.equal(preprocessing.normalize(planar).images, images)
+    for each in (batch.images, planar.images):
+        same = preprocessing.normalize_planar(each, batch.padding)
+        torch.testing.assert_close(same, images, rtol=1e-6, atol=1e-6)
+
+
+def test_normalize_leaves_the_batch_as_it_is() -> None:
+    """Also one that is float32 already."""
+    preprocessing = Preprocessing(resize_to=(32, 64), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    batch = collate(samples())
+    as_float = batch._replace(images=batch.images.float())
+    assert torch.equal(preprocessing.normalize(as_float).images, preprocessing.normalize(batch).images)
+    assert torch.equal(as_float.images, batch.images.float())

@@ -222,7 +222,8 @@ def _pixels(image: Image.Image, name: str) -> Tensor:
             image = image.convert(image.mode.upper())
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (WHITE, WHITE, WHITE, WHITE)), image)
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)  # (3, H, W)
+    image = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W)
 
 
 def _to_numpy(tensor: Tensor) -> NDArray[Any]:

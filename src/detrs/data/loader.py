@@ -12,15 +12,16 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from detrs.config.data import DataConfig
 from detrs.data import transforms
-from detrs.data.collate import collate
+from detrs.data.collate import collate, size_of
 from detrs.data.findings import MAX_DEFECTS
 from detrs.data.preprocessing import FixedSize, resized_size
 from detrs.data.protocol import check_sample
 from detrs.data.sample import Dataset, Sample
+from detrs.data.transport import PREFETCHED, Buffers, Parcel
 from detrs.errors import UserError, printable
 from detrs.structures import Batch
 
@@ -218,8 +219,10 @@ class _Loading(torch.utils.data.Dataset[Any]):
 
     def __init__(self, plans: _Plans) -> None:
         self.plans = plans
+        self.buffers = Buffers()
+        """Of this process, if it is a worker."""
 
-    def __getitem__(self, number: int) -> tuple[Batch | UserError, dict[int, str]]:
+    def __getitem__(self, number: int) -> tuple[Batch | Parcel | UserError, dict[int, str]]:
         """A batch or the error to raise, and the errors of the images that were replaced, by position in the dataset.
 
         Errors are raised in ``_load``: torch would wrap a worker's exception into its traceback.
@@ -239,7 +242,10 @@ class _Loading(torch.utils.data.Dataset[Any]):
             except Exception as error:
                 error.add_note(f"while loading {dataset.path_of(item.number)}")
                 raise
-        return collate(samples, plan.size), failed
+        if get_worker_info() is None:
+            return collate(samples, plan.size), failed
+        batch = collate(samples, plan.size, self.buffers.take)
+        return Parcel.of(batch, [size_of(sample) for sample in samples]), failed
 
     def _sample(self, item: _Item) -> Sample:
         sample = self.plans.dataset[item.number]
@@ -295,6 +301,7 @@ def _load(plans: _Plans, workers: int, pin_memory: bool) -> Iterator[Batch]:
         batch_size=None,
         sampler=range(len(plans)),
         num_workers=workers,
+        prefetch_factor=PREFETCHED if workers else None,
         collate_fn=_unchanged,
         timeout=WORKER_TIMEOUT_S if workers else 0,
         pin_memory=pin_memory,
@@ -313,6 +320,8 @@ def _load(plans: _Plans, workers: int, pin_memory: bool) -> Iterator[Batch]:
                     raise UserError(f"{reason} It failed while loading these images: {printable(paths)}.") from error
                 error.add_note(f"while waiting for these images: {paths}")
                 raise
+            if isinstance(batch, Parcel):
+                batch = batch.batch()
             if isinstance(batch, UserError):
                 raise UserError(str(batch))  # a new one: raising a local variable makes a cycle with this frame ...
             for index, problem in failed.items():

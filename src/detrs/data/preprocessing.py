@@ -48,12 +48,24 @@ class Preprocessing:
         return resized_size(size, self.resize_to, self.fixed)
 
     def normalize(self, batch: Batch) -> Batch:
-        """A uint8 batch as float32: ``(pixel / 255 - mean) / std``, zero where padded; on its device, in its layout."""
-        images, stats = batch.images, zip(self.mean, self.std, strict=True)
-        scale = torch.tensor([1 / (255 * s) for s in self.std], dtype=torch.float32, device=images.device).view(3, 1, 1)
-        shift = torch.tensor([-m / s for m, s in stats], dtype=torch.float32, device=images.device).view(3, 1, 1)
-        normalized = torch.addcmul(shift, images.to(torch.float32), scale)  # (B, 3, H, W)
-        return batch._replace(images=normalized.masked_fill_(batch.padding[:, None], 0.0))
+        """A uint8 batch as float32: ``(pixel / 255 - mean) / std``, zero where padded; channels-last, on its device."""
+        pixels = batch.images.permute(0, 2, 3, 1).contiguous().to(torch.float32, copy=True)  # (B, H, W, 3)
+        rows, width = pixels.flatten(2), pixels.shape[2]  # (B, H, W * 3): rows of three numbers are slow on CPUs
+        scale, shift = (each.flatten().repeat(width) for each in self._scale_and_shift(rows.device))
+        torch.addcmul(shift, rows, scale, out=rows)
+        images = pixels.permute(0, 3, 1, 2)  # (B, 3, H, W)
+        return batch._replace(images=images.masked_fill_(batch.padding[:, None], 0.0))
+
+    def normalize_planar(self, images: Tensor, padding: Tensor) -> Tensor:
+        """The same numbers as those of ``normalize`` for a batch that is not channels-last, as in exported graphs."""
+        scale, shift = self._scale_and_shift(images.device)
+        return torch.addcmul(shift, images.to(torch.float32), scale).masked_fill_(padding[:, None], 0.0)
+
+    def _scale_and_shift(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Factor and summand of each channel (3, 1, 1)."""
+        scale = torch.tensor([1 / (255 * s) for s in self.std], dtype=torch.float32, device=device)
+        shift = [-m / s for m, s in zip(self.mean, self.std, strict=True)]
+        return scale.view(3, 1, 1), torch.tensor(shift, dtype=torch.float32, device=device).view(3, 1, 1)
 
 
 def channels_last(image: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from detrs.checkpoints.exported import ExportInfo, Tensors, signature
 from detrs.data.preprocessing import Preprocessing
 from detrs.errors import UserError
 from detrs.models.detector import Model
-from detrs.structures import Batch
 
 EXAMPLE = (2, 133, 197)
 """Images, height and width of the traced example of files with dynamic size: pairwise different, not special."""
@@ -39,8 +38,7 @@ class Normalization(nn.Module):
         self.preprocessing = preprocessing
 
     def forward(self, tensors: Tensors) -> Tensors:
-        batch = self.preprocessing.normalize(Batch(tensors["images"], tensors["padding"], ()))
-        return tensors | {"images": batch.images}
+        return tensors | {"images": self.preprocessing.normalize_planar(tensors["images"], tensors["padding"])}
 
 
 class Detection(nn.Module):
