@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from detrs.config.data import DataConfig
 from detrs.data import DigitsDataset
 from detrs.data.collate import collate, size_of
 from detrs.data.loader import training_batches
-from detrs.config.data import DataConfig
 from detrs.data.transport import PREFETCHED, Buffers, Parcel
 from detrs.structures import Batch
 
