@@ -13,6 +13,7 @@ from torch.utils.data import get_worker_info
 from torchvision import tv_tensors
 
 from detrs.data.annotation_cache import prepare
+from detrs.data.annotation_rows import AnnotationRows
 from detrs.data.check import swapped
 from detrs.data.content import Split
 from detrs.data.fingerprint import fingerprint
@@ -143,6 +144,11 @@ class FolderDataset:
         return slice(int(starts[position]), int(starts[position + 1]))
 
     def ground_truth(self) -> dict[str, Any]:
+        truth = self.ground_truth_rows()
+        return truth | {"annotations": list(truth["annotations"])}
+
+    def ground_truth_rows(self) -> dict[str, Any]:
+        """``ground_truth`` with ``AnnotationRows`` as annotations, which are arrays."""
         names = (os.fsdecode(self._prepared.images.name(position)) for position in self._positions.tolist())
         sizes = self._prepared.images.sizes[self._positions]
         images = [
@@ -151,20 +157,12 @@ class FolderDataset:
         ]
         kept = np.zeros(len(self._prepared.images), dtype=bool)
         kept[self._positions] = True
-        objects = self._prepared.objects.select(np.flatnonzero(kept[self._prepared.objects.image]))
+        objects = self._prepared.objects
+        if not kept.all():
+            objects = objects.select(np.flatnonzero(kept[objects.image]))
         return {
             "images": images,
-            "annotations": [
-                {
-                    "id": number,
-                    "image_id": entry.image_id,
-                    "category_id": entry.category_id,
-                    "bbox": list(entry.bbox),
-                    "area": entry.area,
-                    "iscrowd": int(entry.crowd),
-                }
-                for number, entry in enumerate(objects, 1)
-            ],
+            "annotations": AnnotationRows(objects),
             "categories": [
                 {"id": id_, "name": name}
                 for name, id_ in zip(self.classes.names, self.classes.category_ids, strict=True)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torchvision import tv_tensors
 
+from detrs.data.folder_dataset import FolderDataset
 from detrs.data.sample import Dataset, Sample
 from detrs.errors import UserError
 from detrs.structures import Classes
@@ -50,11 +51,13 @@ def check_protocol(dataset: Any, name: str) -> None:
 
 
 def checked_ground_truth(dataset: Dataset) -> dict[str, Any]:
-    """The ground truth of a dataset, a COCO dictionary.
+    """The ground truth of a dataset, a COCO dictionary. That of a ``FolderDataset`` has ``AnnotationRows``.
 
     Raises:
         UserError: it is something else.
     """
+    if isinstance(dataset, FolderDataset) and type(dataset).ground_truth is FolderDataset.ground_truth:
+        return dataset.ground_truth_rows()
     truth = dataset.ground_truth()
     if not isinstance(truth, dict) or not {"images", "annotations", "categories"} <= truth.keys():
         raise UserError(

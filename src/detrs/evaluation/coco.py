@@ -21,6 +21,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from detrs.data.annotation_rows import AnnotationRows
+from detrs.data.objects import Objects
 from detrs.errors import UserError, counted, printable
 from detrs.html_table import html_table, score, text
 
@@ -136,7 +138,7 @@ def coco_report(
 
     names = class_names(ground_truth["categories"])
     annotations = ground_truth["annotations"]
-    objects = Counter(a["category_id"] for a in annotations if not a.get("iscrowd", 0))
+    objects = object_counts(annotations)
     return CocoReport(
         ap=mean(precision[:, :, :, ALL, -1]),
         ap50=mean(precision[0, :, :, ALL, -1]),
@@ -209,6 +211,16 @@ def class_names(categories: list[dict[str, Any]]) -> dict[Id, str]:
 def validated_truth(ground_truth: dict[str, Any], images: dict[Id, int], categories: dict[Id, int]) -> hotcoco.COCO:
     """The annotations with all ids renumbered from 1 (the evaluator treats annotation id 0 as unmatched)."""
     annotations = ground_truth["annotations"]
+    if isinstance(annotations, AnnotationRows):  # checked when the dataset was opened
+        objects = annotations.objects
+        return hotcoco.COCO.from_arrays(
+            [{"id": number} for number in images.values()],
+            [{"id": number, "name": str(id)} for id, number in categories.items()],
+            *numbered(objects, images, categories),
+            objects.boxes,
+            area=objects.area,
+            iscrowd=objects.crowd,
+        )
     is_crowd = np.array([bool(annotation.get("iscrowd", 0)) for annotation in annotations], dtype=bool)  # (N,)
     repeated = [id for id, count in Counter(a["id"] for a in annotations if "id" in a).items() if count > 1]
     if repeated:
@@ -228,6 +240,22 @@ def validated_truth(ground_truth: dict[str, Any], images: dict[Id, int], categor
         area=[float(a.get("area", w * h)) for a, (w, h) in zip(annotations, boxes[:, 2:].tolist(), strict=True)],
         iscrowd=is_crowd.astype(int),
     )
+
+
+def numbered(objects: Objects, images: dict[Id, int], categories: dict[Id, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of image and class (N,) of each object."""
+    of_image = np.array([images.get(id, 0) for id in objects.image_ids.tolist()], dtype=np.int64)
+    of_label = np.array([categories[id] for id in objects.category_ids], dtype=np.int64)
+    return of_image[objects.image], of_label[objects.label]
+
+
+def object_counts(annotations: Any) -> Counter[Id]:
+    """Number of objects of each category id, without crowd regions."""
+    if isinstance(annotations, AnnotationRows):
+        objects = annotations.objects
+        counts = np.bincount(objects.label[~objects.crowd], minlength=len(objects.category_ids))
+        return Counter(dict(zip(objects.category_ids, counts.tolist(), strict=True)))
+    return Counter(a["category_id"] for a in annotations if not a.get("iscrowd", 0))
 
 
 def result_rows(results: Sequence[dict[str, Any]], images: dict[Id, int], categories: dict[Id, int]) -> np.ndarray:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from detrs.evaluation.coco import Id, class_names, numbering
+from detrs.data.annotation_rows import AnnotationRows
+from detrs.evaluation.coco import Id, class_names, numbered, numbering
 
 MATCH_IOU = 0.5
 """Smallest IoU of a detection with the object that it finds."""
@@ -103,10 +104,13 @@ def matching(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) ->
     categories = numbering(category["id"] for category in ground_truth["categories"])
     names = class_names(ground_truth["categories"])
     annotations = ground_truth["annotations"]
-    objects = Objects(
-        *_columns(annotations, images, categories),
-        is_crowd=np.array([bool(each.get("iscrowd", 0)) for each in annotations], dtype=bool),
-    )
+    if isinstance(annotations, AnnotationRows):
+        given = annotations.objects
+        image, label = numbered(given, images, categories)
+        objects = Objects(image - 1, label - 1, given.boxes, given.crowd)
+    else:
+        is_crowd = np.array([bool(each.get("iscrowd", 0)) for each in annotations], dtype=bool)
+        objects = Objects(*_columns(annotations, images, categories), is_crowd=is_crowd)
     image, label, boxes = _columns(results, images, categories)
     scores = np.array([result["score"] for result in results], dtype=np.float64)
     order = np.lexsort((-scores, image))  # stable
