@@ -1,4 +1,4 @@
-"""The state of the files that a checked split depends on, so that a later opening can tell whether one has changed."""
+"""The state of the files that a checked split depends on, with which a change is found at a later opening."""
 
 import hashlib
 import os
