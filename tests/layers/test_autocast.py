@@ -6,6 +6,8 @@ from detrs import ops
 from detrs.backbones.timm import BackboneConfig
 from detrs.layers.autocast import for_linear_layers
 from detrs.layers.deformable_attention import DeformableAttention
+from detrs.layers.neck import ChannelMapper, LevelEmbedding, PyramidNeck, normalized_projection
+from detrs.layers.position import SinePosition
 from detrs.models import build
 from detrs.models.deformable_detr import DeformableDETRConfig
 from detrs.structures import Pyramid
@@ -65,3 +67,17 @@ def test_offsets_and_weights_are_projected_from_one_converted_query() -> None:
         assert torch.equal(offsets.flatten(2), attention.sampling_offsets(query))  # what autocast alone computes
         assert torch.equal(logits.flatten(2), attention.attention_weights(query))
     assert inputs[0][0] is inputs[1][0] and inputs[0][0].dtype == torch.bfloat16
+
+
+def test_tokens_and_position_have_the_type_of_linear_layers_and_so_has_their_sum() -> None:
+    """A sum of bfloat16 and float32 would be computed in float32, and converted back in every layer."""
+    neck = PyramidNeck(ChannelMapper((3,), 32, 2, normalized_projection), SinePosition(32, -0.5), LevelEmbedding(2, 32))
+    maps, padding = [torch.randn(1, 3, 10, 20)], torch.zeros(1, 80, 160, dtype=torch.bool)
+    expected = neck(maps, padding)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = neck(maps, padding)
+    assert expected.position.dtype == torch.float32
+    assert found.tokens.dtype == found.position.dtype == torch.bfloat16
+    assert torch.equal(found.position, expected.position.bfloat16())  # sines and level embeddings are not in bfloat16
+    assert torch.equal(found.reference_points, expected.reference_points)
+    assert found.reference_points.dtype == found.valid_ratio.dtype == torch.float32

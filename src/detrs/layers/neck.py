@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detrs.config.neck import NeckNorm
+from detrs.layers.autocast import for_linear_layers
 from detrs.structures import Pyramid, Shapes
 
 Projection = Callable[[int, int, int], nn.Module]
@@ -164,13 +165,13 @@ class PyramidNeck(nn.Module):
     def forward(self, features: list[Float[Tensor, "B _ _ _"]], padding: Bool[Tensor, "B H W"]) -> Pyramid:
         maps = self.mapper(features, padding)
         paddings = [padding_at(padding, level.shape[-2:]) for level in maps]
-        dtype = next(self.mapper.parameters()).dtype  # of the weights, not of the maps: autocast leaves positions alone
+        dtype = next(self.mapper.parameters()).dtype  # of the weights: float32 within autocast, too
         positions = self.level_embedding([self.position(mask).to(dtype) for mask in paddings])
         shapes: Shapes = tuple((level.shape[-2], level.shape[-1]) for level in maps)
         valid = torch.stack([valid_size(mask) for mask in paddings], dim=1)  # (B, L, 2)
         return Pyramid(
             tokens=torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1),
-            position=torch.cat([position.flatten(1, 2) for position in positions], dim=1),
+            position=for_linear_layers(torch.cat([position.flatten(1, 2) for position in positions], dim=1)),
             reference_points=centers(shapes, valid),
             padding=torch.cat([mask.flatten(1) for mask in paddings], dim=1),
             shapes=shapes,
