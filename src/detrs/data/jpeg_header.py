@@ -5,7 +5,8 @@ Pillow takes about ten times as long. It decides about every file that is not re
 
 from PIL import Image
 
-from detrs.data.images import MAX_PIXELS, TRANSPOSED
+from detrs.config.data import MAX_PIXELS
+from detrs.data.images import TRANSPOSED
 from detrs.isolation import warnings_ignored
 
 START, SIZE_MARKERS, TABLES, SCAN = b"\xff\xd8\xff", (0xC0, 0xC1, 0xC2), 0xDB, 0xDA
