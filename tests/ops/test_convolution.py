@@ -5,14 +5,18 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from detrs import ops
-from detrs.ops.convolution import ACTIVATIONS, Geometry, Inputs, convolution, onednn, reference
+from detrs.ops.convolution import ACTIVATIONS, Geometry, Inputs, convolution, onednn, operator, reference
 
 GEOMETRIES = {
     "3x3": Geometry((1, 1), (1, 1), (1, 1), 1),
     "strided": Geometry((2, 1), (1, 0), (1, 1), 1),
     "dilated": Geometry((1, 1), (2, 3), (2, 3), 1),
     "depth-wise": Geometry((1, 1), (1, 1), (1, 1), 4),
+    "1x1": Geometry((1, 1), (0, 0), (1, 1), 1),
+    "1x1, strided": Geometry((2, 3), (0, 0), (1, 1), 1),
+    "1x1, padded": Geometry((2, 1), (1, 2), (1, 1), 1),
 }
+KERNELS = {geometry: (1, 1) for name, geometry in GEOMETRIES.items() if name.startswith("1x1")}
 
 
 def random_inputs(
@@ -23,7 +27,7 @@ def random_inputs(
     layout: torch.memory_format = torch.channels_last,
 ) -> Inputs:
     x = torch.randn(2, 4, 7, 11, dtype=dtype).contiguous(memory_format=layout)
-    weight = torch.randn(8, 4 // geometry.groups, 3, 3, dtype=dtype)
+    weight = torch.randn(8, 4 // geometry.groups, *KERNELS.get(geometry, (3, 3)), dtype=dtype)
     scale, shift = torch.rand(8, dtype=dtype) + 0.5, torch.randn(8, dtype=dtype)
     y = F.conv2d(x, weight, None, *geometry)
     return Inputs(x, weight, scale, shift, torch.randn_like(y) if residual else None, geometry, activation)
@@ -76,8 +80,10 @@ def test_derivatives(name: str, activation: str, residual: bool) -> None:
     assert torch.autograd.gradgradcheck(compute, tensors, fast_mode=True)
 
 
-def test_gradients_in_float32_are_those_of_a_norm_after_the_convolution() -> None:
-    inputs = random_inputs(GEOMETRIES["3x3"], "relu", True, torch.float32)
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("name", ["3x3", "1x1", "1x1, strided"])
+def test_gradients_in_float32_are_those_of_a_norm_after_the_convolution(name: str, layout: torch.memory_format) -> None:
+    inputs = random_inputs(GEOMETRIES[name], "relu", True, torch.float32, layout)
     assert inputs.residual is not None
     tensors = [tensor.requires_grad_() for tensor in (inputs.x, inputs.weight, inputs.shift, inputs.residual)]
     expected = torch.autograd.grad(norm_after_convolution(inputs).square().sum(), tensors)
@@ -100,11 +106,19 @@ def test_nothing_is_kept_for_gradients_but_input_weight_and_result() -> None:
     assert not kept
 
 
+@pytest.mark.parametrize("name", ["1x1", "1x1, strided"])
+def test_derivatives_of_a_matrix_product(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float64 with the form that half precision has."""
+    monkeypatch.setattr(operator, "is_matrix_product", lambda *arguments: True)
+    test_derivatives(name, "relu", True)
+
+
+@pytest.mark.parametrize("name", ["3x3", "1x1", "1x1, strided", "1x1, padded"])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_autocast_computes_in_half_precision_and_gradients_have_the_dtype_of_the_weight(
-    layout: torch.memory_format,
+    name: str, layout: torch.memory_format
 ) -> None:
-    inputs = random_inputs(GEOMETRIES["3x3"], "relu", True, torch.float32, layout)
+    inputs = random_inputs(GEOMETRIES[name], "relu", True, torch.float32, layout)
     inputs.weight.requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         half = convolution(inputs)
@@ -118,12 +132,12 @@ def test_autocast_computes_in_half_precision_and_gradients_have_the_dtype_of_the
     assert (found - gradient).norm() < 0.05 * gradient.norm()
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # PyTorch's own
 def test_the_operator_is_registered_correctly() -> None:
     inputs = random_inputs(GEOMETRIES["strided"], "relu6", True, torch.float32)
     inputs.x.requires_grad_()
     arguments = (*inputs[:5], *inputs.geometry, inputs.activation)
-    torch.library.opcheck(torch.ops.detrs.convolution.default, arguments)
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(torch.ops.detrs.convolution.default, arguments, test_utils=checks)
 
 
 def test_plain_operators_where_the_operator_has_no_derivative() -> None:
