@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental import _config
 
-from detrs.backbones.folding import FoldedBatchNorm, FoldedConv2d, ResidualBlock, fold_norms
+from detrs.backbones.folding import FoldedBatchNorm, FoldedConv2d, ResidualBlock, fold_norms, merged
 from detrs.backbones.frozen_norm import FrozenBatchNorm, freeze_batch_norm
 from detrs.backbones.same_convolution import replace_same
 from detrs.backbones.timm import TimmBackbone
@@ -201,7 +201,16 @@ def test_only_inputs_and_results_of_trained_convolutions_are_kept_for_gradients(
 
 
 def test_exported_programs_have_plain_convolutions_and_no_norms() -> None:
-    backbone = TimmBackbone(BackboneConfig(name="test_resnet")).eval()
+    folded = TimmBackbone(BackboneConfig(name="test_resnet")).eval()
+    for norm in folded.modules():
+        if isinstance(norm, FrozenBatchNorm):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 1.5)
+    backbone = merged(folded)
+    assert count(folded, FoldedConv2d) == 15 and count(backbone, FoldedConv2d) == 0
+    assert {name for name, parameter in backbone.named_parameters() if not parameter.requires_grad} > {
+        name for name, parameter in folded.named_parameters() if not parameter.requires_grad
+    }
     dims = {2: torch.export.Dim("height", min=65), 3: torch.export.Dim("width", min=65)}
     with _config.patch(backed_size_oblivious=True):  # both options as in detrs.exporting
         program = torch.export.export(
@@ -213,6 +222,11 @@ def test_exported_programs_have_plain_convolutions_and_no_norms() -> None:
         )
     names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert sum("conv2d" in name for name in names) == 15 and not any("detrs" in name for name in names)
-    assert not any("addcmul" in name or "batch_norm" in name for name in names)
+    assert not any("aten.mul" in name or "batch_norm" in name for name in names)
     images = torch.randn(2, 3, 131, 70)
-    torch.testing.assert_close(program.module()(images), backbone(images), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(program.module()(images), folded(images), atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_without_folded_norms_is_not_copied() -> None:
+    backbone = TimmBackbone(BackboneConfig(name="test_resnet", norm="batch"))
+    assert count(backbone, FoldedConv2d) == 0 and merged(backbone) is backbone

@@ -6,8 +6,11 @@ import jaxtyping
 import pytest
 import torch
 from exported_files import INFO, checkpoint
-from torch import Tensor
+from torch import Tensor, nn
+from trained import experiment, trained
 
+from detrs.backbones.folding import FoldedConv2d
+from detrs.config.backbone import BackboneConfig
 from detrs.errors import UserError
 from detrs.exporting import program
 from detrs.models.detector import Model
@@ -44,3 +47,22 @@ def test_a_model_that_cannot_be_traced(
         program.trace(detector, replace(INFO, static=static))
     assert "\n" not in str(raised.value)
     assert torch.is_grad_enabled()
+
+
+def test_the_weights_of_folded_convolutions_are_constants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise, the graph scales them in every run, and the quantizer ignores them."""
+    traced: list[nn.Module] = []
+    monkeypatch.setattr(torch.export, "export", lambda module, *arguments, **options: traced.append(module))
+    backbone = BackboneConfig(name="test_resnet", weights="none")
+    detector = trained(experiment("deformable-detr-tiny", backbone=backbone))
+    program.trace(detector, INFO)
+
+    def is_folded(model: nn.Module) -> bool:
+        return any(isinstance(module, FoldedConv2d) for module in model.modules())
+
+    assert is_folded(detector.module) and not is_folded(traced[0])
+    detection = next(module for module in traced[0].modules() if isinstance(module, program.Detection))
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        found, expected = (model.get_submodule("backbone")(images) for model in (detection.model, detector.module))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

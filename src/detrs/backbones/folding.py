@@ -6,7 +6,8 @@ the weight in every forward pass, so the weight remains trainable. Parameters an
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from copy import deepcopy
+from typing import Any, TypeVar
 
 import torch.fx
 from jaxtyping import Float
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from detrs.backbones.frozen_norm import FrozenBatchNorm
 from detrs.backbones.same_convolution import SameConv2d, pad_same
-from detrs.ops.convolution import Geometry, Inputs, convolution
+from detrs.ops.convolution import Geometry, Inputs, convolution, reference
 
+Model = TypeVar("Model", bound=nn.Module)
 ACTIVATIONS: dict[type[nn.Module], str] = {nn.Identity: "none", nn.ReLU: "relu", nn.ReLU6: "relu6"}
 """Those that the operator computes."""
 PADDINGS: dict[type[nn.Module], Callable[[Tensor, nn.Conv2d], Tensor]] = {
@@ -40,7 +42,7 @@ class FoldedConv2d(nn.Conv2d):
         super().__init__(conv.in_channels, conv.out_channels, **shape, bias=conv.bias is not None, device="meta")
         self.weight, self.bias = conv.weight, conv.bias
         self.train(conv.training)
-        self._pad = PADDINGS[type(conv)]
+        self.pad = PADDINGS[type(conv)]
         self._norm = (norm,)  # in a tuple: a submodule would be saved twice
         self.activation = activation
 
@@ -48,15 +50,19 @@ class FoldedConv2d(nn.Conv2d):
     def norm(self) -> FrozenBatchNorm:
         return self._norm[0]
 
+    def affine(self) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
+        """The scale of the weight and the bias after it."""
+        scale, shift = self.norm.affine()
+        return scale, shift if self.bias is None else shift + scale * self.bias
+
     def forward(
         self, x: Float[Tensor, "B _ _ _"], residual: Float[Tensor, "B C h w"] | None = None
     ) -> Float[Tensor, "B C h w"]:
-        scale, shift = self.norm.affine()
-        shift = shift if self.bias is None else shift + scale * self.bias
+        scale, shift = self.affine()
         stride, padding, dilation = self.stride, self.padding, self.dilation
         assert not isinstance(padding, str)  # see ``is_foldable``
         geometry = Geometry(stride, padding, dilation, self.groups)
-        return convolution(Inputs(self._pad(x, self), self.weight, scale, shift, residual, geometry, self.activation))
+        return convolution(Inputs(self.pad(x, self), self.weight, scale, shift, residual, geometry, self.activation))
 
 
 class FoldedBatchNorm(FrozenBatchNorm):
@@ -223,3 +229,37 @@ def is_residual_block(block: nn.Module) -> bool:
         and isinstance(folded[-1].norm.activation, nn.Identity)
         and last in ACTIVATIONS
     )
+
+
+class MergedConv2d(nn.Conv2d):
+    """A ``FoldedConv2d`` whose weight contains the scale and whose bias is the shift, for exported programs.
+
+    Args:
+        conv: is not changed.
+    """
+
+    def __init__(self, conv: FoldedConv2d) -> None:
+        shape: Any = {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation", "groups")}
+        super().__init__(conv.in_channels, conv.out_channels, **shape, device="meta")
+        scale, shift = conv.affine()
+        self.weight = nn.Parameter((conv.weight * scale[:, None, None, None]).detach(), conv.weight.requires_grad)
+        self.bias = nn.Parameter(shift.detach().clone(), conv.weight.requires_grad)
+        self.train(conv.training)
+        self._pad, self._activate = conv.pad, reference.ACTIVATIONS[conv.activation]
+
+    def forward(
+        self, x: Float[Tensor, "B _ _ _"], residual: Float[Tensor, "B C h w"] | None = None
+    ) -> Float[Tensor, "B C h w"]:
+        y = super().forward(self._pad(x, self))
+        return self._activate(y if residual is None else y + residual)
+
+
+def merged(model: Model) -> Model:
+    """A copy of ``model`` with merged convolutions; ``model`` itself if it has no folded ones."""
+    if not any(isinstance(module, FoldedConv2d) for module in model.modules()):
+        return model
+    copied = deepcopy(model)
+    for name, module in list(copied.named_modules()):
+        if isinstance(module, FoldedConv2d):
+            copied.set_submodule(name, MergedConv2d(module))
+    return copied

@@ -1,6 +1,7 @@
 """The program of an export: named input tensors to named output tensors, around a detector's ``detect``."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config
 
 from detrs import ops
+from detrs.backbones.folding import merged
 from detrs.boxes import cxcywh_to_xyxy
 from detrs.checkpoints.detector import TrainedDetector
 from detrs.checkpoints.exported import ExportInfo, Tensors, signature
@@ -121,6 +123,7 @@ def trace(detector: TrainedDetector, info: ExportInfo) -> ExportedProgram:
         UserError: the model has control flow or sizes that depend on the values of images, as some backbones of timm.
     """
     inputs = example(info)
+    detector = replace(detector, module=merged(detector.module))  # constant weights, which can be quantized
     # Otherwise, the exporter compares sizes to decide about strides: it excludes sizes, and is five times slower.
     sizes_unknown = _config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     with torch.no_grad(), ops.use("gather" if info.gather else "reference"), sizes_unknown:
