@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from detrs.ops import use
 from detrs.ops.dropout import add_norm, attention, dropout_attention, reference, relu_dropout
@@ -263,5 +264,8 @@ def test_without_kernels_dropout_is_that_of_pytorch() -> None:
     assert torch.equal(seeded(torch.compile(both, fullgraph=True, backend="eager")), expected)
     mapped = torch.func.vmap(lambda _: both(), randomness="same")
     assert torch.equal(seeded(lambda: mapped(torch.zeros(1))[0]), expected)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # tensors without memory
+        fake = torch.zeros(SHAPE)
+        assert relu_dropout(add_norm(fake, fake, norm, 0.5), 0.5).shape == SHAPE
     undropped = relu_dropout(add_norm(x, update, norm, 0.0), 0.0)
     assert torch.equal(undropped, norm(x + update).relu())

@@ -74,10 +74,11 @@ def attention(
 
 
 def _has_kernels(x: Tensor) -> bool:
-    """Whether kernels compute ``x``: in eager mode, and with ordinary derivatives only."""
+    """Whether kernels compute ``x``: plain tensors, in eager mode, and with ordinary derivatives only."""
+    if torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
+        return False
     is_transformed = torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-    is_eager = not torch.compiler.is_compiling() and not is_transformed
-    return is_eager and backend.current(x.device.type, x.dtype) == "numba"
+    return not is_transformed and backend.current(x.device.type, x.dtype) == "numba"
 
 
 def _seed() -> int:
