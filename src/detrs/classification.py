@@ -73,9 +73,11 @@ class FocalLogits:
 
     def loss(self, logits: Float[Tensor, "Y B Q K"], matched: Matched, labels: Int[Tensor, "N"]) -> Float[Tensor, "Y"]:
         """Sum over each layer; the ``matched`` queries are positives of ``labels``, all others negatives."""
-        onehot = torch.zeros_like(logits)
-        onehot[(*matched, labels)] = 1.0
-        return focal_loss(logits, onehot, self.settings.alpha, self.settings.gamma)
+        alpha, gamma = self.settings.alpha, self.settings.gamma
+        negatives = focal_loss(logits, 1 - alpha, gamma).sum((1, 2, 3))
+        picked = logits[(*matched, labels)]  # the logits of positives, which are few
+        difference = focal_loss(-picked, alpha, gamma) - focal_loss(picked, 1 - alpha, gamma)
+        return negatives.index_add(0, matched[0], difference)
 
     def normalizer(self, num_objects: int, num_queries: int) -> float:
         """Divisor of the sum: the number of objects, at least 1."""
@@ -146,15 +148,9 @@ def class_logits(settings: Classification) -> ClassLogits:
     return FocalLogits(settings) if isinstance(settings, Focal) else SoftmaxLogits(settings)
 
 
-def focal_loss(
-    logits: Float[Tensor, "Y B Q K"], onehot: Float[Tensor, "Y B Q K"], alpha: float, gamma: float
-) -> Float[Tensor, "Y"]:
-    """Sigmoid focal loss (Lin et al. 2017, Eq. 5), summed over everything but the layers."""
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, onehot, reduction="none")
-    probability = logits.sigmoid()
-    missed = probability + onehot - 2 * probability * onehot  # 1 - p_t
-    weight = (1 - alpha) + (2 * alpha - 1) * onehot  # alpha_t
-    return (weight * missed**gamma * cross_entropy).sum((1, 2, 3))
+def focal_loss(logits: Float[Tensor, "*some"], weight: float, gamma: float) -> Float[Tensor, "*some"]:
+    """Sigmoid focal loss of each logit as a negative (Lin et al. 2017, Eq. 5); of ``-logits``, that as positives."""
+    return weight * F.softplus(logits) * logits.sigmoid() ** gamma
 
 
 def prior_bias(probability: float = 0.01) -> float:

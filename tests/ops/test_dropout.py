@@ -181,6 +181,7 @@ def test_strided_inputs_and_mixed_dtypes() -> None:
 def test_elements_are_dropped_at_the_rate_and_independently() -> None:
     for rate in (1e-3, 0.1, 0.5, 0.9):
         a, b = (reference.kept(seed, 1000, 1001, rate).double() - (1 - rate) for seed in (1, 2))
+        assert reference.scale(rate) == pytest.approx(1 / (1 - rate), rel=1e-6)
         deviation = (rate * (1 - rate)) ** 0.5
         pairs = {
             "rate": a, "seeds": a * b, "rows": a[1:] * a[:-1], "columns": a[:, 1:] * a[:, :-1],
