@@ -24,30 +24,34 @@ MUTANTS = {
         "where_between(lower, 0.0, last, 1.0 - fraction, 0.0),",
         "where_between(lower, -1e30, 1e30, 1.0 - fraction, 0.0),",
     ),
-    "align_corners": ("origin, scale = number(-0.5), size", "origin, scale = number(0), size - number(1)"),
+    "align_corners": (
+        "return origin, width, origin, height",
+        "return origin + 0.5, width - 1.0, origin + 0.5, height - 1.0",
+    ),
     "x and y swapped": (
-        "raw_x, raw_y = load_pairs(problem.locations + 2 * (first",
-        "raw_y, raw_x = load_pairs(problem.locations + 2 * (first",
+        "raw_x, raw_y = load_raw(problem, first",
+        "raw_y, raw_x = load_raw(problem, first",
     ),
     "nearest pixel": ("fraction = position - lower", "fraction = floor(position - lower + 0.5)"),
     "wrong start of a level": ("[sizes, areas.cumsum() - areas,", "[sizes, 0 * areas,"),
     "a corner dropped": (
-        "store_vector(row_address(real, CORNER_WEIGHT + 3, k), bottom_weight * right_weight)",
-        "store_vector(row_address(real, CORNER_WEIGHT + 3, k), bottom_weight * 0.0)",
+        "store_vector(row_address(real, CORNER_WEIGHT + 3, column), bottom_weight * right_weight)",
+        "store_vector(row_address(real, CORNER_WEIGHT + 3, column), bottom_weight * 0.0)",
     ),
     "softmax transposed": (
-        "weights = problem.weights + first * size",
-        "weights = problem.weights + ((n * problem.num_queries + q) * num_samples + m) * problem.num_heads * size",
+        "source = problem.weights + first * size",
+        "head = first // num_samples; row, m = divmod(head, problem.num_heads); "
+        "source = problem.weights + (row * num_samples + m) * problem.num_heads * size",
     ),
 }
 GRADIENT_MUTANTS = {
     "softmax without its derivative": (
-        "(load_row(real, GRAD_WEIGHT, k, compute) - mean)",
-        "load_row(real, GRAD_WEIGHT, k, compute)",
+        "(grad_weight - mean)",
+        "grad_weight",
     ),
     "derivative with half the scale": (
-        "grad_y * load_row(transform, SCALE_Y, k",
-        "grad_y * 0.5 * load_row(transform, SCALE_Y, k",
+        "grad_y * scale_y,",
+        "grad_y * 0.5 * scale_y,",
     ),
     "gradient of another head": (
         "problem.grad_out + (n * problem.num_queries * problem.num_heads + m) * channels * itemsize",

@@ -18,9 +18,9 @@ def _pointer(builder, address, kind):
 
 
 def _first(lanes, count, builder):
-    """A mask of the first ``count`` elements."""
-    numbers = ir.Constant(ir.VectorType(ir.IntType(64), lanes), list(range(lanes)))
-    return builder.icmp_signed("<", numbers, broadcast(builder, count, lanes))
+    """A mask of the first ``count`` elements; the upper half of ``count`` must be 0."""
+    numbers = ir.Constant(ir.VectorType(ir.IntType(32), lanes), list(range(lanes)))
+    return builder.icmp_signed("<", numbers, broadcast(builder, builder.trunc(count, ir.IntType(32)), lanes))
 
 
 def _masked(builder, name, result, *arguments):
@@ -109,6 +109,27 @@ def load_pairs(context, address, count, fill):
         return context.make_tuple(builder, signature.return_type, vectors)
 
     return types.UniTuple(vector, 2)(types.int64, types.int64, fill), generate
+
+
+@intrinsic
+def load_gathered(context, address, index, scalar):
+    """The elements at an address with these numbers (int32)."""
+    vector = Vector(scalar, LANES)
+
+    def generate(context, builder, signature, arguments):
+        address, index, _ = arguments
+        result, wide = context.get_value_type(vector), ir.VectorType(ir.IntType(64), LANES)
+        offset = builder.mul(builder.sext(index, wide), ir.Constant(wide, [vector.alignment] * LANES))
+        kind = ir.VectorType(result.element.as_pointer(), LANES)
+        sources = builder.inttoptr(builder.add(broadcast(builder, address, LANES), offset), kind)
+        letter = {"float": "f32", "double": "f64"}[str(result.element)]
+        mask = ir.Constant(ir.VectorType(ir.IntType(1), LANES), [1] * LANES)
+        given = sources, ir.IntType(32)(vector.alignment), mask, ir.Constant(result, ir.Undefined)
+        function = ir.FunctionType(result, [argument.type for argument in given])
+        name = f"llvm.masked.gather.v{LANES}{letter}.v{LANES}p0"
+        return builder.call(cgutils.get_or_insert_function(builder.module, function, name), given)
+
+    return vector(types.int64, index, scalar), generate
 
 
 @intrinsic

@@ -146,6 +146,17 @@ def multiply_add(context, total, factor, vector):
 
 
 @intrinsic
+def fused(context, factor, vector, total):
+    """``factor * vector + total`` for a vector and vectors or scalars, fused where the CPU can."""
+
+    def generate(context, builder, signature, arguments):
+        factor, terms, total = _as_vectors(context, builder, signature, arguments)
+        return _call(builder, "fmuladd", terms.type, factor, terms, total)
+
+    return vector(factor, vector, total), generate
+
+
+@intrinsic
 def floor(context, vector):
     def generate(context, builder, signature, arguments):
         return _call(builder, "floor", arguments[0].type, *arguments)
@@ -155,22 +166,22 @@ def floor(context, vector):
 
 @intrinsic
 def maximum(context, left, right):
-    """Element by element; if one of the two is NaN, the other one."""
+    """Element by element; ``right`` where ``left`` is NaN. One instruction of x86, which ``llvm.maxnum`` is not."""
 
     def generate(context, builder, signature, arguments):
         left, right = _as_vectors(context, builder, signature, arguments)
-        return _call(builder, "maxnum", left.type, left, right)
+        return builder.select(builder.fcmp_ordered(">", left, right), left, right)
 
     return _result(left, right)(left, right), generate
 
 
 @intrinsic
 def minimum(context, left, right):
-    """Element by element; if one of the two is NaN, the other one."""
+    """Element by element; ``right`` where ``left`` is NaN."""
 
     def generate(context, builder, signature, arguments):
         left, right = _as_vectors(context, builder, signature, arguments)
-        return _call(builder, "minnum", left.type, left, right)
+        return builder.select(builder.fcmp_ordered("<", left, right), left, right)
 
     return _result(left, right)(left, right), generate
 
@@ -185,6 +196,18 @@ def where_between(context, vector, low, high, inside, outside):
         return builder.select(is_inside, inside, outside)
 
     return vector(vector, low, high, inside, outside), generate
+
+
+@intrinsic
+def where_zero(context, vector, inside, outside):
+    """``inside`` where an element is 0, ``outside`` elsewhere and for NaN."""
+
+    def generate(context, builder, signature, arguments):
+        vector, inside, outside = arguments
+        is_zero = builder.fcmp_ordered("==", vector, ir.Constant(vector.type, [0.0] * vector.type.count))
+        return builder.select(is_zero, inside, outside)
+
+    return inside(vector, inside, outside), generate
 
 
 @intrinsic

@@ -6,34 +6,29 @@
 import numpy as np
 from numba import carray, njit
 
+from detrs.ops.ms_deform_attn.numba_forward import prefetch_samples
 from detrs.ops.ms_deform_attn.numba_problem import (
     COMPILE,
     CORNER_WEIGHT,
-    GRAD_SUM,
-    GRAD_WEIGHT,
-    IN_BOUNDS,
     PADDED,
-    SAMPLE_ROWS,
-    SCALE_X,
-    SCALE_Y,
+    SKIPPED,
     TILE,
+    TILE_SIDE,
     WEIGHT,
     X,
     Y,
+    levels_of,
     load_row,
-    load_sizes,
     next_task,
-    row_address,
     samples_at,
     take_workspace,
-    transform_at,
-    views_of,
+    tile_of,
+    tiles_of,
 )
-from detrs.ops.ms_deform_attn.numba_samples import fill_transform, mask_padding, neighbors, prepare, store_corners
+from detrs.ops.ms_deform_attn.numba_samples import load_raw, load_sizes, neighbors, prepare, store_corners, transform
 from detrs.ops.numba_memory import (
     LANES,
     load_masked,
-    load_pairs,
     load_quads,
     load_vector,
     pointer,
@@ -44,10 +39,6 @@ from detrs.ops.numba_memory import (
 )
 from detrs.ops.numba_simd import multiply_add, reduce_sum, reduce_sums, splat
 
-PREFETCH_DISTANCE = 8
-"""Queries by which rows of the upstream gradient are prefetched."""
-
-
 # Gradients by queries
 
 
@@ -55,102 +46,114 @@ PREFETCH_DISTANCE = 8
 def query_gradients(problem, channels, width, storage, compute, real):
     """Gradients of locations, weights and reference points, and the samples that ``value_gradient`` reads.
 
-    A task is a tile of the B*Q queries with all heads. The arguments are those of ``forward``.
+    A task is one head of a tile of queries. The arguments are those of ``forward``.
     """
-    num_queries, num_heads, num_samples = problem.num_queries, problem.num_heads, problem.num_samples
-    rows = problem.batch * num_queries
-    views = views_of(problem, real)
-    workspace = take_workspace(problem)
-    samples = samples_at(workspace, num_samples, real)
-    transform = transform_at(workspace + SAMPLE_ROWS * (num_samples + LANES) * 8, num_samples, real)
-    if problem.reference_dim == 0:
-        fill_transform(problem, views, 0, 0, transform)
+    tiles = tiles_of(problem)
+    samples, sums = samples_at(take_workspace(problem), problem.num_samples, TILE, real)
     task = next_task(problem)
     while task < problem.num_tasks:
-        for row in range(task * TILE, min(task * TILE + TILE, rows)):
-            n, q = divmod(row, num_queries)
-            if problem.reference_dim > 0:
-                fill_transform(problem, views, n, q, transform)
-                for k in range(0, num_samples, LANES):
-                    for i in range(4):
-                        store_vector(row_address(samples.real, GRAD_SUM + i, k), splat(real(0), LANES))
-            for m in range(num_heads):
-                prepare(problem, views, n, q, m, transform, samples, compute)
-                if problem.sample_weights:
-                    _write_samples(problem, views.levels, n, q, m, samples)
-                if problem.grad_locations or problem.grad_weights or problem.grad_reference_points:
-                    _corner_dots(problem, n, row, m, samples, channels, width, storage, compute)
-                    _head_gradients(problem, row * num_heads + m, transform, samples, compute)
-            if problem.grad_reference_points:
-                _reference_point_gradients(problem, views.levels, row, samples.real)
+        n, tile, m = tile_of(problem, task)
+        if tile < problem.num_tiles:
+            first, rows, columns, stride, before = tiles[tile]
+            place = 0
+            for row in range(rows):
+                for q in range(first + row * stride, first + row * stride + columns):
+                    prepare(problem, n, q, m, samples, place, compute, real)
+                    prefetch_samples(problem, n, q + TILE_SIDE, m, compute)
+                    place += samples.columns
+            if problem.sample_weights:
+                _write_samples(problem, n, m, before, rows * columns, samples)
+            if problem.grad_locations or problem.grad_weights or problem.grad_reference_points:
+                _corner_dots(problem, n, m, tiles[tile], samples, channels, width, storage, compute)
+                place = 0
+                for row in range(rows):
+                    for q in range(first + row * stride, first + row * stride + columns):
+                        _head_gradients(problem, n * problem.num_queries + q, m, samples, place, sums, compute, real)
+                        place += samples.columns
         task = next_task(problem)
 
 
 @njit(**COMPILE)
-def _write_samples(problem, levels, n, q, m, samples):
-    """Weight and position of the samples of a head, ordered by level."""
-    real, num_queries = samples.real, problem.num_queries
+def _write_samples(problem, n, m, before, count, samples):
+    """Weight and position of the samples of a tile, ordered by level."""
+    real, levels, num_queries = samples.real, levels_of(problem), problem.num_queries
     number = real.dtype.type
-    count = num_queries * problem.num_samples
-    first = (n * problem.num_heads + m) * count * real.itemsize
-    weights = carray(pointer(problem.sample_weights + first), (count,), number)
-    x = carray(pointer(problem.sample_x + first), (count,), number)
-    y = carray(pointer(problem.sample_y + first), (count,), number)
+    size = num_queries * problem.num_samples
+    first = (n * problem.num_heads + m) * size * real.itemsize
+    weights = carray(pointer(problem.sample_weights + first), (size,), number)
+    x = carray(pointer(problem.sample_x + first), (size,), number)
+    y = carray(pointer(problem.sample_y + first), (size,), number)
     for i in range(levels.shape[0]):
-        start, points = levels[i, 3], levels[i, 4]
-        for p in range(points):
-            index = num_queries * start + q * points + p
-            weights[index] = real[WEIGHT, start + p]
-            x[index] = real[X, start + p]
-            y[index] = real[Y, start + p]
+        place, points = levels[i, 3], levels[i, 4]
+        index = num_queries * place + before * points
+        for _q in range(count):
+            for p in range(points):
+                weights[index + p] = real[WEIGHT, place + p]
+                x[index + p] = real[X, place + p]
+                y[index + p] = real[Y, place + p]
+            index += points
+            place += samples.columns
 
 
 @njit(**COMPILE)
-def _corner_dots(problem, n, row, m, samples, channels, width, storage, compute):
-    """Inner products of the upstream gradient of a head with the four pixels of each sample."""
-    real, token, num_samples = samples.real, samples.token, problem.num_samples
-    token_stride, size = problem.token_stride, real.itemsize
-    dots = samples.dots.ctypes.data
-    for k in range(0, num_samples, LANES):
-        for part in range(4):
-            store_vector(dots + (4 * k + part * LANES) * size, splat(real.dtype.type(0), LANES))
+def _corner_dots(problem, n, m, tile, samples, channels, width, storage, compute):
+    """Inner products of the upstream gradient of a tile with the four pixels of each sample.
+
+    They replace the weights of the pixels in ``samples``: four adjacent elements per sample.
+    """
+    first, rows, columns, stride, _ = tile
+    real, token, levels, token_stride = samples.real, samples.token, levels_of(problem), problem.token_stride
+    size, dots = real.itemsize, real.ctypes.data
+    if channels == 0:
+        real[CORNER_WEIGHT : CORNER_WEIGHT + 4] = 0
     for channel in range(0, channels, width):
-        offset = ((row * problem.num_heads + m) * channels + channel) * size
-        upstream = load_vector(problem.grad_out + offset, compute, width)
         head = problem.value + n * problem.image_stride + m * problem.head_stride + channel * problem.channel_stride
-        for k in range(num_samples):
-            if real[IN_BOUNDS, k] != 0:
-                products = reduce_sums(
-                    upstream * load_vector(head + token[0, k] * token_stride, storage, width),
-                    upstream * load_vector(head + token[1, k] * token_stride, storage, width),
-                    upstream * load_vector(head + token[2, k] * token_stride, storage, width),
-                    upstream * load_vector(head + token[3, k] * token_stride, storage, width),
-                )
-                if channel > 0:
-                    products = products + load_vector(dots + 4 * k * size, compute, 4)
-                store_vector(dots + 4 * k * size, products)
+        for level in range(problem.num_levels):
+            place, points = levels[level, 3], levels[level, 4]
+            for row in range(rows):
+                for q in range(first + row * stride, first + row * stride + columns):
+                    index = ((n * problem.num_queries + q) * problem.num_heads + m) * channels + channel
+                    upstream = load_vector(problem.grad_out + index * size, compute, width)
+                    for k in range(place, place + points):
+                        products = splat(real.dtype.type(0), 4)
+                        if token[0, k] != SKIPPED:
+                            products = reduce_sums(
+                                upstream * load_vector(head + token[0, k] * token_stride, storage, width),
+                                upstream * load_vector(head + token[1, k] * token_stride, storage, width),
+                                upstream * load_vector(head + token[2, k] * token_stride, storage, width),
+                                upstream * load_vector(head + token[3, k] * token_stride, storage, width),
+                            )
+                            if channel > 0:
+                                products = products + load_vector(dots + 4 * k * size, compute, 4)
+                        store_vector(dots + 4 * k * size, products)
+                    place += samples.columns
     if problem.is_padded:
-        for k in range(num_samples):
+        flat = carray(pointer(dots), (4 * real.shape[1],), real.dtype.type)
+        for k in range(rows * columns * samples.columns):
             for corner in range(4):
                 if token[PADDED, k] >> corner & 1:
-                    samples.dots[k, corner] = 0
+                    flat[4 * k + corner] = 0
 
 
 @njit(**COMPILE)
-def _head_gradients(problem, head, transform, samples, compute):
-    """Gradients of the locations and weights of a head from the inner products; adds to those of position and scale."""
-    real, num_samples, size = samples.real, problem.num_samples, transform.itemsize
-    number = transform.dtype.type
+def _head_gradients(problem, row, m, samples, place, sums, compute, real):
+    """Gradients of a head of a query from the inner products.
+
+    ``sums`` is the address of rows of intermediate results, one element per sample.
+    """
+    floats, num_samples, size = samples.real, problem.num_samples, samples.real.itemsize
+    head = row * problem.num_heads + m
     locations = 2 * head * num_samples * size  # in bytes from the first one
     weights = head * num_samples * size
-    mean = number(0)  # of the weights' gradients, weighted by the weights: the derivative of softmax subtracts it
+    row_bytes = samples.columns * size
+    mean = real(0)  # of the weights' gradients, weighted by the weights: the derivative of softmax subtracts it
     for k in range(0, num_samples, LANES):
-        weight = load_row(real, WEIGHT, k, compute)
-        width, height = load_sizes(problem, k, num_samples, compute)
-        _, _, left, right, left_slope, right_slope = neighbors(load_row(real, X, k, compute), width)
-        _, _, top, bottom, top_slope, bottom_slope = neighbors(load_row(real, Y, k, compute), height)
-        dots = samples.dots.ctypes.data + 4 * k * size
-        top_left, top_right, bottom_left, bottom_right = load_quads(dots, number(0))
+        weight = load_row(floats, WEIGHT, place + k, compute)
+        width, height = load_sizes(problem, k, compute)
+        _, _, left, right, left_slope, right_slope = neighbors(load_row(floats, X, place + k, compute), width)
+        _, _, top, bottom, top_slope, bottom_slope = neighbors(load_row(floats, Y, place + k, compute), height)
+        dots = floats.ctypes.data + 4 * (place + k) * size
+        top_left, top_right, bottom_left, bottom_right = load_quads(dots, real(0))
         on_top, on_bottom = left * top_left + right * top_right, left * bottom_left + right * bottom_right
         grad_weight = top * on_top + bottom * on_bottom
         grad_x = weight * (
@@ -159,51 +162,51 @@ def _head_gradients(problem, head, transform, samples, compute):
         )
         grad_y = weight * (top_slope * on_top + bottom_slope * on_bottom)
         if problem.grad_locations:
+            _, scale_x, _, scale_y = transform(problem, row, k, compute, real)
             store_pairs(
                 problem.grad_locations + locations + 2 * k * size,
-                grad_x * load_row(transform, SCALE_X, k, compute),
-                grad_y * load_row(transform, SCALE_Y, k, compute),
+                grad_x * scale_x,
+                grad_y * scale_y,
                 num_samples - k,
             )
         if problem.grad_reference_points:
-            raw_x, raw_y = load_pairs(problem.locations + locations + 2 * k * size, num_samples - k, number(0))
-            _add_to_row(real, GRAD_SUM, k, grad_x, compute)
-            _add_to_row(real, GRAD_SUM + 1, k, grad_y, compute)
-            _add_to_row(real, GRAD_SUM + 2, k, grad_x * raw_x, compute)
-            _add_to_row(real, GRAD_SUM + 3, k, grad_y * raw_y, compute)
+            raw_x, raw_y = load_raw(problem, head * num_samples, k, compute, real)
+            store_vector(sums + row_bytes + k * size, grad_x)
+            store_vector(sums + 2 * row_bytes + k * size, grad_y)
+            store_vector(sums + 3 * row_bytes + k * size, grad_x * raw_x)
+            store_vector(sums + 4 * row_bytes + k * size, grad_y * raw_y)
         if problem.grad_weights and problem.reference_dim > 0:
-            store_vector(row_address(real, GRAD_WEIGHT, k), grad_weight)
+            store_vector(sums + k * size, grad_weight)
             mean += reduce_sum(weight * grad_weight)
         elif problem.grad_weights:
             store_masked(problem.grad_weights + weights + k * size, grad_weight, num_samples - k)
     if problem.grad_weights and problem.reference_dim > 0:
         for k in range(0, num_samples, LANES):
-            grad_logit = load_row(real, WEIGHT, k, compute) * (load_row(real, GRAD_WEIGHT, k, compute) - mean)
+            grad_weight = load_vector(sums + k * size, compute, LANES)
+            grad_logit = load_row(floats, WEIGHT, place + k, compute) * (grad_weight - mean)
             store_masked(problem.grad_weights + weights + k * size, grad_logit, num_samples - k)
+    if problem.grad_reference_points:
+        _reference_point_gradients(problem, head, sums, samples.columns, real)
 
 
 @njit(**COMPILE)
-def _add_to_row(array, row, lane, vector, compute):
-    store_vector(row_address(array, row, lane), load_row(array, row, lane, compute) + vector)
-
-
-@njit(**COMPILE)
-def _reference_point_gradients(problem, levels, row, real):
+def _reference_point_gradients(problem, head, sums, columns, real):
     """Gradients of the point or box of each level from those of position and scale of each sample."""
-    number = real.dtype.type
-    shape = row + 1, problem.num_levels, problem.reference_dim
-    gradient = carray(pointer(problem.grad_reference_points), shape, number)[row]
+    levels = levels_of(problem)
+    shape = head + 1, problem.num_levels, problem.reference_dim
+    gradient = carray(pointer(problem.grad_reference_points), shape, real)[head]
+    rows = carray(pointer(sums), (5, columns), real)
     for i in range(levels.shape[0]):
         first, points = levels[i, 3], levels[i, 4]
         for axis in range(2):
-            size = number(levels[i, 1 - axis])
-            grad_position = grad_scale = number(0)
+            size = real(levels[i, 1 - axis])
+            grad_position = grad_scale = real(0)
             for k in range(first, first + points):
-                grad_position += real[GRAD_SUM + axis, k]
-                grad_scale += real[GRAD_SUM + 2 + axis, k]
+                grad_position += rows[1 + axis, k]
+                grad_scale += rows[3 + axis, k]
             gradient[i, axis] = grad_position * size
             if problem.reference_dim == 4:
-                gradient[i, axis + 2] = grad_scale * size * number(0.5) / number(max(points, 1))
+                gradient[i, axis + 2] = grad_scale * size * real(0.5) / real(max(points, 1))
 
 
 # Gradient of the value by pixels
@@ -216,61 +219,65 @@ def value_gradient(problem, channels, width, compute, real):
     The sum is formed in an accumulator in which the pixels of the level are contiguous, and written once.
     """
     num_heads = problem.num_heads
-    levels = views_of(problem, real).levels
-    workspace = take_workspace(problem)
-    samples = samples_at(workspace, LANES, real)
-    accumulator_address = workspace + SAMPLE_ROWS * 2 * LANES * 8
-    accumulator = carray(pointer(accumulator_address), (problem.largest_level * channels,), real)
+    levels = levels_of(problem)
+    samples, address = samples_at(take_workspace(problem), LANES, 1, real)
+    accumulator = carray(pointer(address), (problem.largest_level * channels,), real)
+    padding = carray(pointer(problem.padding), (problem.batch, problem.num_tokens), np.uint8)
+    zero = splat(real(0), width)
     task = next_task(problem)
     while task < problem.num_tasks:
         i, rest = divmod(task, problem.batch * num_heads)
         n, m = divmod(rest, num_heads)
         size, pixel_bytes = levels[i, 0] * levels[i, 1], channels * accumulator.itemsize
         accumulator[: size * channels] = 0
-        _accumulate_level(problem, levels, i, n, m, accumulator, samples, channels, width, compute)
+        _accumulate_level(problem, levels[i], n, m, accumulator, samples, channels, width, compute)
         first = problem.grad_value + ((n * problem.num_tokens + levels[i, 2]) * num_heads + m) * pixel_bytes
         for pixel in range(size):
             for channel in range(0, channels, width):
                 offset = channel * accumulator.itemsize
-                total = load_vector(accumulator.ctypes.data + pixel * pixel_bytes + offset, compute, width)
+                total = load_vector(address + pixel * pixel_bytes + offset, compute, width)
+                if problem.is_padded and padding[n, levels[i, 2] + pixel]:
+                    total = zero
                 store_vector(first + pixel * num_heads * pixel_bytes + offset, total)
         task = next_task(problem)
 
 
 @njit(**COMPILE)
-def _accumulate_level(problem, levels, i, n, m, accumulator, samples, channels, width, compute):
-    """Adds all samples of image ``n``, head ``m`` and level ``i`` to ``accumulator``."""
-    number, itemsize = accumulator.dtype.type, accumulator.itemsize
-    real, token = samples.real, samples.token
-    h, w, start, first_sample, points = levels[i]
+def _accumulate_level(problem, level, n, m, accumulator, samples, channels, width, compute):
+    """Adds all samples of image ``n``, head ``m`` and a level to ``accumulator``."""
+    number, itemsize, num_queries = accumulator.dtype.type, accumulator.itemsize, problem.num_queries
+    tiles = tiles_of(problem)
+    h, w, _, first_sample, points = level
+    offset = ((n * problem.num_heads + m) * problem.num_samples + first_sample) * num_queries * itemsize
+    weights, xs, ys = problem.sample_weights + offset, problem.sample_x + offset, problem.sample_y + offset
     sizes = splat(number(w), LANES), splat(number(h), LANES)
     level_width, zero = splat(np.int32(w), LANES), splat(np.int32(0), LANES)
-    offset = ((n * problem.num_heads + m) * problem.num_samples + first_sample) * problem.num_queries * itemsize
-    weights, xs, ys = problem.sample_weights + offset, problem.sample_x + offset, problem.sample_y + offset
+    real, token, target = samples.real, samples.token, accumulator.ctypes.data
     query_stride = problem.num_heads * channels * itemsize
-    upstream = problem.grad_out + (n * problem.num_queries * problem.num_heads + m) * channels * itemsize
-    padding = carray(pointer(problem.padding), (problem.batch, problem.num_tokens), np.uint8)
-    count = problem.num_queries * points
-    p = 0
-    for first in range(0, count, LANES):
-        weight = load_masked(weights + first * itemsize, count - first, number(0))
-        x = load_masked(xs + first * itemsize, count - first, number(0))
-        y = load_masked(ys + first * itemsize, count - first, number(0))
-        lanes = min(count - first, LANES)
-        store_corners(samples, 0, x, y, weight, sizes, level_width, zero)
-        if problem.is_padded:
-            mask_padding(samples, padding, n, start, lanes)
-        for lane in range(lanes):
-            if real[IN_BOUNDS, lane] != 0:
-                for channel in range(0, channels, width):
-                    gradient = load_vector(upstream + channel * itemsize, compute, width)
-                    for corner in range(4):
-                        pixel = accumulator.ctypes.data + (token[corner, lane] * channels + channel) * itemsize
-                        total = load_vector(pixel, compute, width)
-                        store_vector(pixel, multiply_add(total, real[CORNER_WEIGHT + corner, lane], gradient))
-            p += 1
-            if p == points:
-                p = 0
-                upstream += query_stride
+    image = problem.grad_out + (n * problem.num_queries * problem.num_heads + m) * channels * itemsize
+    count = num_queries * points
+    sample = 0
+    for tile in range(problem.num_tiles):
+        first, rows, columns, stride, _ = tiles[tile]
+        for row in range(rows):
+            for q in range(first + row * stride, first + row * stride + columns):
+                upstream = image + q * query_stride
                 for line in range(0, channels * itemsize, 64):
-                    prefetch(upstream + PREFETCH_DISTANCE * query_stride + line)
+                    prefetch(upstream + TILE_SIDE * query_stride + line)
+                for _p in range(points):
+                    lane = sample % LANES
+                    if lane == 0:
+                        rest, start = min(count - sample, LANES), sample * itemsize
+                        weight = load_masked(weights + start, rest, number(0))
+                        x = load_masked(xs + start, rest, number(0))
+                        y = load_masked(ys + start, rest, number(0))
+                        store_corners(samples, 0, x, y, weight, sizes, level_width, zero)
+                    if token[0, lane] != SKIPPED:
+                        for channel in range(0, channels, width):
+                            gradient = load_vector(upstream + channel * itemsize, compute, width)
+                            for corner in range(4):
+                                pixel = target + (token[corner, lane] * channels + channel) * itemsize
+                                total = load_vector(pixel, compute, width)
+                                total = multiply_add(total, real[CORNER_WEIGHT + corner, lane], gradient)
+                                store_vector(pixel, total)
+                    sample += 1

@@ -25,8 +25,9 @@ from detrs.ops.ms_deform_attn.numba_problem import (
     Problem,
     build,
     bytes_of_workspace,
-    num_tiles,
+    num_tasks,
     tables,
+    tiles,
 )
 from detrs.ops.numba_memory import LANES
 
@@ -35,6 +36,9 @@ STORAGE = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: 
 
 MAX_WIDTH = 128
 """Channels in one vector. A larger D is divided into equal parts; a prime one into single channels, which is slow."""
+
+PACK_FROM = 4
+"""Samples of a head per token from which on a copy of ``value`` is faster than the value itself."""
 
 SERIAL_BELOW = 100_000
 """Samples times channels below which waking the threads costs more than they save: about 50 microseconds of work."""
@@ -126,52 +130,75 @@ def _run(kernel: Kernel, problem: Problem, num_tasks: int, workspace_bytes: int)
 
 
 def _contiguous(inputs: Inputs) -> Inputs:
-    """Contiguous tensors; of ``value`` only the channels of a head have to be contiguous."""
-    value, shapes, points, *others = inputs
+    """Contiguous tensors; of ``value`` only the channels of a head have to be contiguous. Padding that is all False is
+    dropped."""
+    value, shapes, points, *others, padding = inputs
     value = value if value.stride(3) == 1 else value.contiguous()
     tensors: list[Any] = [None if tensor is None else tensor.contiguous() for tensor in others]
-    return Inputs(value, shapes, points, *tensors)
+    is_padded = padding is not None and bool(padding.any())
+    return Inputs(value, shapes, points, *tensors, padding.contiguous() if padding is not None and is_padded else None)
+
+
+def _packed(inputs: Inputs) -> Inputs:
+    """If many samples read ``value``: a copy with the pixels of a head side by side, and with zeros for padding."""
+    value, padding = inputs.value, inputs.padding
+    _, num_tokens, _, channels = value.shape
+    if inputs.locations.shape[1] * inputs.locations.shape[3] < PACK_FROM * num_tokens:
+        return inputs
+    if padding is None and value.stride(1) == channels:
+        return inputs
+    packed = value.transpose(1, 2).clone(memory_format=torch.contiguous_format)  # (B, M, S, D)
+    if padding is not None:
+        for image, of_image in zip(packed, padding, strict=True):
+            image.index_fill_(1, of_image.nonzero()[:, 0], 0)
+    return inputs._replace(value=packed.transpose(1, 2), padding=None)
 
 
 def forward(inputs: Inputs) -> Tensor:
     """See ``operator.ms_deform_attn``."""
-    inputs = _contiguous(inputs)
+    inputs = _packed(_contiguous(inputs))
     value, locations = inputs.value, inputs.locations
     batch, _, num_heads, channels = value.shape
     out = locations.new_empty(batch, locations.shape[1], num_heads * channels)
     of_levels = tables(inputs.shapes, inputs.points, locations.dtype)
-    problem = build(inputs, of_levels)
+    of_queries = tiles(inputs.shapes, locations.shape[1])
+    problem = build(inputs, of_levels, of_queries)
     problem.out = out.data_ptr()
     kernel = _forward_kernel(channels, STORAGE[value.dtype])
-    _run(kernel, problem, num_tiles(problem), bytes_of_workspace(problem.num_samples))
+    _run(kernel, problem, num_tasks(problem), bytes_of_workspace(problem.num_samples))
     return out.to(value.dtype)
 
 
 def backward(grad_out: Tensor, inputs: Inputs, needs: Needs) -> Gradients:
     """See ``operator.ms_deform_attn_backward``."""
     inputs = _contiguous(inputs)
-    value, locations, weights = inputs.value, inputs.locations, inputs.weights
+    packed, padding = _packed(inputs), inputs.padding
+    value, shapes, points, locations, weights, reference_points, _ = packed
     batch, _, num_heads, channels = value.shape
     upstream = grad_out.to(locations.dtype).contiguous()
-    differentiable = (value, locations, weights, inputs.reference_points)
+    # The gradient of reference points is computed per head, and then summed.
+    of_points = None if reference_points is None else reference_points[:, :, None].expand(-1, -1, num_heads, -1, -1)
     grads = [
         torch.empty(0 if tensor is None or not needed else tensor.shape, dtype=locations.dtype)
-        for tensor, needed in zip(differentiable, needs, strict=True)
+        for tensor, needed in zip((value, locations, weights, of_points), needs, strict=True)
     ]
     # Three tensors, because glibc maps new pages for each allocation of more than 32 MiB, which took 13 ms here.
     samples = [torch.empty(weights.numel() if needs[0] else 0, dtype=weights.dtype) for _ in range(3)]
-    of_levels = tables(inputs.shapes, inputs.points, locations.dtype)
-    problem = build(inputs, of_levels)
+    of_levels, of_queries = tables(shapes, points, locations.dtype), tiles(shapes, locations.shape[1])
+    problem = build(packed, of_levels, of_queries)
     problem.grad_out = upstream.data_ptr()
     problem.sample_weights, problem.sample_x, problem.sample_y = (tensor.data_ptr() for tensor in samples)
     problem.grad_value, problem.grad_locations, problem.grad_weights, problem.grad_reference_points = (
         grad.data_ptr() for grad in grads
     )
     kernel = _query_kernel(channels, STORAGE[value.dtype])
-    _run(kernel, problem, num_tiles(problem), bytes_of_workspace(problem.num_samples))
+    _run(kernel, problem, num_tasks(problem), bytes_of_workspace(problem.num_samples))
     if needs[0]:
+        problem.padding, problem.is_padded = 0 if padding is None else padding.data_ptr(), padding is not None
         kernel = _value_kernel(channels, STORAGE[value.dtype])
         accumulator_bytes = problem.largest_level * channels * upstream.element_size()
-        num_tasks = problem.num_levels * batch * num_heads
-        _run(kernel, problem, num_tasks, bytes_of_workspace(LANES) + accumulator_bytes)
+        num_of_levels = problem.num_levels * batch * num_heads
+        _run(kernel, problem, num_of_levels, bytes_of_workspace(LANES) + accumulator_bytes)
+    if needs[3] and reference_points is not None:
+        grads[3] = grads[3].sum(2)
     return grads[0].to(value.dtype), grads[1], grads[2], grads[3]

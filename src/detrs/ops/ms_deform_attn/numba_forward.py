@@ -8,25 +8,24 @@ from numba import njit
 from detrs.ops.ms_deform_attn.numba_problem import (
     COMPILE,
     CORNER_WEIGHT,
-    IN_BOUNDS,
-    SAMPLE_ROWS,
+    SKIPPED,
     TILE,
-    WEIGHT,
-    load_row,
+    TILE_SIDE,
+    levels_of,
     next_task,
     samples_at,
     take_workspace,
-    transform_at,
-    views_of,
+    tile_of,
+    tiles_of,
 )
-from detrs.ops.ms_deform_attn.numba_samples import fill_transform, prepare
-from detrs.ops.numba_memory import LANES, load_vector, prefetch, store_vector
-from detrs.ops.numba_simd import multiply_add, reduce_sum, splat
+from detrs.ops.ms_deform_attn.numba_samples import prepare
+from detrs.ops.numba_memory import load_vector, prefetch, store_vector
+from detrs.ops.numba_simd import multiply_add, splat
 
 
 @njit(**COMPILE)
 def forward(problem, channels, width, storage, compute, real, bits):
-    """``out``. A task is a tile of the B*Q queries with all heads.
+    """``out``. A task is one head of a tile of queries.
 
     Args:
         problem: See ``Problem``.
@@ -37,64 +36,76 @@ def forward(problem, channels, width, storage, compute, real, bits):
         real: The same as a type.
         bits: Of an element of ``value``.
     """
-    num_queries, num_heads, num_samples = problem.num_queries, problem.num_heads, problem.num_samples
-    token_stride, head_stride, channel_stride = problem.token_stride, problem.head_stride, problem.channel_stride
-    rows = problem.batch * num_queries
-    views = views_of(problem, real)
-    workspace, samples_bytes = take_workspace(problem), SAMPLE_ROWS * (num_samples + LANES) * 8
-    # The pixels of the next head are prefetched while the current one is summed.
-    current = samples_at(workspace, num_samples, real)
-    following = samples_at(workspace + samples_bytes, num_samples, real)
-    transform = transform_at(workspace + 2 * samples_bytes, num_samples, real)
-    if problem.reference_dim == 0:
-        fill_transform(problem, views, 0, 0, transform)
+    tiles = tiles_of(problem)
+    samples, _ = samples_at(take_workspace(problem), problem.num_samples, TILE, real)
     task = next_task(problem)
     while task < problem.num_tasks:
-        for row in range(task * TILE, min(task * TILE + TILE, rows)):
-            n, q = divmod(row, num_queries)
-            image = problem.value + n * problem.image_stride
-            if problem.reference_dim > 0:
-                fill_transform(problem, views, n, q, transform)
-            if num_heads > 0:
-                prepare(problem, views, n, q, 0, transform, current, compute)
-            for m in range(num_heads):
-                if m + 1 < num_heads:
-                    prepare(problem, views, n, q, m + 1, transform, following, compute)
+        n, tile, m = tile_of(problem, task)
+        if tile < problem.num_tiles:
+            first, rows, columns, stride, _ = tiles[tile]
+            head = problem.value + n * problem.image_stride + m * problem.head_stride
+            place = 0
+            for row in range(rows):
+                for q in range(first + row * stride, first + row * stride + columns):
+                    prepare(problem, n, q, m, samples, place, compute, real)
                     if problem.prefetches:
-                        head = image + (m + 1) * head_stride
-                        _prefetch_pixels(following, head, token_stride, num_samples, channels * bits // 8)
-                weights, token = current.real, current.token
-                zero = real(0)  # NaN if a weight is not finite, because 0 * NaN is NaN out of bounds too
-                for k in range(0, num_samples, LANES):
-                    zero += reduce_sum(load_row(weights, WEIGHT, k, compute) * 0.0)
-                for channel in range(0, channels, width):
-                    head = image + m * head_stride + channel * channel_stride
-                    top, bottom = (
-                        splat(zero, width),
-                        splat(zero, width),
-                    )  # two accumulators shorten the dependency chain
-                    for k in range(num_samples):
-                        if weights[IN_BOUNDS, k] != 0:
-                            pixel = load_vector(head + token[0, k] * token_stride, storage, width)
-                            top = multiply_add(top, weights[CORNER_WEIGHT, k], pixel)
-                            pixel = load_vector(head + token[2, k] * token_stride, storage, width)
-                            bottom = multiply_add(bottom, weights[CORNER_WEIGHT + 2, k], pixel)
-                            pixel = load_vector(head + token[1, k] * token_stride, storage, width)
-                            top = multiply_add(top, weights[CORNER_WEIGHT + 1, k], pixel)
-                            pixel = load_vector(head + token[3, k] * token_stride, storage, width)
-                            bottom = multiply_add(bottom, weights[CORNER_WEIGHT + 3, k], pixel)
-                    offset = ((row * num_heads + m) * channels + channel) * weights.itemsize
-                    store_vector(problem.out + offset, top + bottom)
-                current, following = following, current
+                        _prefetch_pixels(problem, samples, place, head, channels * bits // 8)
+                    prefetch_samples(problem, n, q + TILE_SIDE, m, compute)
+                    place += samples.columns
+            for channel in range(0, channels, width):
+                source = head + channel * problem.channel_stride
+                _sum_tile(problem, n, m, tiles[tile], samples, source, channel, channels, width, storage, compute, real)
         task = next_task(problem)
 
 
 @njit(**COMPILE)
-def _prefetch_pixels(samples, head, token_stride, num_samples, size):
+def _sum_tile(problem, n, m, tile, samples, head, channel, channels, width, storage, compute, real):
+    """Adds up the samples of a tile, level after level, because the pixels of a level fit into the L1 cache."""
+    first, rows, columns, stride, _ = tile
+    token, weights, levels, token_stride = samples.token, samples.real, levels_of(problem), problem.token_stride
+    itemsize = weights.itemsize
+    for level in range(problem.num_levels):
+        place, points = levels[level, 3], levels[level, 4]
+        for row in range(rows):
+            for q in range(first + row * stride, first + row * stride + columns):
+                target = ((n * problem.num_queries + q) * problem.num_heads + m) * channels + channel
+                address = problem.out + target * itemsize
+                top, bottom = splat(real(0), width), splat(real(0), width)  # two sums shorten the dependency chain
+                for k in range(place, place + points):
+                    if token[0, k] != SKIPPED:
+                        pixel = load_vector(head + token[0, k] * token_stride, storage, width)
+                        top = multiply_add(top, weights[CORNER_WEIGHT, k], pixel)
+                        pixel = load_vector(head + token[2, k] * token_stride, storage, width)
+                        bottom = multiply_add(bottom, weights[CORNER_WEIGHT + 2, k], pixel)
+                        pixel = load_vector(head + token[1, k] * token_stride, storage, width)
+                        top = multiply_add(top, weights[CORNER_WEIGHT + 1, k], pixel)
+                        pixel = load_vector(head + token[3, k] * token_stride, storage, width)
+                        bottom = multiply_add(bottom, weights[CORNER_WEIGHT + 3, k], pixel)
+                total = top + bottom
+                if level > 0:
+                    total = total + load_vector(address, compute, width)
+                store_vector(address, total)
+                place += samples.columns
+
+
+@njit(**COMPILE)
+def prefetch_samples(problem, n, q, m, compute):
+    """Prefetches locations and weights of a query of the next tile. They need not exist: a prefetch cannot fail."""
+    num_samples, size = problem.num_samples, 8 if compute == "float64" else 4
+    first = ((n * problem.num_queries + q) * problem.num_heads + m) * num_samples * size
+    for line in range(0, num_samples * size, 64):
+        prefetch(problem.weights + first + line)
+        prefetch(problem.locations + 2 * (first + line))
+        prefetch(problem.locations + 2 * (first + line) + 64)
+
+
+@njit(**COMPILE)
+def _prefetch_pixels(problem, samples, place, head, size):
     """Prefetches all pixels of the samples of a head, ``size`` bytes each."""
-    for k in range(num_samples):
-        if samples.real[IN_BOUNDS, k] != 0:
+    token = samples.token
+    for k in range(place, place + problem.num_samples):
+        if token[0, k] != SKIPPED:
             for corner in range(4):
-                address = head + samples.token[corner, k] * token_stride
+                address = head + token[corner, k] * problem.token_stride
                 for line in range(0, size, 64):
                     prefetch(address + line)
