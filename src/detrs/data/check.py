@@ -176,12 +176,17 @@ def _images(
     for file, count in Counter(row.path or row.file_name for row in valid.values()).items():
         if count > 1:
             notes.add("file used by several images", str(file))
-    searched = {id_: row for id_, row in valid.items() if row.path is None}
+    searched = valid if all(row.path is None for row in valid.values()) else _searched(valid)
     found = locate(searched, folders, errors, notes, num_images=len(valid), visited=visited) if searched else {}
     if visited is not None:
         visited.end()
-    paths = {id_: str(row.path or found[id_]) for id_, row in valid.items() if row.path or id_ in found}
-    return _check_files(paths, valid, decode, errors, notes)
+    if searched is not valid:
+        found = {id_: str(row.path or found[id_]) for id_, row in valid.items() if row.path or id_ in found}
+    return _check_files(found, valid, decode, errors, notes)
+
+
+def _searched(rows: dict[int, ImageRow]) -> dict[int, ImageRow]:
+    return {id_: row for id_, row in rows.items() if row.path is None}
 
 
 def _place(id_: int, row: ImageRow) -> str:
@@ -201,12 +206,12 @@ def _check_files(
     files = scan_files(list(positions), decode=decode)
     ids: list[int] = []
     kept: list[int] = []
-    used: list[tuple[int, int]] = []
+    used = np.empty((len(paths), 2), dtype=np.int32)
     unreadable: list[str] = []
-    heights, widths = files.sizes.T.tolist()
     for id_, path in paths.items():
         file, declared = positions[path], _declared_size(rows[id_])
-        size = heights[file], widths[file]
+        height, width = files.sizes[file].tolist()
+        size = (height, width)
         if file in files.errors:
             unreadable.append(f"{_place(id_, rows[id_])}: {str(files.errors[file]).rstrip('.')}")
             continue
@@ -217,12 +222,12 @@ def _check_files(
             sides = f"{path} is {size[1]} x {size[0]}, not {declared[1]} x {declared[0]}{swapped(path, size, declared)}"
             place = f"{_place(id_, rows[id_])}: {sides}"
             errors.add("image whose size (width x height) differs from the annotation file", place)
+        used[len(ids)] = declared or size
         ids.append(id_)
         kept.append(file)
-        used.append(declared or size)
     add_items("unreadable image, skipped", f"unreadable image (of {len(paths)})", unreadable, len(paths), errors, notes)
     found = [paths[id_] for id_ in ids]
-    return image_table(ids, found, np.array(used, dtype=np.int32).reshape(-1, 2), files.contents[kept])
+    return image_table(ids, found, used[: len(ids)], files.contents[kept])
 
 
 def swapped(path: str | Path, size: tuple[int, int], declared: tuple[int, int]) -> str:

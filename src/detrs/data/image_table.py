@@ -72,14 +72,14 @@ def image_table(ids: Sequence[int], paths: Sequence[str], sizes: NDArray[Any], c
     """The images of N files."""
     folders: dict[str, int] = {}
     folder = np.zeros(len(paths), dtype=np.int32)
-    names = []
+    names, ends = bytearray(), np.zeros(len(paths), dtype=np.int64)
     for index, path in enumerate(paths):
         parent, name = os.path.split(path)
         folder[index] = folders.setdefault(parent, len(folders))
-        names.append(os.fsencode(name))
+        names += os.fsencode(name)
+        ends[index] = len(names)
     try:
         numbers = np.array(ids, dtype=np.int64)
     except OverflowError:
         numbers = np.array(ids, dtype=object)
-    ends = np.cumsum(np.fromiter(map(len, names), np.int64, len(names)))
-    return Images(numbers, sizes, tuple(folders), folder, np.frombuffer(b"".join(names), np.uint8), ends, contents)
+    return Images(numbers, sizes, tuple(folders), folder, np.frombuffer(names, np.uint8), ends, contents)

@@ -1,7 +1,7 @@
 """Checks of objects with their images: sizes, duplicates, conventions of the file."""
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ MIN_BOXES = 5
 MAX_CROWDS = 0.1
 """Fraction of crowd regions without a note; COCO has 1 %."""
 
+BLOCK = 2**16
+"""Boxes that are checked at a time."""
 HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 """An odd number without a pattern: 2^64 divided by the golden ratio."""
 
@@ -126,9 +128,7 @@ class _Check:
         self, boxes: NDArray[Any], extents: NDArray[Any], regular: NDArray[Any], exceeding: NDArray[Any]
     ) -> NDArray[Any]:
         """(N,) bool: whether a box can be trained on."""
-        corners = boxes[:, :2] + boxes[:, 2:]
-        limits = extents[:, ::-1]
-        inside = (np.minimum(corners, limits) - np.maximum(boxes[:, :2], 0)).min(1, initial=np.inf)
+        inside = _in_blocks(_side_inside, boxes, extents)
         empty = regular & (boxes[:, 2:] == 0).any(1)
         outside = regular & ~empty & (inside < MIN_SIDE)
         usable = regular & ~empty & ~outside
@@ -142,14 +142,13 @@ class _Check:
         self, image: NDArray[Any], label: NDArray[Any], boxes: NDArray[Any], trainable: NDArray[Any]
     ) -> NDArray[Any]:
         """``trainable`` without boxes that occur before in the file with the same class."""
-        rows = np.flatnonzero(trainable)
-        keys = image[rows], *boxes[rows].T, label[rows]
+        rows = _rows(trainable)
         repeated = np.zeros(len(image), dtype=bool)
-        repeated[rows[repeats(keys)]] = True
+        repeated[rows] = repeats((image[rows], *boxes[rows].T, label[rows]))
         self.note("duplicate box, ignored in training", repeated)
-        rows = np.flatnonzero(trainable & ~repeated)
+        rows = _rows(trainable & ~repeated)
         several = np.zeros(len(image), dtype=bool)
-        several[rows[repeats((image[rows], *boxes[rows].T))]] = True
+        several[rows] = repeats((image[rows], *boxes[rows].T))
         self.note("box with several classes", several)
         return trainable & ~repeated
 
@@ -178,8 +177,36 @@ class _Check:
 
 def excess(boxes: NDArray[Any], extents: NDArray[Any]) -> NDArray[Any]:
     """(N,) pixels by which [x, y, width, height] boxes exceed their images of (height, width)."""
+    return _in_blocks(_excess, boxes, extents)
+
+
+def _in_blocks(
+    function: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]], boxes: NDArray[Any], extents: NDArray[Any]
+) -> NDArray[Any]:
+    """(N,) values of some boxes at a time, since intermediate results are larger than the boxes."""
+    values = np.empty(len(boxes))
+    for start in range(0, len(boxes), BLOCK):
+        rows = slice(start, start + BLOCK)
+        values[rows] = function(boxes[rows], extents[rows])
+    return values
+
+
+def _rows(mask: NDArray[Any]) -> Any:
+    """An index of the rows where a mask is True, which selects without a copy if these are all rows."""
+    return slice(None) if mask.all() else np.flatnonzero(mask)
+
+
+def _side_inside(boxes: NDArray[Any], extents: NDArray[Any]) -> NDArray[Any]:
+    """(N,) the shorter side of the part of each box that is inside its image, negative if there is none."""
     corners = boxes[:, :2] + boxes[:, 2:]
-    return np.maximum(-boxes[:, :2], corners - extents[:, ::-1]).max(1, initial=-np.inf)
+    inside: NDArray[Any] = (np.minimum(corners, extents[:, ::-1]) - np.maximum(boxes[:, :2], 0)).min(1)
+    return inside
+
+
+def _excess(boxes: NDArray[Any], extents: NDArray[Any]) -> NDArray[Any]:
+    corners = boxes[:, :2] + boxes[:, 2:]
+    exceeding: NDArray[Any] = np.maximum(-boxes[:, :2], corners - extents[:, ::-1]).max(1)
+    return exceeding
 
 
 def repeats(keys: tuple[NDArray[Any], ...]) -> NDArray[Any]:
