@@ -27,10 +27,10 @@ Epoch = Callable[[int], Iterator[torch.Tensor]]
 
 
 def detrs(data: Path, short: int, long: int, batch_size: int) -> Epoch:
-    from detrs.config.data import DataConfig
     from detrs.data import open_dataset
     from detrs.data.loader import training_batches
     from detrs.data.preprocessing import Preprocessing
+    from detrs.data.transforms import DataConfig
 
     dataset = open_dataset(str(data), "train")
     config = DataConfig(resize_to=(short, long), augment="flip", min_scale=1.0, batch_size=batch_size)
