@@ -324,6 +324,7 @@ def test_state_of_a_run_is_no_detector(detrs: Callable) -> None:
     from detrs.checkpoints import format
 
     format.save(Path("last.safetensors"), {"x": torch.zeros(3)}, {})
+    Path("a.jpg").touch()
     done = detrs("predict", "last.safetensors", "a.jpg")
     assert done.code == 2 and "best.safetensors is written by the first evaluation" in done.message
 

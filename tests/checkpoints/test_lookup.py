@@ -1,0 +1,51 @@
+"""The checkpoint that a path or an id names; messages with what to pass instead."""
+
+from pathlib import Path
+
+import pytest
+
+from detrs.checkpoints.hub import Repository
+from detrs.checkpoints.lookup import find
+from detrs.errors import UserError
+
+
+def test_files_folders_and_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run, other = tmp_path / "run", tmp_path / "transformers"
+    for folder, names in ((run, ["best.safetensors"]), (other, ["config.json", "model.safetensors"])):
+        folder.mkdir()
+        for name in names:
+            (folder / name).touch()
+        assert find(folder) == find(str(folder)) == folder
+    assert find("run/best.safetensors") == Path("run/best.safetensors")
+    assert find("facebook/detr-resnet-50@main") == Repository("facebook/detr-resnet-50", "main")
+    (tmp_path / "facebook" / "detr-resnet-50").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"has no best\.safetensors"):  # a folder of this name is not the repository
+        find("facebook/detr-resnet-50")
+
+
+@pytest.mark.parametrize(
+    ("files", "source", "message"),
+    [
+        (["a/best.safetensors"], "a/bset.safetensors", "Did you mean 'best.safetensors'?"),
+        (["a/detr.pth"], "a/dert.pth", "Did you mean 'detr.pth'?"),
+        ([], "facebook/detr-resnet-5.pth", "There is no file or folder 'facebook/detr-resnet-5.pth'. Did you mean"),
+        (["a/last.safetensors"], "a", "best.safetensors is written by the first evaluation"),
+        (["a/config.json"], "a", "has config.json, but no weights"),
+        (["a/model.safetensors"], "a", "has model.safetensors, but no config.json"),
+        (["a/x.pth", "a/y.txt"], "a", "Pass one of its files: x.pth."),
+        (["runs/best.safetensors"], "runs/first", "There is no file or folder 'runs/first'"),
+    ],
+)
+def test_a_missing_checkpoint_is_an_error(
+    files: list[str], source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    if source == "runs/first":  # an id, unless the folder has something similar
+        (tmp_path / "runs" / "firts").mkdir()
+    with pytest.raises(UserError) as caught:
+        find(source)
+    assert message in str(caught.value)

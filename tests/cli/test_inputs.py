@@ -1,0 +1,43 @@
+"""Names and files of a command are checked early, with the messages of the functions that read them."""
+
+from pathlib import Path
+
+import pytest
+
+from detrs import sources
+from detrs.cli.inputs import check_dataset, check_only_source, check_run_folder
+from detrs.errors import UserError
+
+
+@pytest.mark.parametrize("source", ["nowhere.jpg", "nowhere", "folder/nowhere.png"])
+def test_a_missing_image_has_the_message_of_its_reader(source: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        check_only_source([source])
+    with pytest.raises(UserError) as read:
+        next(iter(sources.decoded(source, False, sources.handler("raise"))))
+    assert str(caught.value) == str(read.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [], [""], ["nowhere-*.jpg"], ["0"], ["/dev/video7"], ["https://example.com/a.jpg"], ["rtsp://camera"],
+        ["~nobody-of-this-name/a.jpg"], ["x" * 5000], ["nowhere.jpg", "also-nowhere.jpg"],
+    ],
+    ids=lambda given: str(given)[:30],
+)  # fmt: skip
+def test_the_reader_has_the_message_for_other_sources(given: list[str]) -> None:
+    check_only_source(given)
+
+
+@pytest.mark.parametrize("path", [None, "digits", "hf:owner/name"])
+def test_datasets_that_are_not_files_are_not_searched(path: str | None) -> None:
+    check_dataset(path)
+
+
+def test_only_the_first_process_of_a_launcher_checks_the_output(tmp_path: Path) -> None:
+    (tmp_path / "best.safetensors").touch()
+    check_run_folder(tmp_path, resume=False, environment={"RANK": "1"})
+    for environment in ({}, {"RANK": "0"}):
+        with pytest.raises(UserError, match="is not empty"):
+            check_run_folder(tmp_path, resume=False, environment=environment)
