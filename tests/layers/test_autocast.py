@@ -44,11 +44,13 @@ def test_all_decoder_layers_project_the_same_converted_tokens(reference: str) ->
     values = inputs_of(model.decoder, "cross_attention.attention.value_proj")
     images, padding = torch.randn(1, 3, 64, 96), torch.zeros(1, 64, 96, dtype=torch.bool)
     with torch.no_grad(), ops.use("reference"):
-        expected = model(images, padding).last
+        memory = model.encoder(model.neck(model.backbone(images), padding))  # float32, as on GPUs within autocast
+        queries, _ = model.queries(memory)
+        expected = model.decoder(queries, memory)[0][-1]
         assert all(each is values[0] and each.dtype == torch.float32 for each in values)
         values.clear()
         with torch.autocast("cpu", torch.bfloat16):
-            found = model(images, padding).last
+            found = model.decoder(queries, memory)[0][-1]
     assert len(values) == 3 and all(each is values[0] and each.dtype == torch.bfloat16 for each in values)
     assert found.boxes.dtype == torch.float32
     torch.testing.assert_close(found.boxes, expected.boxes, atol=2e-2, rtol=0)
