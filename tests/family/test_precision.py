@@ -17,7 +17,7 @@ from detrs.models.dynamic_detr import DynamicDETRConfig
 from detrs.precision import autocast
 from detrs.structures import Batch, Totals
 
-PRODUCTS = ("aten.convolution.default", "aten.addmm.default", "aten.mm.default", "aten.bmm.default")
+PRODUCTS = ("convolution", "addmm", "mm", "bmm")
 COORDINATES = ("sigmoid", "logit", "log", "exp", "sin", "cos", "reciprocal", "clamp", "topk", "sort")
 """Operators of boxes, scores, references and positions, which are nowhere used for features."""
 
