@@ -134,9 +134,9 @@ def _contiguous(inputs: Inputs) -> Inputs:
     dropped."""
     value, shapes, points, *others, padding = inputs
     value = value if value.stride(3) == 1 else value.contiguous()
-    tensors: list[Any] = [None if tensor is None else tensor.contiguous() for tensor in others]
-    is_padded = padding is not None and bool(padding.any())
-    return Inputs(value, shapes, points, *tensors, padding.contiguous() if padding is not None and is_padded else None)
+    padding = padding if padding is not None and bool(padding.any()) else None
+    tensors: list[Any] = [None if tensor is None else tensor.contiguous() for tensor in (*others, padding)]
+    return Inputs(value, shapes, points, *tensors)
 
 
 def _packed(inputs: Inputs) -> Inputs:
