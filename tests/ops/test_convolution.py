@@ -113,7 +113,7 @@ def test_derivatives_of_a_matrix_product(name: str, monkeypatch: pytest.MonkeyPa
     test_derivatives(name, "relu", True)
 
 
-@pytest.mark.parametrize("name", ["3x3", "1x1", "1x1, strided", "1x1, padded"])
+@pytest.mark.parametrize("name", ["3x3", "depth-wise", "1x1", "1x1, strided", "1x1, padded"])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_autocast_computes_in_half_precision_and_gradients_have_the_dtype_of_the_weight(
     name: str, layout: torch.memory_format
