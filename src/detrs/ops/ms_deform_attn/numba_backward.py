@@ -104,7 +104,7 @@ def _corner_dots(problem, n, m, tile, samples, channels, width, storage, compute
     first, rows, columns, stride, _ = tile
     real, token, levels, token_stride = samples.real, samples.token, levels_of(problem), problem.token_stride
     size, dots = real.itemsize, real.ctypes.data
-    if channels == 0:
+    if channels == 0 or samples.columns > problem.num_samples:  # 0 * NaN would reach the sum over all columns
         real[CORNER_WEIGHT : CORNER_WEIGHT + 4] = 0
     for channel in range(0, channels, width):
         head = problem.value + n * problem.image_stride + m * problem.head_stride + channel * problem.channel_stride
