@@ -90,6 +90,7 @@ def test_the_navigation_lists_every_page_once() -> None:
     listed = sorted(navigation(yaml.safe_load(text.partition("\nnav:\n")[2])))
     docs = REPOSITORY / "docs"
     written = {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")}
+    written -= {"progress.md"}  # of the work in progress, excluded from the site
     # pages that a hook makes from files outside of docs/
     assert listed == sorted(written | {"changelog.md", "contributing.md", "benchmarks.md", "operator_internals.md"})
 
