@@ -200,7 +200,7 @@ def test_evaluation_in_plain_lines() -> None:
 def test_summary_of_a_run() -> None:
     model = torch.nn.Linear(1000, 10)
     model.bias.requires_grad_(False)
-    experiment = Experiment(name="deformable-detr-tiny", runtime=RuntimeConfig(threads=3))
+    experiment = Experiment(name="deformable-detr-tiny", runtime=RuntimeConfig(threads=3, precision="fp32"))
     text = summary(experiment, model, (14, 5, 2), torch.device("cpu"), Path("runs/first"))
     assert text.splitlines() == [
         "device      cpu, 3 CPU threads, fp32",

@@ -131,7 +131,7 @@ class FirstLayer(Model):
 
     def detect(self, images: Tensor, padding: Tensor, max_detections: int = 100) -> Boxes:
         first = self.detector(images, padding).layers[0]
-        return best_boxes(first, self.detector.classification, max_detections)
+        return best_boxes(first, self.detector.class_logits, max_detections)
 
 
 def test_layers_are_scored_as_if_they_were_the_last() -> None:
