@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
 
-from detrs.cli.deferred import defer_compiler
 from detrs.cli.flags import with_flags
 from detrs.errors import UserError, did_you_mean, printable
 
@@ -68,7 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if "torch" not in sys.modules:  # OpenMP reads the environment when PyTorch is loaded
         os.environ.update(waiting_policy(os.environ))
-        defer_compiler()
     open_missing_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that the stream cannot encode
