@@ -20,11 +20,13 @@ def test_train(flags: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flags", [[], ["--no-cache"]])
-def test_evaluate(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Stop(Exception):
         pass
 
     given: dict[str, Any] = {}
+    checkpoint = tmp_path / "best.safetensors"
+    checkpoint.touch()
 
     def record(checkpoint: str, **options: Any) -> None:
         given.update(options)
@@ -32,7 +34,7 @@ def test_evaluate(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("detrs.engine.evaluate.evaluate_checkpoint", record)
     with pytest.raises(Stop):
-        evaluate.run(["best.safetensors", *flags])
+        evaluate.run([str(checkpoint), *flags])
     assert given["cache_annotations"] is not bool(flags)
 
 

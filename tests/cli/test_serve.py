@@ -147,7 +147,7 @@ def test_a_taken_port_and_a_missing_checkpoint(detrs: Callable, checkpoint: Path
     with server.bind("127.0.0.1", 0) as other:
         other.listen()
         port = other.getsockname()[1]
-        done = detrs("serve", "nothing", "--port", port)
+        done = detrs("serve", checkpoint, "--port", port)
         assert done.code == 2 and done.message.startswith(f"Cannot use port {port} of '127.0.0.1'")
     done = detrs("serve", "nothing.safetensors", "--port", "0")
     assert done.code == 2 and "nothing.safetensors" in done.message
