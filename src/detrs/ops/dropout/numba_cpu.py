@@ -9,21 +9,19 @@ per element on one thread.
 
 import ctypes
 import functools
-import warnings
-import zlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import torch
-from numba import carray, cfunc, njit, types
+from numba import carray, njit, types
 from torch import Tensor
 
-from detrs.ops import numba_memory, threads
+from detrs.ops import numba_compilation, numba_memory, threads
 from detrs.ops.dropout import numba_elements, reference
 from detrs.ops.dropout.numba_elements import is_kept, key_of_row, narrow, widen
+from detrs.ops.numba_compilation import Kernel
 from detrs.ops.numba_memory import fetch_and_add, pointer
 
 DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
@@ -207,13 +205,11 @@ def add_norm_backward(problem, storage, element, real):
         task, row, end = next_rows(problem)
 
 
-# Compilation. Kernels are closures over numbers, strings and types, which numba's cache recognizes in the next process;
-# it does not recognize functions.
+# Compilation; numba does not recognize functions that a kernel captures, so each kernel is written out.
 
-Kernel = Callable[[int], None]
-_SOURCES = (__file__, *(str(module.__file__) for module in (numba_elements, numba_memory, reference)))
-_VERSION = zlib.crc32(b"".join(Path(source).read_bytes() for source in _SOURCES))
-"""Of the sources: numba's cache only checks the file that defines a kernel, so kernels capture this."""
+_VERSION = numba_compilation.version(
+    (__file__, *(module.__file__ for module in (numba_elements, numba_memory, reference)))
+)
 
 
 def _types(storage: str) -> tuple[type, type]:
@@ -223,20 +219,7 @@ def _types(storage: str) -> tuple[type, type]:
 
 
 def _compiled(function: Callable[[Any], None], storage: str) -> Kernel:
-    """As a C function, cached on disk for the next process if numba finds a writable folder."""
-    function.__qualname__ += f"-{storage}"  # an index in the cache of its own: indices have no lock
-    try:
-        compiled = cfunc(types.void(PROBLEM), cache=True, **COMPILE)(function)
-    except RuntimeError as error:
-        warnings.warn(
-            f"numba found no writable cache folder ({error}), so kernels are compiled again in each process, which "
-            "takes a few seconds. Set the environment variable NUMBA_CACHE_DIR to a writable folder.",
-            stacklevel=2,
-        )
-        compiled = cfunc(types.void(PROBLEM), **COMPILE)(function)
-    kernel: Kernel = threads.Kernel(compiled.address or 0)
-    kernel.compiled = compiled  # keeps the machine code alive
-    return kernel
+    return numba_compilation.compiled(function, PROBLEM, storage, COMPILE)
 
 
 @functools.cache

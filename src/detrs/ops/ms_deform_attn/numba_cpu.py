@@ -3,18 +3,15 @@
 # mypy: allow-untyped-defs, disable-error-code="attr-defined"
 
 import functools
-import warnings
-import zlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numba import carray, cfunc, types
+from numba import carray
 from torch import Tensor
 
-from detrs.ops import numba_memory, numba_simd, threads
+from detrs.ops import numba_compilation, numba_memory, numba_simd, threads
 from detrs.ops.ms_deform_attn import numba_backward, numba_forward, numba_problem, numba_samples
 from detrs.ops.ms_deform_attn.inputs import Gradients, Inputs, Needs
 from detrs.ops.ms_deform_attn.numba_backward import query_gradients, value_gradient
@@ -29,6 +26,7 @@ from detrs.ops.ms_deform_attn.numba_problem import (
     tables,
     tiles,
 )
+from detrs.ops.numba_compilation import Kernel
 from detrs.ops.numba_memory import LANES
 
 STORAGE = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
@@ -48,30 +46,11 @@ SERIAL_BELOW = 100_000
 # over numbers, strings and types, which numba's cache recognizes in the next process; it does not recognize functions.
 
 _MODULES = (numba_simd, numba_memory, numba_problem, numba_samples, numba_forward, numba_backward)
-_SOURCES = (*(str(module.__file__) for module in _MODULES), __file__)
-_VERSION = zlib.crc32(b"".join(Path(source).read_bytes() for source in _SOURCES))
-"""Of the sources of the kernels: numba's cache only checks the file that defines a kernel, so kernels capture this."""
-
-Kernel = Callable[[int], None]
+_VERSION = numba_compilation.version((*(module.__file__ for module in _MODULES), __file__))
 
 
 def _compile(function: Callable[[Any], None], channels: int, storage: str) -> Kernel:
-    """As a C function, cached on disk for the next process if numba finds a writable folder."""
-    # numba has one index of cached kernels per function name, without a lock: two processes that add different kernels
-    # to an index at the same time could later load each other's. So each kernel has its own name.
-    function.__qualname__ += f"-{channels}-{storage}"
-    try:
-        compiled = cfunc(types.void(PROBLEM), cache=True, **COMPILE)(function)
-    except RuntimeError as error:
-        warnings.warn(
-            f"numba found no writable cache folder ({error}), so kernels are compiled again in each process, which "
-            "takes a few seconds. Set the environment variable NUMBA_CACHE_DIR to a writable folder.",
-            stacklevel=2,
-        )
-        compiled = cfunc(types.void(PROBLEM), **COMPILE)(function)
-    kernel: Kernel = threads.Kernel(compiled.address or 0)
-    kernel.compiled = compiled  # keeps the machine code alive
-    return kernel
+    return numba_compilation.compiled(function, PROBLEM, f"{channels}-{storage}", COMPILE)
 
 
 def _dtypes(storage: str) -> tuple[str, type]:
