@@ -68,7 +68,7 @@ def best_of(folder: Path) -> Path:
     Raises:
         UserError: it does not exist.
     """
-    path = folder / "best.safetensors"
+    path = folder / BEST
     if not path.exists():
         raise UserError(f"The folder '{folder}' has no best.safetensors: {advice(folder)}.")
     return path
@@ -76,9 +76,9 @@ def best_of(folder: Path) -> Path:
 
 def advice(folder: Path) -> str:
     """How to get a detector from the folder of a run."""
-    if (folder / "best.safetensors").exists():
-        return f"use '{folder / 'best.safetensors'}'"
-    if (folder / "last.safetensors").exists():
+    if (folder / BEST).exists():
+        return f"use '{folder / BEST}'"
+    if (folder / LAST).exists():
         return (
             "best.safetensors is written by the first evaluation. Continue the run with "
             f"detrs train --resume {folder}, with --evaluation.every-steps for an earlier evaluation"
