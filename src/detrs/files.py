@@ -9,8 +9,8 @@ import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from detrs.errors import UserError
 
@@ -71,7 +71,7 @@ def rename(path: Path, target: Path) -> None:
         raise UserError(f"Cannot rename {path} to {target.name}: {error.strerror}.") from error
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: str | Path) -> BufferedReader:
     """Opens a file for reading in binary mode. Unlike ``open``, does not block on a named pipe.
 
     Raises:

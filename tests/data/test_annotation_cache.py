@@ -101,12 +101,20 @@ def annotate(folder: Any) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+def pipe(folder: Any) -> None:
+    """Opening it would block."""
+    path = folder.root / "annotations" / "train.json"
+    path.unlink()
+    os.mkfifo(path)
+
+
 CHANGES: dict[str, Change] = {
     "annotations": lambda folder: (folder.data["annotations"].pop(), folder.write()),
     "annotations of the same length and time": annotate,
     "an image of the same length and time": repaint,
     "a removed image": lambda folder: image(folder).unlink(),
     "an image of another size": lambda folder: Image.new("RGB", (7, 7)).save(image(folder)),
+    "a pipe instead of annotations": pipe,
     "a new file": lambda folder: (folder.images / "new.png").touch(),
     "a renamed folder": lambda folder: folder.images.rename(folder.images.with_name("other")),
 }

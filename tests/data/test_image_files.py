@@ -1,6 +1,7 @@
 """Files that are recognized without Pillow have the size, the faults and the hash that Pillow and a full read find."""
 
 import io
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def write(folder: Path) -> list[str]:
     (folder / "not an image.jpg").write_text("text")
     (folder / "empty.jpg").touch()
     (folder / "folder.jpg").mkdir()
+    os.mkfifo(folder / "pipe.jpg")
     return [*sorted(str(path) for path in folder.iterdir()), str(folder / "missing.jpg")]
 
 

@@ -16,6 +16,7 @@ from unittest import mock
 import safetensors.torch
 import torch
 from attacks import Call, limit_memory, script, torch_zip, zip_bomb
+from PIL import Image
 from rows_checkpoints import save_tiny
 
 import detrs
@@ -344,9 +345,10 @@ FILES = tuple(files(Path("canary")))
 
 def entrances(root: Path, path: Path) -> dict[str, Callable[[], Any]]:
     """Every function and command that takes a checkpoint."""
+    Image.new("RGB", (32, 32)).save(root / "image.png")
     command = {
         "evaluate": ("evaluate", path, "--data", "digits"),
-        "predict": ("predict", path, root / "none.jpg", "--output", root / "out"),
+        "predict": ("predict", path, root / "image.png", "--output", root / "out"),
         "inspect": ("checkpoint", "inspect", path),
         "push": ("push", path, "owner/name", "--dry-run", root / "pushed"),
         "train without preset": ("train", "--weights", path, "--data", "digits", "--output", root / "run", "--quiet"),

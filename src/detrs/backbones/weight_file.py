@@ -45,7 +45,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         UserError: The file is missing, or is not a complete safetensors file.
     """
     try:
-        with files.open_regular(Path(path)) as file:
+        with files.open_regular(path) as file:
             return _read_header(path, file)
     except OSError as error:
         raise files.unreadable(path, error, EXPECTED) from error

@@ -29,6 +29,7 @@ from detrs.data.folders import IMAGE_SUFFIXES
 from detrs.data.prepared import Prepared, from_file, prepared
 from detrs.data.visited import Visited, file_state, state
 from detrs.errors import UserError
+from detrs.files import open_regular
 
 logger = logging.getLogger("detrs")
 
@@ -102,6 +103,8 @@ def _load(path: Path, annotations: Path) -> Prepared | None:
         found = from_file(path, file)
     except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged: it is written anew
         return None
+    except UserError:  # the annotation file is a pipe now: reading it raises the error
+        return None
     with suppress(OSError):
         os.utime(path)
     return found
@@ -116,7 +119,7 @@ def _is_valid(file: ArrayFile, annotations: Path) -> bool:
 
 
 def _hash(path: Path) -> str:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from detrs.data.images import NUM_READERS
+from detrs.errors import UserError
+from detrs.files import open_regular
 
 END_BYTES = 16384
 """Bytes at both ends of a file that are hashed. In JPEG and PNG, other pixels give another length or another end: the
@@ -32,29 +34,29 @@ def fingerprint(annotations: bytes, names: Iterable[bytes], contents: Iterable[b
 
 
 def hash_files(paths: Sequence[str | Path]) -> list[bytes]:
-    """A hash of length and ends of each image file; empty if it cannot be read."""
+    """A hash of length and ends of each image file; empty if it cannot be read or is not a regular file."""
     with ThreadPoolExecutor(NUM_READERS) as readers:
         return list(readers.map(_content, paths))
 
 
 def _content(path: str | Path) -> bytes:
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             has_ends = file.read(4).startswith(HASHED_BY_ENDS)
-    except OSError:
+    except (OSError, UserError):
         return b""
     return ends(path, END_BYTES if has_ends else None) or b""
 
 
 def ends(path: str | Path, num_bytes: int | None) -> bytes | None:
-    """SHA-256 of the length and of both ends of a file; ``None`` if it cannot be read.
+    """SHA-256 of the length and of both ends of a file; ``None`` if it cannot be read or is not a regular file.
 
     Args:
-        path: A regular file.
+        path: The file.
         num_bytes: Bytes at each end; ``None`` for the whole file.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             length = os.fstat(file.fileno()).st_size
             digest = hashlib.sha256(b"%d " % length)
             if num_bytes is None or length <= 2 * num_bytes:
@@ -64,6 +66,6 @@ def ends(path: str | Path, num_bytes: int | None) -> bytes | None:
                 digest.update(file.read(num_bytes))
                 file.seek(length - num_bytes)
                 digest.update(file.read(num_bytes))
-    except OSError:
+    except (OSError, UserError):
         return None
     return digest.digest()

@@ -60,7 +60,7 @@ def read_torch_file(path: str | Path) -> TorchFile:
             memory than its size, or contains NaN or infinity.
     """
     try:
-        with open_regular(Path(path)) as file:
+        with open_regular(path) as file:
             size = file.seek(0, os.SEEK_END)
             loaded = _load(file, size)
             return TorchFile(_state_dict(loaded, size), _args(loaded))
