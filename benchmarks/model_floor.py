@@ -29,6 +29,8 @@ PRODUCTS = (
     "aten::_scaled_dot_product_flash_attention",
 )
 """Operators whose multiply-adds count."""
+FOLDED = "detrs::convolution"
+"""A convolution with constant scale and shift, residual and activation; the convolution with a bias is the product."""
 SAMPLING = ("detrs::ms_deform_attn", "detrs::ms_deform_attn_fused")
 """Deformable attention, stated apart."""
 
@@ -58,13 +60,32 @@ class Recorder(TorchDispatchMode):
         self.values: dict[Call, list[Tensor]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func._schema.name in PRODUCTS + SAMPLING:
+        if func._schema.name == FOLDED:
+            self.calls[Call(torch.ops.aten.convolution.default, tuple(map(described, products_of(*args))), ())] += 1
+        elif func._schema.name in PRODUCTS + SAMPLING:
             call = Call(func, tuple(map(described, args)), tuple((k, described(v)) for k, v in (kwargs or {}).items()))
             self.calls[call] += 1
             # Where deformable attention samples decides its time, so its tensors are kept; other values are arbitrary.
             if func._schema.name in SAMPLING and call not in self.values:
                 self.values[call] = [x for x in args if isinstance(x, Tensor)]
         return func(*args, **(kwargs or {}))
+
+
+def products_of(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    activation: str,
+) -> tuple[Any, ...]:
+    """The arguments of the plain convolution within a folded one."""
+    weight, bias = weight.to(x.dtype), shift.to(x.dtype)
+    return x, weight, bias, stride, padding, dilation, False, [0, 0], groups
 
 
 def described(value: Any) -> Any:

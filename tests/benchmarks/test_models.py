@@ -14,18 +14,21 @@ from detrs.evaluation.speed import count_flops
 from detrs.presets import preset
 
 TINY = Case("deformable-detr-tiny", (64, 96), 1, False, torch.device("cpu"))
+FOLDED = TINY._replace(name="deformable-detr-r50")
+"""Its convolutions contain frozen BatchNorm."""
 
 
 def no_grad_detect(case: Case) -> model_peers.Work:
     return model_peers.works(case, ["detrs"])["detrs"]
 
 
-def test_the_floor_counts_all_multiply_adds_of_the_forward_pass() -> None:
-    floor = Floor(no_grad_detect(TINY))
+@pytest.mark.parametrize("case", [TINY, FOLDED], ids=lambda case: case.name)
+def test_the_floor_counts_all_multiply_adds_of_the_forward_pass(case: Case) -> None:
+    floor = Floor(no_grad_detect(case))
     floor.measure(lambda run: (run(), 2.0)[1])
     line = floor.line()
-    batch = batch_of(TINY)
-    model = our_model(preset(TINY.name)).eval()
+    batch = batch_of(case)
+    model = our_model(preset(case.name)).eval()
     expected = count_flops(model, batch.images, batch.padding, run=model.detect)
     assert line["giga_multiply_adds"] == pytest.approx(expected / 1e9, rel=1e-12)
     calls = sum(count for call, count in floor.calls.items() if floor.multiply_adds[call])
