@@ -62,6 +62,12 @@ def test_the_environment_variable_is_what_auto_means(fresh: pytest.MonkeyPatch, 
     )
 
 
+def test_an_empty_environment_variable_is_none(fresh: pytest.MonkeyPatch) -> None:
+    fresh.setattr(precision, "has_bf16", lambda device: False)
+    fresh.setenv(precision.VARIABLE, "")
+    assert resolve("auto", CPU) == "fp32"
+
+
 @pytest.mark.parametrize(
     ("name", "variable", "message"),
     [

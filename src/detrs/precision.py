@@ -1,8 +1,9 @@
 """The precision of a detector's arithmetic: resolved by ``resolve``, entered by ``autocast``.
 
-Weights, coordinates, softmax, scores, losses and the accumulation of matrix products and of the attention operator are
-float32 in every precision. Autocast computes linear layers, convolutions and matrix products with inputs in bfloat16 or
-float16.
+Weights, boxes, reference points, softmax, scores, losses and the accumulation of matrix products and of the attention
+operator are float32 in every precision. Autocast computes linear layers, convolutions and matrix products in bfloat16
+or float16, and rounds their results: among them are the sampling offsets and logits of deformable attention, from which
+locations and weights are computed in float32.
 """
 
 import logging
@@ -57,7 +58,7 @@ def resolve(name: str, device: torch.device) -> Resolved:
         UserError: there is no such precision, or the device does not support it.
     """
     given, where = name, "precision"
-    if name == "auto" and VARIABLE in os.environ:
+    if name == "auto" and os.environ.get(VARIABLE):
         name, where = os.environ[VARIABLE], f"the environment variable {VARIABLE}"
     if name not in get_args(Precision):
         known = get_args(Precision)

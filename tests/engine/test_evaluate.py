@@ -127,6 +127,13 @@ def test_settings_can_be_overridden(run: tuple[Path, Scores]) -> None:
     assert len(evaluate_checkpoint(path, data=Tiny("val"), device="cpu", max_detections=7).results) == 5 * 7
 
 
+def test_a_precision_that_is_given_needs_no_environment_variable(
+    run: tuple[Path, Scores], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DETRS_PRECISION", "fp16")  # which a CPU does not have
+    assert evaluate_checkpoint(run[0], data=Tiny("val"), device="cpu", precision="fp32").results
+
+
 def test_classes_are_matched_by_name_whatever_their_order_and_ids(
     run: tuple[Path, Scores],
 ) -> None:

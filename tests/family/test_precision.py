@@ -12,14 +12,15 @@ from torch.utils._pytree import tree_leaves
 
 from detrs import ops
 from detrs.criterion.set_criterion import CriterionConfig
+from detrs.layers.deformable_attention import DeformableAttention
 from detrs.models import ModelConfig
 from detrs.models.dynamic_detr import DynamicDETRConfig
 from detrs.precision import autocast
 from detrs.structures import Batch, Totals
 
 PRODUCTS = ("convolution", "addmm", "mm", "bmm")
-COORDINATES = ("sigmoid", "logit", "log", "exp", "sin", "cos", "reciprocal", "clamp", "topk", "sort")
-"""Operators of boxes, scores, references and positions, which are nowhere used for features."""
+COORDINATES = ("softmax", "sigmoid", "logit", "log", "exp", "sin", "cos", "reciprocal", "clamp", "topk", "sort")
+"""Operators of attention weights, boxes, scores, references and positions, which are nowhere used for features."""
 
 
 class Types(TorchDispatchMode):
@@ -44,7 +45,10 @@ class Types(TorchDispatchMode):
 @EVERY_MODEL
 @torch.no_grad()
 def test_products_are_bf16_and_coordinates_float32(config: ModelConfig) -> None:
-    model = shallow(config)
+    model, references = shallow(config), []
+    for module in model.modules():
+        if isinstance(module, DeformableAttention):
+            module.register_forward_pre_hook(lambda module, inputs: references.append(inputs[1].dtype))
     with autocast("bf16", "cpu"), Types() as found:
         layers = model.detect_layers(*batch(), 7)
     for layer in layers:
@@ -58,6 +62,7 @@ def test_products_are_bf16_and_coordinates_float32(config: ModelConfig) -> None:
     for _, (value, *others) in found.of("ms_deform_attn"):
         assert value == torch.bfloat16 or isinstance(config, DynamicDETRConfig)  # which samples for a convolution
         assert {*others} == {torch.float32}, "sampling locations and attention weights"
+    assert {*references} <= {torch.float32}
     for _, (_, regions) in found.of("roi_align"):
         assert regions == torch.float32
 

@@ -258,7 +258,7 @@ def evaluate_checkpoint(
     """
     check_nms(nms)
     tiling = tiling_of(tile, overlap, whole_image)
-    runtime = Runtime(RuntimeConfig(device=device))
+    runtime = Runtime(RuntimeConfig(device=device, precision=precision))
     detector = open_detector(path).on(runtime.device, precision)
     detector = replace(detector, precision=runtime.from_main(detector.precision))
     trained, fixed = validating(detector.experiment, data, split), detector.preprocessing.fixed

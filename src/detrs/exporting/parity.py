@@ -157,7 +157,7 @@ def check(
     report = compare(original, exported, gate_inputs(shapes, dataset), export.precision, clips=clips)
     report = replace(report, images="made" if dataset is None else "real")
     if score and dataset is not None and not report.failures():
-        runtime = Runtime(RuntimeConfig(device="cpu"))
+        runtime = Runtime(RuntimeConfig(device="cpu", precision="fp32"))
         report = replace(
             report,
             original_ap=evaluate(original, dataset, runtime).report.ap,

@@ -46,9 +46,10 @@ class MultiHeadAttention(nn.Module):
 def attention_weights(
     query: Float[Tensor, "B M Q D"], key: Float[Tensor, "B M T D"], mask: Bool[Tensor, "*broadcast T"]
 ) -> Float[Tensor, "B M Q T"]:
-    """softmax(query . key / sqrt(D)) over the keys where ``mask`` is True; 0 elsewhere."""
+    """softmax(query . key / sqrt(D)) over the keys where ``mask`` is True; 0 elsewhere. At least in float32."""
     logits = query * query.shape[3] ** -0.5 @ key.mT
-    return logits.masked_fill(~mask, -torch.inf).softmax(-1)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return logits.masked_fill(~mask, -torch.inf).softmax(-1, dtype=dtype)
 
 
 def split_heads(x: Float[Tensor, "B T C"], num_heads: int) -> Float[Tensor, "B M T D"]:
