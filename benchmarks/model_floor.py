@@ -31,6 +31,8 @@ PRODUCTS = (
 """Operators whose multiply-adds count."""
 FOLDED = "detrs::convolution"
 """A convolution with constant scale and shift, residual and activation; the convolution with a bias is the product."""
+LINEAR_RELU = "detrs::linear_relu"
+"""A linear layer with a ReLU; the linear layer is the product."""
 SAMPLING = ("detrs::ms_deform_attn", "detrs::ms_deform_attn_fused")
 """Deformable attention, stated apart."""
 
@@ -60,7 +62,11 @@ class Recorder(TorchDispatchMode):
         self.values: dict[Call, list[Tensor]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func._schema.name == FOLDED:
+        if func._schema.name == LINEAR_RELU:
+            (x, weight, bias), no_keywords = args, ()
+            matrices = map(described, (bias, x.flatten(0, -2), weight.mT))
+            self.calls[Call(torch.ops.aten.addmm.default, tuple(matrices), no_keywords)] += 1
+        elif func._schema.name == FOLDED:
             self.calls[Call(torch.ops.aten.convolution.default, tuple(map(described, products_of(*args))), ())] += 1
         elif func._schema.name in PRODUCTS + SAMPLING:
             call = Call(func, tuple(map(described, args)), tuple((k, described(v)) for k, v in (kwargs or {}).items()))

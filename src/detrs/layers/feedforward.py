@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from detrs.layers.initialization import Initialization
 from detrs.ops.dropout import add_norm, relu_dropout
+from detrs.ops.linear import linear_relu
 
 
 class AddNorm(nn.Module):
@@ -29,4 +30,6 @@ class FeedForward(nn.Module):
         self.contract = initialization.feedforward(hidden, dim)
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
-        return self.contract(relu_dropout(self.expand(x), self.dropout if self.training else 0.0))
+        if self.training and self.dropout > 0:
+            return self.contract(relu_dropout(self.expand(x), self.dropout))
+        return self.contract(linear_relu(x, self.expand))
