@@ -221,6 +221,21 @@ def test_another_process_gets_the_name_of_the_file(folder: Any, cache: Path) -> 
         pickle.loads(stored)
 
 
+def test_it_gets_the_name_after_any_number_of_openings(folder: Any, cache: Path, checks: list[Path]) -> None:
+    """Each opening sets the time of the file, also for processes that opened it before."""
+    first = opened(folder)
+    os.utime(next(cache.glob("*.arrays")), (10**9, 10**9))
+    second, lengths = opened(folder), set()
+    for prepared in (first._prepared, second._prepared, opened(folder)._prepared):
+        assert prepared.source is not None and prepared.source.is_current()
+        lengths.add(len(pickle.dumps(prepared)))
+    assert len(checks) == 1 and len(lengths) == 1 and lengths.pop() < 500
+    (path,) = cache.glob("*.arrays")
+    shutil.copy(path, cache / "copy")
+    os.replace(cache / "copy", path)
+    assert not second._prepared.source.is_current()  # type: ignore[union-attr]
+
+
 def test_arrays_are_views_of_the_file(folder: Any, cache: Path) -> None:
     prepared = opened(folder)._prepared
     arrays = [each for each in prepared.arrays().values() if each.size]

@@ -27,7 +27,7 @@ class ArrayFile(NamedTuple):
     digest: bytes
     """SHA-256 of the content, which is the end of the file."""
     identity: tuple[int, int, int]
-    """Device, inode and modification time of the file."""
+    """Device, inode and length of the file. Its times are set when it is used."""
 
 
 def write_arrays(path: Path, meta: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -91,7 +91,7 @@ def read_arrays(path: Path, digest: bytes | None = None) -> ArrayFile:
         count = int(np.prod(shape))
         values = np.frombuffer(content, dtype, count, start + position) if count else np.zeros(0, dtype)
         arrays[name] = values.reshape(shape)
-    return ArrayFile(header["meta"], arrays, found, (status.st_dev, status.st_ino, status.st_mtime_ns))
+    return ArrayFile(header["meta"], arrays, found, (status.st_dev, status.st_ino, status.st_size))
 
 
 def _padding(array: NDArray[Any]) -> bytes:

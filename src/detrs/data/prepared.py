@@ -20,11 +20,12 @@ OBJECT_COLUMNS = ("image", "label", "boxes", "area", "crowd", "trainable")
 
 @dataclass(frozen=True)
 class Source:
-    """The file of which the arrays are a view."""
+    """The file of which the arrays are a view, so that its inode is not given to another file."""
 
     path: Path
     digest: bytes
     identity: tuple[int, int, int]
+    """Device, inode and length."""
 
     def is_current(self) -> bool:
         """Whether the file is still there and has not been replaced."""
@@ -32,7 +33,7 @@ class Source:
             status = self.path.stat()
         except OSError:
             return False
-        return (status.st_dev, status.st_ino, status.st_mtime_ns) == self.identity
+        return (status.st_dev, status.st_ino, status.st_size) == self.identity
 
 
 @dataclass(frozen=True, eq=False)
