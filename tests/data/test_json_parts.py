@@ -1,6 +1,7 @@
 """A file that is read in blocks has the content that ``json`` finds in it, or is refused."""
 
 import hashlib
+import itertools
 import json
 import random
 from pathlib import Path
@@ -118,6 +119,67 @@ def test_irregular_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, te
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(IrregularError):
         read(tmp_path / "a.json")
+
+
+KEYS = (
+    "annotations",
+    "images",
+    "info",
+    r"\u0061nnotations",
+    r"annotation\u0073",
+    r"a\"annotations",
+    r"\"annotations",
+    r"\\\"annotations",
+    r"\\annotations",
+    r"annotations\"",
+    r"annotations\\",
+    r"a\": [\"annotations",
+    r"\"annotations\": [1, 2], \"b",
+    r"\u0022annotations",
+    r"\u005c\"images",
+    "annotations ",
+)
+"""Of the text, between quotes."""
+SPACES = ("", " ", "\n", "\t \r\n", " " * 300)
+
+
+def hostile(numbers: random.Random) -> str:
+    """A valid document whose keys and strings contain quotes, backslashes and names of lists."""
+    lists = ("[]", "[1]", '[{"a": 1}, {"a": 2}]', '["b\\"", [2]]', '{"annotations": [3]}', '"annotations"', "4")
+    values = (*lists, *(f'"{key}"' for key in KEYS), *(f'{{"{key}": [5]}}' for key in KEYS))
+    space = numbers.choice(SPACES)
+    pairs = [
+        f'{space}"{numbers.choice(KEYS)}"{space}:{numbers.choice(SPACES)}{numbers.choice(values)}{space}'
+        for _ in range(numbers.randint(1, 4))
+    ]
+    return f"{{{','.join(pairs)}}}"
+
+
+@pytest.mark.parametrize("block", [1, 5, 65536])
+def test_keys_are_those_that_json_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(json_parts, "BLOCK_BYTES", block)
+    numbers, path, accepted = random.Random(block), tmp_path / "a.json", 0
+    for _ in range(800):
+        text = hostile(numbers)
+        path.write_text(text, newline="")
+        try:
+            data, sinks, _ = read(path)
+        except IrregularError:
+            continue
+        accepted += 1
+        expected = json.loads(text)
+        assert {key: data[key] or sinks.get(key, data[key]) for key in data} == expected, text
+        assert not any(items for key, items in sinks.items() if key not in data), text
+    assert 200 < accepted < 800
+
+
+def test_keys_that_end_with_the_name_of_a_list_are_others(tmp_path: Path) -> None:
+    edge = " " * (json_parts._KEY_BYTES - len('"annotations":'))  # the search begins at the escaped quote
+    for key, space in itertools.product((r"a\"annotations", r"\\\"annotations"), ("", " ", edge, edge + " ")):
+        text = f'{{"{key}":{space}[{{"a": 1}}]}}'
+        (tmp_path / "a.json").write_text(text)
+        data, sinks, _ = read(tmp_path / "a.json")
+        assert data == json.loads(text) and not sinks["annotations"]
 
 
 def test_a_list_that_occurs_twice_counts_once(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ SPACE = b" \t\n\r"
 
 _IS_STRUCTURAL = np.zeros(256, dtype=bool)
 _IS_STRUCTURAL[list(b'"\\{}[]')] = True
-_KEY = re.compile(rb'"([^"\\]*)"[ \t\n\r]*:[ \t\n\r]*\Z')
+_KEY = re.compile(rb'(?<!\\)"([^"\\]*)"[ \t\n\r]*:[ \t\n\r]*\Z')
+"""A key without escapes; a quote after a backslash does not begin one."""
 _KEY_BYTES = 256
 """Longest key of a list that is read in parts, with the space after it."""
 _COLON = re.compile(rb"\\u003[aA]")
@@ -100,7 +101,8 @@ class _Reader:
                     raise IrregularError("unbalanced brackets")
                 self._rest += block[start : at + 1]
                 start = at + 1
-                key = _KEY.search(self._rest[-_KEY_BYTES - 1 : -1])
+                end = len(self._rest) - 1
+                key = _KEY.search(self._rest, max(0, end - _KEY_BYTES), end)
                 name = key[1].decode() if key else ""
                 if name in self._sinks:
                     self._sink, self._num_parts = self._sinks[name], 0
