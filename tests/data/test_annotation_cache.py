@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from detrs.data import FolderDataset, annotation_cache, open_dataset
+from detrs.data.cache_folder import cache_folder
 from detrs.data.detect import find_split
 from detrs.errors import UserError
 
@@ -196,10 +197,30 @@ def test_a_cache_that_cannot_be_written_is_reported_and_not_used(
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr("detrs.files.os.fsync", full)
-    for number in (1, 2):
+    for _ in range(2):
         assert content(opened(folder)) == expected
-        assert len(caplog.messages) == number and "--no-cache" in caplog.messages[-1]
+    (message,) = caplog.messages
+    assert message.startswith(f"The checked dataset {folder.root}") and "Set DETRS_CACHE to a folder" in message
     assert not cache.is_dir() or not [path for path in cache.iterdir() if path.suffix != ".lock"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="users of POSIX")
+@pytest.mark.parametrize("given", [None, "~nobodyhere/x"])
+def test_a_dataset_opens_without_a_home_folder(
+    folder: Any, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, given: str | None
+) -> None:
+    """As a user without an entry in the list of users, in a container."""
+    expected = content(FolderDataset(find_split(folder.root, "train")))
+    for name in ("HOME", "XDG_CACHE_HOME", "DETRS_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    if given:
+        monkeypatch.setenv("DETRS_CACHE", given)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    assert content(opened(folder)) == expected
+    (message,) = caplog.messages
+    assert "There is no cache folder" in message and (given or "") in message and "Set DETRS_CACHE" in message
+    with pytest.raises(UserError, match=r"There is no cache folder.*Set DETRS_CACHE to a folder"):
+        cache_folder("huggingface")
 
 
 def test_without_the_cache_nothing_is_read_or_written(folder: Any, cache: Path) -> None:

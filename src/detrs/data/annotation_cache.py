@@ -22,7 +22,7 @@ import PIL
 from filelock import FileLock, Timeout
 
 from detrs.data.array_file import ArrayFile, read_arrays, write_arrays
-from detrs.data.cache_folder import cache_folder
+from detrs.data.cache_folder import ADVICE, cache_folder
 from detrs.data.check import read_annotations
 from detrs.data.content import Split
 from detrs.data.folders import IMAGE_SUFFIXES
@@ -32,6 +32,7 @@ from detrs.errors import UserError
 from detrs.files import open_regular
 
 logger = logging.getLogger("detrs")
+_warned: set[Path] = set()
 
 VERSION = 1
 """Of the checks and of the file; a higher number makes all older files invalid."""
@@ -56,16 +57,43 @@ def prepare(split: Split, *, cached: bool = False) -> Prepared:
     """
     if not cached or split.annotation_file is None:
         return prepared(read_annotations(split))
-    path = cache_folder(FOLDER) / f"{_key(split)}{SUFFIX}"
-    if found := _load(path, split.annotation_file):
+    try:
+        return _opened(split, split.annotation_file)
+    except _UnusableError as error:
+        _warn(split, str(error))
+    return prepared(read_annotations(split))
+
+
+class _UnusableError(Exception):
+    """Why a split is checked without the cache, as a sentence."""
+
+
+def _opened(split: Split, annotations: Path) -> Prepared:
+    """The result of an earlier check, or of a new one, which is stored.
+
+    Raises:
+        _UnusableError: The cache cannot be used.
+        UserError: The annotations have errors.
+    """
+    try:
+        path = cache_folder(FOLDER) / f"{_key(split)}{SUFFIX}"
+    except UserError as error:
+        raise _UnusableError(str(error)) from None
+    if found := _load(path, annotations):
         return found
     lock = _locked(path)
-    if lock is None:
-        return prepared(read_annotations(split))
     try:
-        return _load(path, split.annotation_file) or _check(split, split.annotation_file, path)
+        return _load(path, annotations) or _check(split, annotations, path)
     finally:
         lock.release()
+
+
+def _warn(split: Split, reason: str) -> None:
+    """Logs why the result of a check is not stored, once for a split."""
+    if split.path not in _warned:
+        _warned.add(split.path)
+        text = "The checked dataset %s is not cached, so that every start takes as long as this one. %s"
+        logger.warning(text, split.path, reason)
 
 
 def _key(split: Split) -> str:
@@ -74,24 +102,23 @@ def _key(split: Split) -> str:
     return hashlib.sha256(json.dumps([VERSION, version("detrs"), PIL.__version__, *where]).encode()).hexdigest()[:32]
 
 
-def _locked(path: Path) -> FileLock | None:
-    """The lock of a file of the cache; ``None`` if the cache cannot be used."""
+def _locked(path: Path) -> FileLock:
+    """The lock of a file of the cache.
+
+    Raises:
+        _UnusableError: The folder cannot be written, or another process holds the lock for too long.
+    """
     lock = FileLock(path.with_suffix(".lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=LOCK_TIMEOUT_S)
     except Timeout:
-        reason = "another process has been checking it for too long"
+        minutes = f"{LOCK_TIMEOUT_S / 60:.0f} minutes"
+        raise _UnusableError(f"Another process has been checking it for {minutes}.") from None
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-    else:
-        return lock
-    logger.warning(
-        "The checked dataset is not cached in %s (%s), so that every start takes as long as this one. Set DETRS_CACHE "
-        "to a folder that can be written, or use --no-cache.",
-        *(path.parent, reason),
-    )
-    return None
+        raise _UnusableError(f"Cannot write to {path.parent}: {reason}. {ADVICE}") from None
+    return lock
 
 
 def _load(path: Path, annotations: Path) -> Prepared | None:
@@ -149,9 +176,7 @@ def _check(split: Split, annotations: Path, path: Path) -> Prepared:
         _remove_old(path.parent)
         return from_file(path, read_arrays(path))
     except (UserError, OSError, ValueError) as error:
-        logger.warning(
-            "The checked dataset is not cached: %s Use --no-cache, or set DETRS_CACHE to another folder.", error
-        )
+        _warn(split, f"{error} {ADVICE}")
         return result
 
 
