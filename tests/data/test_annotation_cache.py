@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from detrs.data import FolderDataset, annotation_cache, open_dataset
@@ -286,11 +288,78 @@ def test_only_one_of_several_checks_while_the_others_wait(
     assert len(checks) == 2  # the first, and the comparison
 
 
+def test_a_process_that_waits_tells_so(
+    folder: Any, cache: Path, checks: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(annotation_cache, "NOTICE_S", 0.05)
+    expected = opened(folder).fingerprint()
+    (stored,), kept = cache.glob("*.arrays"), cache / "kept"
+    stored.rename(kept)
+    lock = FileLock(stored.with_suffix(".lock"), thread_local=False)
+    lock.acquire()
+
+    def finish() -> None:
+        while not caplog.messages:
+            time.sleep(0.01)
+        kept.rename(stored)
+        lock.release()
+
+    with ThreadPoolExecutor(1) as other:
+        other.submit(finish)
+        assert opened(folder).fingerprint() == expected
+    path = folder.root / "annotations" / "train.json"
+    assert caplog.messages == [f"Waiting for another process that checks the dataset {path}."] and len(checks) == 1
+    assert caplog.records[0].levelname == "WARNING"  # visible without a handler
+
+
+@pytest.mark.skipif(os.name != "posix", reason="users of POSIX")
+def test_a_file_of_another_user_is_not_used(
+    folder: Any, cache: Path, checks: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, dataset = content(opened(folder)), opened(folder)
+    stored = pickle.dumps(dataset)
+    (path,) = cache.glob("*.arrays")
+    before, real = path.read_bytes(), os.fstat
+
+    def other(descriptor: int) -> os.stat_result:
+        status = list(real(descriptor))
+        status[stat.ST_UID] = os.geteuid() + 1
+        return os.stat_result(status)
+
+    monkeypatch.setattr("detrs.data.array_file.os.fstat", other)
+    assert content(opened(folder)) == expected and content(opened(folder)) == expected
+    (message,) = caplog.messages
+    assert f"{path} cannot be used: it belongs to another user. Set DETRS_CACHE" in message
+    assert len(checks) == 3 and path.read_bytes() == before
+    with pytest.raises(UserError, match="was removed or replaced"):
+        pickle.loads(stored)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+def test_a_pipe_in_the_cache_does_not_block(folder: Any, cache: Path, checks: list[Path]) -> None:
+    opened(folder)
+    (path,) = cache.glob("*.arrays")
+    path.unlink()
+    os.mkfifo(path)
+    opened(folder), opened(folder)
+    assert len(checks) == 2 and path.is_file()
+
+
 def test_files_that_are_not_used_are_removed(folder: Any, cache: Path) -> None:
     cache.mkdir(parents=True)
-    old, other = cache / "old.arrays", cache / "recent.arrays"
-    for path, age in ((old, 10**8), (other, 0)):
-        path.touch()
-        os.utime(path, (path.stat().st_mtime - age,) * 2)
+    day = 24 * 3600.0
+    ages = {
+        "old.arrays": 61 * day,
+        "recent.arrays": 59 * day,
+        "old.lock": 61 * day,
+        "recent.lock": 59 * day,
+        ".a.arrays.0123456789ab.tmp": 1.1 * day,  # of a process that was killed
+        ".b.arrays.0123456789ab.tmp": 0.9 * day,
+        "other.txt": 100 * day,
+    }
+    for name, age in ages.items():
+        (cache / name).touch()
+        os.utime(cache / name, (time.time() - age,) * 2)
     opened(folder)
-    assert not old.exists() and other.exists()
+    kept = {"recent.arrays", "recent.lock", ".b.arrays.0123456789ab.tmp", "other.txt"}
+    assert {path.name for path in cache.iterdir()} & ages.keys() == kept

@@ -29,7 +29,7 @@ from detrs.data.folders import IMAGE_SUFFIXES
 from detrs.data.prepared import Prepared, from_file, prepared
 from detrs.data.visited import Visited, file_state, state
 from detrs.errors import UserError
-from detrs.files import open_regular
+from detrs.files import PARTIAL, open_regular
 
 logger = logging.getLogger("detrs")
 _warned: set[Path] = set()
@@ -38,11 +38,15 @@ VERSION = 1
 """Of the checks and of the file; a higher number makes all older files invalid."""
 SETTLED_S = 2.0
 """Seconds after which a file is considered unchanging."""
+NOTICE_S = 1.0
+"""Time after which a warning tells what this process waits for."""
 LOCK_TIMEOUT_S = 1800.0
 """Longest time to wait for another process that checks the same split."""
 MAX_AGE_S = 60 * 24 * 3600.0
 """Files that have not been used for this long are removed."""
-FOLDER, SUFFIX = "annotations", ".arrays"
+MAX_PARTIAL_AGE_S = 24 * 3600.0
+"""Likewise, files that a process began to write."""
+FOLDER, SUFFIX, LOCK = "annotations", ".arrays", ".lock"
 
 
 def prepare(split: Split, *, cached: bool = False) -> Prepared:
@@ -81,7 +85,7 @@ def _opened(split: Split, annotations: Path) -> Prepared:
         raise _UnusableError(str(error)) from None
     if found := _load(path, annotations):
         return found
-    lock = _locked(path)
+    lock = _locked(path, split)
     try:
         return _load(path, annotations) or _check(split, annotations, path)
     finally:
@@ -102,16 +106,20 @@ def _key(split: Split) -> str:
     return hashlib.sha256(json.dumps([VERSION, version("detrs"), PIL.__version__, *where]).encode()).hexdigest()[:32]
 
 
-def _locked(path: Path) -> FileLock:
+def _locked(path: Path, split: Split) -> FileLock:
     """The lock of a file of the cache.
 
     Raises:
         _UnusableError: The folder cannot be written, or another process holds the lock for too long.
     """
-    lock = FileLock(path.with_suffix(".lock"))
+    lock = FileLock(path.with_suffix(LOCK))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=LOCK_TIMEOUT_S)
+        try:
+            lock.acquire(timeout=NOTICE_S)
+        except Timeout:
+            logger.warning("Waiting for another process that checks the dataset %s.", split.path)
+            lock.acquire(timeout=LOCK_TIMEOUT_S)
     except Timeout:
         minutes = f"{LOCK_TIMEOUT_S / 60:.0f} minutes"
         raise _UnusableError(f"Another process has been checking it for {minutes}.") from None
@@ -122,15 +130,21 @@ def _locked(path: Path) -> FileLock:
 
 
 def _load(path: Path, annotations: Path) -> Prepared | None:
-    """The content of a file of the cache if everything that it depends on is unchanged."""
+    """The content of a file of the cache if everything that it depends on is unchanged.
+
+    Raises:
+        _UnusableError: The file belongs to another user, who could have written anything, or may not be read.
+    """
     try:
         file = read_arrays(path)
         if not _is_valid(file, annotations):
             return None
         found = from_file(path, file)
+    except PermissionError as error:
+        raise _UnusableError(f"{error.filename} cannot be used: {error.strerror}. {ADVICE}") from None
     except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged: it is written anew
         return None
-    except UserError:  # the annotation file is a pipe now: reading it raises the error
+    except UserError:  # this or the annotation file is a pipe now: writing or reading it raises the error
         return None
     with suppress(OSError):
         os.utime(path)
@@ -181,8 +195,13 @@ def _check(split: Split, annotations: Path, path: Path) -> Prepared:
 
 
 def _remove_old(folder: Path) -> None:
-    """Removes files that have not been used for a long time."""
-    for path in folder.glob(f"*{SUFFIX}"):
+    """Removes files that have not been used for a long time, and those of processes that were killed.
+
+    A process whose lock is removed only checks a split twice.
+    """
+    for path in folder.iterdir():
+        is_partial = PARTIAL.fullmatch(path.name) is not None
         with suppress(OSError):
-            if time.time() - path.stat().st_mtime > MAX_AGE_S:
+            age = time.time() - path.stat().st_mtime
+            if (is_partial and age > MAX_PARTIAL_AGE_S) or (path.suffix in (SUFFIX, LOCK) and age > MAX_AGE_S):
                 path.unlink()

@@ -1,5 +1,6 @@
 """Arrays and a JSON value in one file, which is mapped into memory: processes that open it share its pages."""
 
+import errno
 import hashlib
 import json
 import mmap
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from detrs.files import atomic_write
+from detrs.files import atomic_write, open_regular
 
 MAGIC = b"detrs arrays 1\n"
 ALIGNMENT = 64
@@ -72,10 +73,14 @@ def read_arrays(path: Path, digest: bytes | None = None) -> ArrayFile:
 
     Raises:
         OSError: The file cannot be read.
+        PermissionError: It may not be read, or belongs to another user than this one and root.
         ValueError: It is damaged, or another file than expected.
+        UserError: It is not a regular file.
     """
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         status = os.fstat(file.fileno())
+        if os.name == "posix" and status.st_uid not in (0, os.geteuid()):
+            raise PermissionError(errno.EPERM, "it belongs to another user", str(path))
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     found = content[-DIGEST_BYTES:]
     with memoryview(content) as view:

@@ -111,5 +111,5 @@ def reopened(path: Path, digest: bytes) -> Prepared:
     """
     try:
         return from_file(path, read_arrays(path, digest))
-    except (OSError, ValueError):
+    except (OSError, ValueError, UserError):
         raise UserError(f"{path} was removed or replaced while a loader process started. Start again.") from None
