@@ -163,6 +163,57 @@ def test_a_dataset_that_is_just_written_is_not_stored(
     assert len(checks) == 2 and not list(cache.glob("*.arrays"))
 
 
+@pytest.mark.parametrize("which", ["image", "annotations"])
+def test_a_modification_time_in_the_future_does_not_matter(
+    folder: Any, cache: Path, checks: list[Path], monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    """Of a camera with a wrong clock. A file that is changed once more is noticed."""
+    monkeypatch.setattr(annotation_cache, "SETTLED_S", 0.0)
+    path = image(folder) if which == "image" else folder.root / "annotations" / "train.json"
+    year = time.time() + 365 * 24 * 3600
+    os.utime(path, (year, year))
+    time.sleep(0.1)
+    assert content(opened(folder)) == content(opened(folder))
+    assert len(checks) == 1
+    (repaint if which == "image" else annotate)(folder)
+    assert os.stat(path).st_mtime == pytest.approx(year)
+    assert content(opened(folder)) == content(FolderDataset(find_split(folder.root, "train")))
+    assert len(checks) == 3
+
+
+def huge_id(folder: Any) -> None:
+    folder.data["images"][2]["id"] = 2**63
+
+
+def no_extension(folder: Any) -> None:
+    path = image(folder)
+    path.rename(path.with_suffix(".picture"))
+    folder.data["images"][0]["file_name"] = path.with_suffix(".picture").name
+
+
+OBSTACLES: dict[str, tuple[Change, str]] = {
+    "id": (huge_id, "image ids of more than 64 bits"),
+    "name": (no_extension, r"photo 0.picture has an unusual name"),
+    "clock": (lambda _: None, "changed in the future"),
+}
+
+
+@pytest.mark.parametrize("name", OBSTACLES)
+def test_a_dataset_that_is_never_stored_is_reported_once(
+    folder: Any, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    change, reason = OBSTACLES[name]
+    change(folder)
+    folder.write()
+    if name == "clock":
+        now = time.time()
+        monkeypatch.setattr("detrs.data.annotation_cache.time.time", lambda: now - 3600)
+    opened(folder), opened(folder)
+    (message,) = caplog.messages
+    assert str(folder.root) in message and reason in message and caplog.records[0].levelname == "WARNING"
+    assert not list(cache.glob("*.arrays"))
+
+
 def test_errors_are_not_stored(folder: Any, cache: Path, checks: list[Path]) -> None:
     folder.data["annotations"][0]["bbox"] = [1, 2, 3]
     folder.write()

@@ -5,7 +5,8 @@ on: the annotation file, the names in the folders of the images, and length and 
 all of this is the same. Processes that open the same split map the file into memory and share its pages.
 
 A split with errors is not stored. Neither is one with files that have changed in the last seconds: another change
-within the resolution of the clock of the file system could not be noticed later.
+within the resolution of the clock of the file system could not be noticed later. Where this or another property of the
+files keeps a split from being stored at every start, a warning says so.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ from detrs.data.check import read_annotations
 from detrs.data.content import Split
 from detrs.data.folders import IMAGE_SUFFIXES
 from detrs.data.prepared import Prepared, from_file, prepared
-from detrs.data.visited import Visited, file_state, state
+from detrs.data.visited import CLOCK_S, Visited, file_state, last_change, state
 from detrs.errors import UserError
 from detrs.files import PARTIAL, open_regular
 
@@ -174,15 +175,12 @@ def _check(split: Split, annotations: Path, path: Path) -> Prepared:
     visited = Visited()
     result = prepared(read_annotations(split, visited=visited))
     now = visited.state
-    names = (os.fsdecode(result.images.name(index)).lower() for index in range(len(result.images)))
-    if (
-        now is None
-        or max(now.newest, before[1] / 1e9, before[2] / 1e9) > start - SETTLED_S
-        or not {*result.images.folders} <= visited.folders.keys()
-        or result.images.ids.dtype != np.int64
-        or not all(name.endswith(IMAGE_SUFFIXES) for name in names)
-    ):
-        logger.debug("The checked dataset is not cached: its files are too new or have unusual names.")
+    newest = max(now.newest if now else 0.0, last_change(before[1], before[2], start) / 1e9)
+    if reason := _obstacle(result, visited, newest):
+        _warn(split, reason)
+        return result
+    if now is None or newest > start - SETTLED_S:
+        logger.debug("The checked dataset is not cached: its files have just changed.")
         return result
     meta = {"prepared": result.meta(), "annotations": before, "state": now.digest, "visited": visited.to_json()}
     try:
@@ -192,6 +190,26 @@ def _check(split: Split, annotations: Path, path: Path) -> Prepared:
     except (UserError, OSError, ValueError) as error:
         _warn(split, f"{error} {ADVICE}")
         return result
+
+
+def _obstacle(result: Prepared, visited: Visited, newest: float) -> str:
+    """Why a split cannot be stored at any time, as a sentence; empty if it can.
+
+    Args:
+        result: The checked split.
+        visited: What the search of the images depends on.
+        newest: The time of the last change of a file.
+    """
+    if newest > time.time() + CLOCK_S:
+        return "According to the file system, some of its files were changed in the future. Set the clock."
+    if result.images.ids.dtype != np.int64:
+        return "It has image ids of more than 64 bits. Use smaller numbers."
+    for index in range(len(result.images)):
+        if not os.fsdecode(result.images.name(index)).lower().endswith(IMAGE_SUFFIXES):
+            return f"{result.images.path(index)} has an unusual name. Expected the extension of an image, such as .jpg."
+    if others := {*result.images.folders} - visited.folders.keys():
+        return f"The names in the folder {min(others)} cannot be compared later. Use an absolute path to the dataset."
+    return ""
 
 
 def _remove_old(folder: Path) -> None:

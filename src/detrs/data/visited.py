@@ -2,12 +2,16 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from detrs.data.folders import IMAGE_SUFFIXES
+
+CLOCK_S = 60.0
+"""Largest difference between the clocks of this computer and of a file server that is expected."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,7 @@ class State:
 
     digest: str
     newest: float
-    """Time of the last change of a file, in seconds since the epoch."""
+    """Time of the last change of a file, in seconds since the epoch; see ``last_change``."""
 
 
 @dataclass
@@ -42,7 +46,8 @@ def state(folders: Mapping[str, frozenset[str] | None], probes: Mapping[str, boo
     """The names in the folders, and length and times of the images; ``None`` if something has changed.
 
     The times include that of the last change of the inode, which no program can set: a file that was replaced by one of
-    the same length and modification time has another one.
+    the same length and modification time has another one. On Windows, it is the time of creation, and only a change of
+    the length or the modification time is noticed.
 
     Args:
         folders: Folders, and the names that are expected in them, or ``None``.
@@ -62,7 +67,7 @@ def state(folders: Mapping[str, frozenset[str] | None], probes: Mapping[str, boo
 
 
 def file_state(path: Path) -> tuple[int, int, int]:
-    """Length, and times of the last change of content and inode in nanoseconds.
+    """Length, and times of the last change of content and inode in nanoseconds (on Windows: of the creation).
 
     Raises:
         OSError: There is no such file.
@@ -71,13 +76,27 @@ def file_state(path: Path) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
+def last_change(modified_ns: int, changed_ns: int, now: float) -> int:
+    """The time of the last change of a file in nanoseconds.
+
+    A modification time in the future was set by a program, or by a camera with a wrong clock. It does not count, since
+    later changes are noticed by the time of the last change of the inode.
+
+    Args:
+        modified_ns: Time of the last change of the content.
+        changed_ns: Time of the last change of the inode.
+        now: The time, in seconds since the epoch.
+    """
+    return changed_ns if modified_ns / 1e9 > now + CLOCK_S else max(modified_ns, changed_ns)
+
+
 def _listing(folder: str) -> tuple[dict[str, bytes], int]:
     """Length and times of the entries of a folder, and the time of the last change of an image in nanoseconds.
 
     Those of files that are not images, such as logs, are empty.
     """
     found: dict[str, bytes] = {}
-    newest = 0
+    newest, now = 0, time.time()
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -89,7 +108,7 @@ def _listing(folder: str) -> tuple[dict[str, bytes], int]:
                         continue
                     modified, changed = status.st_mtime_ns, status.st_ctime_ns
                     found[entry.name] = b"%d %d %d" % (status.st_size, modified, changed)
-                    newest = max(newest, modified, changed)
+                    newest = max(newest, last_change(modified, changed, now))
     except OSError:  # it does not exist, as before, or it cannot be read any more
         pass
     return found, newest
