@@ -1,4 +1,5 @@
 import os
+import zlib
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,12 @@ def test_remove_partial_touches_nothing_else(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"x")
     assert files.remove_partial(tmp_path) == 3
     assert {path.name for path in tmp_path.iterdir()} == keep
+
+
+def test_checksum_is_that_of_the_contents_in_their_order(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.write_bytes(b"one"), second.write_bytes(b"two")
+    before = files.checksum([first, second])
+    assert before == files.checksum([str(first), str(second)]) == zlib.crc32(b"onetwo")
+    second.write_bytes(b"twp")
+    assert before != files.checksum([first, second])

@@ -7,7 +7,8 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -102,6 +103,18 @@ def unreadable(path: str | Path, error: OSError, expected: str) -> UserError:
         link = f" (a dangling link to {os.readlink(path)})" if os.path.islink(path) else ""
         return UserError(f"There is no file '{path}'{link}. {expected}.")
     return UserError(f"'{path}' cannot be read: {error.strerror}. {expected}.")
+
+
+def checksum(paths: Iterable[str | Path]) -> int:
+    """A number of the contents of files, by which a cache recognizes that they have changed.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    value = 0
+    for path in paths:
+        value = zlib.crc32(Path(path).read_bytes(), value)
+    return value
 
 
 def remove_partial(folder: Path) -> int:

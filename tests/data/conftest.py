@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detrs.data import FolderDataset
+from detrs.data import FolderDataset, annotation_cache
 from detrs.data.detect import find_split
 
 SIZES = ((61, 97), (83, 47), (59, 59))  # (height, width)
@@ -60,6 +60,14 @@ class Folder:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return path
 
+    def image(self, number: int = 0) -> Path:
+        return self.images / self.data["images"][number]["file_name"]
+
+    def paint(self, gray: int) -> None:
+        """The first image without compression, so that all grays give files of the same length."""
+        size = self.data["images"][0]["width"], self.data["images"][0]["height"]
+        Image.new("RGB", size, (gray, gray, gray)).save(self.image(), compress_level=0)
+
     def open(self, **options: Any) -> FolderDataset:
         self.write()
         return FolderDataset(find_split(self.root, "train"), **options)
@@ -73,3 +81,27 @@ def folder(tmp_path: Path) -> Folder:
 @pytest.fixture
 def make_folder(tmp_path: Path) -> Callable[[str], Folder]:
     return lambda name: Folder(tmp_path / name)
+
+
+@pytest.fixture
+def cache(folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the cache; files count as unchanging at once."""
+    folder.write()
+    folder.paint(50)
+    monkeypatch.setenv("DETRS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(annotation_cache, "SETTLED_S", -60.0)
+    return tmp_path / "cache" / "annotations"
+
+
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The splits that are checked, not opened from the cache."""
+    checked: list[Path] = []
+    check = annotation_cache.read_annotations
+
+    def record(split: Any, **options: Any) -> Any:
+        checked.append(split.path)
+        return check(split, **options)
+
+    monkeypatch.setattr(annotation_cache, "read_annotations", record)
+    return checked

@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import shutil
-import stat
 import threading
 import time
 from collections.abc import Callable
@@ -14,39 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from filelock import FileLock
 from PIL import Image
 
 from detrs.data import FolderDataset, annotation_cache, open_dataset
-from detrs.data.cache_folder import cache_folder
 from detrs.data.detect import find_split
 from detrs.errors import UserError
 
 Change = Callable[[Any], object]
-
-
-@pytest.fixture
-def cache(folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the cache; files count as unchanging at once."""
-    folder.write()
-    paint(folder, 50)
-    monkeypatch.setenv("DETRS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(annotation_cache, "SETTLED_S", -60.0)
-    return tmp_path / "cache" / "annotations"
-
-
-@pytest.fixture
-def checks(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The splits that are checked, not opened from the cache."""
-    checked: list[Path] = []
-    check = annotation_cache.read_annotations
-
-    def record(split: Any, **options: Any) -> Any:
-        checked.append(split.path)
-        return check(split, **options)
-
-    monkeypatch.setattr(annotation_cache, "read_annotations", record)
-    return checked
 
 
 def opened(folder: Any, **options: Any) -> FolderDataset:
@@ -75,20 +48,10 @@ def test_a_second_opening_checks_nothing_and_finds_the_same(folder: Any, cache: 
     assert len(checks) == 2  # the comparison
 
 
-def image(folder: Any, number: int = 0) -> Path:
-    return folder.images / folder.data["images"][number]["file_name"]
-
-
-def paint(folder: Any, gray: int) -> None:
-    """Without compression, so that all grays give files of the same length."""
-    size = folder.data["images"][0]["width"], folder.data["images"][0]["height"]
-    Image.new("RGB", size, (gray, gray, gray)).save(image(folder), compress_level=0)
-
-
 def repaint(folder: Any) -> None:
     """Other pixels in a file of the same length and modification time."""
-    path, before = image(folder), image(folder).stat()
-    paint(folder, 90)
+    path, before = folder.image(), folder.image().stat()
+    folder.paint(90)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert path.stat().st_size == before.st_size and path.stat().st_mtime_ns == before.st_mtime_ns
 
@@ -115,8 +78,8 @@ CHANGES: dict[str, Change] = {
     "annotations": lambda folder: (folder.data["annotations"].pop(), folder.write()),
     "annotations of the same length and time": annotate,
     "an image of the same length and time": repaint,
-    "a removed image": lambda folder: image(folder).unlink(),
-    "an image of another size": lambda folder: Image.new("RGB", (7, 7)).save(image(folder)),
+    "a removed image": lambda folder: folder.image().unlink(),
+    "an image of another size": lambda folder: Image.new("RGB", (7, 7)).save(folder.image()),
     "a pipe instead of annotations": pipe,
     "a new file": lambda folder: (folder.images / "new.png").touch(),
     "a renamed folder": lambda folder: folder.images.rename(folder.images.with_name("other")),
@@ -169,7 +132,7 @@ def test_a_modification_time_in_the_future_does_not_matter(
 ) -> None:
     """Of a camera with a wrong clock. A file that is changed once more is noticed."""
     monkeypatch.setattr(annotation_cache, "SETTLED_S", 0.0)
-    path = image(folder) if which == "image" else folder.root / "annotations" / "train.json"
+    path = folder.image() if which == "image" else folder.root / "annotations" / "train.json"
     year = time.time() + 365 * 24 * 3600
     os.utime(path, (year, year))
     time.sleep(0.1)
@@ -181,37 +144,21 @@ def test_a_modification_time_in_the_future_does_not_matter(
     assert len(checks) == 3
 
 
-def huge_id(folder: Any) -> None:
-    folder.data["images"][2]["id"] = 2**63
-
-
-def no_extension(folder: Any) -> None:
-    path = image(folder)
-    path.rename(path.with_suffix(".picture"))
-    folder.data["images"][0]["file_name"] = path.with_suffix(".picture").name
-
-
-OBSTACLES: dict[str, tuple[Change, str]] = {
-    "id": (huge_id, "image ids of more than 64 bits"),
-    "name": (no_extension, r"photo 0.picture has an unusual name"),
-    "clock": (lambda _: None, "changed in the future"),
-}
-
-
-@pytest.mark.parametrize("name", OBSTACLES)
-def test_a_dataset_that_is_never_stored_is_reported_once(
-    folder: Any, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+@pytest.mark.parametrize("name", ["data/object_checks.py", "data/formats/coco.py", "magic.py"])
+def test_other_sources_of_the_same_version_check_anew(
+    folder: Any, cache: Path, checks: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    change, reason = OBSTACLES[name]
-    change(folder)
-    folder.write()
-    if name == "clock":
-        now = time.time()
-        monkeypatch.setattr("detrs.data.annotation_cache.time.time", lambda: now - 3600)
-    opened(folder), opened(folder)
-    (message,) = caplog.messages
-    assert str(folder.root) in message and reason in message and caplog.records[0].levelname == "WARNING"
-    assert not list(cache.glob("*.arrays"))
+    """As after ``git pull`` in an editable installation."""
+    package = tmp_path / "detrs"
+    shutil.copytree(Path(annotation_cache.__file__).parents[1], package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(annotation_cache, "__file__", str(package / "data" / "annotation_cache.py"))
+    for number, line in enumerate(("", "# another check\n"), 1):
+        with (package / name).open("a") as file:
+            file.write(line)
+        annotation_cache._version.cache_clear()
+        opened(folder), opened(folder)
+        assert len(checks) == number
+    annotation_cache._version.cache_clear()
 
 
 def test_errors_are_not_stored(folder: Any, cache: Path, checks: list[Path]) -> None:
@@ -234,46 +181,6 @@ def test_a_damaged_file_is_written_anew(folder: Any, cache: Path, checks: list[P
     path.write_bytes({"cut": data[:-100], "flipped": data, "empty": b"", "other": b"text" * 1000}[damage])
     assert content(opened(folder)) == expected and content(opened(folder)) == expected
     assert len(checks) == 2
-
-
-@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
-@pytest.mark.parametrize("reason", ["a file", "full"])
-def test_a_cache_that_cannot_be_written_is_reported_and_not_used(
-    folder: Any, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, reason: str
-) -> None:
-    expected = content(FolderDataset(find_split(folder.root, "train")))
-    if reason == "a file":
-        cache.parent.write_text("not a folder")
-    else:
-
-        def full(*arguments: Any) -> None:
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr("detrs.files.os.fsync", full)
-    for _ in range(2):
-        assert content(opened(folder)) == expected
-    (message,) = caplog.messages
-    assert message.startswith(f"The checked dataset {folder.root}") and "Set DETRS_CACHE to a folder" in message
-    assert not cache.is_dir() or not [path for path in cache.iterdir() if path.suffix != ".lock"]
-
-
-@pytest.mark.skipif(os.name != "posix", reason="users of POSIX")
-@pytest.mark.parametrize("given", [None, "~nobodyhere/x"])
-def test_a_dataset_opens_without_a_home_folder(
-    folder: Any, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, given: str | None
-) -> None:
-    """As a user without an entry in the list of users, in a container."""
-    expected = content(FolderDataset(find_split(folder.root, "train")))
-    for name in ("HOME", "XDG_CACHE_HOME", "DETRS_CACHE"):
-        monkeypatch.delenv(name, raising=False)
-    if given:
-        monkeypatch.setenv("DETRS_CACHE", given)
-    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
-    assert content(opened(folder)) == expected
-    (message,) = caplog.messages
-    assert "There is no cache folder" in message and (given or "") in message and "Set DETRS_CACHE" in message
-    with pytest.raises(UserError, match=r"There is no cache folder.*Set DETRS_CACHE to a folder"):
-        cache_folder("huggingface")
 
 
 def test_without_the_cache_nothing_is_read_or_written(folder: Any, cache: Path) -> None:
@@ -337,63 +244,6 @@ def test_only_one_of_several_checks_while_the_others_wait(
         found = set(threads.map(start, range(3)))
     assert found == {FolderDataset(find_split(folder.root, "train")).fingerprint()}
     assert len(checks) == 2  # the first, and the comparison
-
-
-def test_a_process_that_waits_tells_so(
-    folder: Any, cache: Path, checks: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(annotation_cache, "NOTICE_S", 0.05)
-    expected = opened(folder).fingerprint()
-    (stored,), kept = cache.glob("*.arrays"), cache / "kept"
-    stored.rename(kept)
-    lock = FileLock(stored.with_suffix(".lock"), thread_local=False)
-    lock.acquire()
-
-    def finish() -> None:
-        while not caplog.messages:
-            time.sleep(0.01)
-        kept.rename(stored)
-        lock.release()
-
-    with ThreadPoolExecutor(1) as other:
-        other.submit(finish)
-        assert opened(folder).fingerprint() == expected
-    path = folder.root / "annotations" / "train.json"
-    assert caplog.messages == [f"Waiting for another process that checks the dataset {path}."] and len(checks) == 1
-    assert caplog.records[0].levelname == "WARNING"  # visible without a handler
-
-
-@pytest.mark.skipif(os.name != "posix", reason="users of POSIX")
-def test_a_file_of_another_user_is_not_used(
-    folder: Any, cache: Path, checks: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    expected, dataset = content(opened(folder)), opened(folder)
-    stored = pickle.dumps(dataset)
-    (path,) = cache.glob("*.arrays")
-    before, real = path.read_bytes(), os.fstat
-
-    def other(descriptor: int) -> os.stat_result:
-        status = list(real(descriptor))
-        status[stat.ST_UID] = os.geteuid() + 1
-        return os.stat_result(status)
-
-    monkeypatch.setattr("detrs.data.array_file.os.fstat", other)
-    assert content(opened(folder)) == expected and content(opened(folder)) == expected
-    (message,) = caplog.messages
-    assert f"{path} cannot be used: it belongs to another user. Set DETRS_CACHE" in message
-    assert len(checks) == 3 and path.read_bytes() == before
-    with pytest.raises(UserError, match="was removed or replaced"):
-        pickle.loads(stored)
-
-
-@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
-def test_a_pipe_in_the_cache_does_not_block(folder: Any, cache: Path, checks: list[Path]) -> None:
-    opened(folder)
-    (path,) = cache.glob("*.arrays")
-    path.unlink()
-    os.mkfifo(path)
-    opened(folder), opened(folder)
-    assert len(checks) == 2 and path.is_file()
 
 
 def test_files_that_are_not_used_are_removed(folder: Any, cache: Path) -> None:

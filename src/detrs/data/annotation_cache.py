@@ -9,6 +9,7 @@ within the resolution of the clock of the file system could not be noticed later
 files keeps a split from being stored at every start, a warning says so.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -30,13 +31,11 @@ from detrs.data.folders import IMAGE_SUFFIXES
 from detrs.data.prepared import Prepared, from_file, prepared
 from detrs.data.visited import CLOCK_S, Visited, file_state, last_change, state
 from detrs.errors import UserError
-from detrs.files import PARTIAL, open_regular
+from detrs.files import PARTIAL, checksum, open_regular
 
 logger = logging.getLogger("detrs")
 _warned: set[Path] = set()
 
-VERSION = 1
-"""Of the checks and of the file; a higher number makes all older files invalid."""
 SETTLED_S = 2.0
 """Seconds after which a file is considered unchanging."""
 NOTICE_S = 1.0
@@ -104,7 +103,18 @@ def _warn(split: Split, reason: str) -> None:
 def _key(split: Split) -> str:
     """The name of the file of a split: a hash of where it is and what checks it."""
     where = [type(split).__qualname__, repr(split), "" if split.path.is_absolute() else os.getcwd()]
-    return hashlib.sha256(json.dumps([VERSION, version("detrs"), PIL.__version__, *where]).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([_version(), PIL.__version__, *where]).encode()).hexdigest()[:32]
+
+
+@functools.cache
+def _version() -> tuple[str, int]:
+    """The version of this package and a number of the sources that read and check a split.
+
+    Two installations of the same version can have different sources.
+    """
+    package = Path(__file__).parents[1]
+    names = ("data/**/*.py", "errors.py", "magic.py", "structures.py")
+    return version("detrs"), checksum(path for name in names for path in sorted(package.glob(name)))
 
 
 def _locked(path: Path, split: Split) -> FileLock:

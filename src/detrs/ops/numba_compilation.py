@@ -5,13 +5,12 @@ recognize functions.
 """
 
 import warnings
-import zlib
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 from numba import cfunc, types
 
+from detrs.files import checksum
 from detrs.ops import threads
 
 Kernel = Callable[[int], None]
@@ -20,7 +19,7 @@ Kernel = Callable[[int], None]
 
 def version(sources: Iterable[str | None]) -> int:
     """A number of the content of files, which kernels capture: numba's cache only checks the file that defines one."""
-    return zlib.crc32(b"".join(Path(str(source)).read_bytes() for source in sources))
+    return checksum(map(str, sources))
 
 
 def compiled(function: Callable[[Any], None], problem: Any, variant: str, options: dict[str, Any]) -> Kernel:
