@@ -327,7 +327,7 @@ def test_what_to_do_about_shared_memory(text: str, hint: str) -> None:
     )
 
 
-def test_a_data_set_travels_to_a_spawned_worker_without_its_images(folder: Any, dataset: DigitsDataset) -> None:
+def test_a_dataset_is_pickled_without_its_images(folder: Any, dataset: DigitsDataset) -> None:
     coco: FolderDataset = folder.open()
     first = coco[0]
     for original, limit in ((coco, 20_000), (dataset, 20_000)):

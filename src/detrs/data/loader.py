@@ -21,7 +21,7 @@ from detrs.data.findings import MAX_DEFECTS
 from detrs.data.preprocessing import FixedSize, resized_size
 from detrs.data.protocol import check_sample
 from detrs.data.sample import Dataset, Sample
-from detrs.data.transport import PREFETCHED, Buffers, Parcel
+from detrs.data.shared_batch import PREFETCHED, Buffers, SharedBatch
 from detrs.errors import UserError, printable
 from detrs.structures import Batch
 
@@ -222,7 +222,7 @@ class _Loading(torch.utils.data.Dataset[Any]):
         self.buffers = Buffers()
         """Of this process, if it is a worker."""
 
-    def __getitem__(self, number: int) -> tuple[Batch | Parcel | UserError, dict[int, str]]:
+    def __getitem__(self, number: int) -> tuple[Batch | SharedBatch | UserError, dict[int, str]]:
         """A batch or the error to raise, and the errors of the images that were replaced, by position in the dataset.
 
         Errors are raised in ``_load``: torch would wrap a worker's exception into its traceback.
@@ -245,7 +245,7 @@ class _Loading(torch.utils.data.Dataset[Any]):
         if get_worker_info() is None:
             return collate(samples, plan.size), failed
         batch = collate(samples, plan.size, self.buffers.take)
-        return Parcel.of(batch, [size_of(sample) for sample in samples]), failed
+        return SharedBatch.of(batch, [size_of(sample) for sample in samples]), failed
 
     def _sample(self, item: _Item) -> Sample:
         sample = self.plans.dataset[item.number]
@@ -320,7 +320,7 @@ def _load(plans: _Plans, workers: int, pin_memory: bool) -> Iterator[Batch]:
                     raise UserError(f"{reason} It failed while loading these images: {printable(paths)}.") from error
                 error.add_note(f"while waiting for these images: {paths}")
                 raise
-            if isinstance(batch, Parcel):
+            if isinstance(batch, SharedBatch):
                 batch = batch.batch()
             if isinstance(batch, UserError):
                 raise UserError(str(batch))  # a new one: raising a local variable makes a cycle with this frame ...

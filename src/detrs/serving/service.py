@@ -1,4 +1,4 @@
-"""The way of a request: body, images, queue, model; each step within the limits and the deadline."""
+"""Processes a request in steps (body, images, queue, model), each within the limits and the deadline."""
 
 import asyncio
 import contextlib

@@ -1,8 +1,9 @@
-"""The way of a batch from a loader process to the main process.
+"""Transfers batches from loader processes to the main process through shared memory.
 
 New shared memory is slow: the system clears every page and maps it twice, which takes longer than decoding. So a loader
 process writes its batches to a few buffers in turn, and the main process copies each batch out of its buffer. Padding
-is made in the main process from the sizes; boxes and labels travel as bytes, without a file descriptor for each.
+is made in the main process from the sizes. Boxes and labels are pickled as NumPy arrays, since each tensor would need a
+file descriptor.
 """
 
 from dataclasses import dataclass
@@ -42,8 +43,8 @@ class Buffers:
 
 
 @dataclass(frozen=True)
-class Parcel:
-    """A batch on its way: valid until the next batch is requested."""
+class SharedBatch:
+    """A batch whose images are in a shared buffer: valid until the next batch is requested."""
 
     images: Tensor
     """(B, 3, H, W) uint8 in a shared buffer."""
@@ -51,11 +52,11 @@ class Parcel:
     """(height, width) of each un-padded image."""
     boxes: list[NDArray[np.float32]]
     labels: list[NDArray[np.int64]]
-    facts: list[tuple[int, tuple[int, int]]]
-    """Image id and original size."""
+    ids_and_sizes: list[tuple[int, tuple[int, int]]]
+    """Image id and original size of each image."""
 
     @classmethod
-    def of(cls, batch: Batch, sizes: list[tuple[int, int]]) -> "Parcel":
+    def of(cls, batch: Batch, sizes: list[tuple[int, int]]) -> "SharedBatch":
         targets = batch.targets
         return cls(
             batch.images,
@@ -67,17 +68,17 @@ class Parcel:
 
     def batch(self) -> Batch:
         """The batch in memory of its own."""
-        return self._unpacked(self.images.clone())
+        return self._with_images(self.images.clone())
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory. Called in the thread of the ``DataLoader`` that does this."""
-        batch = self._unpacked(self.images.pin_memory())
+        batch = self._with_images(self.images.pin_memory())
         targets = (t._replace(boxes=t.boxes.pin_memory(), labels=t.labels.pin_memory()) for t in batch.targets)
         return Batch(batch.images, batch.padding.pin_memory(), tuple(targets))
 
-    def _unpacked(self, images: Tensor) -> Batch:
+    def _with_images(self, images: Tensor) -> Batch:
         targets = [
-            Target(torch.from_numpy(boxes), torch.from_numpy(labels), *facts)
-            for boxes, labels, facts in zip(self.boxes, self.labels, self.facts, strict=True)
+            Target(torch.from_numpy(boxes), torch.from_numpy(labels), *id_and_size)
+            for boxes, labels, id_and_size in zip(self.boxes, self.labels, self.ids_and_sizes, strict=True)
         ]
         return Batch(images, padding_of(self.sizes, (images.shape[2], images.shape[3])), tuple(targets))
