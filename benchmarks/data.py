@@ -37,6 +37,8 @@ SIZES = ((480, 640), (640, 480), (427, 640), (375, 500), (612, 612), (333, 500),
 """(height, width) of the JPEG files."""
 NUM_CLASSES = 80
 WORKERS, PROCESSES, STEPS = 2, 2, 4
+COUNTS = "counts.json"
+"""In the folder of a dataset: its numbers of images and boxes, and whether it has polygons."""
 SMALL = 100
 """Images of the dataset whose memory is subtracted."""
 TIMEOUT_S = 1200
@@ -59,6 +61,8 @@ def main() -> None:
         return
     import page  # the measured processes do not need it
 
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="detrs-data-"))
     try:
         entry = {"commit": page.commit(), **measure(folder, options)}
@@ -87,11 +91,8 @@ def parsed() -> argparse.Namespace:
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Makes the datasets if they do not exist, and opens them with an empty cache."""
-    large, small = folder / "large", folder / "small"
-    if not large.exists():
-        make_dataset(large, options.images, options.boxes, polygons=options.polygons)
-    if not small.exists():
-        make_dataset(small, SMALL, SMALL * 7, polygons=options.polygons)
+    large = dataset(folder / "large", options.images, options.boxes, polygons=options.polygons)
+    small = dataset(folder / "small", SMALL, SMALL * 7, polygons=options.polygons)
     cache = folder / "cache"
     shutil.rmtree(cache, ignore_errors=True)
     time.sleep(3)  # files that have just changed are not cached
@@ -106,6 +107,21 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "second": second,
         "several_mib": load["large"] - load["small"],
     }
+
+
+def dataset(folder: Path, num_images: int, num_boxes: int, *, polygons: bool) -> Path:
+    """Makes a dataset in a folder, or checks that the one that is there has the same content."""
+    content, counts = {"images": num_images, "boxes": num_boxes, "polygons": polygons}, folder / COUNTS
+    if not folder.exists():
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was interrupted
+        make_dataset(partial, num_images, num_boxes, polygons=polygons)
+        (partial / COUNTS).write_text(json.dumps(content))
+        partial.rename(folder)
+    found = json.loads(counts.read_text()) if counts.exists() else f"a folder without {COUNTS}"
+    if found != content:
+        sys.exit(f"{folder} is {found}, not {content}: remove it, or pass its counts or another --folder.")
+    return folder
 
 
 def make_dataset(folder: Path, num_images: int, num_boxes: int, *, polygons: bool = False) -> None:
@@ -182,7 +198,7 @@ def child(mode: str, folder: Path, cache: Path) -> dict[str, float]:
 
 def started(mode: str, folder: Path, cache: Path) -> subprocess.Popen[str]:
     command = [sys.executable, __file__, "--child", mode, "--folder", str(folder)]
-    variables = os.environ | {"XDG_CACHE_HOME": str(cache)}
+    variables = os.environ | {"DETRS_CACHE": str(cache)}
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
 
 
