@@ -6,13 +6,18 @@
 ``src`` folder of another version of detrs, which runs beside this one. ``--photographs``: images of which the dataset
 is made; by default the two of scikit-learn.
 
-Each loader reads the same JPEGs from the page cache, in a process of its own (``loader_epochs.py``). Epochs alternate
-between the loaders; figures are medians over the rounds. CPU time is that of the main process and its workers together.
+Each loader reads the same JPEGs from the page cache, in a process of its own (``loader_epochs.py``, which lists what is
+equal and what is not). Epochs alternate between the loaders; figures are medians over the rounds. CPU time is that of
+the main process and its workers together.
+
+Results are appended to ``results/loader.jsonl``, one line for a size with all loaders that ran beside each other; the
+newest of each machine and size are shown in README.md.
 """
 
 import argparse
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -115,28 +120,31 @@ def measure(loaders: dict[str, Loader], rounds: int) -> list[Line]:
     return lines
 
 
-def rows(lines: Sequence[Line]) -> list[list[str]]:
-    """The rows of the table: one per size and loader."""
-    names = list(dict.fromkeys((tuple(line["size"]), line["loader"]) for line in lines))
+def rows(entry: Line) -> list[list[str]]:
+    """The rows of a result in the table: one per loader."""
     made = []
-    for size, name in names:
-        own = [line for line in lines if (tuple(line["size"]), line["loader"]) == (size, name)]
+    for name in dict.fromkeys(line["loader"] for line in entry["loaders"]):
+        own = [line for line in entry["loaders"] if line["loader"] == name]
+        shapes = dict.fromkeys(" x ".join(map(str, line["shape"])) for line in own)
         rates = [f"{line['images_per_s']:.0f}" for line in own]
         cpu = [f"{line['cpu_ms']:.1f}" for line in own]
-        made.append([f"{size[0]} x {size[1]}", name, *rates, *cpu])
+        short, long = entry["size"]
+        made.append([entry["machine"], f"{short} x {long}", name, ", ".join(shapes), *rates, *cpu])
     return made
 
 
-def table(lines: Sequence[Line]) -> str:
-    """The newest results as a Markdown table."""
+def table(entries: Sequence[Line]) -> str:
+    """The results as a Markdown table."""
     counts = [counted(workers, "worker") for workers in WORKERS]
     header = [
-        "resized to",
+        "machine",
+        "short and long side",
         "loader",
+        "batch",
         *(f"images/s, {count}" for count in counts),
         *(f"CPU ms, {count}" for count in counts),
     ]
-    return page.table(header, rows(lines))
+    return page.table(header, [row for entry in entries for row in rows(entry)])
 
 
 def main() -> None:
@@ -150,7 +158,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", action="store_true", help="print JSON lines, and store nothing")
     arguments = parser.parse_args()
-    lines: list[Line] = []
+    entries: list[Line] = []
     with tempfile.TemporaryDirectory() as temporary:
         data = Path(temporary)
         make_images(data, photographs_of(arguments.photographs), arguments.images)
@@ -165,17 +173,26 @@ def main() -> None:
             loaders["torchvision"] = Loader("torchvision", *options, [])
             if arguments.peers:
                 loaders["ultralytics"] = Loader("ultralytics", *options, [arguments.peers])
-            for line in measure(loaders, arguments.rounds):
-                line |= {"size": [short, long], "kb": size_kb, "torch": torch.__version__, "commit": page.commit()}
-                lines.append(line)
-                if arguments.json:
-                    print(json.dumps(line), flush=True)
-                else:
-                    page.append(RESULTS, line)
+            entry = {
+                "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+                "size": [short, long],
+                "images": arguments.images,
+                "kb": size_kb,
+                "torch": torch.__version__,
+                "commit": page.commit(),
+                "loaders": measure(loaders, arguments.rounds),
+            }
+            entries.append(entry)
+            if arguments.json:
+                print(json.dumps(entry), flush=True)
+            else:
+                page.append(RESULTS, entry)
             for loader in loaders.values():
                 loader.close()
     if not arguments.json:
-        print(f"{arguments.images} images of {HEIGHT} x {WIDTH}, {size_kb} kB each\n\n{table(lines)}")
+        newest = page.newest(RESULTS, lambda line: (line["machine"], *line["size"]))
+        page.put("loader", table(newest), page.README)
+        print(f"{arguments.images} images of {HEIGHT} x {WIDTH}, {size_kb} kB each\n\n{table(entries)}")
 
 
 def photographs_of(folder: Path | None) -> list[Image.Image]:

@@ -2,9 +2,21 @@
 
     python benchmarks/loader_epochs.py detrs | torchvision | ultralytics DATA SHORT LONG BATCH_SIZE
 
-An epoch ends with the last batch as it enters the backbone: float32, of one size, on the CPU; channels-last for detrs,
-whose backbones are. Its figures are one JSON line. All loaders mirror half of the images, resize them, and do nothing
-else, in one thread per process.
+An epoch ends with the last batch as it enters the backbone: float32 on the CPU. Its figures are one JSON line.
+
+Equal for all loaders: the files, which have one size; half of the images are mirrored; the size of the resized image,
+which is that of detrs (DETR's rule for the short and the long side); batches of that size without padding; labels and
+annotations are read before; one thread per process.
+
+Different is what each library does in its own training:
+
+- The decoder: Pillow's for detrs and torchvision, OpenCV's for Ultralytics.
+- The interpolation: bilinear, with antialiasing in detrs only.
+- The order: torchvision resizes in the main process, in float32, as its detection models do. The others resize in the
+  loader processes, in uint8.
+- The normalization: by mean and standard deviation in detrs and torchvision, a division by 255 in Ultralytics.
+- The memory format: channels-last for detrs, whose backbones are.
+- Shuffling: Ultralytics and torchvision shuffle with the ``DataLoader``, detrs by its own order.
 """
 
 import argparse
@@ -45,7 +57,8 @@ def detrs(data: Path, short: int, long: int, batch_size: int) -> Epoch:
 
 def torchvision(data: Path, short: int, long: int, batch_size: int) -> Epoch:
     """The detection reference: Pillow's decoder, ``RandomHorizontalFlip`` of ``transforms.v2`` on tensors, then
-    ``GeneralizedRCNNTransform`` in the main process, which normalizes and resizes."""
+    ``GeneralizedRCNNTransform`` in the main process, which normalizes and resizes. It pads to multiples of 1 pixel, not
+    of 32, so that batches are those of the others."""
     from PIL import Image
     from torch.utils.data import DataLoader, Dataset
     from torchvision import tv_tensors
@@ -54,16 +67,15 @@ def torchvision(data: Path, short: int, long: int, batch_size: int) -> Epoch:
 
     change = v2.Compose([v2.ToImage(), v2.RandomHorizontalFlip(0.5), v2.ToDtype(torch.float32, scale=True)])
     files = sorted((data / "images" / "train").iterdir())
-    model = GeneralizedRCNNTransform(short, long, MEAN, STD)
+    labels = [_rows(data / "labels" / "train" / f"{file.stem}.txt") for file in files]
+    model = GeneralizedRCNNTransform(short, long, MEAN, STD, size_divisible=1)
 
     class Files(Dataset[Any]):
         def __len__(self) -> int:
             return len(files)
 
         def __getitem__(self, index: int) -> Any:
-            label = data / "labels" / "train" / f"{files[index].stem}.txt"
-            image = Image.open(files[index]).convert("RGB")
-            rows = torch.tensor(np.loadtxt(label, ndmin=2), dtype=torch.float32)
+            image, rows = Image.open(files[index]).convert("RGB"), labels[index]
             boxes = rows[:, 1:] * torch.tensor([image.width, image.height] * 2)
             found = tv_tensors.BoundingBoxes(boxes, format="CXCYWH", canvas_size=(image.height, image.width))
             boxes = v2.functional.convert_bounding_box_format(found, new_format="XYXY")
@@ -78,16 +90,29 @@ def torchvision(data: Path, short: int, long: int, batch_size: int) -> Epoch:
 
 
 def ultralytics(data: Path, short: int, long: int, batch_size: int) -> Epoch:
-    """Its training loader with its transforms, of which only the horizontal flip changes the image: no mosaic."""
+    """Its training loader with its transforms, of which only the horizontal flip changes the image: no mosaic.
+
+    ``imgsz`` is the long side of the resized image. By default, its training pads images to a square of that side;
+    ``rect`` pads them to the smallest multiple of ``stride`` that contains all images of a batch, which is the image
+    itself with a stride of 1. It trains without shuffling then, since the images of a batch must have similar aspect
+    ratios; here all are equal.
+    """
+    from PIL import Image
     from ultralytics.cfg import get_cfg
     from ultralytics.data import build_dataloader, build_yolo_dataset
     from ultralytics.utils import DEFAULT_CFG, LOGGER
 
+    from detrs.data.preprocessing import resized_size
+
     LOGGER.setLevel("ERROR")
     off = dict.fromkeys(("mosaic", "hsv_h", "hsv_s", "hsv_v", "translate", "scale", "erasing"), 0.0)
-    config = get_cfg(DEFAULT_CFG, {"imgsz": (long + 31) // 32 * 32, "fliplr": 0.5, "cache": False, **off})
+    images = data / "images" / "train"
+    with Image.open(next(images.iterdir())) as image:
+        width, height = image.size
+    imgsz = max(resized_size((height, width), (short, long)))
+    config = get_cfg(DEFAULT_CFG, {"imgsz": imgsz, "fliplr": 0.5, "cache": False, **off})
     content = {"names": {0: "object"}, "nc": 1, "channels": 3, "path": data}
-    dataset = build_yolo_dataset(config, str(data / "images" / "train"), batch_size, content, mode="train")
+    dataset = build_yolo_dataset(config, str(images), batch_size, content, mode="train", rect=True, stride=1)
 
     def epoch(workers: int) -> Iterator[torch.Tensor]:
         dataset.ims, dataset.buffer = [None] * dataset.ni, []  # images of the epoch before, for mosaics
@@ -97,6 +122,11 @@ def ultralytics(data: Path, short: int, long: int, batch_size: int) -> Epoch:
         loader.close()
 
     return epoch
+
+
+def _rows(label: Path) -> torch.Tensor:
+    """The objects of an image: class, center and size."""
+    return torch.tensor(np.loadtxt(label, ndmin=2), dtype=torch.float32)
 
 
 def _columns(samples: list[Any]) -> tuple[Any, ...]:
