@@ -30,13 +30,13 @@ def huge_id(folder: Any) -> None:
 
 def no_extension(folder: Any) -> None:
     path = folder.image()
-    path.rename(path.with_suffix(".picture"))
-    folder.data["images"][0]["file_name"] = path.with_suffix(".picture").name
+    path.rename(path.with_suffix(".photo"))
+    folder.data["images"][0]["file_name"] = path.with_suffix(".photo").name
 
 
 OBSTACLES: dict[str, tuple[Change, str]] = {
     "id": (huge_id, "image ids of more than 64 bits"),
-    "name": (no_extension, r"photo 0.picture has an unusual name"),
+    "name": (no_extension, r"photo 0.photo has an unusual name"),
     "clock": (lambda _: None, "changed in the future"),
 }
 

@@ -5,8 +5,8 @@ on: the annotation file, the names in the folders of the images, and length and 
 all of this is the same. Processes that open the same split map the file into memory and share its pages.
 
 A split with errors is not stored. Neither is one with files that have changed in the last seconds: another change
-within the resolution of the clock of the file system could not be noticed later. Where this or another property of the
-files keeps a split from being stored at every start, a warning says so.
+within the resolution of the clock of the file system could not be noticed later. If a split
+can never be stored, the reason is logged as a warning.
 """
 
 import functools
@@ -39,7 +39,7 @@ _warned: set[Path] = set()
 SETTLED_S = 2.0
 """Seconds after which a file is considered unchanging."""
 NOTICE_S = 1.0
-"""Time after which a warning tells what this process waits for."""
+"""Time after which it is logged that this process waits for another one."""
 LOCK_TIMEOUT_S = 1800.0
 """Longest time to wait for another process that checks the same split."""
 MAX_AGE_S = 60 * 24 * 3600.0
@@ -186,7 +186,7 @@ def _check(split: Split, annotations: Path, path: Path) -> Prepared:
     result = prepared(read_annotations(split, visited=visited))
     now = visited.state
     newest = max(now.newest if now else 0.0, last_change(before[1], before[2], start) / 1e9)
-    if reason := _obstacle(result, visited, newest):
+    if reason := _why_never(result, visited, newest):
         _warn(split, reason)
         return result
     if now is None or newest > start - SETTLED_S:
@@ -202,7 +202,7 @@ def _check(split: Split, annotations: Path, path: Path) -> Prepared:
         return result
 
 
-def _obstacle(result: Prepared, visited: Visited, newest: float) -> str:
+def _why_never(result: Prepared, visited: Visited, newest: float) -> str:
     """Why a split cannot be stored at any time, as a sentence; empty if it can.
 
     Args:
