@@ -1,11 +1,16 @@
 """Names and files of a command are checked early, with the messages of the functions that read them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from detrs import sources
 from detrs.cli.inputs import check_dataset, check_only_source, check_run_folder
+from detrs.cli.train import check_data_exists, with_absolute_data
+from detrs.config import Experiment
+from detrs.config.data import DataConfig
+from detrs.data.detect import find_splits
 from detrs.errors import UserError
 
 
@@ -30,9 +35,33 @@ def test_the_reader_has_the_message_for_other_sources(given: list[str]) -> None:
     check_only_source(given)
 
 
-@pytest.mark.parametrize("path", [None, "digits", "hf:owner/name"])
+@pytest.mark.parametrize("path", [None, "digits", "hf:owner/name", f"hf:owner/{'x' * 5000}"])
 def test_datasets_that_are_not_files_are_not_searched(path: str | None) -> None:
     check_dataset(path)
+
+
+@pytest.mark.parametrize("check", [check_dataset, check_data_exists])
+@pytest.mark.parametrize("path", ["locked/data", "x" * 5000, "~/data"])
+def test_a_dataset_that_cannot_be_read_has_the_message_of_its_reader(
+    check: Callable[[str], None], path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, **_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    if len(path) < 256:
+        monkeypatch.setattr(Path, "stat", fail)
+    with pytest.raises(UserError, match="cannot be read: (Permission denied|File name too long)") as caught:
+        check(path)
+    with pytest.raises(UserError) as read:
+        find_splits(Path(path).expanduser())
+    assert str(caught.value) == str(read.value)
+
+
+def test_the_path_of_a_dataset_that_cannot_be_read_is_not_made_absolute() -> None:
+    with pytest.raises(UserError, match="cannot be read: File name too long"):
+        with_absolute_data(Experiment(data=DataConfig(path="x" * 5000)))
+    with pytest.raises(UserError, match="There is no data folder '~nobody-of-this-name/x'"):
+        with_absolute_data(Experiment(data=DataConfig(path="~nobody-of-this-name/x")))
 
 
 def test_only_the_first_process_of_a_launcher_checks_the_output(tmp_path: Path) -> None:

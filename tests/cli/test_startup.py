@@ -3,6 +3,7 @@
 Every list of commands runs in one new process, since imported modules stay.
 """
 
+import ctypes
 import json
 import subprocess
 import sys
@@ -28,6 +29,13 @@ for words in json.loads(sys.argv[1]):
 """
 
 
+def drop_privileges() -> None:
+    """In a new process of root on Linux: permissions of files apply to the program that it starts."""
+    if sys.platform == "linux":
+        for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+            ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP; fails for other users, who have none
+
+
 class Ended(NamedTuple):
     """The end of one command."""
 
@@ -41,7 +49,11 @@ def run(*commands: list[Any], watched: tuple[str, ...] = SLOW, folder: Path | No
     """Run commands one after another in a new process."""
     words = json.dumps([[str(word) for word in command] for command in commands])
     done = subprocess.run(
-        [sys.executable, "-c", RUN, words, json.dumps(watched)], capture_output=True, text=True, cwd=folder
+        [sys.executable, "-c", RUN, words, json.dumps(watched)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        preexec_fn=drop_privileges,
     )
     assert done.returncode == 0, done.stderr
     return [Ended(*json.loads(line)) for line in done.stdout.splitlines()]
@@ -80,6 +92,7 @@ print(len(PRESETS), *[name for name in {SLOW} if name in sys.modules])
 
 
 SMALL = "deformable-detr-small"
+LONG = "x" * 5000
 WRONG = {
     "trian": "Did you mean 'train'?",
     "train detr": "Did you mean 'detr-r50'?",
@@ -91,12 +104,15 @@ WRONG = {
     f"train {SMALL} --model.num-heads 7": "--model.num-heads is 7, but must divide --model.dim (128).",
     f"train {SMALL} --schedule.kind stepp": "Did you mean 'step'?",
     f"train {SMALL} --data imgaes": "The data folder imgaes does not exist. Did you mean 'images'?",
+    f"train {SMALL} --data locked/data": "The data folder 'locked/data' cannot be read: Permission denied.",
+    f"train {SMALL} --data ~nobodyhere/x": "There is no data folder '~nobodyhere/x': Could not determine home",
     f"train {SMALL} --data images --output images": "The output folder 'images' is not empty",
     "train --resume images": "There is no run to resume in 'images'",
     "train --weights wieghts.pth --data images": "Did you mean 'weights.pth'?",
     "evaluate wieghts.pth": "Did you mean 'weights.pth'?",
     "evaluate nothing.safetensors": "There is no checkpoint nothing.safetensors.",
     "evaluate weights.pth --data imgaes": "Did you mean 'images'?",
+    "evaluate weights.pth --data locked/data": "The data folder 'locked/data' cannot be read: Permission denied.",
     "evaluate images": "The folder 'images' has no best.safetensors",
     "evaluate weights.pth --nms 2": "nms is 2.0, but must be an IoU above 0 and at most 1",
     "evaluate weights.pth --tile 8": "tile is 8, but must be an integer of at least 32",
@@ -116,6 +132,9 @@ WRONG = {
     "checkpoint lst": "Did you mean 'list'?",
     "check images --prest x": "Did you mean '--preset'?",
     "check imgaes": "The data folder imgaes does not exist. Did you mean 'images'?",
+    "check locked/data": "The data folder 'locked/data' cannot be read: Permission denied.",
+    f"check {LONG}": "cannot be read: File name too long.",
+    f"evaluate weights.pth --data {LONG}": "cannot be read: File name too long.",
     "convert imgaes out --to coco": "The data folder imgaes does not exist. Did you mean 'images'?",
     "check images --preset detr": "Did you mean 'detr-r50'?",
     "profile detr-r5": "Did you mean 'detr-r50'?",
@@ -123,7 +142,8 @@ WRONG = {
     "benchmark op": "Did you mean 'ops'?",
     "demo --minute 3": "Did you mean '--minutes'?",
 }
-"""Command -> part of its error message; there are an empty file ``weights.pth`` and a folder ``images`` with a file."""
+"""Command -> part of its error message. There are an empty file ``weights.pth``, a folder ``images`` with a file, and a
+folder ``locked`` that may not be read."""
 
 
 def test_arguments_and_files_are_checked_before_pytorch_is_imported(tmp_path: Path) -> None:
@@ -131,12 +151,13 @@ def test_arguments_and_files_are_checked_before_pytorch_is_imported(tmp_path: Pa
     (tmp_path / "weights.pth").touch()
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").touch()
+    (tmp_path / "locked").mkdir(mode=0)
     watched = tuple(name for name in SLOW if name != "numpy")  # formats of datasets and videos need it
     ended = run(*(command.split() for command in WRONG), watched=watched, folder=tmp_path)
     for (command, message), each in zip(WRONG.items(), ended, strict=True):
         assert each.code == 2 and message in each.output, (command, each.output)
         assert each.imported == [], command
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.png", "images", "weights.pth"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.png", "images", "locked", "weights.pth"]
 
 
 def test_prediction_imports_what_they_use(checkpoint: Path, data: Path, tmp_path: Path) -> None:

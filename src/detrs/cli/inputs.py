@@ -9,7 +9,7 @@ from pathlib import Path
 
 from detrs.checkpoints import lookup
 from detrs.config.data import is_hub_name
-from detrs.data import data_root
+from detrs.data import data_exists, data_root
 from detrs.errors import UserError
 from detrs.video.sources import VIDEO_SUFFIXES, is_camera, scheme
 
@@ -27,12 +27,12 @@ def check_dataset(path: str | None) -> None:
     """Check that a dataset exists, unless it is built in, on the Hub, or was not given.
 
     Raises:
-        UserError: there is no such file or folder.
+        UserError: there is no such file or folder, or it cannot be read.
     """
     if path is None or path == "digits" or is_hub_name(path):
         return
     root = data_root(path)
-    if not root.exists():
+    if not data_exists(root):
         from detrs.data.detect import find_splits
 
         find_splits(root)  # has the message

@@ -16,6 +16,7 @@ from detrs.cli.inputs import check_checkpoint, check_dataset, check_run_folder
 from detrs.cli.report import console, print_json
 from detrs.config import Experiment, Tracker
 from detrs.config.data import is_hub_name
+from detrs.data import data_exists, data_root
 from detrs.engine.run import RunFolder
 from detrs.errors import UserError
 from detrs.presets import preset
@@ -178,17 +179,21 @@ def check_data_exists(path: str | None) -> None:
     Raises:
         UserError: it does not; relative paths of older runs depend on the working directory.
     """
-    is_local = path is not None and path != "digits" and not is_hub_name(path)
-    if path is not None and is_local and not Path(path).expanduser().exists():
+    if path is not None and is_local(path) and not data_exists(data_root(path)):
         raise UserError(f"The dataset of this run, '{path}', does not exist. If it has moved, add --data FOLDER.")
+
+
+def is_local(path: str) -> bool:
+    """Whether ``--data`` names a file or folder."""
+    return path != "digits" and not is_hub_name(path)
 
 
 def with_absolute_data(experiment: Experiment) -> Experiment:
     """``experiment`` with an absolute path of its dataset, so that the run can be resumed from another directory."""
     path = experiment.data.path
-    if path is None or path == "digits" or not Path(path).expanduser().exists():
+    if path is None or not is_local(path) or not data_exists(root := data_root(path)):
         return experiment
-    absolute = str(Path(path).expanduser().absolute())
+    absolute = str(root.absolute())
     return dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, path=absolute))
 
 

@@ -1,7 +1,7 @@
 """Settings of the dataset, its batches and their augmentation."""
 
+import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -77,4 +77,4 @@ def check_official(config: DataConfig) -> None:
 
 def is_hub_name(path: str) -> bool:
     """Whether ``--data`` names a dataset of the Hub: ``hf:OWNER/NAME``, unless there is such a path."""
-    return path.startswith(HUB) and not Path(path).exists()
+    return path.startswith(HUB) and not os.path.exists(path)

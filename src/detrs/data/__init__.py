@@ -20,6 +20,7 @@ __all__ = [
     "FolderDataset",
     "Sample",
     "SampleDataset",
+    "data_exists",
     "data_root",
     "make_sample",
     "open_dataset",
@@ -77,3 +78,20 @@ def data_root(path: str | None) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:  # unknown ~user
         raise UserError(f"There is no data folder '{path}': {error}") from None
+
+
+def data_exists(root: Path) -> bool:
+    """Whether there is a file or folder at the path of a dataset.
+
+    Raises:
+        UserError: the path cannot be read: no permission, or a name that is too long.
+    """
+    try:
+        return root.exists()
+    except OSError as error:
+        raise unreadable(root, error) from error
+
+
+def unreadable(root: Path, error: OSError) -> UserError:
+    """The error of a dataset that cannot be read."""
+    return UserError(f"The data folder '{root}' cannot be read: {error.strerror}.")

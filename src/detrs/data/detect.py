@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from detrs.config.data import is_hub_name
+from detrs.data import unreadable
 from detrs.data.content import SYNONYMS, Split, synonyms
 from detrs.data.formats import FORMATS
 from detrs.data.formats.huggingface_datasets import hub_splits
@@ -83,7 +84,7 @@ def find_splits(root: Path) -> list[Split]:
             raise UserError(f"The data folder {root} {'is not a folder' if root.exists() else 'does not exist'}.{hint}")
         return _first(root)
     except OSError as error:
-        raise UserError(f"The data folder '{root}' cannot be read: {error.strerror}.") from error
+        raise unreadable(root, error) from error
 
 
 def _nothing_found(root: Path, split: str) -> str:
