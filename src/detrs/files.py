@@ -19,6 +19,43 @@ PARTIAL = re.compile(r"\..+\.[0-9a-f]+\.tmp")
 """Names of temporary files, which remain if the process is killed while it writes."""
 
 
+def user_path(text: str | Path) -> Path:
+    """The path that a user gave, with ``~`` replaced by the home folder.
+
+    Raises:
+        UserError: There is no home folder of this user.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"'{text}' is not a valid path: the home folder cannot be determined. Expected the name of a user, or "
+            "nothing, after '~'; use './~' for a file of this name."
+        ) from error
+
+
+@contextmanager
+def os_errors(start: str) -> Iterator[None]:
+    """Raises an ``OSError`` of the block, such as a missing permission, as ``UserError``: ``start`` and the reason."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{start}: {error.strerror}.") from error
+
+
+def is_present(path: Path) -> bool:
+    """Whether there is a file, a folder or a link, which may be dangling, at ``path``.
+
+    Raises:
+        OSError: It is unknown: no permission for a folder, or a name that is too long.
+    """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character
+        return False
+    return True
+
+
 @contextmanager
 def atomic_write(path: Path, *, what: str = "the file", needed: int = 0) -> Iterator[Path]:
     """Yields a temporary path. At the end of the block, that file is flushed to the disk and replaces ``path``.

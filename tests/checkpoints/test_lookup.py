@@ -6,6 +6,7 @@ import pytest
 
 from detrs.checkpoints.hub import Repository
 from detrs.checkpoints.lookup import find
+from detrs.checkpoints.sources import open_detector
 from detrs.errors import UserError
 
 
@@ -49,3 +50,32 @@ def test_a_missing_checkpoint_is_an_error(
     with pytest.raises(UserError) as caught:
         find(source)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["a\0b", "a\0b/best.safetensors", "a/\0.pth"])
+def test_a_null_character_is_not_in_a_path(source: str) -> None:
+    with pytest.raises(UserError, match="^There is no (checkpoint|file or folder)"):
+        open_detector(source)
+
+
+@pytest.mark.parametrize("which", ["stat", "lstat"])
+def test_a_checkpoint_without_permission(which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, **_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(Path, which, fail)
+    with pytest.raises(UserError, match=r"^Cannot read the checkpoint '.*run': Permission denied\.$"):
+        find(tmp_path / "run")
+
+
+def test_suggestions_are_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.listdir", fail)
+    with pytest.raises(UserError, match=r"^There is no checkpoint best\.safetensors\.$"):
+        find("best.safetensors")
+    with pytest.raises(UserError, match="Did you mean 'facebook/detr-resnet-50'"):
+        find("facebok/detr-resnet-50.pth")

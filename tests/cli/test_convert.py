@@ -131,3 +131,16 @@ def test_bad_input(detrs: Callable, data: Path, checkpoint: Path, words: str, me
     done = detrs("convert", *words.replace("best.safetensors/..", "").split())
     assert done.code == 2 and message in done.message and "\n" not in done.message
     assert not Path("out").exists()
+
+
+def test_a_folder_that_may_not_be_read(detrs: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "locked").mkdir()
+    for name in ("iterdir", "glob"):
+        monkeypatch.setattr(Path, name, fail)
+    monkeypatch.setattr("os.listdir", fail)
+    outcome = detrs("convert", "locked", "out", "--to", "coco")
+    assert outcome.code == 2
+    assert outcome.message == "The data folder 'locked' cannot be read: Permission denied."

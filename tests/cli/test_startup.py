@@ -111,6 +111,15 @@ WRONG = {
     "train --weights wieghts.pth --data images": "Did you mean 'weights.pth'?",
     "evaluate wieghts.pth": "Did you mean 'weights.pth'?",
     "evaluate nothing.safetensors": "There is no checkpoint nothing.safetensors.",
+    "evaluate locked": "Cannot read the checkpoint 'locked': Permission denied.",
+    "evaluate locked/x": "Cannot read the checkpoint 'locked/x': Permission denied.",
+    "evaluate locked/data/best.safetensors": "Cannot read the checkpoint 'locked/data/best.safetensors': Permission",
+    f"evaluate {LONG}": "': File name too long.",
+    f"evaluate {LONG}.safetensors": ".safetensors': File name too long.",
+    f"evaluate {LONG}/x": "/x': File name too long.",
+    "evaluate unlisted": "Cannot read the checkpoint 'unlisted': Permission denied.",
+    "evaluate unlisted/b.safetensors": "There is no checkpoint unlisted/b.safetensors.",
+    "evaluate ~nobodyhere/x": "'~nobodyhere/x' is not a valid path: the home folder cannot be determined.",
     "evaluate weights.pth --data imgaes": "Did you mean 'images'?",
     "evaluate weights.pth --data locked/data": "The data folder 'locked/data' cannot be read: Permission denied.",
     "evaluate images": "The folder 'images' has no best.safetensors",
@@ -121,13 +130,22 @@ WRONG = {
     "predict facebok/detr-resnet-50.pth images": "There is no file or folder 'facebok/detr-resnet-50.pth'.",
     "predict weights.pth images --threshold 50": "threshold is 50.0, but must be in [0, 1].",
     "predict weights.pth images --color-by size": "Expected one of ('class', 'instance').",
+    "predict ~nobodyhere/x images": "'~nobodyhere/x' is not a valid path",
     "explain wieghts.pth images": "Did you mean 'weights.pth'?",
     "explain weights.pth images --threshold 50": "threshold is 50.0, but must be in [0, 1].",
     "export wieghts.pth": "Did you mean 'weights.pth'?",
     "export weights.pth --format onxn": "Did you mean 'onnx'?",
     "serve wieghts.pth": "Did you mean 'weights.pth'?",
+    "serve ~nobodyhere/x": "'~nobodyhere/x' is not a valid path",
     "push wieghts.pth owner/name": "Did you mean 'weights.pth'?",
     "convert wieghts.pth out --to detrs": "Did you mean 'weights.pth'?",
+    "convert ~nobodyhere/x out --to detrs": "'~nobodyhere/x' is not a valid path",
+    "convert ~nobodyhere/x out --to coco": "'~nobodyhere/x' is not a valid path",
+    "convert locked out --to detrs": "Cannot read the checkpoint 'locked': Permission denied.",
+    "convert locked/x out --to detrs": "Cannot read the checkpoint 'locked/x': Permission denied.",
+    "convert locked/x out --to coco": "The data folder 'locked/x' cannot be read: Permission denied.",
+    f"convert {LONG} out --to detrs": "': File name too long.",
+    f"convert {LONG} out --to coco": "cannot be read: File name too long.",
     "checkpoint inspect wieghts.pth": "Did you mean 'weights.pth'?",
     "checkpoint lst": "Did you mean 'list'?",
     "check images --prest x": "Did you mean '--preset'?",
@@ -143,7 +161,7 @@ WRONG = {
     "demo --minute 3": "Did you mean '--minutes'?",
 }
 """Command -> part of its error message. There are an empty file ``weights.pth``, a folder ``images`` with a file, and a
-folder ``locked`` that may not be read."""
+folder ``locked`` that may not be opened, and ``unlisted``, whose names may not be read."""
 
 
 def test_arguments_and_files_are_checked_before_pytorch_is_imported(tmp_path: Path) -> None:
@@ -152,12 +170,13 @@ def test_arguments_and_files_are_checked_before_pytorch_is_imported(tmp_path: Pa
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").touch()
     (tmp_path / "locked").mkdir(mode=0)
+    (tmp_path / "unlisted").mkdir(mode=0o300)
     watched = tuple(name for name in SLOW if name != "numpy")  # formats of datasets and videos need it
     ended = run(*(command.split() for command in WRONG), watched=watched, folder=tmp_path)
     for (command, message), each in zip(WRONG.items(), ended, strict=True):
         assert each.code == 2 and message in each.output, (command, each.output)
         assert each.imported == [], command
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.png", "images", "locked", "weights.pth"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.png", "images", "locked", "unlisted", "weights.pth"]
 
 
 def test_prediction_imports_what_they_use(checkpoint: Path, data: Path, tmp_path: Path) -> None:

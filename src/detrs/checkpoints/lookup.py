@@ -10,6 +10,7 @@ from typing import NoReturn
 from detrs.checkpoints import hub, published
 from detrs.checkpoints.file_names import BEST, CONFIG, INDEX, LAST, OLD_WEIGHTS, TORCH_SUFFIXES, WEIGHTS
 from detrs.errors import UserError, abbreviated, did_you_mean
+from detrs.files import is_present, os_errors, user_path
 
 EXPECTED = (
     "Expected a .safetensors file or the folder of a run, a folder of transformers, a .pth file of an official "
@@ -24,13 +25,15 @@ def find(source: str | Path) -> Path | hub.Repository:
         source: As for ``open_detector``.
 
     Raises:
-        UserError: There is no such file or folder, and the text is not an id; or the folder has no checkpoint.
+        UserError: There is no such file or folder, and the text is not an id; it cannot be read; or the folder has no
+            checkpoint.
     """
-    path = Path(source).expanduser()
-    if os.path.lexists(path):
-        if path.is_dir():
-            check_folder(path)
-        return path
+    path = user_path(source)
+    with os_errors(f"Cannot read the checkpoint '{path}'"):
+        if is_present(path):
+            if path.is_dir():
+                check_folder(path)
+            return path
     repository = hub.parse(str(source))
     if repository is None or _similar(path):
         _raise_missing(path)
@@ -88,30 +91,33 @@ def advice(folder: Path) -> str:
 
 def raise_unreadable(path: Path, error: OSError) -> NoReturn:
     """Raise the ``UserError`` for a file of a checkpoint that cannot be opened."""
-    if path.is_symlink() and not path.exists():
+    if os.path.islink(path) and not os.path.exists(path):
         raise UserError(f"{path} is a dangling link to {os.readlink(path)}. Expected a checkpoint.") from error
     if isinstance(error, FileNotFoundError):
-        near = [file.name for file in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
+        near = [name for name in _names(path.parent) if name.endswith(".safetensors")]
         raise UserError(f"There is no checkpoint {path}.{did_you_mean(path.name, near)}") from error
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"{path} is a folder. Pass the .safetensors file in it.") from error
     raise UserError(f"Cannot read the checkpoint {path}: {error.strerror}.") from error
 
 
 def _similar(path: Path) -> str:
     """``" Did you mean ..?"`` with the most similar name in an existing folder, or ``""``."""
-    folder = path.parent
-    if not folder.is_dir() or folder == Path("."):
-        return ""
-    return did_you_mean(path.name, sorted(entry.name for entry in folder.iterdir()))
+    return "" if path.parent == Path(".") else did_you_mean(path.name, _names(path.parent))
+
+
+def _names(folder: Path) -> list[str]:
+    """The names in a folder, sorted; none if it does not exist or cannot be read."""
+    try:
+        return sorted(os.listdir(folder))
+    except (OSError, ValueError):  # ValueError: a null character
+        return []
 
 
 def _raise_missing(path: Path) -> NoReturn:
     if path.suffix == ".safetensors":
         raise_unreadable(path, FileNotFoundError())
-    hint = _similar(path) or did_you_mean(
-        str(path), [*sorted(os.listdir()), *(each.source for each in published.TABLE)]
-    )
+    hint = _similar(path) or did_you_mean(str(path), [*_names(Path(".")), *(each.source for each in published.TABLE)])
     raise UserError(f"There is no file or folder '{path}'.{hint} {EXPECTED}.")
 
 

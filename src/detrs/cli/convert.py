@@ -1,5 +1,6 @@
 """``detrs convert``: datasets to COCO or YOLO, checkpoints to transformers or to the format of detrs."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,6 +11,7 @@ from detrs.cli.arguments import Flag, parse
 from detrs.cli.inputs import check_checkpoint, check_dataset
 from detrs.cli.report import console, print_json
 from detrs.errors import UserError, printable
+from detrs.files import user_path
 
 DATA, WEIGHTS = ("coco", "yolo"), ("transformers", "detrs")
 """Formats of datasets and of checkpoints."""
@@ -102,13 +104,15 @@ def convert_weights(arguments: ConvertArguments) -> None:
 
 def is_checkpoint(source: str) -> bool:
     """Whether ``source`` is a file of weights, or a folder of them: of a run or of transformers."""
-    path = Path(source)
-    if path.is_dir():
-        return any(
-            entry.suffix in WEIGHT_SUFFIXES and (entry.stem in ("best", "last") or (path / "config.json").exists())
-            for entry in path.iterdir()
-        )
-    return path.suffix in WEIGHT_SUFFIXES
+    path = user_path(source)
+    if not os.path.isdir(path):
+        return path.suffix in WEIGHT_SUFFIXES
+    try:
+        files = [Path(name) for name in os.listdir(path)]
+    except OSError:  # the reader has the message
+        return False
+    has_config = Path("config.json") in files
+    return any(file.suffix in WEIGHT_SUFFIXES and (has_config or file.stem in ("best", "last")) for file in files)
 
 
 def is_dataset(source: str) -> bool:
