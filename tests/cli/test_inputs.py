@@ -7,32 +7,51 @@ import pytest
 
 from detrs import sources
 from detrs.cli.inputs import check_dataset, check_only_source, check_run_folder
+from detrs.cli.predict_sources import split_sources
 from detrs.cli.train import check_data_exists, with_absolute_data
 from detrs.config import Experiment
 from detrs.config.data import DataConfig
 from detrs.data.detect import find_splits
 from detrs.errors import UserError
+from detrs.video.sources import parse_source
 
 
-@pytest.mark.parametrize("source", ["nowhere.jpg", "nowhere", "folder/nowhere.png"])
-def test_a_missing_image_has_the_message_of_its_reader(source: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["nowhere.jpg", "nowhere", "folder/nowhere.png", "~/nowhere.png", "nowhere.mp4"])
+@pytest.mark.parametrize("videos", [False, True], ids=["explain", "predict"])
+def test_a_missing_file_has_the_message_of_its_reader(source: str, videos: bool) -> None:
     with pytest.raises(UserError) as caught:
-        check_only_source([source])
+        check_only_source([source], videos=videos)
     with pytest.raises(UserError) as read:
-        next(iter(sources.decoded(source, False, sources.handler("raise"))))
+        if videos and split_sources([source], allow_urls=False).videos:
+            parse_source(source, allow_urls=False)
+        else:
+            next(iter(sources.decoded(source, False, sources.handler("raise"))))
     assert str(caught.value) == str(read.value)
+
+
+@pytest.mark.parametrize("source", ["0", "/dev/video7"])
+def test_cameras_are_not_images(source: str) -> None:
+    check_only_source([source], videos=True)
+    with pytest.raises(UserError, match=f"^{source} does not exist. Expected an image file.$"):
+        check_only_source([source], videos=False)
 
 
 @pytest.mark.parametrize(
     "given",
     [
-        [], [""], ["nowhere-*.jpg"], ["0"], ["/dev/video7"], ["https://example.com/a.jpg"], ["rtsp://camera"],
+        [], [""], ["nowhere-*.jpg"], ["a.jpg/b.jpg"], ["loop"], ["a\0b.jpg"], ["https://example.com/a.jpg"], ["rtsp://camera"],
         ["~nobody-of-this-name/a.jpg"], ["x" * 5000], ["nowhere.jpg", "also-nowhere.jpg"],
     ],
     ids=lambda given: str(given)[:30],
 )  # fmt: skip
-def test_the_reader_has_the_message_for_other_sources(given: list[str]) -> None:
-    check_only_source(given)
+def test_the_reader_has_the_message_for_other_sources(
+    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    for videos in (False, True):
+        check_only_source(given, videos=videos)
 
 
 @pytest.mark.parametrize("path", [None, "digits", "hf:owner/name", f"hf:owner/{'x' * 5000}"])

@@ -73,7 +73,7 @@ def run(argv: list[str]) -> None:
     if arguments.threshold is not None:
         check_threshold(arguments.threshold)
     check_checkpoint(arguments.checkpoint)
-    check_only_source(arguments.sources)
+    check_only_source(arguments.sources, videos=False)
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text

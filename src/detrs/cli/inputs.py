@@ -11,7 +11,7 @@ from detrs.checkpoints import lookup
 from detrs.config.data import is_hub_name
 from detrs.data import data_exists, data_root
 from detrs.errors import UserError
-from detrs.video.sources import VIDEO_SUFFIXES, is_camera, scheme
+from detrs.video.sources import VIDEO_SUFFIXES, is_camera, parse_source, scheme
 
 
 def check_checkpoint(source: str | Path) -> None:
@@ -55,19 +55,27 @@ def check_run_folder(path: Path, *, resume: bool, environment: Mapping[str, str]
         RunFolder(path).check(resume=resume)
 
 
-def check_only_source(sources: Sequence[str]) -> None:
+def check_only_source(sources: Sequence[str], *, videos: bool) -> None:
     """Check that the only image or video of a command exists; of several sources, missing ones are skipped later.
+
+    Args:
+        sources: as typed.
+        videos: the command reads videos, too.
 
     Raises:
         UserError: there is no such file.
     """
-    if len(sources) != 1 or not sources[0] or scheme(sources[0]) or is_camera(sources[0]):
+    if len(sources) != 1 or not sources[0] or scheme(sources[0]) or any(sign in sources[0] for sign in "*?["):
+        return
+    (source,) = sources
+    if videos and is_camera(source):
         return
     try:
-        path = Path(sources[0]).expanduser()
-        missing = not any(sign in sources[0] for sign in "*?[") and not path.exists()
-    except (OSError, RuntimeError):  # a name that is too long, an unknown ~user: the reader has the message
+        path = Path(source).expanduser()
+        path.stat()
+    except FileNotFoundError:
+        if videos and path.suffix.lower() in VIDEO_SUFFIXES:
+            parse_source(source, allow_urls=False)  # has the message
+        raise UserError(f"{path} does not exist. Expected an image file.") from None
+    except (OSError, RuntimeError, ValueError):  # no permission, an unknown ~user: the reader has the message
         return
-    if missing:
-        kind = "a video" if path.suffix.lower() in VIDEO_SUFFIXES else "an image"
-        raise UserError(f"{path} does not exist. Expected {kind} file.")

@@ -121,7 +121,7 @@ def run(argv: list[str]) -> None:
     check_nms(arguments.nms)
     tiling_of(arguments.tile, arguments.overlap, not arguments.tiles_only)
     check_checkpoint(arguments.checkpoint)
-    check_only_source(arguments.sources)
+    check_only_source(arguments.sources, videos=True)
     from detrs.video.reading import check_frame_arguments
 
     check_frame_arguments(arguments.stride, arguments.max_frames, arguments.reconnect)
