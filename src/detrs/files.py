@@ -167,7 +167,7 @@ def remove_partial(folder: Path) -> int:
 
 def free_bytes(folder: Path) -> int | None:
     """Free space of the disk that ``folder``, which may not exist yet, is on; ``None`` if it is unknown."""
-    existing = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
+    existing = next((path for path in (folder, *folder.absolute().parents) if os.path.exists(path)), folder)
     try:
         return shutil.disk_usage(existing).free
     except OSError:

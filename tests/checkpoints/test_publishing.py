@@ -14,7 +14,7 @@ import detrs
 from detrs import models
 from detrs.backbones.timm import BackboneConfig
 from detrs.checkpoints.detector import TrainedDetector, load_detector, preprocessing_of, save_detector
-from detrs.checkpoints.publishing import push_to_hub
+from detrs.checkpoints.publishing import local_name, push_to_hub
 from detrs.config import Experiment
 from detrs.data.transforms import DataConfig
 from detrs.errors import UserError
@@ -118,6 +118,15 @@ def test_no_path_of_the_machine_is_published(run: Path, tmp_path: Path) -> None:
     experiment = load_detector(folder).experiment
     assert (experiment.data.path, experiment.initial) == ("my-data", "a.safetensors")
     assert experiment.model.backbone.weights == "resnet.safetensors"
+
+
+def test_a_repository_named_like_a_folder_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.stat", fail)
+    assert local_name("owner/name") == "owner/name"
+    assert local_name("/data/images") == "images"
 
 
 def test_a_detector_that_transformers_does_not_have(tmp_path: Path) -> None:

@@ -92,6 +92,11 @@ def test_cameras_that_do_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     with pytest.raises(UserError, match=r"^There is no camera /dev/video977. Cameras of this machine: "):
         parse_source("977", False)
+    for zeros in ("000", "0" * 5000):
+        with pytest.raises(UserError, match=r"^There is no camera /dev/video977."):
+            parse_source(f"{zeros}977", False)
+    with pytest.raises(UserError, match=r"^There is no camera /dev/video1{5000}."):
+        parse_source("1" * 5000, False)
     with pytest.raises(UserError, match=r"^There is no camera /dev/video978."):
         parse_source(Path("/dev/video978"), False)
     monkeypatch.setattr(sys, "platform", "win32")

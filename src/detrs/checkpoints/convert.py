@@ -1,11 +1,13 @@
 """Conversion of checkpoints: any source that can be opened to a folder of ``transformers`` or to our own file."""
 
+import os
 from pathlib import Path
 
 from detrs.checkpoints.detector import save_detector
 from detrs.checkpoints.foreign.transformers import check_new, save_transformers
 from detrs.checkpoints.sources import open_weights
 from detrs.errors import UserError, did_you_mean
+from detrs.files import is_present, os_errors
 
 FORMATS = ("transformers", "detrs")
 SUFFIX = ".safetensors"
@@ -30,8 +32,10 @@ def convert_checkpoint(source: str, to: str, output: Path) -> Path:
     if to not in FORMATS:
         raise UserError(f"Expected 'transformers' or 'detrs' as the format, got '{to}'.{did_you_mean(to, FORMATS)}")
     if to == "detrs":
-        path = output if output.suffix == SUFFIX and not output.is_dir() else output / f"best{SUFFIX}"
-        if path.exists():
+        path = output if output.suffix == SUFFIX and not os.path.isdir(output) else output / f"best{SUFFIX}"
+        with os_errors(f"Cannot write to '{path}'"):
+            is_used = is_present(path)
+        if is_used:
             raise UserError(f"'{path}' exists. Expected a new file.")
     else:
         check_new(output)
@@ -39,9 +43,7 @@ def convert_checkpoint(source: str, to: str, output: Path) -> Path:
     if to == "transformers":
         save_transformers(detector, output)
         return output
-    try:
+    with os_errors(f"Cannot create the folder '{path.parent}'"):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot create the folder '{path.parent}': {error.strerror}.") from error
     save_detector(path, detector)
     return path

@@ -15,6 +15,7 @@ from detrs.checkpoints.foreign.transformers import check_new, save_transformers
 from detrs.checkpoints.sources import open_weights
 from detrs.config import Experiment
 from detrs.errors import UserError
+from detrs.files import user_path
 
 logger = logging.getLogger("detrs")
 
@@ -52,7 +53,7 @@ def push_to_hub(
     """
     check_names(repository, license)
     if dry_run is not None:
-        write_folder(checkpoint, Path(dry_run).expanduser(), repository, license)
+        write_folder(checkpoint, user_path(dry_run), repository, license)
         return str(dry_run)
     check_token()
     with tempfile.TemporaryDirectory() as temporary:
@@ -98,7 +99,7 @@ def write_folder(checkpoint: Path | str, folder: Path, repository: str, license:
         UserError: the checkpoint cannot be read, or the folder is not empty or cannot be written.
     """
     check_new(folder)
-    source = Path(checkpoint).expanduser()
+    source = user_path(checkpoint)
     detector = without_paths(open_weights(checkpoint))
     run = source if source.is_dir() else source.parent
     try:
@@ -139,7 +140,7 @@ def without_paths(detector: TrainedDetector) -> TrainedDetector:
 
 def local_name(value: str | None) -> Any:
     """The last part of a path to an existing file or folder or of an absolute one; other values are kept."""
-    if value is None or (REPOSITORY.fullmatch(value) and not Path(value).exists()):
+    if value is None or (REPOSITORY.fullmatch(value) and not os.path.exists(value)):
         return value  # of a repository
     return os.path.basename(os.path.normpath(os.path.expanduser(value)))
 

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import io
 import itertools
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -168,6 +169,6 @@ def as_pair(size: tuple[int] | tuple[int, int]) -> tuple[int, int]:
 def new_folder(name: str) -> Path:
     """The first path ``runs/NAME-N`` that does not exist, N = 1, 2, ..."""
     number = 1
-    while (path := Path("runs", f"{name}-{number}")).exists():
+    while (path := Path("runs", f"{name}-{number}")) and os.path.lexists(path):
         number += 1
     return path

@@ -13,6 +13,7 @@ from detrs.cli.arguments import Flag, check_data, parse
 from detrs.cli.inputs import check_checkpoint, check_dataset
 from detrs.cli.report import console, counting, print_json
 from detrs.errors import UserError, counted, did_you_mean
+from detrs.files import os_errors
 
 OPERATORS = "ops"
 
@@ -133,7 +134,7 @@ def run_operators(arguments: BenchmarkArguments) -> None:
             status.update(case.name)
             reports.append(benchmark.compare(case, device, arguments.repeats))
             if arguments.output:
-                with arguments.output.open("a") as file:
+                with os_errors(f"Cannot write to '{arguments.output}'"), arguments.output.open("a") as file:
                     file.write(json.dumps(reports[-1].to_json()) + "\n")
     screen.print(benchmark.table(reports))
     screen.print(f"{reports[0].device}, median of {arguments.repeats} rounds; in parentheses: time relative to detrs")

@@ -15,6 +15,7 @@ from detrs.cli.inputs import check_dataset
 from detrs.cli.report import console, print_json
 from detrs.data import data_root
 from detrs.errors import UserError, printable
+from detrs.files import is_present, os_errors
 from detrs.presets import preset
 
 if TYPE_CHECKING:
@@ -97,9 +98,11 @@ def check_page_path(path: Path) -> None:
     Raises:
         UserError: the path is a folder, is not an HTML file, or its folder does not exist or is not writable.
     """
-    if path.is_dir() or path.suffix.lower() not in (".html", ".htm"):
+    with os_errors(f"--output: cannot write '{path}'"):
+        is_present(path)
+    if os.path.isdir(path) or path.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--output must be an HTML file such as check.html, got '{path}'.")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+    if not os.path.isdir(path.parent) or not os.access(path.parent, os.W_OK):
         raise UserError(f"--output: the folder '{path.parent}' does not exist or is not writable.")
 
 

@@ -14,6 +14,7 @@ from detrs.cli.inputs import check_checkpoint, check_dataset
 from detrs.cli.report import console, counting, print_json
 from detrs.config.detection import check_nms
 from detrs.errors import UserError
+from detrs.files import is_present, os_errors
 from detrs.tiling import tiling_of
 
 
@@ -130,9 +131,11 @@ def check_writable(path: Path) -> None:
     Raises:
         UserError: ``path`` is a folder, its parent folder does not exist, or it is not writable.
     """
-    if not path.parent.is_dir():
+    with os_errors(f"--results: cannot write '{path}'"):
+        is_present(path)
+    if not os.path.isdir(path.parent):
         raise UserError(f"--results: the folder '{path.parent}' does not exist.")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"--results must be a file, but '{path}' is a folder.")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    if not os.access(path if os.path.exists(path) else path.parent, os.W_OK):
         raise UserError(f"--results '{path}' is not writable: choose another file.")

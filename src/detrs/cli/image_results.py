@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from detrs.errors import UserError
+from detrs.files import os_errors
 
 if TYPE_CHECKING:
     from detrs.structures import Detections
@@ -45,11 +46,11 @@ def create_output_folder(path: Path) -> Path:
     Raises:
         UserError: the folder is not empty, not writable, or cannot be created.
     """
-    try:
+    with os_errors(f"Cannot create the output folder '{path}'"):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot create the output folder '{path}': {error.strerror}.") from error
-    if any(path.iterdir()):
+    with os_errors(f"Cannot read the output folder '{path}'"):
+        is_used = any(path.iterdir())
+    if is_used:
         raise UserError(f"The output folder '{path}' is not empty: choose another one.")
     if not os.access(path, os.W_OK | os.X_OK):
         raise UserError(f"The output folder '{path}' is not writable: choose another one.")

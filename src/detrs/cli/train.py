@@ -2,6 +2,7 @@
 
 import dataclasses
 import operator
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -130,7 +131,7 @@ def read(argv: list[str]) -> tuple[Experiment, Path, TrainArguments]:
         if len(argv) == 1 or argv[1].startswith("-"):
             raise UserError(RESUME_USAGE)
         folder, rest = Path(argv[1]), ["--resume", *argv[2:]]
-        if folder.suffix == ".safetensors" and not folder.is_dir():
+        if folder.suffix == ".safetensors" and not os.path.isdir(folder):
             folder = folder.parent  # of last.safetensors
         RunFolder(folder).check(resume=True)
         start, name = config.load(RunFolder(folder).experiment), f"--resume {folder}"

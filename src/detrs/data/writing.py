@@ -27,6 +27,7 @@ from detrs.data.detect import find_split, find_splits
 from detrs.data.folders import IMAGE_SUFFIXES
 from detrs.data.image_table import ImageEntry
 from detrs.errors import UserError
+from detrs.files import os_errors
 
 SUFFIXES = {
     b"\xff\xd8": ".jpg",
@@ -80,10 +81,11 @@ def convert_dataset(
 
 
 def _check_output(output: Path) -> None:
-    if output.exists() and not output.is_dir():
-        raise UserError(f"The output '{output}' is a file. Expected a new or empty folder.")
-    if output.is_dir() and any(output.iterdir()):
-        raise UserError(f"The output folder '{output}' is not empty: choose another one.")
+    with os_errors(f"Cannot read the output folder '{output}'"):
+        if output.exists() and not output.is_dir():
+            raise UserError(f"The output '{output}' is a file. Expected a new or empty folder.")
+        if output.is_dir() and any(output.iterdir()):
+            raise UserError(f"The output folder '{output}' is not empty: choose another one.")
 
 
 def _read(split: Split, has_others: bool) -> Annotations:

@@ -30,7 +30,7 @@ from detrs.choices import Precision
 from detrs.config import Experiment
 from detrs.engine.lock import FolderLock
 from detrs.errors import UserError
-from detrs.files import PARTIAL
+from detrs.files import PARTIAL, os_errors
 from detrs.schema import to_dict
 
 if TYPE_CHECKING:
@@ -65,18 +65,20 @@ class RunFolder:
         """Check that the folder can be used, before data are loaded.
 
         Raises:
-            UserError: the folder is not empty, or, with ``resume``, has no run.
+            UserError: the folder is not empty, or cannot be read, or, with ``resume``, has no run.
         """
-        path = self.path
-        if path.exists() and not path.is_dir():
-            raise UserError(f"The output '{path}' is a file: choose a folder.")
-        if resume and not self.experiment.is_file():
-            raise UserError(f"There is no run to resume in '{path}': it has no experiment.json.")
-        if resume and not any(state.exists() for state in self.states):
-            raise UserError(f"The run in '{path}' stopped before its first checkpoint: repeat it without --resume.")
-        if not resume and path.exists():
-            self._lock.raise_if_held()
-            self._raise_if_used()
+        with os_errors(f"Cannot read the output folder '{self.path}'"):
+            if self.path.exists() and not self.path.is_dir():
+                raise UserError(f"The output '{self.path}' is a file: choose a folder.")
+            if resume and not self.experiment.is_file():
+                raise UserError(f"There is no run to resume in '{self.path}': it has no experiment.json.")
+            if resume and not any(state.exists() for state in self.states):
+                raise UserError(
+                    f"The run in '{self.path}' stopped before its first checkpoint: repeat it without --resume."
+                )
+            if not resume and self.path.exists():
+                self._lock.raise_if_held()
+                self._raise_if_used()
 
     @contextmanager
     def open(self, *, resume: bool) -> Iterator[None]:

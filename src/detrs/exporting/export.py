@@ -22,7 +22,7 @@ from detrs.exporting import onnx_file, parity, program
 from detrs.exporting.half import to_float16
 from detrs.exporting.parity import ParityReport
 from detrs.exporting.quantization import to_int8
-from detrs.files import atomic_write
+from detrs.files import atomic_write, is_present, os_errors, user_path
 from detrs.models.detector import Model
 from detrs.schema import to_dict
 from detrs.structures import Boxes
@@ -107,7 +107,7 @@ def export(
     check_arguments(format, half, int8, static, opset, has_data=data is not None)
     if format == "onnx":
         onnx_file.check_packages()  # the conversion takes a minute
-    target = Path(path).expanduser() if path is not None else default_path(checkpoint, format)
+    target = user_path(path) if path is not None else default_path(checkpoint, format)
     check_target(target, format)
     original = open_detector(checkpoint)
     if isinstance(original.module, ExportedModel):
@@ -218,11 +218,11 @@ class AtSize(Model):
 
 def default_path(checkpoint: str | Path, format: Format) -> Path:
     """Where the file of a checkpoint is written: beside it; in the working directory if it is from the Hub."""
-    path = Path(checkpoint).expanduser()
-    if path.is_dir():
+    path = user_path(checkpoint)
+    if os.path.isdir(path):
         own = path / "best.safetensors"
-        return (own if own.exists() else path / path.resolve().name).with_suffix(SUFFIXES[format])
-    if path.exists():
+        return (own if os.path.exists(own) else path / path.resolve().name).with_suffix(SUFFIXES[format])
+    if os.path.exists(path):
         return path.with_suffix(SUFFIXES[format])
     return Path(path.name.partition("@")[0] + SUFFIXES[format])
 
@@ -231,13 +231,16 @@ def check_target(path: Path, format: Format) -> None:
     """Check before the work that the file can be written.
 
     Raises:
-        UserError: it has another suffix, is a folder, or its folder does not exist or is not writable.
+        UserError: it has another suffix or an invalid name, is a folder, or its folder does not exist or is not
+            writable.
     """
     if path.suffix != SUFFIXES[format]:
         raise UserError(f"Expected an output file *{SUFFIXES[format]} for the format {format}, got '{path}'.")
-    if path.is_dir():
+    with os_errors(f"Cannot write the output '{path}'"):
+        is_present(path)
+    if os.path.isdir(path):
         raise UserError(f"The output '{path}' is a folder. Expected the name of a file.")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise UserError(f"The output's folder '{path.parent}' does not exist.")
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"The output's folder '{path.parent}' is not writable: choose another one (--output).")

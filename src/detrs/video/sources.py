@@ -1,5 +1,6 @@
 """What names a video: a file, a camera or the URL of a stream."""
 
+import os
 import re
 import stat
 import sys
@@ -50,7 +51,7 @@ def is_camera(source: object) -> bool:
     """Whether ``source`` is a device such as ``/dev/video0``, or a number, unless a file has this name."""
     if isinstance(source, str | Path):
         text = str(source)
-        return bool(CAMERA.fullmatch(text)) or (text.isascii() and text.isdecimal() and not Path(text).exists())
+        return bool(CAMERA.fullmatch(text)) or (text.isascii() and text.isdecimal() and not os.path.exists(text))
     return isinstance(source, int) and not isinstance(source, bool)
 
 
@@ -105,10 +106,10 @@ def _camera(source: str | Path | int) -> StreamSource:
     if sys.platform not in CAMERA_FORMATS:
         raise UserError(f"Cameras such as {text} can be opened on Linux and macOS only. Pass the URL of a stream.")
     input_format, pattern = CAMERA_FORMATS[sys.platform]
-    device = text if text.startswith("/dev/") else pattern.format(int(text))
+    device = text if text.startswith("/dev/") else pattern.format(text.lstrip("0") or "0")
     if device.startswith("/dev/"):
         present = sorted(str(path) for path in Path("/dev").glob("video*") if CAMERA.fullmatch(str(path)))
-        if not Path(device).exists():
+        if not os.path.exists(device):
             raise UserError(f"There is no camera {device}. Cameras of this machine: {', '.join(present) or 'none'}.")
     return StreamSource(name=text, location=device, kind="camera", input_format=input_format)
 

@@ -110,6 +110,15 @@ def test_data_yaml(root: Path, yaml: str) -> None:
         expected(opened(path))
 
 
+@pytest.mark.parametrize("folder", ["~nobody-of-this-name/x", "x" * 300])
+def test_folders_in_data_yaml_that_are_not_valid(root: Path, folder: str) -> None:
+    write(root / "data.yaml", f"path: {folder}\ntrain: images/train\nnc: 2\nnames: [cat, dog]\n")
+    assert [split.name for split in find_splits(root)] == ["train"]  # relative to data.yaml
+    write(root / "data.yaml", f"train: {folder}\nnc: 2\nnames: [cat, dog]\n")
+    with pytest.raises(UserError, match=r"data\.yaml:1: the images of the split 'train' are expected in "):
+        open_dataset(str(root), "train")
+
+
 def test_data_yaml_elsewhere(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / "data.yaml").unlink()
     configs = root.parent / "configs"

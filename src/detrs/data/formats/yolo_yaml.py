@@ -49,9 +49,9 @@ class DataFile:
         node = self.top.get("path")
         if node is None or _is_empty(node):
             return self.path.parent
-        declared = Path(_text(node, self.path)).expanduser()
+        declared = Path(os.path.expanduser(_text(node, self.path)))
         for root in (self.path.parent / declared, Path.cwd() / declared):
-            if root.is_dir():
+            if os.path.isdir(root):
                 return Path(os.path.normpath(root))
         place = f"{self.path.name}:{_line(node)}: {declared}"
         notes.add(f"path that does not exist, replaced by the folder of {self.path.name}", place)
@@ -93,7 +93,7 @@ class DataFile:
             candidates = _find(text, root, self.path.parent)
             if not candidates:
                 expected = Path(os.path.normpath(root / text))
-                siblings = [entry.name for entry in expected.parent.iterdir()] if expected.parent.is_dir() else []
+                siblings = os.listdir(expected.parent) if os.path.isdir(expected.parent) else []
                 raise UserError(
                     f"{self.path}:{_line(each)}: the images of the split '{split}' are expected in '{expected}', "
                     f"which does not exist.{did_you_mean(expected.name, siblings)}"
@@ -196,7 +196,7 @@ def _find(text: str, root: Path, folder: Path) -> list[Path]:
     A leading ``../`` that leads out of the dataset, as in the files of Roboflow, may be ignored, as by Ultralytics.
     """
     for spelling in dict.fromkeys((text, text.replace("\\", "/"))):
-        entry = Path(spelling).expanduser()
+        entry = Path(os.path.expanduser(spelling))
         inside = Path(spelling.removeprefix("../"))
         candidates = [Path(os.path.normpath(each)) for each in (root / entry, root / inside, folder / entry)]
         if found := [each for each in dict.fromkeys(candidates) if os.path.exists(each)]:
