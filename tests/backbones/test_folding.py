@@ -19,6 +19,7 @@ MODELS: dict[str, tuple[int, int, int, dict[str, Any]]] = {
     "test_resnet with drop path": (15, 15, 1, {"drop_path_rate": 0.5}),
     "test_resnet with squeeze and excitation": (15, 15, 0, {"block_args": {"attn_layer": "se"}}),
     "test_resnet with LeakyReLU": (15, 15, 0, {"act_layer": "leaky_relu"}),
+    "test_resnet with features from hooks": (15, 15, 4, {"feature_cls": "hook"}),
     "mobilenetv2_035": (51, 51, 0, {"pad_type": "same"}),
     "mobilenetv2_035 with SiLU": (51, 51, 0, {"act_layer": "silu"}),
 }
@@ -154,6 +155,22 @@ def test_norms_are_folded_only_where_the_result_remains(run: Any, expected: int)
         torch.testing.assert_close(other(x), layers(x), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("observed", "expected"), [("conv", 0), ("norm", 0), ("act", 1)])
+def test_what_a_hook_of_a_container_receives_remains(observed: str, expected: int) -> None:
+    """Its inputs and its output; here, containers have one layer each."""
+    names = ("conv", "norm", "act")
+    inner = Layers(lambda layers, x: layers.act(layers.norm1(layers.conv1(x))))
+    model = nn.Sequential(*(nn.Sequential(layer) for layer in (inner.conv1, inner.norm1, inner.act)))
+    other, seen = deepcopy(model), []
+    for each in (model, other):
+        each[names.index(observed)].register_forward_hook(lambda module, args, output: seen.append(output.clone()))
+    fold_norms(other)
+    assert count(other, FoldedConv2d) == expected
+    x = torch.randn(2, 3, 5, 7)
+    torch.testing.assert_close(other(x), model(x))
+    torch.testing.assert_close(seen[0], seen[1])
+
+
 @pytest.mark.parametrize("name", ["conv1", "norm1"])
 def test_a_layer_with_a_hook_is_not_folded(name: str) -> None:
     layers = Layers(lambda layers, x: layers.norm1(layers.conv1(x)))
@@ -162,6 +179,16 @@ def test_a_layer_with_a_hook_is_not_folded(name: str) -> None:
     fold_norms(layers)
     layers(torch.randn(1, 3, 5, 7))
     assert count(layers, FoldedConv2d) == 0 and len(seen) == 1
+
+
+def test_a_residual_block_whose_activation_has_a_hook_remains() -> None:
+    model = timm_model("test_resnet").eval()
+    seen: list[Tensor] = []
+    model.get_submodule("layer1.0.act2").register_forward_hook(lambda module, args, output: seen.append(output))
+    other = folded(model)
+    assert count(other, ResidualBlock) == 3
+    other(torch.randn(1, 3, 33, 65, dtype=torch.float64))
+    assert len(seen) == 1
 
 
 def test_a_copy_is_independent() -> None:

@@ -5,7 +5,7 @@ the weight in every forward pass, so the weight remains trainable. Parameters an
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from copy import deepcopy
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ import torch.fx
 from jaxtyping import Float
 from timm.models import resnet
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from detrs.backbones.frozen_norm import FrozenBatchNorm
 from detrs.backbones.same_convolution import SameConv2d, pad_same
@@ -118,17 +119,42 @@ LAYERS: dict[type[nn.Module], tuple[int, ...]] = {resnet.BasicBlock: (1, 2), res
 """Numbers in the names of the convolutions, norms and activations of the blocks of timm's ResNets."""
 
 
+def has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 class _Tracer(torch.fx.Tracer):
-    """Convolutions, norms and activations are single nodes, as are all layers of PyTorch."""
+    """Convolutions, norms and activations are single nodes, as are all layers of PyTorch.
+
+    Args:
+        hooked: modules whose inputs and outputs have another user.
+    """
+
+    def __init__(self, hooked: Collection[nn.Module]) -> None:
+        super().__init__()
+        self.hooked = hooked
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, nn.Conv2d | FrozenBatchNorm) or super().is_leaf_module(module, name)
 
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        output = super().call_module(m, forward, args, kwargs)
+        if m in self.hooked:
+            proxies = [leaf for leaf in tree_leaves((args, kwargs, output)) if isinstance(leaf, torch.fx.Proxy)]
+            self.create_proxy("call_function", tuple, (proxies,), {})
+        return output
+
 
 def graph_of(body: nn.Module) -> torch.fx.Graph | None:
     """The calls of ``body``; ``None`` if they depend on its input, so that nothing is known of them."""
+    # a copy without hooks, since these would store symbols in the model; its tensors are those of the model
+    copied = deepcopy(body, {id(tensor): tensor for tensor in (*body.parameters(), *body.buffers())})
+    hooked = [module for module in copied.modules() if has_hooks(module)]
+    for module in hooked:
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
     try:
-        return _Tracer().trace(body)
+        return _Tracer(hooked).trace(copied)
     except Exception:  # of any type: the code of any model runs with symbols instead of tensors
         return None
 
@@ -151,7 +177,7 @@ class _Calls:
         if node.op != "call_module" or self._counts[str(node.target)] > 1:
             return None
         module = self.body.get_submodule(str(node.target))
-        return None if module._forward_hooks or module._forward_pre_hooks else module
+        return None if has_hooks(module) else module
 
     def only_user(self, node: torch.fx.Node) -> torch.fx.Node | None:
         """The node that uses the result, if there is only one; identities are skipped."""
@@ -214,7 +240,7 @@ def absorb(body: nn.Module, conv_name: str, activation_name: str) -> None:
 
 def is_residual_block(block: nn.Module) -> bool:
     """Whether ``block`` is one of timm's ResNets that consists of folded convolutions and the shortcut alone."""
-    if type(block) not in LAYERS or block._forward_hooks or block._forward_pre_hooks:
+    if type(block) not in LAYERS or any(has_hooks(module) for module in (block, *block.children())):
         return False
     extras = [getattr(block, name, None) for name in ("drop_block", "aa", "se", "drop_path")]
     if any(extra is not None and type(extra) is not nn.Identity for extra in extras):
