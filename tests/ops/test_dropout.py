@@ -178,6 +178,41 @@ def test_strided_inputs_and_mixed_dtypes() -> None:
     assert relu_dropout(torch.zeros(0, 5), 0.1).shape == (0, 5)
 
 
+@pytest.mark.parametrize("shapes", [((4, 3, 29), (1, 3, 29)), ((3, 29), (4, 3, 29)), ((4, 3, 1), (4, 3, 29))])
+def test_add_norm_broadcasts_as_without_dropout(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    x, update = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
+    norm = normalization(torch.float64)
+    with use("reference"):
+        expected = add_norm(x, update, norm, 1e-12)
+    actual = add_norm(x, update, norm, 1e-12)
+    torch.testing.assert_close(actual, expected)
+    grad_out = torch.randn_like(expected)
+    grads = torch.autograd.grad(actual, (x, update), grad_out)
+    torch.testing.assert_close(grads, torch.autograd.grad(expected, (x, update), grad_out))
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.LayerNorm((3, 29)), nn.LayerNorm(29, bias=False), nn.LayerNorm(29, elementwise_affine=False)]
+)
+def test_other_norms_are_computed_by_pytorch(norm: nn.LayerNorm) -> None:
+    x, update = torch.randn(2, 4, 3, 29)
+    torch.testing.assert_close(add_norm(x, update, norm, 1e-12), norm(x + update))
+
+
+def test_tensors_that_kernels_cannot_compute_with_raise() -> None:
+    x = torch.randn(2, 29)
+    with pytest.raises(RuntimeError, match="normalized_shape"):
+        add_norm(x, x, nn.LayerNorm(31), 0.1)
+    with pytest.raises(RuntimeError, match="must match|broadcast"):
+        add_norm(x, torch.randn(3, 29), nn.LayerNorm(29), 0.1)
+    for update, norm in ((x.to("meta"), nn.LayerNorm(29)), (x, nn.LayerNorm(29, device="meta"))):
+        with pytest.raises(RuntimeError, match="device"):
+            add_norm(x, update, norm, 0.1)
+    query = torch.randn(1, 2, 3, 4)
+    with pytest.raises(RuntimeError, match="device"):
+        attention(query, query, query.to("meta"), None, 0.1)
+
+
 def test_elements_are_dropped_at_the_rate_and_independently() -> None:
     for rate in (1e-3, 0.1, 0.5, 0.9):
         a, b = (reference.kept(seed, 1000, 1001, rate).double() - (1 - rate) for seed in (1, 2))

@@ -33,17 +33,20 @@ def relu_dropout(x: Float[Tensor, "*rows C"], rate: float) -> Float[Tensor, "*ro
 
 
 def add_norm(
-    x: Float[Tensor, "*rows C"], update: Float[Tensor, "*rows C"], norm: nn.LayerNorm, rate: float
+    x: Float[Tensor, "*#rows #C"], update: Float[Tensor, "*#rows #C"], norm: nn.LayerNorm, rate: float
 ) -> Float[Tensor, "*rows C"]:
     """``norm(x + dropout(update))``.
 
     Args:
         x: the residual.
-        update: what is added to it.
-        norm: with weight and bias, over the last axis.
+        update: what is added to it; both are broadcast.
+        norm: kernels compute those over the last axis that have weight and bias.
         rate: probability of an element of ``update`` to be dropped, in [0, 1); 0: none is.
     """
-    if rate == 0 or not _has_kernels(x):  # without random numbers, PyTorch's two operators are as fast
+    if rate == 0:  # without random numbers, PyTorch's two operators are as fast
+        return norm(x + update)
+    x, update = torch.broadcast_tensors(x, update)
+    if norm.normalized_shape != tuple(x.shape[-1:]) or not _has_kernels(x, update, norm.weight, norm.bias):
         return norm(x + F.dropout(update, rate))
     dtype = torch.promote_types(x.dtype, update.dtype)
     inputs = x.to(dtype).contiguous(), update.to(dtype).contiguous(), norm.weight, norm.bias
@@ -67,18 +70,24 @@ def attention(
         mask: True where a query attends to a key, broadcast to (B, M, Q, T); ``None``: everywhere.
         rate: probability of a weight to be dropped, in [0, 1); 0: none is.
     """
-    if rate == 0 or not _has_kernels(query):
+    if rate == 0 or not _has_kernels(query, key, value):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=rate)
     result: Tensor = _Attention.apply(query, key, value, mask, rate, _seed())
     return result
 
 
-def _has_kernels(x: Tensor) -> bool:
-    """Whether kernels compute ``x``: plain tensors, in eager mode, and with ordinary derivatives only."""
-    if torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
+def _has_kernels(*inputs: Tensor | None) -> bool:
+    """Whether kernels compute with ``inputs``: plain tensors, in eager mode, and with ordinary derivatives only."""
+    if torch.compiler.is_compiling():
         return False
-    is_transformed = torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-    return not is_transformed and backend.current(x.device.type, x.dtype) == "numba"
+    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        return False
+    return all(x is not None and _is_plain(x) and backend.current(x.device.type, x.dtype) == "numba" for x in inputs)
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether ``x`` is of no subclass, such as one without memory."""
+    return type(x) in (Tensor, nn.Parameter)
 
 
 def _seed() -> int:
