@@ -26,6 +26,8 @@ class Heads(NamedTuple):
     value: Tensor
     blocked: Tensor | None
     """(B, M, Q, T), True where a query does not attend to a key; ``None``: nowhere."""
+    isolated: Tensor | None
+    """(B, M, Q, 1), True for queries without keys, whose result is 0; ``None``: there are none."""
 
 
 class Part(NamedTuple):
@@ -43,13 +45,20 @@ def merged(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> He
     """The inputs of ``attention`` for products of matrices."""
     real = torch.promote_types(query.dtype, torch.float32)
     query, key, value = (tensor.to(real) for tensor in (query, key, value))
-    blocked = None if mask is None else (~mask).expand(*query.shape[:3], key.shape[2])
-    return Heads((query * query.shape[3] ** -0.5).flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), blocked)
+    flat = (query * query.shape[3] ** -0.5).flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
+    if mask is None:
+        return Heads(*flat, None, None)
+    isolated = ~mask.any(-1, keepdim=True)
+    return Heads(
+        *flat,
+        blocked=(~mask).expand(*query.shape[:3], key.shape[2]),
+        isolated=isolated.expand(*query.shape[:3], 1) if isolated.any() else None,
+    )
 
 
 def parts(inputs: Heads, rate: float, seed: int, kernels: ModuleType) -> Iterator[Part]:
     """The weights of all heads, part by part."""
-    query, key, _, blocked = inputs
+    query, key, _, blocked, isolated = inputs
     heads, queries, keys = len(query), query.shape[1], key.shape[1]
     size = min(max(WEIGHTS // max(queries * keys, 1), 1), heads)
     memory, spare = query.new_empty(2, size, queries, keys)
@@ -58,8 +67,11 @@ def parts(inputs: Heads, rate: float, seed: int, kernels: ModuleType) -> Iterato
         weights = torch.bmm(query[some], key[some].mT, out=memory[: some.stop - first])
         if blocked is not None:
             for head, logits in enumerate(weights, start=first):
-                logits.masked_fill_(blocked[divmod(head, blocked.shape[1])], torch.finfo(logits.dtype).min)
+                logits.masked_fill_(blocked[divmod(head, blocked.shape[1])], -torch.inf)
         torch.softmax(weights, -1, out=weights)
+        if isolated is not None:
+            for head, row in enumerate(weights, start=first):
+                row.masked_fill_(isolated[divmod(head, isolated.shape[1])], 0.0)
         dropped, own_seed = spare[: len(weights)], seed_of_row(seed, first * queries)
         kernels.dropout(weights, dropped, rate, own_seed)
         yield Part(some, weights, dropped, own_seed)
