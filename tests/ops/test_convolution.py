@@ -176,9 +176,18 @@ def test_flops_are_those_of_the_convolution() -> None:
     assert counts[0] == counts[1] > 0
 
 
-def test_no_images() -> None:
-    inputs = random_inputs(GEOMETRIES["3x3"], "relu", False, torch.float32)
-    assert convolution(inputs._replace(x=inputs.x[:0])).shape == (0, 8, 7, 11)
+@pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
+@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_images(dtype: torch.dtype, name: str, residual: bool) -> None:
+    inputs = random_inputs(GEOMETRIES[name], "relu", residual, torch.float32)
+    x, rest = inputs.x[:0], [] if inputs.residual is None else [inputs.residual[:0]]
+    tensors = [tensor.to(dtype).requires_grad_() for tensor in (x, inputs.weight, inputs.shift, *rest)]
+    x, weight, shift, *rest = tensors
+    y = convolution(inputs._replace(x=x, weight=weight, shift=shift, residual=rest[0] if rest else None))
+    assert y.shape[:2] == (0, 8)
+    for grad, tensor in zip(torch.autograd.grad(y.sum(), tensors), tensors, strict=True):
+        assert torch.equal(grad, torch.zeros_like(tensor))
 
 
 def test_onednn_computes_float32_on_cpus() -> None:

@@ -209,6 +209,24 @@ def test_add_norm_broadcasts_as_without_dropout(shapes: tuple[tuple[int, ...], t
     torch.testing.assert_close(grads, torch.autograd.grad(expected, (x, update), grad_out))
 
 
+def test_no_images() -> None:
+    x, update = (torch.zeros(0, *SHAPE[1:], requires_grad=True) for _ in range(2))
+    norm = normalization(torch.float32)
+    inputs = [tensor[:0].detach().requires_grad_() for tensor in attention_inputs(torch.float32)]
+    for mask in masks().values():
+        allowed = mask if mask is None or mask.ndim == 2 else mask[:0]
+        out = attention(*inputs, allowed, 0.3)
+        assert out.shape == (0, 3, 7, 4)
+        for grad, tensor in zip(torch.autograd.grad(out.sum(), inputs), inputs, strict=True):
+            assert grad.shape == tensor.shape
+    for out in (relu_dropout(x * 1, 0.3), add_norm(x, update, norm, 0.3)):
+        assert out.shape == x.shape
+        (grad,) = torch.autograd.grad(out.sum(), x, retain_graph=True)
+        assert grad.shape == x.shape
+    of_update, *of_norm = torch.autograd.grad(add_norm(x, update, norm, 0.3).sum(), (update, *norm.parameters()))
+    assert of_update.shape == x.shape and all(torch.equal(grad, torch.zeros(29)) for grad in of_norm)
+
+
 @pytest.mark.parametrize(
     "norm", [nn.LayerNorm((3, 29)), nn.LayerNorm(29, bias=False), nn.LayerNorm(29, elementwise_affine=False)]
 )

@@ -60,7 +60,7 @@ def parts(inputs: Heads, rate: float, seed: int, kernels: ModuleType) -> Iterato
     """The weights of all heads, part by part."""
     query, key, _, blocked, isolated = inputs
     heads, queries, keys = len(query), query.shape[1], key.shape[1]
-    size = min(max(WEIGHTS // max(queries * keys, 1), 1), heads)
+    size = max(min(WEIGHTS // max(queries * keys, 1), heads), 1)
     memory, spare = query.new_empty(2, size, queries, keys)
     for first in range(0, heads, size):
         some = slice(first, min(first + size, heads))
@@ -85,7 +85,7 @@ def forward(
     out = inputs.query.new_empty(*inputs.query.shape[:2], value.shape[3])
     for some, _, dropped, _ in parts(inputs, rate, seed, kernels):
         torch.bmm(dropped, inputs.value[some], out=out[some])
-    return out.view(*query.shape[:3], -1).to(query.dtype)
+    return out.view(*query.shape[:3], value.shape[3]).to(query.dtype)
 
 
 def backward(
