@@ -1,3 +1,4 @@
+import pickle
 from copy import deepcopy
 from typing import Any
 
@@ -200,6 +201,19 @@ def test_a_copy_is_independent() -> None:
     assert torch.equal(copied(images)[0], before) and not torch.equal(backbone(images)[0], before)
     copied.load_state_dict(backbone.state_dict())
     assert torch.equal(copied(images)[0], backbone(images)[0])
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "mobilenetv2_035"])
+def test_folded_models_can_be_pickled(name: str) -> None:
+    model = folded(timm_model(name)).eval()
+    images = torch.randn(1, 3, 33, 65, dtype=torch.float64)
+    for each in (model, merged(model)):
+        loaded = pickle.loads(pickle.dumps(each))
+        torch.testing.assert_close(loaded(images), each(images), atol=0, rtol=0)
+    loaded = pickle.loads(pickle.dumps(model))
+    assert {id(module.norm) for module in loaded.modules() if isinstance(module, FoldedConv2d)} == {
+        id(module) for module in loaded.modules() if isinstance(module, FoldedBatchNorm)
+    }
 
 
 def test_only_inputs_and_results_of_trained_convolutions_are_kept_for_gradients() -> None:

@@ -1,8 +1,10 @@
 """The interface of a model, for every detector of the family: ``detect`` and ``objective``."""
 
+import pickle
+
 import pytest
 import torch
-from shrunk import EVERY_TRANSFORMER, TARGETS, batch, proposal_labels, shallow
+from shrunk import EVERY_MODEL, EVERY_TRANSFORMER, TARGETS, batch, proposal_labels, shallow
 
 from detrs import ops
 from detrs.classification import Softmax
@@ -52,3 +54,15 @@ def test_objective_equals_forward_and_criterion(config: ModelConfig, autocast: b
     assert found.terms == expected.terms
     found.total.backward()
     assert detector.decoder.heads[-1].classes.weight.grad.abs().max() > 0
+
+
+@EVERY_MODEL
+def test_models_and_objectives_can_be_pickled(config: ModelConfig) -> None:
+    """For ``torch.save`` of a whole model, and for processes that are spawned."""
+    model = shallow(config)
+    objective = model.objective(CriterionConfig())
+    assert list(pickle.loads(pickle.dumps(objective)).state_dict()) == list(objective.state_dict())
+    loaded = pickle.loads(pickle.dumps(model))
+    with torch.no_grad():
+        found, expected = (each.detect(*batch(), max_detections=DETECTIONS) for each in (loaded, model))
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)

@@ -22,10 +22,13 @@ from detrs.ops.convolution import Geometry, Inputs, convolution, reference
 Model = TypeVar("Model", bound=nn.Module)
 ACTIVATIONS: dict[type[nn.Module], str] = {nn.Identity: "none", nn.ReLU: "relu", nn.ReLU6: "relu6"}
 """Those that the operator computes."""
-PADDINGS: dict[type[nn.Module], Callable[[Tensor, nn.Conv2d], Tensor]] = {
-    nn.Conv2d: lambda x, conv: x,
-    SameConv2d: pad_same,
-}
+
+
+def unpadded(x: Float[Tensor, "B C H W"], conv: nn.Conv2d) -> Float[Tensor, "B C H W"]:
+    return x
+
+
+PADDINGS: dict[type[nn.Module], Callable[[Tensor, nn.Conv2d], Tensor]] = {nn.Conv2d: unpadded, SameConv2d: pad_same}
 """The convolutions that can be folded, and their padding beyond that of ``torch.nn.functional.conv2d``."""
 
 

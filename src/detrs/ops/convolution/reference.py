@@ -7,9 +7,15 @@ from torch import Tensor
 
 from detrs.ops.convolution.inputs import Inputs
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"none": lambda x: x, "relu": F.relu, "relu6": F.relu6}
+
+def identity(x: Tensor) -> Tensor:
+    return x
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"none": identity, "relu": F.relu, "relu6": F.relu6}
+"""Functions that can be pickled, since modules contain them."""
 CLAMPS: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda x: x,
+    "none": identity,
     "relu": lambda x: x.relu_(),
     "relu6": lambda x: F.hardtanh_(x, 0.0, 6.0),
 }
