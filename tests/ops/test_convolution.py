@@ -70,11 +70,10 @@ def test_values_are_those_of_a_norm_after_the_convolution(
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_derivatives(name: str, activation: str, residual: bool) -> None:
     inputs = random_inputs(GEOMETRIES[name], activation, residual)
-    tensors = [inputs.x, inputs.weight, inputs.shift] + ([inputs.residual] if inputs.residual is not None else [])
-    tensors = [tensor.requires_grad_() for tensor in tensors]
+    tensors = [tensor.requires_grad_() for tensor in inputs[:5] if tensor is not None]
 
-    def compute(x: Tensor, weight: Tensor, shift: Tensor, residual: Tensor | None = None) -> Tensor:
-        return convolution(inputs._replace(x=x, weight=weight, shift=shift, residual=residual))
+    def compute(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None = None) -> Tensor:
+        return convolution(inputs._replace(x=x, weight=weight, scale=scale, shift=shift, residual=residual))
 
     assert torch.autograd.gradcheck(compute, tensors, fast_mode=True)
     assert torch.autograd.gradgradcheck(compute, tensors, fast_mode=True)
@@ -84,11 +83,30 @@ def test_derivatives(name: str, activation: str, residual: bool) -> None:
 @pytest.mark.parametrize("name", ["3x3", "1x1", "1x1, strided"])
 def test_gradients_in_float32_are_those_of_a_norm_after_the_convolution(name: str, layout: torch.memory_format) -> None:
     inputs = random_inputs(GEOMETRIES[name], "relu", True, torch.float32, layout)
-    assert inputs.residual is not None
-    tensors = [tensor.requires_grad_() for tensor in (inputs.x, inputs.weight, inputs.shift, inputs.residual)]
+    tensors = [tensor.requires_grad_() for tensor in inputs[:5] if tensor is not None]
     expected = torch.autograd.grad(norm_after_convolution(inputs).square().sum(), tensors)
     found = torch.autograd.grad(convolution(inputs).square().sum(), tensors)
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_the_gradient_of_the_scale_does_not_need_that_of_the_weight(name: str) -> None:
+    inputs = random_inputs(GEOMETRIES[name], "relu", False)
+    scale = inputs.scale.requires_grad_()
+    (expected,) = torch.autograd.grad(norm_after_convolution(inputs).square().sum(), scale)
+    (found,) = torch.autograd.grad(convolution(inputs).square().sum(), scale)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["1x1", "3x3"])
+def test_the_gradient_of_the_scale_under_autocast(name: str) -> None:
+    inputs = random_inputs(GEOMETRIES[name], "relu", False, torch.float32)
+    scale = inputs.scale.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = convolution(inputs)
+    (found,) = torch.autograd.grad(half.float().sum(), scale)
+    (expected,) = torch.autograd.grad(norm_after_convolution(inputs).sum(), scale)
+    assert found.dtype == torch.float32 and (found - expected).norm() < 0.05 * expected.norm()
 
 
 def test_nothing_is_kept_for_gradients_but_input_weight_and_result() -> None:

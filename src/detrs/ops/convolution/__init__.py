@@ -1,4 +1,4 @@
-"""Convolution, constant scale and shift of each channel, residual addition and activation as one operator.
+"""Convolution, scale and shift of each channel, residual addition and activation as one operator.
 
 This is a layer of a network with frozen BatchNorm. oneDNN computes it in one pass over its output on CPUs; separate
 operators of PyTorch need four.
@@ -20,8 +20,8 @@ __all__ = ["ACTIVATIONS", "Geometry", "Inputs", "convolution"]
 def convolution(inputs: Inputs) -> Tensor:
     """``activation(scale * convolution(x) + shift + residual)``: (B, C', H', W').
 
-    Autocast applies as to ``torch.nn.functional.conv2d``. Gradients flow to all tensors but ``scale``; nothing but
-    ``x``, the weight and the result is kept for them.
+    Autocast applies as to ``torch.nn.functional.conv2d``. Nothing but ``x``, the weight, the scale and the result
+    is kept for gradients.
     """
     x, residual, device_type = inputs.x, inputs.residual, inputs.x.device.type
     if x.dtype != torch.float64 and torch.amp.is_autocast_available(device_type):

@@ -22,7 +22,7 @@ class Inputs(NamedTuple):
     weight: Tensor
     """(C', C / groups, rows, columns)."""
     scale: Tensor
-    """(C'), factor of each output channel; without gradient."""
+    """(C'), factor of each output channel."""
     shift: Tensor
     """(C'), added to each output channel."""
     residual: Tensor | None

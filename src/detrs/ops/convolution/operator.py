@@ -66,12 +66,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """The scaled weight is computed again, not kept."""
     x, weight, scale, output = ctx.saved_tensors
-    x_needed, weight_needed, _, shift_needed, residual_needed, *_ = ctx.needs_input_grad
+    x_needed, weight_needed, scale_needed, shift_needed, residual_needed, *_ = ctx.needs_input_grad
     stride, padding, dilation, groups = ctx.geometry
     grad = GRADIENTS[ctx.activation](grad, output)
     factor = scale[:, None, None, None]
-    is_product = is_matrix_product(x, weight, padding, groups)
-    of_x, of_weight, of_shift = aten.convolution_backward(
+    is_product, scaled_needed = is_matrix_product(x, weight, padding, groups), weight_needed or scale_needed
+    of_x, of_scaled, of_shift = aten.convolution_backward(
         grad,
         x,
         (weight * factor).to(x.dtype),
@@ -82,15 +82,16 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         False,
         [0, 0],
         groups,
-        [x_needed, weight_needed and not is_product, shift_needed],
+        [x_needed, scaled_needed and not is_product, shift_needed],
     )
-    if weight_needed and is_product:
+    if scaled_needed and is_product:
         cells = x[:, :, :: stride[0], :: stride[1]]
-        of_weight = (rows_of(grad).mT @ rows_of(cells))[:, :, None, None]
+        of_scaled = (rows_of(grad).mT @ rows_of(cells))[:, :, None, None]
+    of_scaled = of_scaled.to(weight.dtype) if scaled_needed else None
     return (
         of_x if x_needed else None,
-        of_weight.to(weight.dtype).mul_(factor) if weight_needed else None,
-        None,
+        of_scaled * factor if weight_needed else None,
+        (of_scaled * weight).sum((1, 2, 3)).to(scale.dtype) if scale_needed else None,
         of_shift.to(ctx.shift_dtype) if shift_needed else None,
         grad if residual_needed else None,
         *[None] * 5,
