@@ -310,11 +310,22 @@ def test_no_mask_is_kept_for_the_backward_pass() -> None:
     assert list(kept) == [result.data_ptr()]
 
 
-def test_what_is_not_finite_survives() -> None:
-    x = torch.tensor([[torch.nan, torch.inf, -torch.inf, 1.0]] * 50)
-    result = relu_dropout(x.clone(), 0.5)
-    assert result[:, 0].isnan().any() and result[:, 1].isinf().any() and (result[:, 2] == 0).all()
-    assert add_norm(x, x, nn.LayerNorm(4), 0.5).isnan().all()
+def test_what_is_not_finite_remains_where_it_is_kept_and_is_zero_where_it_is_dropped() -> None:
+    rows = torch.tensor([[torch.nan, torch.inf, -torch.inf, 1.0]] * 50)
+    is_kept = factors(3, 0.5, (50, 4)) > 0
+    assert is_kept[:, :3].any(0).all() and not is_kept[:, :3].all(0).any()
+    torch.manual_seed(3)
+    result = relu_dropout(rows.clone(), 0.5)
+    assert torch.equal(result[:, 0].isnan(), is_kept[:, 0]) and torch.equal(result[:, 1].isinf(), is_kept[:, 1])
+    assert (result[~is_kept] == 0).all() and (result[:, 2] == 0).all()
+    x, norm = torch.randn(50, 4), nn.LayerNorm(4)
+    for number in (torch.nan, torch.inf):
+        update = torch.tensor([[1.0, number, 2.0, 3.0]] * 50)
+        torch.manual_seed(3)
+        expected = norm(x + torch.where(is_kept, 2 * update, 0.0))
+        torch.testing.assert_close(add_norm(x, update, norm, 0.5), expected, equal_nan=True)
+        assert torch.equal(expected.isnan().all(1), is_kept[:, 1])
+        assert add_norm(update, x, norm, 0.5).isnan().all()
 
 
 def test_without_kernels_dropout_is_that_of_pytorch() -> None:

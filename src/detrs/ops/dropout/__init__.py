@@ -1,8 +1,9 @@
 """Dropout together with what surrounds it in a transformer: activation, residual and normalization, attention.
 
-On the CPU, both are kernels that keep no mask for the backward pass; see ``reference.py`` for the elements that are
-dropped. Elsewhere they are PyTorch's operators, and so they are in compiled and exported programs, which fuse them
-themselves. Random numbers are those of PyTorch's default generator everywhere.
+On the CPU, these are kernels that keep no mask for the backward pass; see ``reference.py`` for the elements that are
+dropped. What is dropped becomes 0, also NaN and infinity, which PyTorch's operators multiply by 0. Elsewhere, they are
+PyTorch's operators, and so they are in compiled and exported programs, which fuse them themselves. Random numbers are
+those of PyTorch's default generator everywhere.
 """
 
 from typing import Any

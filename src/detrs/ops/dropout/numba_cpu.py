@@ -30,7 +30,7 @@ TASK = 16_384
 SERIAL_BELOW = 50_000
 """Elements below which waking the threads costs more than they save."""
 
-# Sums may be reordered, so that LLVM computes them with vectors; NaN and infinity survive.
+# Sums may be reordered, so that LLVM computes them with vectors; arithmetic with NaN and infinity is exact.
 COMPILE: dict[str, Any] = {"fastmath": {"reassoc", "nsz", "contract"}, "error_model": "numpy", "boundscheck": False}
 
 
@@ -78,7 +78,7 @@ def vector(address, size, real):
 
 @njit(**COMPILE)
 def relu_dropout(problem, storage, element, real):
-    """``x <- dropout(relu(x))``. NaN survives."""
+    """``x <- dropout(relu(x))``. NaN remains where it is kept."""
     values = matrix(problem, problem.x, element)
     scale, threshold, zero = real(problem.scale), problem.threshold, real(0)
     _, row, end = next_rows(problem)
