@@ -1,3 +1,4 @@
+import logging
 import pickle
 from copy import deepcopy
 from typing import Any
@@ -16,11 +17,12 @@ from detrs.config.backbone import BackboneConfig
 
 MODELS: dict[str, tuple[int, int, int, dict[str, Any]]] = {
     "test_resnet": (15, 15, 4, {}),
-    "test_resnet dilated": (0, 15, 0, {"output_stride": 16}),  # torch.fx cannot trace the padding of a pooling
+    "test_resnet dilated": (15, 15, 4, {"output_stride": 16}),
     "test_resnet with drop path": (15, 15, 1, {"drop_path_rate": 0.5}),
     "test_resnet with squeeze and excitation": (15, 15, 0, {"block_args": {"attn_layer": "se"}}),
     "test_resnet with LeakyReLU": (15, 15, 0, {"act_layer": "leaky_relu"}),
     "test_resnet with features from hooks": (15, 15, 4, {"feature_cls": "hook"}),
+    "mobilevit_xxs with blocks that cannot be traced": (23, 32, 0, {}),
     "mobilenetv2_035": (51, 51, 0, {"pad_type": "same"}),
     "mobilenetv2_035 with SiLU": (51, 51, 0, {"act_layer": "silu"}),
 }
@@ -146,10 +148,16 @@ def shared_activation(layers: Layers, x: Tensor) -> Tensor:
         (shared_activation, 2),
     ],
 )
-def test_norms_are_folded_only_where_the_result_remains(run: Any, expected: int) -> None:
+def test_norms_are_folded_only_where_the_result_remains(
+    run: Any, expected: int, caplog: pytest.LogCaptureFixture
+) -> None:
     layers = Layers(run)
     other = deepcopy(layers)
-    fold_norms(other)
+    with caplog.at_level(logging.INFO, "detrs"):
+        fold_norms(other, "a model")
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == (run is depends_on_values)
+    assert all("'a model'" in message and "TraceError: symbolically traced" in message for message in messages)
     assert count(other, FoldedConv2d) == expected and isinstance(other.act, nn.ReLU)
     for _ in range(4):
         x = torch.randn(2, 3, 5, 7)

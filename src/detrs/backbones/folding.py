@@ -4,6 +4,7 @@ The result is that of convolution, norm and activation up to rounding, and so ar
 the weight in every forward pass, so the weight remains trainable. Parameters and buffers keep their names.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Collection
 from copy import deepcopy
@@ -11,13 +12,15 @@ from typing import Any, TypeVar
 
 import torch.fx
 from jaxtyping import Float
-from timm.models import resnet
+from timm.models import get_notrace_functions, get_notrace_modules, resnet
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from detrs.backbones.frozen_norm import FrozenBatchNorm
 from detrs.backbones.same_convolution import SameConv2d, pad_same
 from detrs.ops.convolution import Geometry, Inputs, convolution, reference
+
+logger = logging.getLogger("detrs")
 
 Model = TypeVar("Model", bound=nn.Module)
 ACTIVATIONS: dict[type[nn.Module], str] = {nn.Identity: "none", nn.ReLU: "relu", nn.ReLU6: "relu6"}
@@ -127,18 +130,20 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 class _Tracer(torch.fx.Tracer):
-    """Convolutions, norms and activations are single nodes, as are all layers of PyTorch.
+    """Convolutions, norms and activations are single nodes, as are all layers of PyTorch, and the modules and functions
+    of timm of which timm knows that they cannot be traced.
 
     Args:
         hooked: modules whose inputs and outputs have another user.
     """
 
     def __init__(self, hooked: Collection[nn.Module]) -> None:
-        super().__init__()
+        super().__init__(autowrap_functions=tuple(get_notrace_functions()))
         self.hooked = hooked
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, nn.Conv2d | FrozenBatchNorm) or super().is_leaf_module(module, name)
+        leaves = nn.Conv2d, FrozenBatchNorm, *get_notrace_modules()
+        return isinstance(module, leaves) or super().is_leaf_module(module, name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         output = super().call_module(m, forward, args, kwargs)
@@ -148,8 +153,12 @@ class _Tracer(torch.fx.Tracer):
         return output
 
 
-def graph_of(body: nn.Module) -> torch.fx.Graph | None:
-    """The calls of ``body``; ``None`` if they depend on its input, so that nothing is known of them."""
+def graph_of(body: nn.Module, name: str) -> torch.fx.Graph | None:
+    """The calls of ``body``, which messages call ``name``; ``None``, with a message, if ``torch.fx`` cannot trace it.
+
+    The causes are Python code that depends on values or sizes of the input, and code for which symbols are of a wrong
+    type: any exception.
+    """
     # a copy without hooks, since these would store symbols in the model; its tensors are those of the model
     copied = deepcopy(body, {id(tensor): tensor for tensor in (*body.parameters(), *body.buffers())})
     hooked = [module for module in copied.modules() if has_hooks(module)]
@@ -158,7 +167,12 @@ def graph_of(body: nn.Module) -> torch.fx.Graph | None:
         module._forward_pre_hooks.clear()
     try:
         return _Tracer(hooked).trace(copied)
-    except Exception:  # of any type: the code of any model runs with symbols instead of tensors
+    except Exception as error:  # of any type: the code of any model runs with symbols instead of tensors
+        logger.info(
+            "The frozen BatchNorms of '%s' are not merged into its convolutions, which would be faster: torch.fx "
+            "cannot trace this model (%s: %.200s).",
+            *(name, type(error).__name__, str(error)),
+        )
         return None
 
 
@@ -190,14 +204,21 @@ class _Calls:
         return self.only_user(user) if type(self.module(user)) is nn.Identity else user
 
 
-def fold_norms(body: nn.Module) -> None:
+def fold_norms(body: nn.Module, name: str = "backbone") -> None:
     """Fold every ``FrozenBatchNorm`` in ``body`` whose input is the output of a convolution that nothing else uses.
 
     Others remain as they are: after a pooling or concatenation, with layers that are called more than once or have
-    hooks, and in models that ``torch.fx`` cannot trace. An activation that alone uses the output of the norm becomes
-    part of the convolution, too, and so does the addition of the shortcut in the blocks of a ResNet.
+    hooks, within modules that timm excludes from tracing, and in models that ``torch.fx`` cannot trace. An activation
+    that alone uses the output of the norm becomes part of the convolution, too, and so does the addition of the
+    shortcut in the blocks of a ResNet.
+
+    Args:
+        body: the model.
+        name: of the model, for messages.
     """
-    graph = graph_of(body)
+    if not any(isinstance(module, FrozenBatchNorm) for module in body.modules()):
+        return
+    graph = graph_of(body, name)
     if graph is None:
         return
     calls = _Calls(body, graph)
@@ -212,9 +233,9 @@ def fold_norms(body: nn.Module) -> None:
         after = calls.only_user(user)
         if after is not None and type(calls.module(after)) in ACTIVATIONS:
             absorb(body, str(node.target), str(after.target))
-    for name, module in list(body.named_modules()):
+    for path, module in list(body.named_modules()):
         if is_residual_block(module):
-            body.set_submodule(name, ResidualBlock(module))
+            body.set_submodule(path, ResidualBlock(module))
 
 
 def is_foldable(conv: nn.Conv2d) -> bool:

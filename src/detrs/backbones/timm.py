@@ -49,7 +49,7 @@ class TimmBackbone(nn.Module):
                     "add --model.backbone.norm batch --model.backbone.freeze-stem False."
                 )
             freeze_batch_norm(self.body)
-            fold_norms(self.body)
+            fold_norms(self.body, config.name)
         self.frozen_norms = freeze_below_c3(self.body) if config.freeze_stem else ()
         """Names, not modules: conversion to SyncBatchNorm replaces the modules."""
         self.axes = (0, 3, 1, 2) if getattr(self.body, "output_fmt", "NCHW") == "NHWC" else (0, 1, 2, 3)
