@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from detrs.backbones.timm import BackboneConfig
+from detrs.config.models import check_model
 from detrs.errors import UserError
 from detrs.layers.dynamic_interaction import DynamicInteraction
-from detrs.models import build, check
+from detrs.models import build
 from detrs.models.dynamic_detr import DepthwiseFilter, DynamicDETRConfig, SharedFilter
 from detrs.presets import preset
 
@@ -84,7 +85,7 @@ def test_boxes_start_as_the_whole_image() -> None:
 )
 def test_settings_that_contradict_each_other_are_rejected(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        check(replace(DynamicDETRConfig(), **change))
+        check_model(replace(DynamicDETRConfig(), **change))
 
 
 @torch.no_grad()

@@ -15,10 +15,11 @@ from detrs.backbones.timm import BackboneConfig
 from detrs.boxes import cxcywh_to_xyxy
 from detrs.checkpoints.detector import shapes
 from detrs.checkpoints.foreign.torchvision_faster_rcnn import NAMES
+from detrs.config.models import check_model
 from detrs.criterion.set_criterion import CriterionConfig
 from detrs.errors import UserError
 from detrs.layers import region_proposals
-from detrs.models import build, check
+from detrs.models import build
 from detrs.models.faster_rcnn import FasterRCNN, FasterRCNNConfig, RegionPrediction
 from detrs.presets import preset
 from detrs.structures import Batch, Target, Totals
@@ -201,4 +202,4 @@ def test_parameters_are_those_of_torchvision() -> None:
 )
 def test_settings_that_contradict_each_other_are_rejected(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        check(replace(FasterRCNNConfig(), **change))
+        check_model(replace(FasterRCNNConfig(), **change))
