@@ -57,7 +57,7 @@ class Batch(NamedTuple):
     images: Tensor
     """(B, 3, H, W): uint8 from the loader; float32, normalized and zero where padded, as the input of a detector."""
     padding: Bool[Tensor, "B H W"]
-    """True where padded."""
+    """True where padded: right and bottom only."""
     targets: tuple[Target, ...]
 
     def to(self, device: torch.device | str) -> "Batch":

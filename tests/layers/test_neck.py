@@ -1,12 +1,15 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from detrs.errors import UserError
 from detrs.layers.neck import (
     ChannelMapper,
     LevelEmbedding,
     PyramidNeck,
     centers,
+    check_padding,
     normalized_projection,
     padding_at,
     plain_projection,
@@ -103,6 +106,61 @@ def test_padding_of_a_level_is_that_of_its_nearest_pixel() -> None:
     level = padding_at(padding, (13, 17))
     rows, columns = torch.arange(13) * 97 // 13, torch.arange(17) * 131 // 17
     assert torch.equal(level, padding[:, rows][:, :, columns])
+
+
+def padded(rows: slice, columns: slice) -> torch.Tensor:
+    """Of two images: the first has none, the second has it outside of a rectangle."""
+    padding = torch.ones(2, 97, 131, dtype=torch.bool)
+    padding[0] = False
+    padding[1, rows, columns] = False
+    return padding
+
+
+HOLE = torch.zeros(2, 97, 131, dtype=torch.bool)
+HOLE[1, 5, 7] = True
+
+
+@pytest.mark.parametrize(
+    "padding",
+    [
+        padded(slice(61), slice(1, None)),
+        padded(slice(1, None), slice(83)),
+        padded(slice(20, 60), slice(20, 60)),
+        padded(slice(0, 97, 2), slice(131)),
+        HOLE,
+    ],
+    ids=["left", "top", "everywhere", "rows between", "hole"],
+)
+def test_padding_that_is_not_right_and_bottom_is_rejected(padding: torch.Tensor) -> None:
+    neck = PyramidNeck(ChannelMapper((3,), 32, 1, normalized_projection), SinePosition(32, -0.5))
+    features = [torch.randn(2, 3, 13, 17)]
+    with pytest.raises(UserError, match="right and at the bottom .* image 1 of"):
+        neck(features, padding)
+    meta = neck.to("meta")([features[0].to("meta")], padding.to("meta"))  # a device whose answer would be late
+    assert meta.tokens.shape == (2, 13 * 17, 32)
+
+
+@pytest.mark.parametrize("size", [(97, 131), (1, 1), (96, 131), (97, 130)])
+def test_padding_right_and_bottom_is_accepted(size: tuple[int, int]) -> None:
+    check_padding(padded(slice(size[0]), slice(size[1])))
+    check_padding(torch.zeros(0, 97, 131, dtype=torch.bool))
+
+
+def test_padding_is_checked_only_where_its_values_can_be_read() -> None:
+    neck = PyramidNeck(ChannelMapper((3,), 32, 1, normalized_projection), SinePosition(32, -0.5)).eval()
+    features, padding = [torch.randn(2, 3, 13, 17)], padded(slice(61), slice(83))
+    expected = neck(features, padding).tokens
+
+    class Tokens(nn.Module):
+        def forward(self, features: list[torch.Tensor], padding: torch.Tensor) -> torch.Tensor:
+            return neck(features, padding).tokens
+
+    program = torch.export.export(Tokens(), (features, padding), strict=False)
+    torch.testing.assert_close(program.module()(features, padding), expected)
+    mapped = torch.func.vmap(Tokens())([features[0][None]], padding[None])
+    torch.testing.assert_close(mapped[0], expected)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        check_padding(mode.from_tensor(padding))
 
 
 def test_valid_size_is_width_then_height() -> None:

@@ -203,3 +203,11 @@ def test_parameters_are_those_of_torchvision() -> None:
 def test_settings_that_contradict_each_other_are_rejected(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_model(replace(FasterRCNNConfig(), **change))
+
+
+def test_padding_that_is_not_right_and_bottom_is_rejected() -> None:
+    model = build(replace(FasterRCNNConfig(), backbone=BackboneConfig(name="test_resnet", stages=(2, 3, 4, 5))))
+    padding = torch.zeros(1, 64, 96, dtype=torch.bool)
+    padding[:, :8] = True
+    with pytest.raises(UserError, match="right and at the bottom"):
+        model.detect(torch.randn(1, 3, 64, 96), padding)

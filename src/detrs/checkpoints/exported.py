@@ -21,6 +21,7 @@ from detrs.config.criterion import CriterionConfig
 from detrs.criterion.objective import Objective
 from detrs.data.preprocessing import FixedSize, Preprocessing
 from detrs.errors import UserError
+from detrs.layers.neck import check_padding
 from detrs.models.detector import Model
 from detrs.schema import from_dict, to_dict
 from detrs.structures import Boxes
@@ -143,6 +144,7 @@ class ExportedModel(Model):
     def _check(self, images: Tensor, padding: Tensor, max_detections: int) -> None:
         """Raise ``UserError`` if the file does not take these inputs."""
         info, (height, width) = self.export, images.shape[2:]
+        check_padding(padding)
         if max_detections > info.max_detections:
             raise UserError(
                 f"'{self.source}' returns at most {info.max_detections} detections per image, but {max_detections} are "

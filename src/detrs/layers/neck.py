@@ -8,7 +8,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detrs.config.neck import NeckNorm
+from detrs.errors import UserError
 from detrs.layers.autocast import for_linear_layers
+from detrs.ops import backend
 from detrs.structures import Pyramid, Shapes
 
 Projection = Callable[[int, int, int], nn.Module]
@@ -163,6 +165,7 @@ class PyramidNeck(nn.Module):
         self.level_embedding = level_embedding or nn.Identity()
 
     def forward(self, features: list[Float[Tensor, "B _ _ _"]], padding: Bool[Tensor, "B H W"]) -> Pyramid:
+        check_padding(padding)
         maps = self.mapper(features, padding)
         paddings = [padding_at(padding, level.shape[-2:]) for level in maps]
         dtype = next(self.mapper.parameters()).dtype  # of the weights: float32 within autocast, too
@@ -177,6 +180,24 @@ class PyramidNeck(nn.Module):
             shapes=shapes,
             valid_ratio=valid / level_sizes(shapes, valid),
             image_sizes=valid_size(padding).flip(1).long(),
+        )
+
+
+def check_padding(padding: Bool[Tensor, "B H W"]) -> None:
+    """Raise ``UserError`` if padding is not right and bottom only, since all but the first row and column is ignored.
+
+    On the CPU in eager mode: elsewhere, the answer would stop the program until the device has computed it, or is not
+    part of the program.
+    """
+    if padding.device.type != "cpu" or not backend.are_plain(padding):
+        return
+    rows, columns = padding[:, :, 0], padding[:, 0]  # (B, H), (B, W)
+    increases = (rows[:, :-1] <= rows[:, 1:]).all(1) & (columns[:, :-1] <= columns[:, 1:]).all(1)
+    fits = increases & ((rows[:, :, None] | columns[:, None]) == padding).flatten(1).all(1)
+    if not fits.all():
+        raise UserError(
+            f"padding: expected True on the right and at the bottom of each image only, got other padding of image "
+            f"{fits.tolist().index(False)} of the batch. Move its pixels to the upper left corner."
         )
 
 

@@ -24,7 +24,7 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def objective(self, config: CriterionConfig) -> Objective:
-        """The module around this model that is trained."""
+        """The module around this model that is trained; padding as in ``detect``."""
 
     @abstractmethod
     def detect(
@@ -34,8 +34,11 @@ class Model(nn.Module, ABC):
 
         Args:
             images: (B, 3, H, W), normalized, zero where padded.
-            padding: (B, H, W), True where padded.
+            padding: (B, H, W), True where padded: right and bottom only.
             max_detections: largest number of detections per image.
+
+        Raises:
+            UserError: an image has other padding; only checked on the CPU.
         """
 
     def detect_layers(

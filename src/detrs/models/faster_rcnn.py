@@ -44,6 +44,7 @@ from detrs.criterion.objective import Objective
 from detrs.criterion.region_losses import anchor_losses, roi_losses, sample
 from detrs.layers.fpn import FeaturePyramid, extended
 from detrs.layers.initialization import ExactLinear
+from detrs.layers.neck import check_padding
 from detrs.layers.region_proposals import AnchorScores, RegionProposalNetwork, clipped
 from detrs.layers.roi_pooling import RoIPooling, RoIs, rois_of
 from detrs.models.detector import Model
@@ -114,6 +115,7 @@ class FasterRCNN(Model):
 
     def features(self, images: Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"]) -> list[Tensor]:
         """The levels of the pyramid, (B, C, h, w) each."""
+        check_padding(padding)
         maps: list[Tensor] = self.neck(self.backbone(images), padding)
         return maps
 

@@ -12,6 +12,10 @@ import os
 from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+from torch.autograd import forward_ad
 
 from detrs.errors import UserError, did_you_mean
 
@@ -121,6 +125,29 @@ def current(device_type: str, dtype: torch.dtype) -> str:
     on_device = (name for name, kernels in KERNELS.items() if kernels.device_type == device_type)
     installed = frozenset(name for name in on_device if _importable(name))
     return choose(device_type, dtype, installed, _forced)
+
+
+def is_transformed(*, by_vmap: bool = True) -> bool:
+    """Whether ``torch.func`` or forward-mode differentiation transform the program in eager mode.
+
+    Args:
+        by_vmap: whether ``torch.func.vmap`` alone counts; not for operators that have a rule for it.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if forward_ad._current_level >= 0:
+        return True
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return False
+    return by_vmap or any(each.key() != TransformType.Vmap for each in retrieve_all_functorch_interpreters())
+
+
+def are_plain(*tensors: Tensor | None) -> bool:
+    """Whether Python code can read the memory of all ``tensors``: in eager mode, none is transformed, of a subclass
+    (such as one without memory) or ``None``."""
+    if torch.compiler.is_compiling() or is_transformed():
+        return False
+    return all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
 
 
 def is_reference_forced() -> bool:
