@@ -55,14 +55,15 @@ def test_values_are_those_of_a_norm_after_the_convolution(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     inputs = random_inputs(GEOMETRIES[name], activation, residual, dtype, layout)
-    copies = [tensor.clone() for tensor in inputs[:4]]
+    tensors = [tensor for tensor in inputs[:5] if tensor is not None]
+    copies = [tensor.clone() for tensor in tensors]
     expected = norm_after_convolution(inputs)
     with torch.no_grad():
         torch.testing.assert_close(convolution(inputs), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(reference.compute(inputs), expected, atol=1e-5, rtol=1e-5)
     monkeypatch.setattr(onednn, "supports", lambda x: False)
     torch.testing.assert_close(convolution(inputs), expected, atol=1e-5, rtol=1e-5)
-    assert all(torch.equal(a, b) for a, b in zip(copies, inputs[:4], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(copies, tensors, strict=True))
 
 
 @pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
@@ -150,8 +151,12 @@ def test_autocast_computes_in_half_precision_and_gradients_have_the_dtype_of_the
     assert (found - gradient).norm() < 0.05 * gradient.norm()
 
 
-def test_the_operator_is_registered_correctly() -> None:
-    inputs = random_inputs(GEOMETRIES["strided"], "relu6", True, torch.float32)
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_operator_is_registered_correctly(activation: str, residual: bool, layout: torch.memory_format) -> None:
+    """With a residual, only "relu" and channels-last inputs are computed in one pass."""
+    inputs = random_inputs(GEOMETRIES["strided"], activation, residual, torch.float32, layout)
     inputs.x.requires_grad_()
     arguments = (*inputs[:5], *inputs.geometry, inputs.activation)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
