@@ -107,7 +107,7 @@ def test_the_gradient_of_the_scale_under_autocast(name: str) -> None:
         half = convolution(inputs)
     (found,) = torch.autograd.grad(half.float().sum(), scale)
     (expected,) = torch.autograd.grad(norm_after_convolution(inputs).sum(), scale)
-    assert found.dtype == torch.float32 and (found - expected).norm() < 0.05 * expected.norm()
+    assert found.dtype == torch.float32 and (found - expected).norm() < 0.1 * expected.norm()
 
 
 def test_nothing_is_kept_for_gradients_but_input_weight_and_result() -> None:
@@ -148,7 +148,7 @@ def test_autocast_computes_in_half_precision_and_gradients_have_the_dtype_of_the
     (found,) = torch.autograd.grad(half.float().sum(), inputs.weight)
     assert found.dtype == torch.float32
     (gradient,) = torch.autograd.grad(expected.sum(), inputs.weight)
-    assert (found - gradient).norm() < 0.05 * gradient.norm()
+    assert (found - gradient).norm() < 0.1 * gradient.norm()
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])

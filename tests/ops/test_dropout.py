@@ -341,8 +341,9 @@ def test_without_kernels_dropout_is_that_of_pytorch() -> None:
 
     expected = seeded(lambda: F.dropout(norm(x + F.dropout(update, 0.5)).relu(), 0.5))
     assert not torch.equal(seeded(both), expected)
-    with use("reference"):
-        assert torch.equal(seeded(both), expected)
+    for name in ("reference", "gather", "triton"):  # there are no kernels of Triton
+        with use(name):
+            assert torch.equal(seeded(both), expected)
     torch.compiler.reset()
     assert torch.equal(seeded(torch.compile(both, fullgraph=True, backend="eager")), expected)
     mapped = torch.func.vmap(lambda _: both(), randomness="same")

@@ -92,7 +92,7 @@ class Runtime:
         with self._state:
             self._accelerator = Accelerator(
                 cpu=device.type == "cpu",
-                mixed_precision="fp16" if own_precision == "fp16" else "no",  # for its loss scale; autocast is ours
+                mixed_precision="fp16" if own_precision == "fp16" else "no",  # for its loss scale
                 device_placement=False,
                 # as a plugin, since ACCELERATE_GRADIENT_ACCUMULATION_STEPS would replace a number
                 gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
@@ -120,7 +120,10 @@ class Runtime:
         return detector
 
     def prepare(self, objective: Objective, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        """Wrap the objective (distributed) and the optimizer for training."""
+        """Wrap the objective (distributed) and the optimizer for training.
+
+        With fp16, accelerate also adds its own autocast, of the same dtype as that of ``autocast``.
+        """
         self._accelerator.ddp_handler.find_unused_parameters = objective.has_unused_parameters
         with self._state:
             wrapped, prepared = self._accelerator.prepare(objective, optimizer)

@@ -127,6 +127,12 @@ def current(device_type: str, dtype: torch.dtype) -> str:
     return choose(device_type, dtype, installed, _forced)
 
 
+def is_chosen(name: str, device_type: str, dtype: torch.dtype) -> bool:
+    """Whether the backend is ``name``, for operators that have kernels of no other one: these use the reference if
+    another one is forced."""
+    return _forced in (None, name) and current(device_type, dtype) == name
+
+
 def is_transformed(*, by_vmap: bool = True) -> bool:
     """Whether ``torch.func`` or forward-mode differentiation transform the program in eager mode.
 

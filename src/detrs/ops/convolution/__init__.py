@@ -6,7 +6,6 @@ operators of PyTorch need four.
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from detrs.ops import backend
 from detrs.ops.convolution import operator, reference
@@ -27,20 +26,9 @@ def convolution(inputs: Inputs) -> Tensor:
     if x.dtype != torch.float64 and torch.amp.is_autocast_available(device_type):
         dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
         inputs = inputs._replace(x=x.to(dtype), residual=None if residual is None else residual.to(dtype))
-    if is_traced(inputs.x):
+    if torch.compiler.is_compiling() or backend.is_transformed() or backend.is_reference_forced():
         return reference.compute(inputs)
     geometry = inputs.geometry
     return operator.convolution(
         *inputs[:5], geometry.stride, geometry.padding, geometry.dilation, geometry.groups, inputs.activation
-    )
-
-
-def is_traced(x: Tensor) -> bool:
-    """Whether plain operators of PyTorch are required: a program is compiled or exported, derivatives are computed by
-    ``torch.func`` or in forward mode, or ``detrs.ops.use("reference")`` is active."""
-    return (
-        torch.compiler.is_compiling()
-        or backend.is_reference_forced()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
     )

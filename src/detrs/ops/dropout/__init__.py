@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from detrs.ops import backend
@@ -78,17 +77,10 @@ def attention(
 
 
 def _has_kernels(*inputs: Tensor | None) -> bool:
-    """Whether kernels compute with ``inputs``: plain tensors, in eager mode, and with ordinary derivatives only."""
-    if torch.compiler.is_compiling():
-        return False
-    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
-        return False
-    return all(x is not None and _is_plain(x) and backend.current(x.device.type, x.dtype) == "numba" for x in inputs)
-
-
-def _is_plain(x: Tensor) -> bool:
-    """Whether ``x`` is of no subclass, such as one without memory."""
-    return type(x) in (Tensor, nn.Parameter)
+    """Whether kernels compute with ``inputs``: there are some for the CPU only."""
+    return backend.are_plain(*inputs) and all(
+        backend.is_chosen("numba", x.device.type, x.dtype) for x in inputs if x is not None
+    )
 
 
 def _seed() -> int:
@@ -149,10 +141,10 @@ class _AddNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, update: Tensor, weight: Tensor, bias: Tensor, eps: float, rate: float, seed: int
     ) -> Tensor:
-        result = _kernels().normalized_sum(x, update, weight, bias, eps, rate, seed)
+        out: Tensor
+        out, statistics = _kernels().normalized_sum(x, update, weight, bias, eps, rate, seed)
         ctx.rate, ctx.seed = rate, seed
-        ctx.save_for_backward(*result[1:], weight)
-        out: Tensor = result.out
+        ctx.save_for_backward(*statistics, weight)
         return out
 
     @staticmethod
@@ -160,7 +152,7 @@ class _AddNorm(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         *statistics, weight = ctx.saved_tensors
         kernels = _kernels()
-        kept = kernels.Normalized(grad_out, *statistics)
-        grad_x, grad_update, grad_affine = kernels.normalized_sum_gradients(grad_out, kept, weight, ctx.rate, ctx.seed)
+        rest = kernels.Statistics(*statistics), weight, ctx.rate, ctx.seed
+        grad_x, grad_update, grad_affine = kernels.normalized_sum_gradients(grad_out, *rest)
         grad_weight, grad_bias = grad_affine.to(weight.dtype)
         return grad_x, grad_update, grad_weight, grad_bias, None, None, None

@@ -338,10 +338,9 @@ def softmax_dropout_gradient_(grad: Tensor, probabilities: Tensor, rate: float, 
     return grad
 
 
-class Normalized(NamedTuple):
-    """``out`` and what its gradient is computed from."""
+class Statistics(NamedTuple):
+    """What the gradient of a normalized sum is computed from."""
 
-    out: Tensor
     total: Tensor
     """The sum that was normalized."""
     mean: Tensor
@@ -351,26 +350,25 @@ class Normalized(NamedTuple):
 
 def normalized_sum(
     x: Tensor, update: Tensor, weight: Tensor, bias: Tensor, eps: float, rate: float, seed: int
-) -> Normalized:
+) -> tuple[Tensor, Statistics]:
     """Layer normalization of ``x + dropout(update)``; both are contiguous and of one dtype."""
     real = _real(x.dtype)
     out = torch.empty_like(x)
     mean, inverse = torch.empty(2, x.numel() // max(x.shape[-1], 1), dtype=real)
-    result = Normalized(out, torch.empty_like(x), mean, inverse)
+    statistics = Statistics(torch.empty_like(x), mean, inverse)
     affine = {"weight": weight.to(real), "bias": bias.to(real)}  # kept until the kernel has run
-    _run(_add_norm, x, rate, seed=seed, eps=eps, update=update, **result._asdict(), **affine)
-    return result
+    _run(_add_norm, x, rate, seed=seed, eps=eps, update=update, out=out, **statistics._asdict(), **affine)
+    return out, statistics
 
 
 def normalized_sum_gradients(
-    grad_out: Tensor, kept: Normalized, weight: Tensor, rate: float, seed: int
+    grad_out: Tensor, statistics: Statistics, weight: Tensor, rate: float, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``x``, of ``update``, and of weight and bias, (2, C)."""
-    total, real = kept.total, _real(kept.total.dtype)
+    total, real = statistics.total, _real(statistics.total.dtype)
     grad_x, grad_update = torch.empty_like(total), torch.empty_like(total)
-    grad_affine = torch.empty(_tasks(len(kept.mean), total.shape[-1])[1], 2, total.shape[-1], dtype=real)
+    grad_affine = torch.empty(_tasks(len(statistics.mean), total.shape[-1])[1], 2, total.shape[-1], dtype=real)
     fields = {"grad_out": grad_out.contiguous(), "grad_x": grad_x, "grad_update": grad_update}
     affine = {"weight": weight.to(real), "grad_affine": grad_affine}
-    statistics = {"total": total, "mean": kept.mean, "inverse": kept.inverse}
-    _run(_add_norm_backward, total, rate, seed=seed, **fields, **affine, **statistics)
+    _run(_add_norm_backward, total, rate, seed=seed, **fields, **affine, **statistics._asdict())
     return grad_x, grad_update, grad_affine.sum(0)

@@ -5,9 +5,6 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch._C._functorch import TransformType
-from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
-from torch.autograd import forward_ad
 
 from detrs.ops import backend
 from detrs.ops.ms_deform_attn import operator, reference
@@ -117,21 +114,14 @@ def _dispatch(inputs: Inputs) -> Tensor:
         value = value.double()
     inputs = Inputs(value, shapes, points, locations, weights, reference_points, padding)
     chosen = backend.current(value.device.type, value.dtype)
-    if _is_transformed():  # custom operators have no forward-mode derivatives, and none within torch.func.grad
+    # custom operators have no forward-mode derivatives, and none within torch.func.grad
+    if backend.is_transformed(by_vmap=False):
         chosen = "gather"
     if chosen in backend.KERNELS:
         out = operator.ms_deform_attn(value, inputs.sizes, list(points), locations, weights, reference_points, padding)
         return out.to(dtypes[0])
     sample = reference.by_gather if chosen == "gather" else reference.by_grid_sample
     return reference.compute(inputs, sample).to(dtypes[0])
-
-
-def _is_transformed() -> bool:
-    """Whether derivatives are computed by ``torch.func`` (``grad``, ``jvp``, ...) or in forward mode."""
-    if torch.compiler.is_compiling():
-        return False
-    transforms = retrieve_all_functorch_interpreters() if torch._C._functorch.peek_interpreter_stack() else []
-    return forward_ad._current_level >= 0 or any(each.key() != TransformType.Vmap for each in transforms)
 
 
 def _as_tuples(shapes: Shapes | Tensor) -> Shapes:

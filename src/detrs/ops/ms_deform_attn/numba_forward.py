@@ -90,7 +90,7 @@ def _sum_tile(problem, n, m, tile, samples, head, channel, channels, width, stor
 
 @njit(**COMPILE)
 def prefetch_samples(problem, n, q, m, compute):
-    """Prefetches locations and weights of a query of the next tile. They need not exist: a prefetch cannot fail."""
+    """Prefetches locations and weights of a later query. They need not exist: a prefetch cannot fail."""
     num_samples, size = problem.num_samples, 8 if compute == "float64" else 4
     first = ((n * problem.num_queries + q) * problem.num_heads + m) * num_samples * size
     for line in range(0, num_samples * size, 64):

@@ -28,7 +28,7 @@ ROW = 32
 """Queries per tile where they are not pixels."""
 
 GROUP = 32
-"""Tiles per group: the heads of a group are computed one after the other. See ``take_tile``."""
+"""Tiles per group: the heads of a group are computed one after the other. See ``tile_of``."""
 
 PREFETCH_FROM = 4
 """Tokens per query above which pixels are prefetched: few samples rarely find their pixels in the caches."""
