@@ -131,7 +131,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 class _Tracer(torch.fx.Tracer):
     """Convolutions, norms and activations are single nodes, as are all layers of PyTorch, and the modules and functions
-    of timm of which timm knows that they cannot be traced.
+    that timm excludes from tracing.
 
     Args:
         hooked: modules whose inputs and outputs have another user.
