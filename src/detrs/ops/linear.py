@@ -13,14 +13,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-from detrs.ops.convolution import is_traced, onednn
+from detrs.ops import backend
+from detrs.ops.convolution import onednn
 
 HALF = (torch.bfloat16, torch.float16)
 
 
 def linear_relu(x: Float[Tensor, "*rows C"], linear: nn.Linear) -> Float[Tensor, "*rows C'"]:
     """``relu(linear(x))``. Autocast applies as to ``torch.nn.functional.linear``."""
-    if torch.is_grad_enabled() or x.device.type != "cpu" or not _is_plain(linear) or is_traced(x):
+    if torch.is_grad_enabled() or x.device.type != "cpu" or backend.is_reference_forced() or not _is_plain(linear):
+        return F.relu(linear(x), inplace=True)
+    if not backend.are_plain(x, linear.weight, linear.bias):
         return F.relu(linear(x), inplace=True)
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     inputs = x.to(dtype)
