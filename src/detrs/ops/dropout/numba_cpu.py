@@ -30,8 +30,15 @@ TASK = 16_384
 SERIAL_BELOW = 50_000
 """Elements below which waking the threads costs more than they save."""
 
-# Sums may be reordered, so that LLVM computes them with vectors; arithmetic with NaN and infinity is exact.
-COMPILE: dict[str, Any] = {"fastmath": {"reassoc", "nsz", "contract"}, "error_model": "numpy", "boundscheck": False}
+# Sums may be reordered, so that LLVM computes them with vectors; arithmetic with NaN and infinity is exact. All code of
+# a kernel is one function: otherwise the process that compiles a kernel calls functions that LLVM has optimized alone,
+# and later processes call the copies in the cached file, whose sums may have another order.
+COMPILE: dict[str, Any] = {
+    "fastmath": {"reassoc", "nsz", "contract"},
+    "error_model": "numpy",
+    "boundscheck": False,
+    "forceinline": True,
+}
 
 
 class Problem(ctypes.Structure):
