@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from detrs.data.advice import Plan, advise, oriented_classes, scales
-from detrs.data.check import Annotations, Examination, ImageEntry
+from detrs.data.check import Annotations, Examination
 from detrs.data.doctor import DatasetFacts, Place, SplitFacts
+from detrs.data.image_table import image_table
 from detrs.data.objects import Objects
 from detrs.structures import Classes
 
@@ -30,7 +31,7 @@ def split(
     image = np.arange(num_images) if image is None else np.asarray(image)
     ones = np.ones(len(image))
     objects = Objects(
-        list(range(num_images)),
+        np.arange(num_images),
         tuple(range(len(names))),
         image.astype(np.int32),
         (ones * label).astype(np.int32),
@@ -39,7 +40,9 @@ def split(
         ones < 0,
         ones > 0,
     )
-    images = [ImageEntry(number, Path(f"{name}{number}.jpg"), (100, 150)) for number in range(num_images)]
+    paths = [f"{name}{number}.jpg" for number in range(num_images)]
+    sizes, contents = np.tile(np.int32([100, 150]), (num_images, 1)), np.zeros((num_images, 32), np.uint8)
+    images = image_table(range(num_images), paths, sizes, contents)
     annotations = Annotations(Classes(names, objects.category_ids), images, objects, [], b"", 0)
     return SplitFacts(name=name, path=Path("x"), examination=Examination(annotations, [], [], None))
 

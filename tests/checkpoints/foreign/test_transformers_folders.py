@@ -15,7 +15,8 @@ from torch import Tensor
 
 from detrs import models
 from detrs.checkpoints.detector import TrainedDetector
-from detrs.checkpoints.foreign.transformers import is_transformers_folder, load_transformers, save_transformers
+from detrs.checkpoints.foreign.transformers import load_transformers, save_transformers
+from detrs.checkpoints.lookup import is_transformers_folder
 from detrs.classification import Focal
 from detrs.errors import UserError
 from detrs.presets import preset
