@@ -25,6 +25,8 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEFORMABLE = ("deformable-detr-r50", "deformable-detr-r50-refine", "deformable-detr-r50-two-stage")
 TRANSFORMERS = (*DEFORMABLE, "detr-r50", "conditional-detr-r50")
 """Presets that ``transformers`` has, too."""
+TRAINED_STAGES = (1, 2, 3)
+"""Of ResNet-50 in ``transformers``; the stem and the first stage are frozen, as here."""
 TORCHVISION = ("faster-rcnn-r50-fpn",)
 """Presets that torchvision has, too."""
 
@@ -150,7 +152,8 @@ def transformers_model(experiment: Experiment) -> nn.Module:
 
     torch.manual_seed(0)
     settings: Any = experiment.model
-    is_deformable = (experiment.name or "").startswith("deformable")
+    name = experiment.name or ""
+    is_deformable = name.startswith("deformable")
     shared = {
         "backbone_config": transformers.ResNetConfig(
             out_features=["stage2", "stage3", "stage4"] if is_deformable else ["stage4"]
@@ -170,22 +173,34 @@ def transformers_model(experiment: Experiment) -> nn.Module:
             "two_stage": settings.queries == "proposals",
             "two_stage_num_proposals": settings.num_queries,
         }
-        return transformers.DeformableDetrForObjectDetection(transformers.DeformableDetrConfig(**shared, **own))
-    if (experiment.name or "").startswith("conditional"):
-        return transformers.ConditionalDetrForObjectDetection(transformers.ConditionalDetrConfig(**shared))
-    return transformers.DetrForObjectDetection(transformers.DetrConfig(**shared))
+        model = transformers.DeformableDetrForObjectDetection(transformers.DeformableDetrConfig(**shared, **own))
+    elif name.startswith("conditional"):
+        model = transformers.ConditionalDetrForObjectDetection(transformers.ConditionalDetrConfig(**shared))
+    else:
+        model = transformers.DetrForObjectDetection(transformers.DetrConfig(**shared))
+    # It freezes the whole backbone, since the names of its stages are not those that it expects.
+    for path, parameter in model.named_parameters():
+        parameter.requires_grad_("backbone" not in path or any(f".stages.{stage}." in path for stage in TRAINED_STAGES))
+    return model
+
+
+def torchvision_model(case: Case) -> nn.Module:
+    """Faster R-CNN with frozen BatchNorm, stem and first stage: what torchvision builds with pretrained weights."""
+    from torchvision.models.detection import FasterRCNN
+    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+    from torchvision.ops import FrozenBatchNorm2d
+
+    torch.manual_seed(0)
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3
+    )
+    classes = preset(case.name).model.num_classes + 1  # with background
+    return FasterRCNN(backbone, classes, min_size=min(case.image_size), max_size=max(case.image_size))
 
 
 def torchvision_detector(case: Case, batch: Batch) -> Work:
     """Faster R-CNN of torchvision; images are given in the size that both resize to."""
-    from torchvision.models.detection import fasterrcnn_resnet50_fpn
-
-    torch.manual_seed(0)
-    short, long = min(case.image_size), max(case.image_size)
-    classes = preset(case.name).model.num_classes + 1  # with background
-    model = fasterrcnn_resnet50_fpn(
-        weights=None, weights_backbone=None, num_classes=classes, min_size=short, max_size=long
-    ).to(case.device)
+    model = torchvision_model(case).to(case.device)
     model.train(case.is_training)
     images = list(batch.images)
     if not case.is_training:

@@ -7,7 +7,7 @@ import pytest
 import step_memory
 import torch
 from model_floor import Floor
-from model_peers import Case, batch_of, our_model, transformers_model
+from model_peers import Case, batch_of, our_model, torchvision_model, transformers_model
 
 import models
 from detrs.evaluation.speed import count_flops
@@ -55,6 +55,15 @@ def test_peers_have_as_many_parameters(name: str) -> None:
     own, their = (sum(p.numel() for p in model.parameters()) for model in (ours, theirs))
     shared = 5 * 91 * 257 if name == "deformable-detr-r50-refine" else 0  # they share the class layer of all heads here
     assert own - shared == their
+    own, their = (sum(p.numel() for p in model.parameters() if p.requires_grad) for model in (ours, theirs))
+    assert own - shared == their, "not the same parameters are trained"
+
+
+def test_faster_rcnn_trains_the_parameters_of_its_peer() -> None:
+    case = TINY._replace(name="faster-rcnn-r50-fpn")
+    models = our_model(preset(case.name)), torchvision_model(case)
+    own, their = (sum(p.numel() for p in model.parameters() if p.requires_grad) for model in models)
+    assert own == their
 
 
 def test_resident_memory_grows_by_what_is_allocated() -> None:
