@@ -80,7 +80,8 @@ def commands(page: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files that the documentation mentions; four training images per dataset."""
+    """A folder with the files that the documentation mentions, also the first run, so that pages may be run in any
+    order; four training images per dataset."""
     root = tmp_path_factory.mktemp("prose")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(digits, "NUM_IMAGES", {"train": 4, "val": 2})
@@ -91,6 +92,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(path, root / "images" / path.with_suffix(".jpg").name)  # decoded by content, not by name
     write_video(root / "video.mp4", make_frames(4, (96, 128)))
     save_file(timm.create_model("mobilenetv2_100").state_dict(), root / "mobilenetv2_100.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        assert cli.main(shortened("train deformable-detr-small --data my-data --output runs/first")) == 0
     return root
 
 
