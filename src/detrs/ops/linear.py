@@ -21,19 +21,16 @@ HALF = (torch.bfloat16, torch.float16)
 
 def linear_relu(x: Float[Tensor, "*rows C"], linear: nn.Linear) -> Float[Tensor, "*rows C'"]:
     """``relu(linear(x))``. Autocast applies as to ``torch.nn.functional.linear``."""
-    if torch.is_grad_enabled() or x.device.type != "cpu" or backend.is_reference_forced() or not _is_plain(linear):
-        return F.relu(linear(x), inplace=True)
-    if not backend.are_plain(x, linear.weight, linear.bias):
-        return F.relu(linear(x), inplace=True)
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    inputs = x.to(dtype)
-    if dtype not in HALF or not onednn.supports(inputs):
-        return F.relu(linear(x), inplace=True)
-    result: Tensor = _linear_relu(inputs, linear.weight.to(dtype), linear.bias.to(dtype))
-    return result
+    if not torch.is_grad_enabled() and x.device.type == "cpu" and _is_ordinary(linear) and _may_be_fused(x, linear):
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        inputs = x.to(dtype)
+        if dtype in HALF and onednn.supports(inputs):
+            result: Tensor = _linear_relu(inputs, linear.weight.to(dtype), linear.bias.to(dtype))
+            return result
+    return F.relu(linear(x), inplace=True)
 
 
-def _is_plain(linear: nn.Module) -> bool:
+def _is_ordinary(linear: nn.Module) -> bool:
     """Whether ``linear`` computes no more than ``torch.nn.functional.linear`` with a bias."""
     return (
         type(linear) is nn.Linear
@@ -41,6 +38,10 @@ def _is_plain(linear: nn.Module) -> bool:
         and not linear._forward_hooks
         and not linear._forward_pre_hooks
     )
+
+
+def _may_be_fused(x: Tensor, linear: nn.Linear) -> bool:
+    return not backend.is_reference_forced() and backend.are_plain(x, linear.weight, linear.bias)
 
 
 @torch.library.custom_op("detrs::linear_relu", mutates_args=())
