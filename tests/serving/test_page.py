@@ -328,7 +328,7 @@ def test_a_click_on_a_detection_opens_its_explanation(serve: Callable[..., Opene
     opened.page.keyboard.press("?")
     assert explorer.is_visible("#keys")
     opened.page.click("#explanation-close")
-    assert opened.page.locator("iframe").count() == 0
+    opened.page.wait_for_selector("iframe", state="detached")  # by the event "close", which follows the click
     opened.page.focus("#choose")
     for key in ("ArrowDown", "ArrowDown", "e"):
         opened.page.keyboard.press(key)
