@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
 
 from detrs.cli.flags import with_flags
+from detrs.cli.imports import unfrozen_at_end
 from detrs.errors import UserError, did_you_mean, printable
 
 COMMANDS = {
@@ -71,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that the stream cannot encode
     try:
-        code = dispatch(words)
+        with unfrozen_at_end():
+            code = dispatch(words)
         sys.stdout.flush()
         return code
     except BrokenPipeError:

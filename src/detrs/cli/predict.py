@@ -10,6 +10,7 @@ import tyro
 from detrs.choices import Precision
 from detrs.cli.arguments import Flag, check_tile_flags, is_given, new_folder, parse
 from detrs.cli.image_results import create_output_folder, origin, raise_errors, raise_only_error, write_summary
+from detrs.cli.imports import without_collection
 from detrs.cli.inputs import check_checkpoint, check_only_source
 from detrs.cli.predict_images import Results, predict_images
 from detrs.cli.predict_sources import split_sources
@@ -122,21 +123,23 @@ def run(argv: list[str]) -> None:
     tiling_of(arguments.tile, arguments.overlap, not arguments.tiles_only)
     check_checkpoint(arguments.checkpoint)
     check_only_source(arguments.sources, videos=True)
-    from detrs.video.reading import check_frame_arguments
+    with without_collection():
+        from detrs.video.reading import check_frame_arguments
 
-    check_frame_arguments(arguments.stride, arguments.max_frames, arguments.reconnect)
-    from detrs.detection_settings import thresholds_of
-    from detrs.predictor import Predictor
-    from detrs.visualization.draw import Style
+        check_frame_arguments(arguments.stride, arguments.max_frames, arguments.reconnect)
+        from detrs.detection_settings import thresholds_of
+        from detrs.predictor import Predictor
+        from detrs.visualization.draw import Style
 
-    style = Style(show_labels=not arguments.hide_labels, line_width=arguments.line_width, color_by=arguments.color_by)
+        labels = not arguments.hide_labels
+        style = Style(show_labels=labels, line_width=arguments.line_width, color_by=arguments.color_by)
+        predictor = Predictor.load(arguments.checkpoint, arguments.device, precision=arguments.precision)
     choice = FileChoice(
         crops=arguments.save_crops,
         yolo=arguments.save_yolo,
         confidence=arguments.save_confidence,
         csv=arguments.save_csv,
     )
-    predictor = Predictor.load(arguments.checkpoint, arguments.device, precision=arguments.precision)
     threshold = thresholds_of(predictor.detector, given)
     classes = predictor.detector.classes
     detection: DetectionArguments = {
