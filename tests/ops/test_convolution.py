@@ -1,7 +1,10 @@
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from detrs import ops
@@ -12,6 +15,7 @@ GEOMETRIES = {
     "strided": Geometry((2, 1), (1, 0), (1, 1), 1),
     "dilated": Geometry((1, 1), (2, 3), (2, 3), 1),
     "depth-wise": Geometry((1, 1), (1, 1), (1, 1), 4),
+    "depth-wise, strided": Geometry((2, 2), (1, 1), (1, 1), 4),
     "1x1": Geometry((1, 1), (0, 0), (1, 1), 1),
     "1x1, strided": Geometry((2, 3), (0, 0), (1, 1), 1),
     "1x1, padded": Geometry((2, 1), (1, 2), (1, 1), 1),
@@ -132,23 +136,53 @@ def test_derivatives_of_a_matrix_product(name: str, monkeypatch: pytest.MonkeyPa
     test_derivatives(name, "relu", True)
 
 
-@pytest.mark.parametrize("name", ["3x3", "depth-wise", "1x1", "1x1, strided", "1x1, padded"])
+@pytest.mark.parametrize("name", ["3x3", "depth-wise", "depth-wise, strided", "1x1", "1x1, strided", "1x1, padded"])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_autocast_computes_in_half_precision_and_gradients_have_the_dtype_of_the_weight(
     name: str, layout: torch.memory_format
 ) -> None:
     inputs = random_inputs(GEOMETRIES[name], "relu", True, torch.float32, layout)
     inputs.weight.requires_grad_()
+    inputs.x.requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         half = convolution(inputs)
         double = convolution(Inputs(*(t.double() if isinstance(t, Tensor) else t for t in inputs)))
     assert (half.dtype, double.dtype) == (torch.bfloat16, torch.float64)
     expected = norm_after_convolution(inputs)
     torch.testing.assert_close(half.float(), expected, atol=0.2, rtol=0.02)
-    (found,) = torch.autograd.grad(half.float().sum(), inputs.weight)
-    assert found.dtype == torch.float32
-    (gradient,) = torch.autograd.grad(expected.sum(), inputs.weight)
-    assert (found - gradient).norm() < 0.1 * gradient.norm()
+    found = torch.autograd.grad(half.float().sum(), (inputs.weight, inputs.x))
+    for ours, theirs in zip(found, torch.autograd.grad(expected.sum(), (inputs.weight, inputs.x)), strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - theirs).norm() < 0.1 * theirs.norm()
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "computed"), [("depth-wise", 2, torch.float32), ("depth-wise", 1, None), ("1x1", 2, None)]
+)
+def test_gradients_that_are_slow_in_half_precision_are_computed_in_float32(
+    name: str, stride: int, computed: torch.dtype | None
+) -> None:
+    geometry = GEOMETRIES[name]._replace(stride=(stride, stride))
+    x = torch.randn(2, 4, 8, 8).bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
+    inputs = random_inputs(GEOMETRIES[name], "none", False, torch.float32)._replace(x=x, geometry=geometry)
+    y = convolution(inputs)
+    with DtypesOfGradients() as seen:
+        (found,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    assert found.dtype == torch.bfloat16 and found.is_contiguous(memory_format=torch.channels_last)
+    assert seen.of_inputs == [computed or torch.bfloat16]
+
+
+class DtypesOfGradients(TorchDispatchMode):
+    """Records the dtype in which gradients of the input of a convolution are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_inputs: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution_backward.default and args[-1][0]:
+            self.of_inputs.append(args[0].dtype)
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])

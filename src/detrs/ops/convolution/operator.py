@@ -71,19 +71,16 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad = GRADIENTS[ctx.activation](grad, output)
     factor = scale[:, None, None, None]
     is_product, scaled_needed = is_matrix_product(x, weight, padding, groups), weight_needed or scale_needed
+    in_float32 = x_needed and is_slow_in_half(x, stride, groups)
+    scaled, rest = weight * factor, ([weight.shape[0]], stride, padding, dilation, False, [0, 0], groups)
     of_x, of_scaled, of_shift = aten.convolution_backward(
-        grad,
-        x,
-        (weight * factor).to(x.dtype),
-        [weight.shape[0]],
-        stride,
-        padding,
-        dilation,
-        False,
-        [0, 0],
-        groups,
-        [x_needed, scaled_needed and not is_product, shift_needed],
+        *(grad, x, scaled.to(x.dtype)),
+        *rest,
+        [x_needed and not in_float32, scaled_needed and not is_product, shift_needed],
     )
+    if in_float32:
+        inputs = grad.float(), torch.empty_like(x, dtype=torch.float32), scaled.float()
+        of_x = aten.convolution_backward(*inputs, *rest, [True, False, False])[0].to(x.dtype)
     if scaled_needed and is_product:
         cells = x[:, :, :: stride[0], :: stride[1]]
         of_scaled = (rows_of(grad).mT @ rows_of(cells))[:, :, None, None]
@@ -104,8 +101,20 @@ def is_matrix_product(x: Tensor, weight: Tensor, padding: Sequence[int], groups:
     In half precision, this is faster on CPUs than oneDNN's gradient of a convolution, whose threads wait for each other
     in a loop: that takes very long if another process uses their cores. In float32, neither is faster.
     """
-    is_half = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
-    return is_half and weight.shape[2:] == (1, 1) and not any(padding) and groups == 1
+    return is_half(x) and weight.shape[2:] == (1, 1) and not any(padding) and groups == 1
+
+
+def is_half(x: Tensor) -> bool:
+    """Whether ``x`` is in half precision on a CPU."""
+    return x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
+
+
+def is_slow_in_half(x: Tensor, stride: Sequence[int], groups: int) -> bool:
+    """Whether to compute the gradient of the input in float32 although ``x`` is in half precision.
+
+    oneDNN's gradient of a depthwise convolution with a stride takes 17 times as long in bfloat16 as in float32.
+    """
+    return is_half(x) and groups > 1 and max(stride) > 1
 
 
 def rows_of(x: Tensor) -> Tensor:
