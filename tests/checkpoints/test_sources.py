@@ -239,7 +239,10 @@ def http_error(kind: str) -> Exception:
         ("RepositoryNotFoundError", r"no file or folder 'a/b', and no public repository.*hf auth login"),
         ("GatedRepoError", r"'a/b' \(revision 'c'\) is gated: accept its conditions at https://huggingface.co/a/b"),
         ("RevisionNotFoundError", "'a/b' has no revision 'c'"),
-        (ConnectionError("x"), r"not in the cache, and the Hugging Face Hub cannot be reached \(ConnectionError\)"),
+        (
+            ConnectionError("x"),
+            r"no file .*not in the cache, and the .* cannot be reached \(ConnectionError\)",
+        ),
         (huggingface_hub.errors.OfflineModeIsEnabled("x"), r"cannot be reached \(HF_HUB_OFFLINE is set\)"),
     ],
 )

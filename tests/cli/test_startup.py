@@ -97,6 +97,7 @@ WRONG = {
     "trian": "Did you mean 'train'?",
     "train detr": "Did you mean 'detr-r50'?",
     f"train {SMALL}l": f"Did you mean '{SMALL}'?",
+    f"train {SMALL}": "No dataset was given: use --data FOLDER, or --data digits for the demo set.",
     f"train {SMALL} --epoch 3": "Did you mean '--epochs'?",
     f"train {SMALL} --model.num-querie 3": "Did you mean '--model.num-queries'?",
     f"train {SMALL} --epochs three": "--epochs expects INT, got 'three'.",

@@ -202,8 +202,10 @@ def test_resume_refuses_other_settings_and_names_them(
         assert "optimizer.lr: 0.001 -> 0.002" in str(raised.value)
         assert "data.batch_size: 4 -> 2" in str(raised.value)
         with caplog.at_level(logging.WARNING):
-            folder.check_unchanged(tiny.experiment(schedule={"epochs": 9}, runtime={"workers": 1}))
+            runtime = {"workers": 1, "precision": "bf16"}
+            folder.check_unchanged(tiny.experiment(schedule={"epochs": 9}, runtime=runtime))
         assert "schedule.epochs: 2 -> 9" in caplog.text and "workers" not in caplog.text
+        assert 'runtime.precision: "auto" -> "bf16"' in caplog.text
 
 
 def test_a_detector_in_place_of_the_training_state_is_skipped(

@@ -100,8 +100,8 @@ def download(repository: Repository) -> Path:
             return Path(huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True))
         except (LocalEntryNotFoundError, ValueError, OSError):
             raise UserError(
-                f"The repository {repository} is not in the cache, and the Hugging Face Hub cannot be reached "
-                f"({reason}). Download it once with network, or pass a local file or folder."
+                f"There is no file or folder '{name}'. The repository {repository} is not in the cache, and the "
+                f"Hugging Face Hub cannot be reached ({reason}). Download it once with network, or pass a local path."
             ) from error
 
 

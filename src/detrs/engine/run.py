@@ -146,7 +146,7 @@ class RunFolder:
         if fixed:
             raise UserError(f"The run in '{self.path}' cannot be resumed with other settings: {'; '.join(fixed)}.")
         for line in changed:
-            if not line.startswith("runtime."):
+            if not line.startswith("runtime.") or line.startswith("runtime.precision"):
                 logger.warning("resumed with another setting: %s", line)
 
     def save_last(self, tensors: Mapping[str, "Tensor"], meta: Mapping[str, Any]) -> None:
