@@ -21,7 +21,8 @@ def test_official_presets_train_with_the_padding_of_the_authors_and_evaluate_wit
     experiment = preset(name)
     assert experiment.model.backbone.dilated == ("dc5" in name)
     disturbed = "dc5" in name or name.startswith("anchor")
-    assert experiment.data.padded_together == experiment.evaluation.batch_size == (1 if disturbed else 2)
+    assert experiment.data.padded_together == (1 if disturbed or name == "dino-r50-5scale" else 2)
+    assert experiment.evaluation.batch_size == (1 if disturbed or name.startswith("dino") else 2)
     assert not experiment.evaluation.pad  # evaluation.pad with this batch size is the authors' padding
 
 
@@ -65,10 +66,15 @@ def test_recipes_are_the_official_ones(
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if hasattr(preset(name).model, "classification")])
 def test_classification_is_that_of_the_paper(name: str) -> None:
-    """Focal with weight 2, softmax with weight 1; three times as much in tiny presets that learn classes late."""
-    tiny = 3 if re.fullmatch("((conditional-|anchor-)?detr|sparse-rcnn)-tiny", name) else 1
+    """Focal with weight 2, softmax with weight 1; three times as much in tiny presets that learn classes late.
+
+    In DAB-DETR and its successors, weight 1 in the loss and 2 in the matching.
+    """
+    tiny = 3 if re.fullmatch("((conditional-|anchor-|dab-|dn-)?detr|sparse-rcnn)-tiny", name) else 1
     if name.startswith("detr-") and not name.endswith("plus"):
         assert preset(name).model.classification == Softmax(weight=tiny * 1.0, no_object_weight=0.1)
+    elif name in PAPERS and name.startswith(("dab", "dn", "dino")):
+        assert preset(name).model.classification == Focal(weight=1.0, cost_weight=2.0, alpha=0.25, gamma=2.0)
     else:
         assert preset(name).model.classification == Focal(weight=tiny * 2.0, alpha=0.25, gamma=2.0)
 

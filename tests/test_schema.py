@@ -16,6 +16,8 @@ from detrs import config
 from detrs.backbones.timm import BackboneConfig
 from detrs.classification import Focal, Softmax
 from detrs.config import EvaluationConfig, Experiment, OptimizerConfig, RuntimeConfig, ScheduleConfig
+from detrs.config.criterion import ContrastiveDenoising, GroupDenoising, NoDenoising
+from detrs.config.dino import DINOConfig
 from detrs.config.models import MODELS
 from detrs.criterion.set_criterion import CriterionConfig
 from detrs.data.transforms import DataConfig
@@ -26,11 +28,15 @@ from detrs.schema import check, describe, from_dict, to_dict
 EXPERIMENTS = {
     **{kind.__name__: Experiment(model=kind()) for kind in MODELS},
     "DETRConfig, Focal": Experiment(model=DETRConfig(classification=Focal())),
+    **{
+        f"DINOConfig, {kind.__name__}": Experiment(model=DINOConfig(), criterion=CriterionConfig(denoising=kind()))
+        for kind in (GroupDenoising, ContrastiveDenoising)
+    },
 }
 """Together they have every configuration class."""
 CLASSES = {
     *{Experiment, DataConfig, CriterionConfig, OptimizerConfig, ScheduleConfig, EvaluationConfig, RuntimeConfig},
-    *{BackboneConfig, Focal, Softmax},
+    *{BackboneConfig, Focal, Softmax, NoDenoising, GroupDenoising, ContrastiveDenoising},
     *MODELS,
 }
 ANY_NUMBER = {"model.backbone.mean", "model.backbone.stages"}
@@ -191,6 +197,7 @@ def test_none_is_accepted_where_it_has_a_meaning() -> None:
         "initial",
         "model.backbone.norm_eps",
         "model.backbone.pad_type",
+        "model.classification.cost_weight",
         "data.path",
         "data.val_fraction",
         "data.padded_together",

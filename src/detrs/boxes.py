@@ -55,9 +55,14 @@ def offset_from_point(raw: Float[Tensor, "... 4"], point: Float[Tensor, "... 2"]
     return torch.cat([center + inverse_sigmoid(point), size], dim=-1).sigmoid()
 
 
-def offset_from_box(raw: Float[Tensor, "... 4"], box: Float[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
-    """A box relative to a reference box: ``raw`` is the difference in logit space (Deformable DETR, A.2)."""
-    return (raw + inverse_sigmoid(box)).sigmoid()
+def offset_from_box(
+    raw: Float[Tensor, "... 4"], box: Float[Tensor, "... 4"], eps: float = 1e-5
+) -> Float[Tensor, "... 4"]:
+    """A box relative to a reference box: ``raw`` is the difference in logit space (Deformable DETR, A.2).
+
+    A smaller coordinate of the reference than ``eps`` counts as ``eps``.
+    """
+    return (raw + inverse_sigmoid(box, eps)).sigmoid()
 
 
 LARGEST_SCALE = math.log(100_000 / 16)

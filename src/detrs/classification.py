@@ -55,6 +55,11 @@ class FocalLogits:
 
     settings: Focal
 
+    @property
+    def cost_weight(self) -> float:
+        """Weight of ``cost`` in the matching."""
+        return self.settings.weight if self.settings.cost_weight is None else self.settings.cost_weight
+
     def num_logits(self, num_classes: int) -> int:
         """Rows of a head for ``num_classes``: one each."""
         return num_classes
@@ -99,6 +104,11 @@ class SoftmaxLogits:
     """One distribution over the classes and, last, "no object", trained with cross entropy (DETR, 3.1)."""
 
     settings: Softmax
+
+    @property
+    def cost_weight(self) -> float:
+        """Weight of ``cost`` in the matching."""
+        return self.settings.weight
 
     def num_logits(self, num_classes: int) -> int:
         """Rows of a head for ``num_classes``: one each, then "no object"."""

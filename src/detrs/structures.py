@@ -110,9 +110,9 @@ class Queries:
     row."""
     reference: Float[Tensor, "B Q _"]
     """Reference point (x, y) or reference box (cx, cy, w, h); (B, Q, 0) for queries without a reference (DETR)."""
-    attention_mask: Bool[Tensor, "Q Q"] | None = None
+    attention_mask: Bool[Tensor, "*broadcast Q Q"] | None = None
     """Self-attention: True where the query of a row attends to the query of a column, as in
-    ``scaled_dot_product_attention``; ``None``: everywhere."""
+    ``scaled_dot_product_attention``: (Q, Q), or (B, 1, Q, Q) with one for each image; ``None``: everywhere."""
 
     def with_content(self, content: Float[Tensor, "B Q C"]) -> "Queries":
         return replace(self, content=content)

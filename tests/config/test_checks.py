@@ -17,6 +17,9 @@ TINY = (
     "faster-rcnn-tiny",
     "sparse-rcnn-tiny",
     "dynamic-detr-tiny",
+    "dab-detr-tiny",
+    "dab-deformable-detr-tiny",
+    "dino-tiny",
 )
 
 

@@ -23,7 +23,7 @@ def detector(tiny: ModuleType, request: pytest.FixtureRequest) -> torch.nn.Modul
 
 
 def test_groups_cover_every_trained_parameter_once_with_the_official_rates(detector: torch.nn.Module) -> None:
-    optimizer = build_optimizer(detector, CONFIG)
+    optimizer = build_optimizer(dict(detector.named_parameters()), CONFIG)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(rates)
     kinds = set()
@@ -41,13 +41,13 @@ def test_groups_cover_every_trained_parameter_once_with_the_official_rates(detec
 
 
 def test_schedule_keeps_the_ratios(detector: torch.nn.Module) -> None:
-    optimizer = build_optimizer(detector, CONFIG)
+    optimizer = build_optimizer(dict(detector.named_parameters()), CONFIG)
     set_lr(optimizer, 1e-5)
     assert sorted(group["lr"] for group in optimizer.param_groups) == pytest.approx([5e-7, 2e-6, 1e-5])
 
 
 def test_factor_zero_freezes(detector: torch.nn.Module) -> None:
-    optimizer = build_optimizer(detector, dataclasses.replace(CONFIG, backbone_lr_factor=0.0))
+    optimizer = build_optimizer(dict(detector.named_parameters()), dataclasses.replace(CONFIG, backbone_lr_factor=0.0))
     frozen = {name for name, parameter in detector.named_parameters() if not parameter.requires_grad}
     assert frozen == {name for name, _ in detector.named_parameters() if name.startswith("backbone.")}
     assert all(parameter.requires_grad for group in optimizer.param_groups for parameter in group["params"])
@@ -66,16 +66,18 @@ def steps(detector: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int
 def test_state_survives_a_round_trip_through_a_file_to_the_bit(detector: torch.nn.Module, tmp_path: Path) -> None:
     """A file forgets strides, and the weights of convolutions may be channels-last."""
     detector.to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(detector, CONFIG)
+    optimizer = build_optimizer(dict(detector.named_parameters()), CONFIG)
     steps(detector, optimizer, seed=1, count=3)
     weights = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
-    format.save(tmp_path / "state.safetensors", optimizer_tensors(optimizer, detector), {})
+    format.save(tmp_path / "state.safetensors", optimizer_tensors(optimizer, dict(detector.named_parameters())), {})
     steps(detector, optimizer, seed=2, count=2)
     expected = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
 
     detector.load_state_dict(weights)
-    again = build_optimizer(detector, CONFIG)
-    load_optimizer_tensors(again, detector, format.load(tmp_path / "state.safetensors").tensors)
+    again = build_optimizer(dict(detector.named_parameters()), CONFIG)
+    load_optimizer_tensors(
+        again, dict(detector.named_parameters()), format.load(tmp_path / "state.safetensors").tensors
+    )
     steps(detector, again, seed=2, count=2)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in detector.state_dict().items())
 
@@ -86,7 +88,7 @@ def test_one_step_is_that_of_adamw(detector: torch.nn.Module) -> None:
         next(n for n, _ in detector.decoder.heads[0].named_parameters())
     )
     before = parameter.detach().double().clone()
-    optimizer = build_optimizer(detector, CONFIG)
+    optimizer = build_optimizer(dict(detector.named_parameters()), CONFIG)
     steps(detector, optimizer, seed=5, count=1)
     assert parameter.grad is not None
     gradient = parameter.grad.double()

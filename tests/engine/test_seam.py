@@ -145,7 +145,7 @@ def test_it_is_profiled(config: GridConfig) -> None:
     assert report.gflops > 0 and report.latency_ms > 0
 
 
-def test_an_objective_with_parameters_of_its_own_is_a_fault(
+def test_an_objective_with_parameters_that_are_not_in_its_training_parts_is_a_fault(
     config: GridConfig, tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They would not be optimized, averaged or saved."""
@@ -156,7 +156,7 @@ def test_an_objective_with_parameters_of_its_own_is_a_fault(
         return made
 
     monkeypatch.setattr(Grid, "objective", objective)
-    with pytest.raises(AssertionError, match="parameters of its own"):
+    with pytest.raises(AssertionError, match="not in its training_parts"):
         next(training(replace(tiny.EXPERIMENT, model=config), tmp_path / "run"))
 
 

@@ -49,8 +49,8 @@ def shrunk(name: str) -> ModelConfig:
 
 
 def patterns(config: ModelConfig) -> int:
-    """Queries per anchor point (Anchor DETR); 1 for other detectors."""
-    return getattr(config, "num_patterns", 1)
+    """Queries per anchor (Anchor DETR, DAB-DETR); 1 for other detectors."""
+    return max(getattr(config, "num_patterns", 1), 1)
 
 
 SHRUNK = {shrunk(name): name for name in reversed(PRESETS)}  # presets that shrink to the same model appear once
@@ -88,7 +88,8 @@ TINY = pytest.mark.parametrize("name", [name for name in TINY_MODELS if shrunk(n
 def is_learned(config: ModelConfig) -> bool:
     """Whether queries are parameters, not proposals of the encoder."""
     with torch.device("meta"):
-        return hasattr(build(config).queries, "embedding")
+        queries = build(config).queries
+    return hasattr(queries, "embedding") or hasattr(queries, "anchors")
 
 
 def proposal_labels(config: ModelConfig) -> ProposalLabels:

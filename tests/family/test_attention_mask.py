@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from detrs.layers.attention import SelfAttention
+from detrs.layers.conditional_attention import ConditionalSelfAttention
 from detrs.layers.initialization import XAVIER
 from detrs.models.anchor_detr import PointSelfAttention
-from detrs.models.conditional_detr import ConditionalSelfAttention
 from detrs.models.sparse_rcnn import ContentSelfAttention
 from detrs.structures import Queries
 

@@ -54,6 +54,6 @@ def test_images_of_a_batch_count_their_own_rows_and_columns() -> None:
 
 def test_sines_are_computed_once_per_row_and_once_per_column(monkeypatch: pytest.MonkeyPatch) -> None:
     angles = []
-    monkeypatch.setattr(position, "sine_features", lambda x, dim: angles.append(x.shape) or sine_features(x, dim))
+    monkeypatch.setattr(position, "sine_features", lambda x, *rest: angles.append(x.shape) or sine_features(x, *rest))
     SinePosition(16, -0.5)(torch.zeros(2, 11, 13, dtype=torch.bool))
     assert angles == [(2, 11), (2, 13)]

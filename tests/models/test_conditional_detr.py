@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from detrs.backbones.timm import BackboneConfig
-from detrs.models import build
-from detrs.models.conditional_detr import (
+from detrs.config.conditional_detr import ConditionalDETRConfig
+from detrs.layers.conditional_attention import (
     ConditionalCrossAttention,
-    ConditionalDETRConfig,
     FirstCrossAttention,
     NoTransform,
     point_features,
 )
+from detrs.models import build
 from detrs.presets import preset
 from detrs.structures import Pyramid, Queries
 

@@ -44,6 +44,7 @@ PAGES = (
     "docs/how-to/deploy.md",
     "docs/reference/configuration.md",
     "docs/models/dat.md",
+    "docs/models/dino.md",
 )
 """Pages with commands or Python, in reading order."""
 

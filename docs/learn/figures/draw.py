@@ -19,13 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from detrs.boxes import inverse_sigmoid, offset_from_box
 from detrs.layers.attention import GlobalSelfAttention
+from detrs.layers.conditional_attention import point_features
 from detrs.layers.deformable_attention import DeformableSelfAttention, on_padded_maps, star
 from detrs.layers.initialization import XAVIER
 from detrs.layers.neck import centers, padding_at, valid_size
 from detrs.layers.position import SinePosition
 from detrs.layers.queries import proposal_anchors
 from detrs.layers.row_column_attention import AxisAttention, attend
-from detrs.models.conditional_detr import point_features
 from detrs.ops import ms_deform_attn, ms_deform_attn_fused
 from detrs.structures import Pyramid
 

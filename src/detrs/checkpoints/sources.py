@@ -27,7 +27,7 @@ from detrs.files import open_regular
 
 logger = logging.getLogger("detrs")
 
-READERS = ("official_detr", "official_anchor_detr", "official_sparse_rcnn", "torchvision_faster_rcnn")
+READERS = ("official_detr", "official_dab", "official_anchor_detr", "official_sparse_rcnn", "torchvision_faster_rcnn")
 """Modules of ``foreign`` with ``matches(keys)`` and ``read(tensors, source, args)``; the first match is used."""
 
 TORCH_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")

@@ -20,10 +20,13 @@ from detrs.config.anchor_detr import AnchorDETRConfig
 from detrs.config.backbone import BackboneConfig
 from detrs.config.classification import Classification, Focal, Softmax
 from detrs.config.conditional_detr import ConditionalDETRConfig
-from detrs.config.criterion import CriterionConfig
+from detrs.config.criterion import CriterionConfig, NoDenoising
+from detrs.config.dab_deformable_detr import DABDeformableDETRConfig
+from detrs.config.dab_detr import DABDETRConfig
 from detrs.config.data import NO_SPLIT, DataConfig, check_official
 from detrs.config.deformable_detr import DeformableDETRConfig
 from detrs.config.detr import DETRConfig
+from detrs.config.dino import DINOConfig
 from detrs.config.dynamic_detr import DynamicDETRConfig
 from detrs.config.efficient_detr import EfficientDETRConfig
 from detrs.config.faster_rcnn import FasterRCNNConfig
@@ -122,6 +125,9 @@ class EvaluationConfig:
     """Stop after this many evaluations without a better AP; None: never."""
 
 
+BOX_QUERIES = (DABDETRConfig, DABDeformableDETRConfig, DINOConfig)
+"""Detectors that can be trained with ``criterion.denoising``."""
+
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 """Experiment trackers."""
 
@@ -213,6 +219,11 @@ def validate(experiment: Experiment) -> None:
     """
     schema.check(experiment)
     check_model(experiment.model)
+    if not isinstance(experiment.criterion.denoising, NoDenoising) and not isinstance(experiment.model, BOX_QUERIES):
+        raise UserError(
+            "criterion.denoising needs a detector whose queries are boxes from the start (DAB-DETR, "
+            f"DAB-Deformable-DETR or DINO), got {type(experiment.model).__name__}: set its kind to NoDenoising."
+        )
     check_official(experiment.data)
     if experiment.data.val_split == NO_SPLIT:
         for name, value in (

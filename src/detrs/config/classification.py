@@ -12,6 +12,8 @@ class Focal:
 
     weight: Annotated[float, Ge(0)] = 2.0
     """Weight of the classification term, in the matching and in the loss (Deformable DETR, A.4)."""
+    cost_weight: Annotated[float, Ge(0)] | None = None
+    """Weight in the matching, if it differs (DAB-DETR and DINO: 2, and 1 in the loss)."""
     alpha: Annotated[float, Ge(0), Le(1)] = 0.25
     """Weight of the positive class in the focal loss."""
     gamma: Annotated[float, Ge(0)] = 2.0

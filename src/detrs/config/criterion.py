@@ -1,12 +1,63 @@
 """Settings of the set criterion."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 BoxCoordinates = Literal["cxcywh", "xyxy"]
 """Coordinates of the L1 distance of boxes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoDenoising:
+    """Only the detector's own queries are trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupDenoising:
+    """In training, boxes of objects with noise as further queries, in groups (DN-DETR, 4.2).
+
+    For detectors whose queries are boxes from the start: DAB-DETR and DINO with their variants.
+    """
+
+    groups: Annotated[int, Ge(1), Le(1_000)] = 5
+    """Copies of each object; the queries of a group attend to each other and to those that are matched."""
+    label_noise: Annotated[float, Ge(0), Le(1)] = 0.2
+    """Probability that a label is replaced by a random one."""
+    box_noise: Annotated[float, Ge(0), Le(1)] = 0.4
+    """Largest shift of a center, in halves of the box's sides, and largest change of a side, relative to it."""
+    hide_padding: bool = False
+    """Images with fewer objects than others have unused queries. True: no query attends to them. False: as in the
+    authors' code, so that losses depend on the other images of the batch."""
+    max_objects: Annotated[int, Ge(1)] | None = None
+    """Denoise at most this number of objects of an image, another random choice in each step; ``None``: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveDenoising:
+    """In training, boxes of objects with little and with much noise as further queries; only the former are to find
+    their object (DINO, 3.2).
+
+    For detectors whose queries are boxes from the start: DAB-DETR and DINO with their variants.
+    """
+
+    pairs: Annotated[int, Ge(1), Le(10_000)] = 100
+    """Number of pairs of queries per image. There are as many groups with a pair per object as fit, at least one."""
+    label_noise: Annotated[float, Ge(0), Le(1)] = 0.25
+    """Probability that a label is replaced by a random one; half of the paper's ``label_noise_ratio`` of 0.5."""
+    box_noise: Annotated[float, Ge(0), Le(2)] = 1.0
+    """Noise of corners, in halves of the box's sides: up to this, and from this to twice this where nothing is to be
+    found."""
+    hide_padding: bool = False
+    """Images with fewer objects than others have unused queries. True: no query attends to them, and they are not in
+    the loss. False: they are trained to find nothing, as in the authors' code, so that losses depend on the other
+    images of the batch."""
+    max_objects: Annotated[int, Ge(1)] | None = None
+    """Denoise at most this number of objects of an image, another random choice in each step; ``None``: all."""
+
+
+Denoising = NoDenoising | GroupDenoising | ContrastiveDenoising
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,3 +75,5 @@ class CriterionConfig:
     """Weight of 1 - GIoU."""
     auxiliary: bool = True
     """Supervise every decoder layer, not only the last."""
+    denoising: Denoising = field(default_factory=NoDenoising)
+    """Further queries in training, which do not change the detector."""

@@ -11,8 +11,11 @@ from detrs import schema
 from detrs.config.anchor_detr import AnchorDETRConfig
 from detrs.config.backbone import BackboneConfig
 from detrs.config.conditional_detr import ConditionalDETRConfig
+from detrs.config.dab_deformable_detr import DABDeformableDETRConfig
+from detrs.config.dab_detr import DABDETRConfig
 from detrs.config.deformable_detr import DeformableDETRConfig
 from detrs.config.detr import DETRConfig
+from detrs.config.dino import DINOConfig
 from detrs.config.dynamic_detr import DynamicDETRConfig
 from detrs.config.efficient_detr import EfficientDETRConfig
 from detrs.config.faster_rcnn import FasterRCNNConfig
@@ -28,6 +31,9 @@ ModelConfig = (
     | EfficientDETRConfig
     | FasterRCNNConfig
     | SparseRCNNConfig
+    | DABDETRConfig
+    | DABDeformableDETRConfig
+    | DINOConfig
 )
 
 MODELS: dict[type, str] = {
@@ -39,6 +45,9 @@ MODELS: dict[type, str] = {
     EfficientDETRConfig: "detrs.models.efficient_detr",
     FasterRCNNConfig: "detrs.models.faster_rcnn",
     SparseRCNNConfig: "detrs.models.sparse_rcnn",
+    DABDETRConfig: "detrs.models.dab_detr",
+    DABDeformableDETRConfig: "detrs.models.dab_deformable_detr",
+    DINOConfig: "detrs.models.dino",
 }
 """Settings -> module, which is imported when a model is built."""
 

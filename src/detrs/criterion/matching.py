@@ -53,7 +53,7 @@ def pairwise_cost(
     of = COORDINATES[costs.box_coordinates]
     distance = torch.cdist(of(boxes.float()), of(target_boxes).expand(len(boxes), -1, -1), p=1.0)
     overlap = generalized_iou(cxcywh_to_xyxy(boxes.float())[..., None, :], cxcywh_to_xyxy(target_boxes))
-    return costs.classes.settings.weight * classes + costs.box_weight * distance - costs.giou_weight * overlap
+    return costs.classes.cost_weight * classes + costs.box_weight * distance - costs.giou_weight * overlap
 
 
 class Block(NamedTuple):

@@ -25,11 +25,16 @@ class SetPredictor(Protocol):
 class Objective(nn.Module, ABC):
     """What is trained: a model and its losses as one module, which training wraps, for example in DDP.
 
-    Parameters belong to the model; an objective has none of its own. ``forward`` runs under autocast.
+    Parameters belong to the model, or to ``training_parts``. ``forward`` runs under autocast.
     """
 
     has_unused_parameters = False
     """Whether some trainable parameters do not contribute to the loss (DDP must search for them)."""
+
+    @property
+    def training_parts(self) -> nn.Module:
+        """What is trained but not part of the model: saved with the state of training, not with the detector."""
+        return nn.Module()
 
     @abstractmethod
     def forward(self, batch: Batch, totals: Totals) -> Losses:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from detrs.classification import Classification, ProposalLabels, class_logits
 from detrs.config.criterion import CriterionConfig
+from detrs.criterion.denoising import Answers
 from detrs.criterion.losses import box_losses
 from detrs.criterion.matching import Costs, Matches, match, pairwise_cost
 from detrs.structures import Losses, Prediction, Predictions, Target, Totals
@@ -66,12 +67,50 @@ class SetCriterion:
         )
         total, terms = boxes.new_zeros(()), {}
         for (group, of_group, suffixes), pairs in zip(groups, matches, strict=True):
-            scores = self.score(group, of_group, boxes, pairs, totals)  # (3, layers)
-            weights = scores.new_tensor([self.class_weight, self.config.box_weight, self.config.giou_weight])
-            total = total + (weights @ scores).sum()
-            for name, row in zip(("class", "box", "giou"), scores.detach(), strict=True):
-                terms.update({f"{name}{suffix}": value for suffix, value in zip(suffixes, row, strict=True)})
+            losses = self.weighted(self.score(group, of_group, boxes, pairs, totals), suffixes)
+            total = total + losses.total
+            terms.update(losses.terms)
         return Losses(total, terms)
+
+    def denoised(
+        self, layers: tuple[Prediction, ...], targets: tuple[Target, ...], answers: Answers, totals: Totals
+    ) -> Losses:
+        """The losses of slots, whose objects are known (DN-DETR, 4.2; DINO, 3.2).
+
+        Args:
+            layers: predictions of the slots, of each decoder layer.
+            targets: as in ``__call__``.
+            answers: which slots are in the loss, and their objects.
+            totals: as in ``__call__``.
+
+        Returns:
+            The weighted total and the terms ``class_denoising``, ...; ``class_denoising_0``, ... before the last layer.
+        """
+        layers = layers if self.config.auxiliary else layers[-1:]
+        suffixes = [*(f"_denoising_{i}" for i in range(len(layers) - 1)), "_denoising"]
+        group, (labels, boxes) = stack(layers), padded(targets)
+        rows = Prediction(*(each[:, answers.image, answers.slot][:, None] for each in group))
+        objects = answers.image[answers.row], answers.target
+        count = len(answers.row)
+        index = torch.arange(count, device=boxes.device).repeat(len(layers))
+        pairs = Matches(
+            layer=torch.arange(len(layers), device=boxes.device).repeat_interleave(count),
+            image=torch.zeros_like(index),
+            query=answers.row.repeat(len(layers)),
+            target=index,
+        )
+        scores = self.score(rows, labels[objects][None], boxes[objects][None], pairs, totals) / answers.groups
+        return self.weighted(scores, suffixes)
+
+    def weighted(self, scores: Float[Tensor, "3 Y"], suffixes: list[str]) -> Losses:
+        """The weighted sum of terms, and each of them with its name."""
+        weights = scores.new_tensor([self.class_weight, self.config.box_weight, self.config.giou_weight])
+        terms = {
+            f"{name}{suffix}": value
+            for name, row in zip(("class", "box", "giou"), scores.detach(), strict=True)
+            for suffix, value in zip(suffixes, row, strict=True)
+        }
+        return Losses((weights @ scores).sum(), terms)
 
     def score(
         self,

@@ -1,5 +1,6 @@
 """AdamW with the parameter groups of the official repositories, and its state as named tensors."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,13 +21,13 @@ def lr_factor_of(name: str, config: OptimizerConfig) -> float:
     return 1.0
 
 
-def build_optimizer(detector: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+def build_optimizer(named_parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW over the trainable parameters, one group per learning rate.
 
     Parameters with a factor of 0 are frozen: no gradient is computed for them.
     """
     groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in detector.named_parameters():
+    for name, parameter in named_parameters.items():
         factor = lr_factor_of(name, config)
         if factor == 0:
             parameter.requires_grad_(False)
@@ -52,23 +53,26 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group["lr_factor"]
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, detector: nn.Module) -> dict[str, Tensor]:
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, named_parameters: Mapping[str, nn.Parameter]
+) -> dict[str, Tensor]:
     """The optimizer's state as ``{"<parameter>/<quantity>": tensor}``."""
     state: dict[Any, dict[str, Tensor]] = optimizer.state
     return {
         f"{name}/{quantity}": tensor
-        for name, parameter in detector.named_parameters()
+        for name, parameter in named_parameters.items()
         for quantity, tensor in state.get(parameter, {}).items()
     }
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, detector: nn.Module, tensors: dict[str, Tensor]) -> None:
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, named_parameters: Mapping[str, nn.Parameter], tensors: dict[str, Tensor]
+) -> None:
     """The inverse of ``optimizer_tensors``."""
-    parameters = dict(detector.named_parameters())
     optimizer.state.clear()
     for key, tensor in tensors.items():
         name, quantity = key.rsplit("/", 1)
-        parameter = parameters[name]
+        parameter = named_parameters[name]
         # A file has no strides, and fused AdamW assumes that those of the moments equal those of the parameter:
         # moments in another memory format than a channels-last weight would update the wrong elements.
         like = parameter if tensor.shape == parameter.shape else tensor

@@ -136,7 +136,7 @@ class Step:
                 sums[name] = sums.get(name, 0.0) + value
         sums["total"] = sums["total"] + self.buffers.zero_or_nan()  # all processes skip the step if one has to
         values = self.runtime.mean(torch.stack(list(sums.values())))
-        grad_norm = self.runtime.clip(self.state.detector.parameters(), self.experiment.optimizer.clip_norm)
+        grad_norm = self.runtime.clip(self.state.named_parameters.values(), self.experiment.optimizer.clip_norm)
         # The only synchronization with the device in a step of a single process; several also reduce their totals.
         numbers = torch.cat([values, grad_norm[None]]).tolist()
         return dict(zip([*sums, "grad_norm"], numbers, strict=True))

@@ -22,7 +22,7 @@ from detrs.engine.optimizer import build_optimizer
 from detrs.engine.run import RunFolder
 from detrs.engine.runtime import Runtime
 from detrs.engine.saving import Saver
-from detrs.engine.state import TrainingState
+from detrs.engine.state import TrainingState, named_parameters
 from detrs.engine.step import Step
 from detrs.engine.tracking import Tracking
 from detrs.errors import UserError
@@ -36,6 +36,9 @@ logger = logging.getLogger("detrs")
 
 DRAWN_BATCHES = 3
 """First batches that are drawn with their labels."""
+PATH_OF_OBJECTIVE = (0, 1)
+"""For ``random_streams``: initialization of parameters that only training has. Those of steps start with their number,
+from 1."""
 
 
 class Trainer:
@@ -90,17 +93,21 @@ class Trainer:
         if initial is not None:
             initialize(detector, initial, experiment, self.classes)
         detector = runtime.synchronize_batch_norm(detector)
-        optimizer = build_optimizer(detector, experiment.optimizer)
+        with runtime.main_first(), random_streams(experiment.seed, *PATH_OF_OBJECTIVE):
+            objective = detector.objective(experiment.criterion).to(runtime.device)
+        parts = objective.training_parts
+        own = {*objective.parameters()} - {*detector.parameters()}
+        assert own == {*parts.parameters()}, "parameters of an objective that are not in its training_parts"
+        optimizer = build_optimizer(named_parameters(detector, parts), experiment.optimizer)
         decay = experiment.optimizer.ema_decay
-        self.state = TrainingState(detector, None if decay is None else Average(detector, decay), optimizer)
+        average = None if decay is None else Average(detector, decay)
+        self.state = TrainingState(detector, average, optimizer, training_parts=parts)
         if experiment.runtime.checkpoint_activations and not checkpoint_activations(detector):
             raise UserError("runtime.checkpoint_activations is True, but the model has no encoder or decoder layers.")
-        objective = detector.objective(experiment.criterion)
-        assert {*objective.parameters()} <= {*detector.parameters()}, "an objective has no parameters of its own"
         wrapped, prepared = runtime.prepare(objective, optimizer)
         self.optimizer_step = Step(experiment, wrapped, prepared, self.state, self.preprocessing, self.clock, runtime)
-        parts = self.state, self.metrics, self.clock, runtime
-        self.saver = Saver(experiment, folder, train_set, val_set, *parts, self.write_best)
+        shared = self.state, self.metrics, self.clock, runtime
+        self.saver = Saver(experiment, folder, train_set, val_set, *shared, self.write_best)
         if runtime.is_main:
             self.log_data(experiment, is_new=not resume)
 

@@ -10,6 +10,7 @@ from detrs.explanation.sampled_points import dat_view, dynamic_encoder_view
 from detrs.explanation.sampling_views import deformable_view, own_level_view
 from detrs.explanation.tracing import Tracer, decoder_classes, decoder_trace
 from detrs.layers.attention import GlobalCrossAttention, GlobalSelfAttention
+from detrs.layers.conditional_attention import ConditionalCrossAttention, FirstCrossAttention
 from detrs.layers.deformable_attention import (
     DeformableCrossAttention,
     DeformableSelfAttention,
@@ -18,7 +19,6 @@ from detrs.layers.deformable_attention import (
 from detrs.layers.dynamic_encoder import DynamicEncoderLayer
 from detrs.layers.dynamic_interaction import DynamicInteraction
 from detrs.layers.row_column_attention import RowColumnCrossAttention, RowColumnSelfAttention
-from detrs.models.conditional_detr import ConditionalCrossAttention, FirstCrossAttention
 from detrs.models.detector import Detector
 from detrs.models.dynamic_detr import DepthwiseFilter, SharedFilter
 from detrs.models.faster_rcnn import FasterRCNN

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from detrs.explanation.recording import Call
 from detrs.explanation.views import Duplicate, LayerTrace
-from detrs.layers.decoder import Decoder
 from detrs.models.detector import Detector
 from detrs.structures import Prediction, Queries
 
@@ -37,7 +36,7 @@ class Tracer(NamedTuple):
 
 def decoder_classes(model: Detector) -> set[type[nn.Module]]:
     """The decoder, whose output is every layer's prediction, and its layers, whose inputs have the references."""
-    return {Decoder, *(type(layer) for layer in model.decoder.layers)}
+    return {type(model.decoder), *(type(layer) for layer in model.decoder.layers)}
 
 
 def decoder_trace(model: Detector, calls: Sequence[Call], max_detections: int) -> Trace:

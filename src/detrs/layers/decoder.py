@@ -76,3 +76,23 @@ class Decoder(nn.Module):
             predictions.append(head(queries, memory))
             queries = self.next_reference(queries, predictions[-1].boxes)
         return tuple(predictions), queries
+
+
+class LookForwardTwice(Decoder):
+    """A decoder whose heads refine boxes twice: with the head of its layer, and with that of the next (DINO, 3.4).
+
+    A prediction starts from the box that the layer before refined, with its gradient, so the loss of a layer also
+    trains the refinement before it. References of layers are detached by ``next_reference``. Both boxes of a head
+    differ if it has a normalization, which is applied for the prediction only, as in the authors' code.
+    """
+
+    def forward(self, queries: Queries, memory: Pyramid) -> tuple[tuple[Prediction, ...], Queries]:
+        predictions: list[Prediction] = []
+        attended, start = self.memory_of_layers(memory), queries.reference
+        for layer, head in zip(self.layers, self.heads, strict=True):
+            if predictions:
+                queries = self.next_reference(queries, start)
+            queries = layer(queries, attended)
+            predictions.append(head(queries.with_reference(start), memory))
+            start = head.refined(queries)  # type: ignore[operator]
+        return tuple(predictions), self.next_reference(queries, predictions[-1].boxes)

@@ -6,14 +6,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from detrs.layers.chunks import by_chunks
-from detrs.layers.feedforward import AddNorm, FeedForward
+from detrs.layers.feedforward import AddNorm
 from detrs.structures import Pyramid
 
 
 class EncoderLayer(nn.Module):
     """``x <- LN(x + Attention(x)); x <- LN(x + FFN(x))`` with any ``attention``: ``Pyramid`` to tokens."""
 
-    def __init__(self, attention: nn.Module, feedforward: FeedForward, dim: int, dropout: float) -> None:
+    def __init__(self, attention: nn.Module, feedforward: nn.Module, dim: int, dropout: float) -> None:
         super().__init__()
         self.attention = attention
         self.attention_norm = AddNorm(dim, dropout)

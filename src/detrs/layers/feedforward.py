@@ -33,3 +33,17 @@ class FeedForward(nn.Module):
         if self.training and self.dropout > 0:
             return self.contract(relu_dropout(self.expand(x), self.dropout))
         return self.contract(linear_relu(x, self.expand))
+
+
+class PReLUFeedForward(nn.Module):
+    """Two linear layers, and between them a PReLU, whose slope is learned, and dropout (DAB-DETR)."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float, initialization: Initialization) -> None:
+        super().__init__()
+        self.expand = initialization.feedforward(dim, hidden)
+        self.activation = nn.PReLU()
+        self.dropout = nn.Dropout(dropout)
+        self.contract = initialization.feedforward(hidden, dim)
+
+    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+        return self.contract(self.dropout(self.activation(self.expand(x))))

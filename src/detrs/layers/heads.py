@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from detrs.classification import Classification, class_logits
@@ -33,6 +34,10 @@ class DetectionHead(nn.Module):
         """One class distribution and one box per query; ``memory`` is for heads that pool features or make masks."""
         content = self.norm(queries.content)
         return Prediction(self.classes(content), self.box_coder(self.box(content), queries.reference))
+
+    def refined(self, queries: Queries) -> Float[Tensor, "B Q 4"]:
+        """The reference of the next layer in DAB-DETR and DINO: from contents that are not normalized."""
+        return self.box_coder(self.box(queries.content), queries.reference)
 
 
 def class_layer(dim: int, num_classes: int, classification: Classification) -> ExactLinear:

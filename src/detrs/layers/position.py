@@ -9,15 +9,18 @@ from torch import Tensor, nn
 TEMPERATURE = 10000.0
 
 
-def sine_features(coordinates: Float[Tensor, "..."], dim: int) -> Float[Tensor, "... dim"]:
+def sine_features(
+    coordinates: Float[Tensor, "..."], dim: int, temperature: float = TEMPERATURE
+) -> Float[Tensor, "... dim"]:
     """Sine and cosine features of angles, interleaved (sin, cos, sin, cos, ...), in float32.
 
     Args:
         coordinates: angles in radians; a position in [0, 1] is multiplied by 2 pi first.
         dim: number of features per coordinate, even.
+        temperature: ratio of the longest wavelength, which is not reached, to the shortest.
     """
     index = torch.arange(dim, device=coordinates.device, dtype=torch.float32)
-    wavelength = TEMPERATURE ** (2 * torch.div(index, 2, rounding_mode="floor") / dim)
+    wavelength = temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / dim)
     angles = coordinates.float()[..., None] / wavelength
     return torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], dim=-1).flatten(-2)
 
@@ -32,12 +35,14 @@ class SinePosition(nn.Module):
     Args:
         dim: number of channels, divisible by 4.
         shift: added to the one-based count; -0.5 puts positions at cell centers (Deformable DETR), 0 is DETR.
+        temperature: of ``sine_features``; 20 in DAB-DETR and DINO.
     """
 
-    def __init__(self, dim: int, shift: float) -> None:
+    def __init__(self, dim: int, shift: float, temperature: float = TEMPERATURE) -> None:
         super().__init__()
         self.features = dim // 2
         self.shift = shift
+        self.temperature = temperature
 
     def forward(self, padding: Bool[Tensor, "B H W"]) -> Float[Tensor, "B H W C"]:
         height, width = padding.shape[1:]
@@ -48,4 +53,5 @@ class SinePosition(nn.Module):
     def line(self, valid: Bool[Tensor, "B N"]) -> Float[Tensor, "B N F"]:
         """Features of the rows or of the columns of a map."""
         count = valid.float().cumsum(1)  # the first valid row is 1
-        return sine_features((count + self.shift) / (count[:, -1:] + 1e-6) * 2 * math.pi, self.features)
+        angles = (count + self.shift) / (count[:, -1:] + 1e-6) * 2 * math.pi
+        return sine_features(angles, self.features, self.temperature)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from detrs.classification import ProposalLabels
@@ -48,8 +48,8 @@ def usable_first(scores: Float[Tensor, "B S"], usable: Bool[Tensor, "B S"]) -> F
 CANDIDATES: dict[Literal["all", "usable"], Candidates] = {"all": all_tokens, "usable": usable_first}
 
 
-class ProposalQueries(nn.Module):
-    """Two-stage: every token proposes a box; the best proposals become references and queries (4.2, A.4).
+class TokenProposals(nn.Module):
+    """Every token proposes a box; those with the best scores become queries (Deformable DETR, 4.2, A.4).
 
     A token's anchor is centered on it, ``0.05 * 2**l`` of the image wide and high. Tokens that are padding, or whose
     anchor is not inside (0.01, 0.99), are zeroed and propose the box (1, 1, 1, 1) (an anchor logit of +inf).
@@ -78,19 +78,70 @@ class ProposalQueries(nn.Module):
         self.token_proj = xavier_linear(dim, dim)
         self.token_norm = nn.LayerNorm(dim)
         self.head = head
-        self.box_proj = xavier_linear(2 * dim, 2 * dim)
-        self.box_norm = nn.LayerNorm(2 * dim)
 
-    def forward(self, memory: Pyramid) -> tuple[Queries, Prediction]:
+    def propose(self, memory: Pyramid) -> tuple[Prediction, Int[Tensor, "B Q"]]:
+        """The proposals of all tokens, and the tokens that become queries, best first."""
         anchors, usable = proposal_anchors(memory)
         tokens = self.token_norm(self.token_proj(memory.tokens.masked_fill(~usable, 0.0)))
         proposals = self.head(Queries(tokens, memory.position, anchors), memory)
         scores = self.candidates(self.score(proposals.logits), usable[..., 0])
-        best = scores.topk(min(self.num_queries, tokens.shape[1]), dim=1).indices  # (B, Q)
-        reference = proposals.boxes.gather(1, best[..., None].expand(-1, -1, 4)).detach()
-        features = sine_features(reference * 2 * math.pi, self.dim // 2).flatten(2).to(tokens.dtype)  # (B, Q, 2C)
+        return proposals, scores.topk(min(self.num_queries, tokens.shape[1]), dim=1).indices
+
+
+class ProposalQueries(TokenProposals):
+    """Two-stage: contents and positions of queries are computed from their proposals, which become references."""
+
+    def __init__(
+        self,
+        num_queries: int,
+        dim: int,
+        head: DetectionHead,
+        labels: ProposalLabels,
+        candidates: Candidates = all_tokens,
+    ) -> None:
+        super().__init__(num_queries, dim, head, labels, candidates)
+        self.box_proj = xavier_linear(2 * dim, 2 * dim)
+        self.box_norm = nn.LayerNorm(2 * dim)
+
+    def forward(self, memory: Pyramid) -> tuple[Queries, Prediction]:
+        proposals, best = self.propose(memory)
+        reference = chosen(proposals.boxes, best).detach()
+        features = (
+            sine_features(reference * 2 * math.pi, self.dim // 2).flatten(2).to(memory.tokens.dtype)
+        )  # (B, Q, 2C)
         position, content = self.box_norm(self.box_proj(features)).chunk(2, dim=-1)
         return Queries(content, position, reference), proposals
+
+
+class MixedQueries(TokenProposals):
+    """Mixed query selection (DINO, 3.3): references from the best proposals, contents learned.
+
+    The best proposal has the first content, and so on. Only proposals that become queries are returned, and trained.
+    Layers compute position embeddings.
+    """
+
+    def __init__(
+        self,
+        num_queries: int,
+        dim: int,
+        head: DetectionHead,
+        candidates: Candidates = all_tokens,
+    ) -> None:
+        super().__init__(num_queries, dim, head, "classes", candidates)
+        self.label_channels, self.has_unknown = dim, False  # see AnchorQueries
+        self.content = nn.Embedding(num_queries, dim)
+        nn.init.xavier_uniform_(self.content.weight)
+
+    def forward(self, memory: Pyramid) -> tuple[Queries, Prediction]:
+        proposals, best = self.propose(memory)
+        selected = Prediction(chosen(proposals.logits, best), chosen(proposals.boxes, best))
+        content = self.content.weight[None, : best.shape[1]].expand(len(best), -1, -1)
+        return Queries(content, torch.zeros_like(content), selected.boxes.detach()), selected
+
+
+def chosen(rows: Float[Tensor, "B S N"], index: Int[Tensor, "B Q"]) -> Float[Tensor, "B Q N"]:
+    """The rows of ``index``."""
+    return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[2]))
 
 
 def objectness(logits: Float[Tensor, "B S K"]) -> Float[Tensor, "B S"]:

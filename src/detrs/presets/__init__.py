@@ -3,7 +3,8 @@
 The presets with a ResNet are the official recipes on COCO 2017 (118,287 training images), AdamW with a learning rate
 divided by ten after four fifths of the epochs: Deformable DETR 50 epochs, batch 32, 2e-4; DETR 500 epochs, batch 64,
 1e-4; Conditional DETR 50 epochs, batch 16 (DC5: 8), 1e-4; Anchor DETR 50 epochs, batch 8, 1e-4; Sparse R-CNN 36 epochs,
-batch 16, 2.5e-5, with two drops. AP is on val2017, of the authors' released weights where the paper's differs;
+batch 16, 2.5e-5, with two drops; DAB- and DN-DETR 50 epochs, DINO 12, 24 or 36 (drops after 11, 20, 30), batch 16,
+1e-4. AP is on val2017, of the authors' released weights where the paper's differs;
 parameters and GFLOPs (multiply-adds, as papers count) are the paper's rows, for 91 classes (Sparse R-CNN: 80).
 """
 
@@ -12,7 +13,7 @@ from dataclasses import replace
 
 from detrs.config import Experiment
 from detrs.errors import UserError, did_you_mean
-from detrs.presets import deformable_detr, dynamic_detr, efficient_detr, faster_rcnn, single_map, sparse_rcnn
+from detrs.presets import dab_detr, deformable_detr, dynamic_detr, efficient_detr, faster_rcnn, single_map, sparse_rcnn
 
 PRESETS: dict[str, Callable[[], Experiment]] = {
     "deformable-detr-tiny": deformable_detr.deformable_detr_tiny,
@@ -64,6 +65,20 @@ PRESETS: dict[str, Callable[[], Experiment]] = {
     "sparse-rcnn-r50-300": sparse_rcnn.sparse_rcnn_r50_300,
     "sparse-rcnn-r101-100": sparse_rcnn.sparse_rcnn_r101_100,
     "sparse-rcnn-r101-300": sparse_rcnn.sparse_rcnn_r101_300,
+    "dab-detr-tiny": dab_detr.dab_detr_tiny,
+    "dab-detr-r50": dab_detr.dab_detr_r50,
+    "dab-detr-r50-dc5": dab_detr.dab_detr_r50_dc5,
+    "dn-detr-tiny": dab_detr.dn_detr_tiny,
+    "dn-detr-r50": dab_detr.dn_detr_r50,
+    "dab-deformable-detr-tiny": dab_detr.dab_deformable_detr_tiny,
+    "dab-deformable-detr-r50": dab_detr.dab_deformable_detr_r50,
+    "dn-deformable-detr-tiny": dab_detr.dn_deformable_detr_tiny,
+    "dn-deformable-detr-r50": dab_detr.dn_deformable_detr_r50,
+    "dino-tiny": dab_detr.dino_tiny,
+    "dino-r50-4scale": dab_detr.dino_r50_4scale,
+    "dino-r50-4scale-24": dab_detr.dino_r50_4scale_24,
+    "dino-r50-4scale-36": dab_detr.dino_r50_4scale_36,
+    "dino-r50-5scale": dab_detr.dino_r50_5scale,
 }
 
 

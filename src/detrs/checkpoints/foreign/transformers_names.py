@@ -5,6 +5,7 @@ modules in memory are read as well.
 """
 
 from collections.abc import Collection, Iterable
+from typing import Any
 
 from detrs.checkpoints.foreign.renaming import Rename, Renaming, Rule
 from detrs.config.conditional_detr import ConditionalDETRConfig
@@ -181,7 +182,7 @@ PROPOSALS = {
 }
 
 
-def level_rules(model: DeformableDETRConfig, theirs: str) -> Iterable[Rule]:
+def level_rules(model: Any, theirs: str) -> Iterable[Rule]:
     """One list of projections there; here one for the backbone's maps, and one for further levels."""
     maps = len(model.backbone.stages)
     for level in range(model.num_levels):
