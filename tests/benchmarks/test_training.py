@@ -18,6 +18,7 @@ from detrs.engine import train as engine
 from detrs.engine import trainer
 from detrs.ops import use
 from detrs.presets import preset
+from detrs.schema import to_dict
 
 MARKS = "<!-- training: begin --><!-- training: end -->"
 
@@ -209,7 +210,7 @@ def test_runs_of_the_engine(home: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     seconds = [point["seconds"] for point in whole["points"]]
     assert whole["recipe"]["optimizer"] == dataclasses.asdict(preset("detr-tiny").optimizer)
     assert whole["recipe"]["classification"] == {"kind": "Softmax", "weight": 3.0, "no_object_weight": 0.1}
-    assert whole["recipe"]["criterion"] == dataclasses.asdict(CriterionConfig())
+    assert whole["recipe"]["criterion"] == to_dict(CriterionConfig())
     assert whole["recipe"]["schedule"]["max_minutes"] is None and whole["commit"] in page.README.read_text()
     assert sorted(seconds) == seconds and 1_000_000 < whole["parameters"] < 3_000_000
     assert "(interrupted)" not in page.README.read_text()
