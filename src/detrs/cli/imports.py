@@ -9,8 +9,8 @@ from contextlib import contextmanager
 def without_collection() -> Iterator[None]:
     """Inside, Python does not search for garbage, and later not among the objects that were created inside.
 
-    PyTorch and its companions create two million objects that live as long as the process. By default, Python searches
-    through them again and again, which takes a second of the start of a command.
+    PyTorch and its companions create many objects that live as long as the process. By default, Python searches through
+    them again and again, which takes half a second of the start of a command.
     """
     was_enabled = gc.isenabled()
     gc.disable()

@@ -86,7 +86,8 @@ def run(argv: list[str]) -> None:
     """Train."""
     experiment, output, arguments = read(argv)
     config.validate(experiment)
-    data_root(experiment.data.path)  # raises if there is none
+    if not arguments.resume:
+        data_root(experiment.data.path)  # raises if there is none
     check_dataset(experiment.data.path)
     check_run_folder(output, resume=arguments.resume)
     from detrs.cli.cores import threads_beside_others
