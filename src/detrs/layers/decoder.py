@@ -89,10 +89,10 @@ class LookForwardTwice(Decoder):
     def forward(self, queries: Queries, memory: Pyramid) -> tuple[tuple[Prediction, ...], Queries]:
         predictions: list[Prediction] = []
         attended, start = self.memory_of_layers(memory), queries.reference
-        for layer, head in zip(self.layers, self.heads, strict=True):
-            if predictions:
+        for index, (layer, head) in enumerate(zip(self.layers, self.heads, strict=True)):
+            if index > 0:
+                start = self.heads[index - 1].refined(queries)  # type: ignore[operator]
                 queries = self.next_reference(queries, start)
             queries = layer(queries, attended)
             predictions.append(head(queries.with_reference(start), memory))
-            start = head.refined(queries)  # type: ignore[operator]
         return tuple(predictions), self.next_reference(queries, predictions[-1].boxes)
