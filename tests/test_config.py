@@ -48,6 +48,8 @@ def test_what_is_no_text_or_no_file_is_one_sentence(tmp_path: Path, content: byt
         ("schedule", {"max_minutes": 0.0}, "schedule.max_minutes is 0.0, but must be above 0"),
         ("data", {"resize_to": (640, 480)}, "data.resize_to is (640, 480), but must be (short, long)"),
         ("data", {"resize_to": (8, 480)}, "data.resize_to is (8, 480), but must be in [32, 16384]"),
+        ("data", {"mosaic": 1.5}, "data.mosaic is 1.5, but must be in [0, 1]"),
+        ("data", {"large_scale_jitter": (0.5, 9.0)}, "data.large_scale_jitter is (0.5, 9.0), but must be in [0.1, 4]"),
         ("runtime", {"log_every": 0}, "runtime.log_every is 0, but must be at least 1"),
         ("evaluation", {"batch_size": 0}, "evaluation.batch_size is 0, but must be at least 1"),
         ("optimizer", {"lr": float("inf")}, "optimizer.lr is inf, but must be finite"),
@@ -73,6 +75,15 @@ def test_sizes_that_the_official_recipe_ignores_are_refused(change: dict[str, An
     with pytest.raises(UserError, match=r"'official' always trains at .*: add --data\.augment crop"):
         config.validate(replace(experiment, data=replace(experiment.data, **change)))
     config.validate(replace(experiment, data=replace(experiment.data, augment="crop", **change)))
+
+
+def test_factors_in_the_wrong_order() -> None:
+    data = replace(Experiment().data, large_scale_jitter=(1.5, 0.5))
+    message = (
+        r"^data\.large_scale_jitter is \(1\.5, 0\.5\), but must be \(smallest, largest\) with smallest <= largest\.$"
+    )
+    with pytest.raises(UserError, match=message):
+        config.validate(replace(Experiment(), data=data))
 
 
 def test_seed_out_of_range_is_refused() -> None:

@@ -108,7 +108,10 @@ def put(values: Any, path: tuple[str, ...], value: Any, index: int | None = None
     """``values`` with another value of one setting, or of one number in it."""
     if path:
         return replace(values, **{path[0]: put(getattr(values, path[0]), path[1:], value, index)})
-    return value if index is None else (*values[:index], value, *values[index + 1 :])
+    if index is None:
+        return value
+    values = values or (1.0, 1.0)  # of a pair that is None
+    return (*values[:index], value, *values[index + 1 :])
 
 
 def edges(number: Number, limit: Any) -> tuple[Any, Any]:
@@ -246,6 +249,8 @@ def another(hint: Any, value: Any) -> Any:
     if is_union(hint):
         inner = next(option for option in typing.get_args(hint) if option is not type(None))
         bare = inner.__origin__ if typing.get_origin(inner) is Annotated else inner
+        if typing.get_origin(inner) is tuple and value is None:
+            return (0.5, 1.5)
         return another(inner, value) if value is not None else {str: "text", float: 0.5}.get(bare, 7)
     if typing.get_origin(hint) is Literal:
         return next(choice for choice in typing.get_args(hint) if choice != value)

@@ -1,7 +1,7 @@
 """Settings of the dataset, its batches and their augmentation."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -20,6 +20,9 @@ OFFICIAL_SIZE = (800, 1333)
 """``resize_to`` of DETR's recipe."""
 OFFICIAL_MIN_SCALE = 0.6
 """``min_scale`` of DETR's recipe."""
+
+ScaleFactor = Annotated[float, Ge(0.1), Le(4)]
+"""Factor of ``large_scale_jitter``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,20 @@ class DataConfig:
     min_scale: Annotated[float, Ge(0.1), Le(1)] = OFFICIAL_MIN_SCALE
     """Multi-scale: the short side is sampled from 11 sizes between ``min_scale * short`` and ``short``. Ignored if
     ``augment`` is ``none``."""
+    color_jitter: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Strength S of random changes of brightness, contrast and saturation, by factors between 1 - 0.8 S and 1 + 0.8 S,
+    and of the hue, by up to 0.2 S of the color circle; in random order. 0: off."""
+    large_scale_jitter: tuple[ScaleFactor, ScaleFactor] | None = None
+    """(smallest, largest) factor by which an image is resized relative to ``resize_to``, for example (0.5, 1.5); of a
+    larger image, a random window of the usual size is used. Replaces the crop and the multi-scale of ``augment``."""
+    mosaic: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Probability of a training image that is composed of windows of four images around a random center."""
+    mixup: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Probability of a training image that is blended with another one, in about equal parts; it has the objects of
+    both."""
+    strong_until: Annotated[float, Ge(0), Le(1)] = 0.8
+    """Fraction of the training, by steps or by time budget, after which no epoch begins with ``large_scale_jitter``,
+    ``mosaic`` or ``mixup``, so that training ends on images like those of prediction."""
     batch_size: Annotated[int, Ge(1)] = 16
     """Images per optimizer step, over all processes and accumulated micro-batches."""
     padded_together: Annotated[int, Gt(0)] | None = None
@@ -58,7 +75,7 @@ class DataConfig:
 
 
 def check_official(config: DataConfig) -> None:
-    """Check that sizes do not contradict the recipe or each other.
+    """Check that sizes and factors do not contradict the recipe or each other.
 
     Raises:
         UserError: naming the setting.
@@ -66,6 +83,11 @@ def check_official(config: DataConfig) -> None:
     short, long = config.resize_to
     if short > long:
         raise UserError(f"data.resize_to is {config.resize_to}, but must be (short, long) with short <= long.")
+    if config.large_scale_jitter is not None and config.large_scale_jitter[0] > config.large_scale_jitter[1]:
+        raise UserError(
+            f"data.large_scale_jitter is {config.large_scale_jitter}, but must be (smallest, largest) with smallest <= "
+            "largest."
+        )
     for setting, fixed in {"resize_to": OFFICIAL_SIZE, "min_scale": OFFICIAL_MIN_SCALE}.items():
         given = getattr(config, setting)
         if config.augment == "official" and given != fixed:
@@ -73,6 +95,17 @@ def check_official(config: DataConfig) -> None:
                 f"data.{setting} is {given}, but data.augment 'official' always trains at {fixed}: add "
                 "--data.augment crop (the same recipe at any size) or flip."
             )
+
+
+def without_strong_augmentation(config: DataConfig) -> DataConfig:
+    """The settings after ``strong_until``."""
+    return replace(config, large_scale_jitter=None, mosaic=0.0, mixup=0.0)
+
+
+def most_objects(config: DataConfig, max_objects: int) -> int:
+    """Upper limit of the objects of a training image, if those of the dataset have at most ``max_objects``."""
+    images = (4 if config.mosaic else 1) + (1 if config.mixup else 0)
+    return images * max_objects
 
 
 def is_hub_name(path: str) -> bool:

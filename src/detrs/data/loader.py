@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
-from detrs.config.data import DataConfig
+from detrs.config.data import DataConfig, without_strong_augmentation
 from detrs.data import transforms
 from detrs.data.collate import collate, size_of
+from detrs.data.composition import Composition, Part, compose, composed, single
 from detrs.data.findings import MAX_DEFECTS
 from detrs.data.preprocessing import FixedSize, resized_size
 from detrs.data.protocol import check_sample
@@ -55,6 +56,8 @@ def training_batches(
     world_size: int = 1,
     accumulate: int = 1,
     pin_memory: bool = False,
+    is_strong: bool = True,
+    max_objects: int | None = None,
 ) -> Iterator[tuple[Batch, ...]]:
     """One epoch: for each optimizer step the ``accumulate`` micro-batches of process ``rank``.
 
@@ -69,6 +72,8 @@ def training_batches(
         world_size: number of training processes.
         accumulate: micro-batches per optimizer step.
         pin_memory: use page-locked memory, for copies to a GPU.
+        is_strong: whether this epoch has the augmentations that end at ``config.strong_until``.
+        max_objects: limit of the objects of a mosaic or mixup, of which those with the largest boxes are kept.
 
     Raises:
         UserError: while iterating: more than 1 % of the images cannot be read. Up to 1 % are replaced by other images,
@@ -76,7 +81,8 @@ def training_batches(
     """
     assert config.keep_empty or not dataset.num_empty, "images without objects are dropped by open_dataset"
     assert config.batch_size % (world_size * accumulate) == 0, "checked by engine.compatibility.check_divisible"
-    plans = _TrainingPlans(dataset, config, seed, epoch, first_step, rank, world_size, accumulate)
+    config = config if is_strong else without_strong_augmentation(config)
+    plans = _TrainingPlans(dataset, config, seed, epoch, first_step, rank, world_size, accumulate, max_objects)
     batches = _load(plans, workers, pin_memory)
     return zip(*[batches] * accumulate, strict=True)
 
@@ -117,16 +123,10 @@ def evaluation_batches(
     return _load(_EvaluationPlans(dataset, resize_to, batch_size, pad, fixed, rank, world_size), workers, pin_memory)
 
 
-class _Item(NamedTuple):
-    number: int
-    """Position in the dataset."""
-    plan: transforms.Plan
-
-
 class _Plan(NamedTuple):
     """One batch to be loaded, as numbers."""
 
-    items: list[_Item]
+    items: list[Composition]
     size: tuple[int, int]
     """(height, width) to pad to."""
 
@@ -134,6 +134,7 @@ class _Plan(NamedTuple):
 @runtime_checkable
 class _Plans(Protocol):
     dataset: Dataset
+    max_objects: int | None
 
     def __len__(self) -> int: ...
 
@@ -153,8 +154,10 @@ class _TrainingPlans:
         rank: int,
         world_size: int,
         accumulate: int,
+        max_objects: int | None,
     ) -> None:
         self.dataset, self.config, self.seed, self.epoch = dataset, config, seed, epoch
+        self.max_objects = max_objects
         self.first_step, self.rank, self.world_size, self.accumulate = first_step, rank, world_size, accumulate
         self.order = np.random.default_rng((seed, epoch)).permutation(len(dataset))
 
@@ -173,14 +176,16 @@ class _TrainingPlans:
         items = [self._item(first + position) for position in range(begin, end)]
         return _Plan(items[start - begin : start - begin + share], _common_size(items))
 
-    def _item(self, position: int) -> _Item:
+    def _item(self, position: int) -> Composition:
         index = int(self.order[position % len(self.order)])
-        random = np.random.default_rng((self.seed, self.epoch, position + 1))  # 0 is the seed of the order
-        return _Item(index, transforms.plan(self.config, self.dataset.size_of(index), random))
+        seed = (self.seed, self.epoch, position + 1)  # 0 is the seed of the order
+        return compose(self.config, index, len(self.dataset), self.dataset.size_of, seed)
 
 
 class _EvaluationPlans:
     """The evaluation batches of one process: images of one resized size, or consecutive images with ``pad``."""
+
+    max_objects: int | None = None
 
     def __init__(
         self,
@@ -193,15 +198,15 @@ class _EvaluationPlans:
         world_size: int,
     ) -> None:
         self.dataset = dataset
-        groups: dict[tuple[int, int] | None, list[_Item]] = {}
+        groups: dict[tuple[int, int] | None, list[Composition]] = {}
         for index in range(len(dataset)):
             original = dataset.size_of(index)
             size = resized_size(original, resize_to, fixed) if resize_to else original
-            groups.setdefault(None if pad else size, []).append(_Item(index, transforms.Plan(False, None, size)))
+            groups.setdefault(None if pad else size, []).append(single(index, transforms.Plan(False, None, size)))
         batches = [
             group[start : start + batch_size] for group in groups.values() for start in range(0, len(group), batch_size)
         ]
-        self.batches = sorted(batches, key=lambda items: items[0].number)[rank::world_size]
+        self.batches = sorted(batches, key=lambda items: items[0].parts[0].number)[rank::world_size]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -210,8 +215,8 @@ class _EvaluationPlans:
         return _Plan(self.batches[number], _common_size(self.batches[number]))
 
 
-def _common_size(items: list[_Item]) -> tuple[int, int]:
-    return max(item.plan.size[0] for item in items), max(item.plan.size[1] for item in items)
+def _common_size(items: list[Composition]) -> tuple[int, int]:
+    return max(item.size[0] for item in items), max(item.size[1] for item in items)
 
 
 class _Loading(torch.utils.data.Dataset[Any]):
@@ -231,36 +236,39 @@ class _Loading(torch.utils.data.Dataset[Any]):
         samples: list[Sample] = []
         failed: dict[int, str] = {}
         for item in plan.items:
-            try:
-                samples.append(self._sample(item))
-            except UserError as error:
-                failed[item.number] = str(error)
-                replaced = self._replacement(item) if isinstance(self.plans, _TrainingPlans) else None
-                if replaced is None:
-                    return error, {}
-                samples.append(replaced)
-            except Exception as error:
-                error.add_note(f"while loading {dataset.path_of(item.number)}")
-                raise
+            sources: list[Sample] = []
+            for part in item.sources:
+                try:
+                    sources.append(self._sample(part))
+                except UserError as error:
+                    failed[part.number] = str(error)
+                    replaced = self._replacement(part) if isinstance(self.plans, _TrainingPlans) else None
+                    if replaced is None:
+                        return error, {}
+                    sources.append(replaced)
+                except Exception as error:
+                    error.add_note(f"while loading {dataset.path_of(part.number)}")
+                    raise
+            samples.append(composed(item, sources, self.plans.max_objects))
         if get_worker_info() is None:
             return collate(samples, plan.size), failed
         batch = collate(samples, plan.size, self.buffers.take)
         return SharedBatch.of(batch, [size_of(sample) for sample in samples]), failed
 
-    def _sample(self, item: _Item) -> Sample:
-        sample = self.plans.dataset[item.number]
-        check_sample(sample, self.plans.dataset, item.number)
-        return transforms.apply(item.plan, sample)
+    def _sample(self, part: Part) -> Sample:
+        sample = self.plans.dataset[part.number]
+        check_sample(sample, self.plans.dataset, part.number)
+        return transforms.apply(part.plan, sample)
 
-    def _replacement(self, item: _Item) -> Sample | None:
+    def _replacement(self, part: Part) -> Sample | None:
         """The next readable image of the dataset, resized to the planned size; ``None`` if several in a row fail.
 
         The batch keeps its size and its shape, and the choice does not depend on workers, processes or micro-batches.
         """
         for offset in range(1, MAX_REPLACEMENTS + 1):
-            number = (item.number + offset) % len(self.plans.dataset)
+            number = (part.number + offset) % len(self.plans.dataset)
             try:
-                return self._sample(_Item(number, item.plan._replace(crop=None)))
+                return self._sample(Part(number, part.plan._replace(crop=None)))
             except UserError:
                 continue
         return None
@@ -314,7 +322,8 @@ def _load(plans: _Plans, workers: int, pin_memory: bool) -> Iterator[Batch]:
             try:
                 batch, failed = next(batches)
             except (RuntimeError, OSError) as error:  # a worker that died, hangs or raised
-                paths = ", ".join(plans.dataset.path_of(item.number) for item in plans[number].items)
+                numbers = [part.number for item in plans[number].items for part in item.sources]
+                paths = ", ".join(map(plans.dataset.path_of, numbers))
                 reason = worker_failure(error)
                 if reason:
                     raise UserError(f"{reason} It failed while loading these images: {printable(paths)}.") from error

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
+from torchvision.ops import box_area
 
 from detrs.config.data import OFFICIAL_MIN_SCALE, OFFICIAL_SIZE, DataConfig
 from detrs.data.preprocessing import resized, resized_size
@@ -41,6 +42,8 @@ class Plan(NamedTuple):
     """Size to resize to before cropping, and the window (top, left, height, width) in it."""
     size: tuple[int, int]
     """Final size."""
+    min_visible: float = 0.0
+    """Boxes of which less than this fraction of the area is in the window are dropped."""
 
 
 def plan(config: DataConfig, size: tuple[int, int], random: np.random.Generator) -> Plan:
@@ -74,16 +77,20 @@ def _crop(
 
 
 def apply(plan: Plan, sample: Sample) -> Sample:
-    """``sample`` cropped, resized and flipped as planned; boxes are clipped, boxes without area are dropped."""
+    """``sample`` cropped, resized and flipped as planned; boxes are clipped.
+
+    Boxes without area are dropped, and those that lost more of it than planned.
+    """
     image, boxes, labels = sample.image.as_subclass(Tensor), sample.boxes.as_subclass(Tensor), sample.labels
     size = image.shape[-2], image.shape[-1]
     if plan.crop is not None:
         before, (top, left, height, width) = plan.crop
         image, boxes = resized(image, before), _scaled(boxes, size, before)
         image, size = image[:, top : top + height, left : left + width], (height, width)
-        boxes = boxes - torch.tensor((left, top, left, top), dtype=boxes.dtype)
-        boxes = boxes.clamp(min=0).minimum(torch.tensor((width, height, width, height), dtype=boxes.dtype))
+        whole = boxes - torch.tensor((left, top, left, top), dtype=boxes.dtype)
+        boxes = whole.clamp(min=0).minimum(torch.tensor((width, height, width, height), dtype=boxes.dtype))
         keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        keep &= box_area(boxes) >= plan.min_visible * box_area(whole)
         boxes, labels = boxes[keep], labels[keep]
     image, boxes = resized(image, plan.size), _scaled(boxes, size, plan.size)
     if plan.flip:

@@ -68,6 +68,8 @@ class Clock:
         """Durations in seconds."""
         self.done = 0.0
         """Progress with a time budget."""
+        self.epoch_began = 0.0
+        """Progress at the beginning of the current epoch."""
         self.has_warned = False
         self.update()
 
@@ -114,7 +116,8 @@ class Clock:
         durations = {"fastest_step": self.fastest_step, "evaluation": self.evaluation, "saving": self.saving}
         length = [self.pace.total_steps, self.pace.budget_seconds]
         steps = self.steps_before + self.steps
-        return {"seconds": self.used(), **durations, "steps": steps, "progress": self.done, "length": length}
+        progress = {"progress": self.done, "epoch_began": self.epoch_began}
+        return {"seconds": self.used(), **durations, "steps": steps, **progress, "length": length}
 
     def resume(self, state: dict[str, Any]) -> None:
         """The inverse of ``state``. If the length of the run has changed, its progress is determined anew."""
@@ -122,6 +125,7 @@ class Clock:
         self.fastest_step, self.evaluation = state["fastest_step"], state["evaluation"]
         self.saving = state["saving"]
         self.steps_before = state.get("steps", 0)
+        self.epoch_began = state.get("epoch_began", 0.0)
         self.done = 0.0
         self.update()
         if state.get("length") == [self.pace.total_steps, self.pace.budget_seconds]:
@@ -170,6 +174,11 @@ class Clock:
     def progress(self, step: int) -> float:
         """Fraction of the run that is done, in [0, 1]: of its steps, or with a time budget that of the last step."""
         return self.pace.fraction(step, 0, 0) if self.pace.budget_seconds is None else self.done
+
+    def begin_epoch(self, step: int) -> None:
+        """Keep the progress after ``step`` steps, unless it is in the middle of an epoch, after a resume."""
+        if step % self.steps_per_epoch == 0:
+            self.epoch_began = self.progress(step)
 
     def is_finished(self, state: TrainingState) -> bool:
         """Whether the run is over: by epochs, by the time budget, or by patience."""

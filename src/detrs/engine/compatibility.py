@@ -3,6 +3,8 @@
 import dataclasses
 
 from detrs.config import Experiment
+from detrs.config.data import most_objects
+from detrs.config.models import ModelSettings
 from detrs.data.sample import Dataset
 from detrs.engine.classes import check_same_classes
 from detrs.errors import UserError
@@ -58,3 +60,28 @@ def for_data(experiment: Experiment, train_set: Dataset, val_set: Dataset) -> Ex
         model=dataclasses.replace(experiment.model, num_classes=len(names)),
         data=dataclasses.replace(data, mirror=data.mirror and train_set.can_be_mirrored),
     )
+
+
+def object_limit(experiment: Experiment, max_objects: int) -> int | None:
+    """The number of objects that the model can detect in one image, if mosaic or mixup could make more.
+
+    Args:
+        experiment: settings that fit the data.
+        max_objects: largest number of objects in one image of the data.
+    """
+    most = most_objects(experiment.data, max_objects)
+    if _can_detect(experiment.model, most):
+        return None
+    enough, too_many = max_objects, most
+    while too_many - enough > 1:
+        middle = (enough + too_many) // 2
+        enough, too_many = (middle, too_many) if _can_detect(experiment.model, middle) else (enough, middle)
+    return enough
+
+
+def _can_detect(model: ModelSettings, num_objects: int) -> bool:
+    try:
+        model.check_capacity(num_objects)
+    except UserError:
+        return False
+    return True

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from detrs import models
 from detrs.checkpoints.detector import DEFAULT_THRESHOLD, TrainedDetector, preprocessing_of, save_detector
 from detrs.config import Experiment
+from detrs.config.data import most_objects, without_strong_augmentation
 from detrs.data.loader import steps_per_epoch, training_batches
 from detrs.data.overlap import overlap
 from detrs.data.protocol import checked_ground_truth
 from detrs.data.sample import Dataset
 from detrs.engine.average import Average
 from detrs.engine.clock import Clock
-from detrs.engine.compatibility import for_data
+from detrs.engine.compatibility import for_data, object_limit
 from detrs.engine.evaluate import Scores, evaluate
 from detrs.engine.figures import save_curves, save_predictions, save_training_batch
 from detrs.engine.finetuning import initialize
@@ -75,6 +76,7 @@ class Trainer:
         self.on_images: Callable[[int, int], None] | None = None
         """Called during an evaluation with the number of images done, and of all images."""
         experiment = for_data(experiment, train_set, train_set if val_set is None else val_set)
+        self.max_objects = object_limit(experiment, train_set.max_objects)
         self.preprocessing = preprocessing_of(experiment)
         self.clock = Clock(
             experiment,
@@ -131,6 +133,12 @@ class Trainer:
                 "%d training images for a batch size of %d: images repeat within a batch; lower --batch-size",
                 *(len(self.train_set), data.batch_size),
             )
+        if self.max_objects is not None:
+            logger.warning(
+                "an image of mosaic or mixup can have up to %d objects, but the model detects at most %d: the largest "
+                "are kept; to train on all, raise --model.num-queries",
+                *(most_objects(data, self.train_set.max_objects), self.max_objects),
+            )
         free, planned = free_bytes(self.folder.path), self.state.planned_bytes()
         if free is not None and free < planned:
             logger.warning(
@@ -143,9 +151,14 @@ class Trainer:
     def batches(self) -> Iterator[tuple[Batch, ...]]:
         """The rest of the current epoch: for each step the micro-batches of this process."""
         epoch, first_step = divmod(self.state.step, self.clock.steps_per_epoch)
+        data, before = self.experiment.data, self.clock.epoch_began
+        self.clock.begin_epoch(self.state.step)
+        is_strong = self.clock.epoch_began < data.strong_until
+        if before < data.strong_until and not is_strong and without_strong_augmentation(data) != data:
+            logger.info("epoch %d begins without large-scale jitter, mosaic and mixup", epoch + 1)
         yield from training_batches(
             self.train_set,
-            self.experiment.data,
+            data,
             seed=self.experiment.seed,
             epoch=epoch,
             first_step=first_step,
@@ -154,6 +167,8 @@ class Trainer:
             world_size=self.runtime.world_size,
             accumulate=self.experiment.runtime.accumulate,
             pin_memory=self.runtime.device.type == "cuda",
+            is_strong=is_strong,
+            max_objects=self.max_objects,
         )
 
     def step(self, batches: tuple[Batch, ...]) -> StepReport:
