@@ -1,4 +1,4 @@
-"""``detrs benchmark``: compares files of detectors, or the operators with other implementations, on this machine."""
+"""``detrs benchmark``: compares files of detectors, presets, or operators with other implementations."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from detrs.choices import Precision
+from detrs.cli import accuracy
 from detrs.cli.arguments import Flag, check_data, parse
 from detrs.cli.inputs import check_checkpoint, check_dataset
 from detrs.cli.report import console, counting, print_json
@@ -20,7 +21,8 @@ OPERATORS = "ops"
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkArguments:
-    """Compare the accuracy and latency of checkpoints and exported files; or, with ops, time the attention operator.
+    """Compare the accuracy and latency of checkpoints and exported files, or, with ops, time the attention operator. To
+    compare the accuracy of presets, see detrs benchmark accuracy --help.
 
     Files: all of them process the same images, one at a time and in turn; the table shows the median and the 95th
     percentile for an image in memory, of everything and of the model alone, and the AP of each.
@@ -57,19 +59,24 @@ class BenchmarkArguments:
 
 
 def run(argv: list[str]) -> None:
-    """Compare files or operators and print the table."""
+    """Compare files, presets or operators and print the table."""
+    if argv[:1] == [accuracy.NAME]:
+        accuracy.run(argv[1:])
+        return
     arguments = parse(BenchmarkArguments, argv, "detrs benchmark")
     if not arguments.subjects:
-        raise UserError("Nothing to compare: expected ops, or checkpoints and exported files.")
+        raise UserError(
+            f"Nothing to compare: expected ops, or checkpoints and exported files, or {accuracy.NAME} and presets."
+        )
     first = arguments.subjects[0]
     if arguments.subjects == (OPERATORS,):
         if arguments.data or arguments.split or arguments.latency_only:
             raise UserError("--data, --split and --latency-only are for files; ops has none.")
         run_operators(arguments)
         return
-    hint = did_you_mean(first, (OPERATORS,))
+    hint = did_you_mean(first, (OPERATORS, accuracy.NAME))
     if hint and len(arguments.subjects) == 1 and not os.path.lexists(first):
-        raise UserError(f"Unknown benchmark '{first}', expected: ops, or files.{hint}")
+        raise UserError(f"Unknown benchmark '{first}', expected: ops, {accuracy.NAME}, or files.{hint}")
     if arguments.full or arguments.output:
         raise UserError("--full and --output are for ops, not for files.")
     run_files(arguments)
