@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from accuracy_ultralytics import NotInstalledError
+from accuracy_trainers import NotInstalledError
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from accuracy_peers import BUILDERS, MAX_DETECTIONS, RECIPES, Found, Peer, Settings
-from accuracy_ultralytics import NotInstalledError, ultralytics_run
+from accuracy_trainers import NotInstalledError, NotTrainedError, rfdetr_run, ultralytics_run
 from torch import nn
 from torchvision.ops import box_convert
 
@@ -27,7 +27,7 @@ from detrs.engine.accuracy import Line, peak_mib, scores
 from detrs.errors import UserError
 from detrs.evaluation.coco import coco_report
 
-OTHERS = {"Ultralytics RT-DETR": ultralytics_run}
+OTHERS = {"Ultralytics RT-DETR": ultralytics_run, "RF-DETR": rfdetr_run}
 """Peers with a training loop of their own."""
 PEERS = (*BUILDERS, *OTHERS)
 
@@ -150,6 +150,8 @@ def main() -> int:
         result = measure(Settings(**{**values, "image_size": tuple(values["image_size"])}))
     except NotInstalledError as error:
         result = {"failed": f"{error} is not installed"}
+    except NotTrainedError as error:
+        result = {"failed": str(error)}
     except UserError as error:
         result = {"error": str(error)}
     print(json.dumps(result, allow_nan=False), flush=True)

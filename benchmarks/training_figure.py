@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from page import Line
 
-from detrs.visualization.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY
+from detrs.visualization.curves import BLACK, BLUE, GREEN, GREY, OLIVE, ORANGE, PURPLE, RED, SKY
 
 BROWN, PINK = "#8c564b", "#e377c2"
 STYLES = {
@@ -23,6 +23,11 @@ STYLES = {
     "efficient-detr-tiny": (SKY, "v"),
     "sparse-rcnn-tiny": (PINK, "*"),
     "dynamic-detr-tiny": (BROWN, "h"),
+    "dab-detr-tiny": (OLIVE, "<"),
+    "dn-detr-tiny": (BLACK, ">"),
+    "dab-deformable-detr-tiny": ("#7a9a01", "p"),
+    "dn-deformable-detr-tiny": ("#00637c", "d"),
+    "dino-tiny": ("#8b0000", "H"),
 }
 """Color and marker of a preset: the same in every figure."""
 OTHERS = (("#bcbd22", ">"), ("#17becf", "<"))

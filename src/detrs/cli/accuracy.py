@@ -81,7 +81,6 @@ def run(argv: list[str]) -> None:
         threads=arguments.threads,
     )
     accuracy.check(comparison)
-    accuracy.experiments(comparison)  # faults of the input, before the load of the machine is measured
     runtime = RuntimeConfig(device=arguments.device, threads=arguments.threads)
     comparison = replace(comparison, threads=threads_beside_others(runtime))
     screen, progress = console(as_json=arguments.json), console(as_json=True)
@@ -97,7 +96,7 @@ def run(argv: list[str]) -> None:
     short, long = setting["image_size"]
     screen.print(
         f"{setting['data']} at {short} x {long}, {counted_minutes(arguments.minutes)} each, {setting['device']}, "
-        f"{counted(setting['threads'], 'thread')}; mean over seeds, and lowest-highest",
+        f"{counted(setting['threads'], 'thread')}; mean over {counted(arguments.seeds, 'seed')}, lowest-highest",
         soft_wrap=True,
     )
     if arguments.json:

@@ -94,11 +94,13 @@ def _row(subject: str, lines: Sequence[dict[str, Any]]) -> Row:
 
 
 def table(summary: Sequence[Row]) -> Table:
-    """The rows as a rich table, means above their ranges."""
-    shown = Table(*COLUMNS, box=SIMPLE_HEAD)
+    """The rows as a rich table for terminals of 80 columns, means above their ranges."""
+    columns = ("detector", "best\nAP", "\nAP50", "last\nAP", "\nAP50", "training\nimages", "peak\nMiB", "time\ns")
+    shown = Table(*columns, box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for column in shown.columns[1:]:
         column.justify = "right"
     shown.columns[0].overflow = "fold"
     for row in summary:
-        shown.add_row(*row.cells())
+        subject, _, *figures = row.cells()
+        shown.add_row(subject, *(figure.replace("0.", ".") if "\n" in figure else figure for figure in figures))
     return shown

@@ -1,5 +1,6 @@
-"""RT-DETR of Ultralytics for ``benchmarks/accuracy.py``, trained by its own trainer for the minutes of a run."""
+"""Peers of ``benchmarks/accuracy.py`` with a trainer of their own: RT-DETR of Ultralytics, and RF-DETR."""
 
+import importlib.util
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,10 @@ CONFIG = "rtdetr-l.yaml"
 
 class NotInstalledError(Exception):
     """A package of a peer is missing."""
+
+
+class NotTrainedError(Exception):
+    """A peer that cannot be trained here."""
 
 
 def ultralytics_run(settings: Any, folder: Path, coco_results: Callable[..., Any], found: Callable[..., Any]) -> Any:
@@ -81,6 +86,18 @@ def ultralytics_run(settings: Any, folder: Path, coco_results: Callable[..., Any
         images = epochs * len(train_set)
         points.append({"images": images, "seconds": seconds, "ap": report.ap, "ap50": report.ap50})
     return points
+
+
+def rfdetr_run(*_: Any) -> Any:
+    """RF-DETR is not trained, since nothing is downloaded.
+
+    Raises:
+        NotInstalledError: it is not installed.
+        NotTrainedError: otherwise.
+    """
+    if importlib.util.find_spec("rfdetr") is None:
+        raise NotInstalledError("rfdetr")
+    raise NotTrainedError("not trained: its backbone starts from the weights of DINOv2, which are a download")
 
 
 def image_path(folder: Path, split: str, index: int) -> Path:
