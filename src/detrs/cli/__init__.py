@@ -30,7 +30,7 @@ COMMANDS = {
     "presets": "list the presets with published AP and training recipe",
     "checkpoint": "inspect a checkpoint of any supported kind; list published ones",
     "profile": "count parameters and FLOPs, measure the latency of a preset",
-    "benchmark": "compare accuracy and latency of files, or attention operators",
+    "benchmark": "compare files, the accuracy of presets, or attention operators",
 }
 """Command -> summary. ``detrs.cli.COMMAND.run(argv)`` runs it."""
 

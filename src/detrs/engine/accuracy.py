@@ -136,7 +136,7 @@ def _prepared(own: Experiment, comparison: Comparison, size: tuple[int, int]) ->
         path=comparison.data,
         resize_to=size,
         augment=augment,
-        batch_size=comparison.batch_size or own.data.batch_size,
+        batch_size=own.data.batch_size if comparison.batch_size is None else comparison.batch_size,
         val_fraction=comparison.val_fraction,
     )
     assert data.val_split != NO_SPLIT
