@@ -159,8 +159,8 @@ def _open_official(path: Path, tensors: dict[str, Tensor], args: dict[str, Any],
         )
     raise UserError(
         f"The weights in '{path}' are not of a supported detector: they begin with {format.abbreviated(list(tensors))}."
-        " Expected the official files of DETR, Conditional DETR, Deformable DETR, Anchor DETR or Sparse R-CNN, or "
-        "torchvision's Faster R-CNN."
+        " Expected the official files of DETR, Conditional DETR, Deformable DETR, DAB-DETR, DN-DETR, DINO, Anchor DETR "
+        "or Sparse R-CNN, or torchvision's Faster R-CNN."
     )
 
 

@@ -11,7 +11,8 @@ SMALL = {
     "d_model": 64, "encoder_layers": 1, "decoder_layers": 3, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
     "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_queries": 7, "num_labels": 5,
 }  # fmt: skip
-NAMES = {"detr": "Detr", "conditional": "ConditionalDetr", "deformable": "DeformableDetr"}
+NAMES = {"detr": "Detr", "conditional": "ConditionalDetr", "deformable": "DeformableDetr", "dab": "DabDetr"}
+PROCESSORS = {**NAMES, "dab": "ConditionalDetr"}
 TIMM18, TIMM26 = {"backbone": "resnet18"}, {"backbone": "resnet26"}
 TINY = {"backbone": "test_resnet"}
 REFINE = {"with_box_refine": True, "tie_word_embeddings": False}
@@ -47,6 +48,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "deformable",
         {**TINY, **TWO_STAGE, "num_feature_levels": 5, "encoder_n_points": 3, "decoder_n_points": 3},
     ),
+    "dab": ("dab", TINY),
+    "dab-dc5": ("dab", {**TIMM18, "dilation": True}),
+    "dab-own-resnet": ("dab", own_resnet("basic", (5,))),
+    "dab-patterns": (
+        "dab",
+        {**TINY, "num_patterns": 3, "temperature_height": 30, "temperature_width": 30, "auxiliary_loss": True},
+    ),
 }
 
 
@@ -54,7 +62,8 @@ def build(name: str, **more: Any) -> Any:
     """Their detector, with other random values in all of its tensors."""
     kind, settings = VARIANTS[name]
     torch.manual_seed(0)
-    config = getattr(transformers, f"{NAMES[kind]}Config")(**{**SMALL, **settings, **more})
+    sizes = {"hidden_size" if kind == "dab" and key == "d_model" else key: value for key, value in SMALL.items()}
+    config = getattr(transformers, f"{NAMES[kind]}Config")(**{**sizes, **settings, **more})
     model = model_class(name)(config).eval()
     randomize(model)
     return model
@@ -65,7 +74,7 @@ def model_class(name: str) -> Any:
 
 
 def processor(name: str) -> Any:
-    return getattr(transformers, f"{NAMES[VARIANTS[name][0]]}ImageProcessor")()
+    return getattr(transformers, f"{PROCESSORS[VARIANTS[name][0]]}ImageProcessor")()
 
 
 @torch.no_grad()
@@ -78,7 +87,7 @@ def randomize(model: Any) -> None:
             buffer.copy_(torch.randn_like(buffer) * 0.1)
         elif name.endswith(("running_var", "weight")):
             buffer.copy_(torch.rand_like(buffer) + 0.5)
-    if hasattr(model, "class_embed"):
+    if hasattr(model, "bbox_embed"):
         decoder = model.model.decoder
         for kind in ("bbox_embed", "class_embed"):
             heads = getattr(model, kind)

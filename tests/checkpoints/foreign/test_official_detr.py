@@ -1,5 +1,6 @@
 """State dicts with the authors' names."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,9 @@ def test_settings_without_equivalent_are_rejected(tmp_path: Path) -> None:
     for heads in (0, "8", 7):
         with pytest.raises(UserError, match="Cannot use the checkpoint 'x.pth'"):
             read(on_meta(official_deformable), "x.pth", {"nheads": heads})
+    dab = replace(pair("detr", tmp_path / "dab")[0], experiment=preset("dab-detr-r50"))
+    with pytest.raises(UserError, match="Expected DETR, Conditional DETR or Deformable DETR, got .* DABDETRConfig"):
+        official_state_dict(dab)
     shallow = {key: tensor for key, tensor in official.items() if ".layer4.1." not in key}
     with pytest.raises(UserError, match="no ResNet has"):
         read(shallow, "x.pth", {"nheads": 4})

@@ -22,7 +22,7 @@ from detrs.errors import UserError
 from detrs.presets import preset
 from detrs.structures import Classes
 
-TINY = ["detr", "conditional", "deformable", "deformable-two-stage"]
+TINY = ["detr", "conditional", "deformable", "deformable-two-stage", "dab"]
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,7 @@ def test_heads_are_read_from_the_top_level_or_the_decoder(dropped: str, folders:
         ("deformable", r"class_embed\.", "class_embed.0.weight"),
         ("detr", r"class_labels", "class_labels_classifier.weight"),
         ("conditional", r".*layers\.0\.ca_qpos_proj", "model.decoder.layers.0.ca_qpos_proj.weight"),
+        ("dab", r"model\.decoder\.ref_anchor_head", "model.decoder.ref_anchor_head.layers.0.weight"),
     ],
 )
 def test_a_dropped_tensor_is_reported(name: str, dropped: str, named: str, folders: Folders) -> None:
@@ -220,6 +221,15 @@ REJECTED: list[tuple[str, str, dict[str, Any], str]] = [
     ("conditional", "config.json", {"decoder_attention_heads": 8}, "Expected the value of encoder_attention_heads, 4"),
     ("deformable", "config.json", {"encoder_n_points": 2}, "decoder_n_points is 4, which is not supported"),
     ("deformable", "config.json", {"two_stage": True}, "model.queries 'proposals' needs model.reference 'refine'"),
+    ("dab", "config.json", {"query_dim": 2}, "query_dim is 2, which is not supported. Expected 4"),
+    ("dab", "config.json", {"keep_query_pos": True}, "keep_query_pos is True, which is not supported"),
+    ("dab", "config.json", {"normalize_before": True}, "normalize_before is True, which is not supported"),
+    ("dab", "config.json", {"activation_function": "relu"}, "activation_function is 'relu', which is not supported"),
+    ("dab", "config.json", {"sine_position_embedding_scale": 1.0}, "Expected null, which means 2 pi"),
+    ("dab", "config.json", {"temperature_width": 30}, "Expected the value of temperature_height, 20.0"),
+    ("dab", "config.json", {"temperature_height": 0, "temperature_width": 0}, "model.temperature"),
+    ("dab", "config.json", {"num_patterns": -1}, "model.num_patterns"),
+    ("dab", "config.json", {"num_patterns": 10**9}, "model.num_queries"),
     ("detr", "config.json", {"d_model": "64"}, "d_model is '64', which is not supported. Expected a value of type int"),
     ("detr", "config.json", {"encoder_layers": 10**9}, "model.encoder_layers"),
     ("detr", "config.json", {"decoder_layers": 10**9}, "model.decoder_layers"),
@@ -340,6 +350,9 @@ def test_output_is_complete_or_not_written(folders: Folders, tmp_path: Path, mon
     [
         ("anchor-detr-tiny", {}, "transformers does not have AnchorDETR. Expected DETR"),
         ("faster-rcnn-tiny", {}, "transformers does not have FasterRCNN"),
+        ("dino-tiny", {}, "transformers does not have DINO"),
+        ("dn-detr-r50", {}, "model.content is 'unknown'. To convert, train with --model.content zero."),
+        ("dab-detr-r50", {"temperature": 20.5}, "model.temperature is 20.5, but transformers only has whole numbers"),
         (
             "deformable-detr-tiny",
             {},
@@ -360,7 +373,7 @@ def test_detectors_that_transformers_does_not_have(
         save_transformers(detector, folders("detr") / "new")
 
 
-@pytest.mark.parametrize("name", ["detr-tiny", "conditional-detr-tiny"])
+@pytest.mark.parametrize("name", ["detr-tiny", "conditional-detr-tiny", "dab-detr-tiny"])
 def test_presets_with_ordinary_batch_norm_are_written(name: str, folders: Folders, tmp_path: Path) -> None:
     """Counters of BatchNorm are left out; in evaluation, ordinary and frozen BatchNorm are equal."""
     experiment = preset(name)

@@ -19,13 +19,16 @@ from detrs.presets import preset
 
 
 def test_every_name_of_the_table_is_distinct() -> None:
-    for name in ("detr-r50", "conditional-detr-r50", "deformable-detr-r50", "deformable-detr-r50-two-stage"):
+    two_stage = "deformable-detr-r50-two-stage"
+    for name in ("detr-r50", "conditional-detr-r50", "deformable-detr-r50", two_stage, "dab-detr-r50"):
         model = preset(name).model
         links = renaming(model).links(models.build(replace(model, encoder_layers=1, decoder_layers=2)).state_dict())
         names = [each for link in links for each in link.read]
         assert len(names) == len(set(names))
 
 
+AS_IN_THE_PAPER = {"dropout": 0.0, "cls_loss_coefficient": 1}
+"""Of DAB-DETR; the defaults of ``transformers`` differ."""
 PUBLISHED: dict[str, tuple[str, dict[str, Any], int, str]] = {
     "detr-r50": ("Detr", {}, 530, ""),
     "detr-r50-dc5": ("Detr", {"dilation": True}, 530, ""),
@@ -42,6 +45,8 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int, str]] = {
     "deformable-detr-r50-two-stage": (
         "DeformableDetr", {"with_box_refine": True, "two_stage": True}, 598, r"\w+_embed\.",
     ),
+    "dab-detr-r50": ("DabDetr", AS_IN_THE_PAPER, 608, r"model\.decoder\.bbox_embed\."),
+    "dab-detr-r50-dc5": ("DabDetr", {**AS_IN_THE_PAPER, "dilation": True}, 608, r"model\.decoder\.bbox_embed\."),
 }  # fmt: skip
 """Preset: detector of ``transformers``, its settings, tensors in a file, and those that files of version 5 omit."""
 

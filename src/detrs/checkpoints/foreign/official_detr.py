@@ -104,6 +104,8 @@ def official_state_dict(detector: TrainedDetector) -> dict[str, Tensor]:
         UserError: the authors' code does not have the detector or one of its settings.
     """
     model = detector.experiment.model
+    if type(model) not in SIGNS:
+        raise UserError(f"Expected DETR, Conditional DETR or Deformable DETR, got a model with {type(model).__name__}.")
     check_representable(model)
     if not re.match(r"resnet\d+\b", model.backbone.name):
         raise UserError(f"The backbone '{model.backbone.name}' is not supported by the authors' code. Use a ResNet.")

@@ -1,4 +1,4 @@
-"""Folders of ``transformers``: DETR, Conditional DETR and Deformable DETR, read and written.
+"""Folders of ``transformers``: DETR, Conditional DETR, Deformable DETR and DAB-DETR, read and written.
 
 A folder has ``config.json``, weights (``model.safetensors``, its parts with ``model.safetensors.index.json``, or
 ``pytorch_model.bin``) and ``preprocessor_config.json``; without the last, preprocessing is that of the papers. The
@@ -68,7 +68,7 @@ def save_transformers(detector: TrainedDetector, folder: Path) -> None:
     """Write a folder that ``from_pretrained`` of ``transformers`` reads.
 
     Args:
-        detector: DETR, Conditional DETR or Deformable DETR, with settings that ``transformers`` has.
+        detector: one of these four, with settings that ``transformers`` has.
         folder: does not exist or is empty. It is complete, or it is not written at all.
 
     Raises:

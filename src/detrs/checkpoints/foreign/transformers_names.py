@@ -1,4 +1,4 @@
-"""Names of tensors in ``transformers``: DETR, Conditional DETR and Deformable DETR.
+"""Names of tensors in ``transformers``: DETR, Conditional DETR, Deformable DETR and DAB-DETR.
 
 Files have the names of transformers 4, which transformers 5 also writes and translates as it reads; names of its
 modules in memory are read as well.
@@ -9,6 +9,7 @@ from typing import Any
 
 from detrs.checkpoints.foreign.renaming import Rename, Renaming, Rule
 from detrs.config.conditional_detr import ConditionalDETRConfig
+from detrs.config.dab_detr import DABDETRConfig
 from detrs.config.deformable_detr import DeformableDETRConfig
 from detrs.config.detr import DETRConfig
 from detrs.config.models import ModelConfig
@@ -28,8 +29,10 @@ def renaming(model: ModelConfig, hf_resnet: bool = False, present: Collection[st
             are tied in memory, so such a file has the head of one layer only. By default no heads are tied that our
             model does not share.
     """
-    rules = [*(hf_resnet_rules() if hf_resnet else timm_rules()), *encoder_rules(), *decoder_rules()]
+    rules = [*(hf_resnet_rules() if hf_resnet else timm_rules(model)), *encoder_rules()]
     match model:
+        case DABDETRConfig():
+            return Renaming([*rules, *dab_rules(model)])
         case DETRConfig():
             rules += standard_attention("model.encoder.layers.{i}.self_attn", "encoder.layers.{i}.attention.attention")
             rules += single_scale_rules(model.decoder_layers)
@@ -44,16 +47,18 @@ def renaming(model: ModelConfig, hf_resnet: bool = False, present: Collection[st
             rules += deformable_rules(model, present)
         case _:
             raise UserError(
-                f"transformers does not have the detector of {type(model).__name__}. Expected DETR, Conditional DETR "
-                "or Deformable DETR."
+                f"transformers does not have the detector of {type(model).__name__}. Expected DETR, Conditional DETR, "
+                "Deformable DETR or DAB-DETR."
             )
-    return Renaming(rules)
+    return Renaming([*rules, *decoder_rules()])
 
 
 LAYER, OUR_LAYER = "model.decoder.layers.{i}", "decoder.layers.{i}"
 
 
-def timm_rules() -> list[Rule]:
+def timm_rules(model: ModelConfig) -> list[Rule]:
+    if isinstance(model, DABDETRConfig):
+        return [Rename(f"{BODY}._backbone.{{rest}}", "backbone.body.{rest}")]
     return [Rename(f"{BODY}.{{rest}}", "backbone.body.{rest}", (f"{BODY_IN_MEMORY}.{{rest}}",))]
 
 
@@ -161,6 +166,51 @@ def conditional_rules(layers: int) -> Iterable[Rule]:
         scales = tuple(f"decoder.layers.{layer}.transform.{2 * k}.{{rest}}" for layer in range(1, layers))
         yield Rename(f"model.decoder.query_scale.layers.{k}.{{rest}}", scales)
         yield Rename(f"model.decoder.ref_point_head.layers.{k}.{{rest}}", f"queries.reference.{2 * k}.{{rest}}")
+
+
+LONG = {
+    "qcontent": "query_content", "qpos": "query_pos", "qpos_sine": "query_pos_sine", "kcontent": "key_content",
+    "kpos": "key_pos", "v": "value",
+}  # fmt: skip
+"""Projections of DAB-DETR, which has no abbreviations."""
+
+
+def dab_rules(model: DABDETRConfig) -> Iterable[Rule]:
+    """Everything after the backbone, except what the encoder shares with the other detectors."""
+    every, later = range(model.decoder_layers), range(1, model.decoder_layers)
+    encoder, ours, our_first = "model.encoder.layers.{i}", f"{OUR_LAYER}.layer", "decoder.layers.0.layer"
+    yield from standard_attention(f"{encoder}.self_attn", "encoder.layers.{i}.attention.attention.attention")
+    yield Rename(f"{encoder}.activation_fn.{{rest}}", "encoder.layers.{i}.feedforward.activation.{rest}")
+    yield Rename(f"{LAYER}.mlp.activation_fn.{{rest}}", f"{ours}.feedforward.activation.{{rest}}")
+    yield from feedforward(f"{LAYER}.mlp", ours)
+    for kind, names in (("self", SELF), ("cross", CROSS)):
+        theirs = f"{LAYER}.{kind}_attn.{kind}_attn"
+        yield Rename(f"{theirs}_layer_norm.{{rest}}", f"{ours}.{kind}_attention_norm.norm.{{rest}}")
+        for inner in ("", ".conditional"):  # the first layer's has one more projection around the others
+            our = f"{ours}.{kind}_attention{inner}"
+            yield Rename(f"{theirs}.output_proj.{{rest}}", f"{our}.output_proj.{{rest}}")
+            for name, our_name in names.items():
+                yield Rename(f"{theirs}_{LONG[name]}_proj.{{rest}}", f"{our}.{our_name}_proj.{{rest}}")
+    first = "model.decoder.layers.0.cross_attn.cross_attn_query_pos_proj.{rest}"
+    yield Rename(first, f"{our_first}.cross_attention.query_position_proj.{{rest}}")
+    yield Rename("model.input_projection.{rest}", "neck.mapper.projections.0.{rest}")
+    yield Rename("model.query_refpoint_embeddings.{rest}", "queries.anchors.{rest}")
+    yield Rename("model.patterns.{rest}", "queries.content.embedding.{rest}")
+    yield Rename("model.decoder.layernorm.{rest}", heads("norm.{rest}", every))
+    yield Rename("class_embed.{rest}", heads("classes.{rest}", every))
+    for k in range(3):
+        names_of_box = (f"bbox_predictor.layers.{k}.{{rest}}", f"model.decoder.bbox_embed.layers.{k}.{{rest}}")
+        yield Rename(names_of_box, heads(f"box.{2 * k}.{{rest}}", every))
+    mlps = {
+        "encoder.query_scale": [f"encoder.layers.{i}.attention.scale" for i in range(model.encoder_layers)],
+        "decoder.query_scale": [f"decoder.layers.{i}.layer.transform" for i in later],
+        "decoder.ref_point_head": [f"decoder.layers.{i}.position.mlp" for i in every],
+        "decoder.ref_anchor_head": [f"decoder.layers.{i}.layer.size" for i in every],
+    }
+    for their_name, our_names in mlps.items():
+        for k in range(2):
+            copies = tuple(f"{each}.{2 * k}.{{rest}}" for each in our_names)
+            yield Rename(f"model.{their_name}.layers.{k}.{{rest}}", copies)
 
 
 def deformable_rules(model: DeformableDETRConfig, present: Collection[str]) -> Iterable[Rule]:

@@ -4,6 +4,7 @@ Settings that only change training keep the values of the closest preset, except
 classification loss.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from detrs.checkpoints.detector import TrainedDetector
 from detrs.checkpoints.foreign.transformers_backbone import ReadBackbone, read_backbone, unsupported, written_backbone
 from detrs.config.classification import Focal, Softmax
 from detrs.config.conditional_detr import ConditionalDETRConfig
+from detrs.config.dab_detr import DABDETRConfig
 from detrs.config.data import OFFICIAL_SIZE
 from detrs.config.deformable_detr import DeformableDETRConfig
 from detrs.config.detr import DETRConfig
@@ -23,7 +25,7 @@ from detrs.errors import UserError
 from detrs.structures import Classes
 
 SINGLE_MAP_STAGES = (2, 3, 4, 5)
-"""Stages of their backbones by default for DETR and Conditional DETR, which use the last."""
+"""Stages of their backbones by default for detectors that use the last."""
 BILINEAR = 2
 """``resample`` of Pillow."""
 MAX_CLASSES = 100_000
@@ -39,19 +41,27 @@ class Family:
     image_processor: str
     num_queries: int
     ffn_dim: int
+    dim: str = "d_model"
+    """Name of the embedding dimension."""
+    activation: str = "relu"
 
 
 FAMILIES = {
     "detr": Family("DetrForObjectDetection", "DetrImageProcessor", 100, 2048),
     "conditional_detr": Family("ConditionalDetrForObjectDetection", "ConditionalDetrImageProcessor", 300, 2048),
     "deformable_detr": Family("DeformableDetrForObjectDetection", "DeformableDetrImageProcessor", 300, 1024),
+    "dab-detr": Family(
+        "DabDetrForObjectDetection", "ConditionalDetrImageProcessor", 300, 2048, dim="hidden_size", activation="prelu"
+    ),
 }
 """``model_type`` -> names and defaults."""
 MODEL_TYPES: dict[type, str] = {
     DETRConfig: "detr",
     ConditionalDETRConfig: "conditional_detr",
     DeformableDETRConfig: "deformable_detr",
+    DABDETRConfig: "dab-detr",
 }
+EXPECTED = "Expected DETR, Conditional DETR, Deformable DETR or DAB-DETR."
 
 
 class Settings:
@@ -105,18 +115,18 @@ def read_config(values: Mapping[str, Any]) -> tuple[ModelConfig, bool, Classes]:
     settings = Settings(values)
     kind = settings.get("model_type", "")
     if kind not in FAMILIES:
-        raise unsupported("model_type", kind, "'detr', 'conditional_detr' or 'deformable_detr'")
+        raise unsupported("model_type", kind, "'detr', 'conditional_detr', 'deformable_detr' or 'dab-detr'")
     family = FAMILIES[kind]
     for name in settings.get("architectures", [family.architecture]):
         if name != family.architecture:
             raise unsupported("architectures", name, f"'{family.architecture}'")
-    settings.only("activation_function", "relu")
+    settings.only("activation_function", family.activation)
     settings.only("position_embedding_type", "sine")
     settings.only("num_channels", 3)
     classes = read_classes(settings)
     shared: dict[str, Any] = {
         "num_classes": len(classes.names),
-        "dim": settings.get("d_model", 256),
+        "dim": settings.get(family.dim, 256),
         "num_heads": settings.equal(("encoder_attention_heads", "decoder_attention_heads"), 8),
         "encoder_layers": settings.get("encoder_layers", 6),
         "decoder_layers": settings.get("decoder_layers", 6),
@@ -126,6 +136,8 @@ def read_config(values: Mapping[str, Any]) -> tuple[ModelConfig, bool, Classes]:
     }
     if kind == "deformable_detr":
         model, backbone = read_deformable(settings, shared)
+    elif kind == "dab-detr":
+        model, backbone = read_dab(settings, shared)
     else:
         if settings.get("auxiliary_loss", False):  # their decoder then normalizes between layers
             raise unsupported("auxiliary_loss", True, f"False: it changes the predictions of {family.architecture}")
@@ -153,6 +165,33 @@ def read_deformable(settings: Settings, shared: dict[str, Any]) -> tuple[ModelCo
         reference="refine" if refine else "keep",
         queries="proposals" if two_stage else "learned",
         classification=Focal(alpha=settings.get("focal_alpha", 0.25)),
+    )
+    return model, backbone
+
+
+def read_dab(settings: Settings, shared: dict[str, Any]) -> tuple[ModelConfig, ReadBackbone]:
+    """DAB-DETR; where its centers are fixed (``random_refpoints_xy``) does not change predictions."""
+    for key, value in (("query_dim", 4), ("keep_query_pos", False), ("normalize_before", False)):
+        settings.only(key, value)
+    if abs(settings.get("sine_position_embedding_scale", 2 * math.pi) - 2 * math.pi) > 1e-6:
+        raise unsupported(
+            "sine_position_embedding_scale", settings.values["sine_position_embedding_scale"], "null, which means 2 pi"
+        )
+    patterns = settings.get("num_patterns", 0)
+    shared["num_queries"] *= max(patterns, 1)
+    backbone = read_backbone(settings.values, single_map=True, default_stages=SINGLE_MAP_STAGES)
+    classification = Focal(
+        weight=settings.get("cls_loss_coefficient", 2.0),
+        cost_weight=settings.get("class_cost", 2.0),
+        alpha=settings.get("focal_alpha", 0.25),
+    )
+    temperature = settings.equal(("temperature_height", "temperature_width"), 20.0)
+    model = DABDETRConfig(
+        **shared,
+        backbone=backbone.config,
+        num_patterns=patterns,
+        temperature=temperature,
+        classification=classification,
     )
     return model, backbone
 
@@ -196,7 +235,7 @@ def read_classes(settings: Settings) -> Classes:
 
 
 def read_preprocessing(values: Mapping[str, Any]) -> Preprocessing:
-    """The preprocessing in ``preprocessor_config.json``; ``{}``: the defaults of all three detectors.
+    """The preprocessing in ``preprocessor_config.json``; ``{}``: the defaults of all detectors.
 
     These are (800, 1333) pixels, and mean and standard deviation of ImageNet.
 
@@ -244,12 +283,14 @@ def written_config(detector: TrainedDetector) -> dict[str, Any]:
     model: Any = detector.experiment.model
     check_representable(model)
     kind = MODEL_TYPES[type(model)]
+    family, classification = FAMILIES[kind], model.classification
     names = [re.sub(r"^N/A \d+$", "N/A", name) for name in detector.classes.names]
+    cost = getattr(classification, "cost_weight", None)
     values: dict[str, Any] = {
-        "architectures": [FAMILIES[kind].architecture],
+        "architectures": [family.architecture],
         "model_type": kind,
         "num_channels": 3,
-        "d_model": model.dim,
+        family.dim: model.dim,
         "encoder_layers": model.encoder_layers,
         "decoder_layers": model.decoder_layers,
         "encoder_attention_heads": model.num_heads,
@@ -259,20 +300,20 @@ def written_config(detector: TrainedDetector) -> dict[str, Any]:
         "dropout": model.dropout,
         "attention_dropout": model.dropout,
         "activation_dropout": model.dropout,
-        "activation_function": "relu",
+        "activation_function": family.activation,
         "position_embedding_type": "sine",
         "auxiliary_loss": False,
         "num_queries": model.num_queries,
         "id2label": {str(row): name for row, name in enumerate(names)},
         "label2id": {name: row for row, name in enumerate(names)},
         CATEGORY_IDS: list(detector.classes.category_ids),
-        "class_cost": round(model.classification.weight),  # an integer there
+        "class_cost": round(classification.weight if cost is None else cost),  # an integer there
         "dtype": "float32",
     }
     if kind == "detr":
-        values["eos_coefficient"] = model.classification.no_object_weight
+        values["eos_coefficient"] = classification.no_object_weight
     else:
-        values["focal_alpha"] = model.classification.alpha
+        values["focal_alpha"] = classification.alpha
     stages: tuple[int, ...] = SINGLE_MAP_STAGES
     if isinstance(model, DeformableDETRConfig):
         stages = default_stages(model.num_levels)
@@ -285,13 +326,22 @@ def written_config(detector: TrainedDetector) -> dict[str, Any]:
             "with_box_refine": model.reference == "refine",
             "tie_word_embeddings": model.reference == "keep",  # of heads
         }
+    if isinstance(model, DABDETRConfig):
+        values |= {
+            "num_queries": model.num_queries // max(model.num_patterns, 1),
+            "num_patterns": model.num_patterns,
+            "temperature_height": round(model.temperature),
+            "temperature_width": round(model.temperature),
+            "cls_loss_coefficient": round(classification.weight),
+        }
     return values | written_backbone(model.backbone, stages, kind != "deformable_detr")
 
 
 REQUIRED: dict[str, Any] = {
     "encoder_attention": "multi-scale", "neck": "projection", "neck_norm": "group", "proposals": "all",
+    "content": "zero",
 }  # fmt: skip
-"""Settings of Deformable DETR for which ``transformers`` has one value only."""
+"""Settings of Deformable DETR and DAB-DETR for which ``transformers`` has one value only."""
 
 
 def check_representable(model: Any) -> None:
@@ -302,13 +352,15 @@ def check_representable(model: Any) -> None:
     """
     if type(model) not in MODEL_TYPES:
         name = type(model).__name__.removesuffix("Config")
-        raise UserError(f"transformers does not have {name}. Expected DETR, Conditional DETR or Deformable DETR.")
+        raise UserError(f"transformers does not have {name}. {EXPECTED}")
     if wrong := {key: value for key, value in REQUIRED.items() if getattr(model, key, value) != value}:
         found = ", ".join(f"model.{key} is '{getattr(model, key)}'" for key in wrong)
         needed = " ".join(f"--model.{key.replace('_', '-')} {value}" for key, value in wrong.items())
         raise UserError(f"transformers does not have these settings: {found}. To convert, train with {needed}.")
     if isinstance(model, DETRConfig) and not isinstance(model.classification, Softmax):
         raise UserError("model.classification is Focal, but DETR of transformers only has Softmax.")
+    if isinstance(model, DABDETRConfig) and model.temperature % 1:
+        raise UserError(f"model.temperature is {model.temperature}, but transformers only has whole numbers.")
 
 
 def written_preprocessing(detector: TrainedDetector) -> dict[str, Any]:
