@@ -57,6 +57,7 @@ DEFORMABLE = "https://github.com/fundamentalvision/Deformable-DETR"
 CONDITIONAL = "https://github.com/Atten4Vis/ConditionalDETR"
 ANCHOR = "https://github.com/megvii-research/AnchorDETR"
 SPARSE = "https://github.com/PeizeSun/SparseR-CNN"
+DINO = "https://drive.google.com/drive/folders/1qD5m1NmK0kjE5hh-G17XUX751WsEG-h_"
 TORCHVISION = "https://download.pytorch.org/models"
 REFINE = "r50_deformable_detr_plus_iterative_bbox_refinement"
 
@@ -81,6 +82,8 @@ TABLE = (
     _hub("SenseTime/deformable-detr", "deformable-detr-r50", 0.445),
     _hub("SenseTime/deformable-detr-with-box-refine", "deformable-detr-r50-refine", 0.462),
     _hub("SenseTime/deformable-detr-with-box-refine-two-stage", "deformable-detr-r50-two-stage", 0.469),
+    _hub("IDEA-Research/dab-detr-resnet-50", "dab-detr-r50", 0.422),
+    _hub("IDEA-Research/dab-detr-resnet-50-dc5", "dab-detr-r50-dc5", 0.445),
     _hashed("detr-r50-e632da11.pth", DETR, "detr-r50", 0.420),
     _hashed("detr-r50-dc5-f0fb7ef5.pth", DETR, "detr-r50-dc5", 0.433),
     _hashed("detr-r101-2c7b67e5.pth", DETR, "detr-r101", 0.435),
@@ -100,6 +103,10 @@ TABLE = (
     Published("AnchorDETR_r50_dc5.pth", ANCHOR, "anchor-detr-r50-dc5", 0.443),
     Published("AnchorDETR_r101_c5.pth", ANCHOR, "anchor-detr-r101", 0.435),
     Published("AnchorDETR_r101_dc5.pth", ANCHOR, "anchor-detr-r101-dc5", 0.451),
+    Published("checkpoint0011_4scale.pth", DINO, "dino-r50-4scale", 0.490),
+    Published("checkpoint0023_4scale.pth", DINO, "dino-r50-4scale-24", 0.504),
+    Published("checkpoint0033_4scale.pth", DINO, "dino-r50-4scale-36", 0.509),
+    Published("checkpoint0011_5scale.pth", DINO, "dino-r50-5scale", 0.494),
     Published("r50_100pro_3x_model.pth", SPARSE, "sparse-rcnn-r50-100", 0.428),
     Published("r50_300pro_3x_model.pth", SPARSE, "sparse-rcnn-r50-300", 0.450),
     Published("r101_100pro_3x_model.pth", SPARSE, "sparse-rcnn-r101-100", 0.441),

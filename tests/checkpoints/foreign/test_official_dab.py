@@ -72,6 +72,20 @@ def test_patterns() -> None:
     assert read(tensors, "r50_pat3.pth").experiment.model == source.experiment.model
 
 
+@pytest.mark.parametrize("name", ["dab-detr-r50", "dino-r50-4scale"])
+def test_the_temperature_is_that_of_the_saved_settings(name: str) -> None:
+    """DAB-DETR-DC5 of the authors was trained with 10; weights do not show it."""
+    tensors = official_state_dict(trained(name))
+    model: Any = read(tensors, "x.pth", {"pe_temperatureH": 10, "pe_temperatureW": 10}).experiment.model
+    assert model.temperature == 10
+    model = read(tensors, "x.pth", {}).experiment.model
+    assert model.temperature == 20
+    with pytest.raises(UserError, match=r"'x\.pth': pe_temperatureW is 20.0, .* the value of pe_temperatureH, 10"):
+        read(tensors, "x.pth", {"pe_temperatureH": 10, "pe_temperatureW": 20})
+    with pytest.raises(UserError, match=r"'x\.pth': nheads is '8', which is not supported"):
+        read(tensors, "x.pth", {"nheads": "8"})
+
+
 @pytest.mark.parametrize(("name", "count"), [("dino-r50-4scale", 626)])
 def test_number_of_tensors_is_that_of_the_published_files(name: str, count: int) -> None:
     with torch.device("meta"):

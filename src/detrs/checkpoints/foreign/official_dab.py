@@ -1,7 +1,7 @@
 """Weights of the authors' code: DAB-DETR, DN-DETR, DAB- and DN-Deformable-DETR, and DINO, read and written.
 
 All settings that a state dict shows are derived from its names and shapes; see ``official_detr`` for those that it does
-not show. The embeddings of labels, with which training denoises objects, are not part of our detectors, except for the
+not show. One more is the temperature of tokens' positions, 20 unless the settings saved beside the weights differ. The embeddings of labels, with which training denoises objects, are not part of our detectors, except for the
 row "unknown" of DN-DETR.
 """
 
@@ -81,6 +81,8 @@ def read(
         dilated = bool(args.get("dilation", "dc5" in Path(source).name.lower()))
     try:
         model = model_settings(tensors, args, dilated)
+    except UserError as error:
+        raise UserError(f"Cannot use the checkpoint '{source}': {error}") from None
     except (KeyError, ValueError, IndexError, TypeError, ArithmeticError) as error:
         raise UserError(
             f"Cannot use the checkpoint '{source}': its settings cannot be derived from its weights ({error!s:.200})."
@@ -135,6 +137,7 @@ def model_settings(tensors: Mapping[str, Tensor], args: Mapping[str, Any], dilat
         "ffn_dim": tensors["transformer.decoder.layers.0.linear1.weight"].shape[0],
         "dropout": settings.get("dropout", 0.0),
     }
+    temperature = settings.equal(("pe_temperatureH", "pe_temperatureW"), 20.0)
     if kind is DABDETRConfig:
         patterns = tensors[PATTERNS].shape[0] if PATTERNS in tensors else 0
         return DABDETRConfig(
@@ -144,6 +147,7 @@ def model_settings(tensors: Mapping[str, Tensor], args: Mapping[str, Any], dilat
             num_queries=tensors[ANCHORS].shape[0] * max(patterns, 1),
             num_patterns=patterns,
             content="unknown" if LABELS in tensors else "zero",
+            temperature=temperature,
         )
     kernels = [tensors[f"input_proj.{level}.0.weight"].shape[2] for level in range(count(tensors, "input_proj"))]
     levels = tensors["transformer.level_embed"].shape[0]
@@ -156,7 +160,7 @@ def model_settings(tensors: Mapping[str, Tensor], args: Mapping[str, Any], dilat
         "num_points": samples // (levels * shared["num_heads"]),
     }
     if kind is DINOConfig:
-        return DINOConfig(**pyramid, num_queries=tensors["transformer.tgt_embed.weight"].shape[0])
+        return DINOConfig(**pyramid, num_queries=tensors["transformer.tgt_embed.weight"].shape[0], temperature=temperature)
     return DABDeformableDETRConfig(**pyramid, num_queries=tensors[ANCHORS].shape[0], indicator=LABELS in tensors)
 
 
