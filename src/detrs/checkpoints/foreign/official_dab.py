@@ -1,7 +1,9 @@
 """Weights of the authors' code: DAB-DETR, DN-DETR, DAB- and DN-Deformable-DETR, and DINO, read and written.
 
 All settings that a state dict shows are derived from its names and shapes; see ``official_detr`` for those that it does
-not show. One more is the temperature of tokens' positions, 20 unless the settings saved beside the weights differ. The embeddings of labels, with which training denoises objects, are not part of our detectors, except for the
+not show. One more is the temperature of tokens' positions, 20 unless the settings saved beside the weights differ.
+
+The embeddings of labels, with which training denoises objects, are not part of our detectors, except for the
 row "unknown" of DN-DETR.
 """
 
@@ -160,7 +162,8 @@ def model_settings(tensors: Mapping[str, Tensor], args: Mapping[str, Any], dilat
         "num_points": samples // (levels * shared["num_heads"]),
     }
     if kind is DINOConfig:
-        return DINOConfig(**pyramid, num_queries=tensors["transformer.tgt_embed.weight"].shape[0], temperature=temperature)
+        num_queries = tensors["transformer.tgt_embed.weight"].shape[0]
+        return DINOConfig(**pyramid, num_queries=num_queries, temperature=temperature)
     return DABDeformableDETRConfig(**pyramid, num_queries=tensors[ANCHORS].shape[0], indicator=LABELS in tensors)
 
 
