@@ -16,7 +16,7 @@ from detrs import config
 from detrs.backbones.timm import BackboneConfig
 from detrs.classification import Focal, Softmax
 from detrs.config import EvaluationConfig, Experiment, OptimizerConfig, RuntimeConfig, ScheduleConfig
-from detrs.config.criterion import ContrastiveDenoising, GroupDenoising, NoDenoising
+from detrs.config.criterion import ContrastiveDenoising, GroupDenoising, NoDenoising, OneToMany, OneToOne
 from detrs.config.dino import DINOConfig
 from detrs.config.models import MODELS
 from detrs.criterion.set_criterion import CriterionConfig
@@ -32,11 +32,12 @@ EXPERIMENTS = {
         f"DINOConfig, {kind.__name__}": Experiment(model=DINOConfig(), criterion=CriterionConfig(denoising=kind()))
         for kind in (GroupDenoising, ContrastiveDenoising)
     },
+    "DINOConfig, OneToMany": Experiment(model=DINOConfig(), criterion=CriterionConfig(assignment=OneToMany())),
 }
 """Together they have every configuration class."""
 CLASSES = {
     *{Experiment, DataConfig, CriterionConfig, OptimizerConfig, ScheduleConfig, EvaluationConfig, RuntimeConfig},
-    *{BackboneConfig, Focal, Softmax, NoDenoising, GroupDenoising, ContrastiveDenoising},
+    *{BackboneConfig, Focal, Softmax, NoDenoising, GroupDenoising, ContrastiveDenoising, OneToOne, OneToMany},
     *MODELS,
 }
 ANY_NUMBER = {"model.backbone.mean", "model.backbone.stages"}

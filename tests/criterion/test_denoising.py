@@ -9,7 +9,7 @@ import torch
 from detrs.config import validate
 from detrs.config.criterion import ContrastiveDenoising, CriterionConfig, Denoising, GroupDenoising
 from detrs.criterion.denoising import Denoiser, contrasting_boxes, noised_labels, shifted_boxes
-from detrs.criterion.denoising_objective import DenoisingObjective
+from detrs.criterion.training_objective import TrainingObjective
 from detrs.errors import UserError
 from detrs.models import build
 from detrs.presets import preset
@@ -17,7 +17,21 @@ from detrs.structures import Batch, Queries, Target, Totals
 
 SIZE = 64, 96
 BOXES = torch.tensor([[0.3, 0.4, 0.25, 0.3], [0.7, 0.55, 0.4, 0.5], [0.15, 0.8, 0.1, 0.12]])
+FROM_BOXES = [
+    "dino-tiny",
+    "dab-detr-tiny",
+    "dn-deformable-detr-tiny",
+    "dn-detr-tiny",
+    "deformable-detr-tiny",
+    "efficient-detr-tiny",
+    "dynamic-detr-tiny",
+    "sparse-rcnn-tiny",
+]
 BOTH = pytest.mark.parametrize("config", [ContrastiveDenoising(pairs=6), GroupDenoising(groups=2)])
+
+
+def no_content(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return (boxes.new_zeros(*boxes.shape[:2], 8),) * 2
 
 
 def target(count: int, number: int = 0) -> Target:
@@ -28,12 +42,13 @@ def anchored(images: int, dim: int = 8) -> Queries:
     return Queries(torch.randn(images, 5, dim), torch.zeros(images, 5, dim), torch.rand(images, 5, 4))
 
 
-def objective(config: Denoising, name: str = "dino-tiny", **model: Any) -> DenoisingObjective:
+def objective(config: Denoising, name: str = "dino-tiny", **model: Any) -> TrainingObjective:
     torch.manual_seed(0)
     experiment = preset(name)
     detector = build(replace(experiment.model, num_classes=7, dropout=0.0, **model)).train()
     found = detector.objective(CriterionConfig(denoising=config))
-    assert isinstance(found, DenoisingObjective)
+    found = found.losses if name == "efficient-detr-tiny" else found  # it counts images, too
+    assert isinstance(found, TrainingObjective)
     with torch.no_grad():
         for parameter in found.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -70,7 +85,7 @@ def test_noise_of_labels() -> None:
 @BOTH
 @pytest.mark.parametrize("hide", [False, True])
 def test_who_attends_to_whom(config: Any, hide: bool) -> None:
-    denoiser = Denoiser(replace(config, hide_padding=hide), 7, 8)
+    denoiser = Denoiser(replace(config, hide_padding=hide), 7, 8, no_content)
     queries, answers = denoiser((target(3), target(0, 1), target(1, 2)), anchored(3))
     slots, mask = answers.slots, queries.attention_mask
     assert mask is not None and mask.shape[-1] == slots + 5
@@ -88,7 +103,7 @@ def test_who_attends_to_whom(config: Any, hide: bool) -> None:
 @BOTH
 def test_at_most_some_objects_are_denoised(config: Any) -> None:
     torch.manual_seed(0)
-    denoiser = Denoiser(replace(config, max_objects=1), 7, 8)
+    denoiser = Denoiser(replace(config, max_objects=1), 7, 8, no_content)
     seen = set()
     for _ in range(20):
         _, answers = denoiser((target(3), target(1)), anchored(2))
@@ -97,7 +112,7 @@ def test_at_most_some_objects_are_denoised(config: Any) -> None:
     assert seen == {0, 1, 2}
 
 
-@pytest.mark.parametrize("name", ["dino-tiny", "dab-detr-tiny", "dn-deformable-detr-tiny", "dn-detr-tiny"])
+@pytest.mark.parametrize("name", FROM_BOXES)
 @BOTH
 def test_matched_predictions_do_not_depend_on_targets(config: Any, name: str) -> None:
     """Denoising leaks no answers: other boxes, other labels and other numbers of objects change nothing."""
@@ -105,8 +120,8 @@ def test_matched_predictions_do_not_depend_on_targets(config: Any, name: str) ->
     decoder, count = trained.detector.decoder, preset(name).model.num_queries  # type: ignore[attr-defined,union-attr]
     forward = decoder.forward
 
-    def record(queries: Queries, memory: Any) -> Any:
-        result = forward(queries, memory)
+    def record(*arguments: Any) -> Any:
+        result = forward(*arguments)
         found.append([layer.boxes[:, -count:] for layer in result[0]])
         return result
 
@@ -117,7 +132,7 @@ def test_matched_predictions_do_not_depend_on_targets(config: Any, name: str) ->
             trained(batch(objects), Totals(1, 3))
     for other in found[1:]:
         for first, second in zip(found[0], other, strict=True):
-            torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(first, second, atol=1e-5, rtol=2e-4)
 
 
 @BOTH
@@ -137,13 +152,14 @@ def test_with_hidden_padding_losses_do_not_depend_on_other_images(config: Any) -
 
 
 @BOTH
-def test_every_parameter_has_a_gradient_without_objects(config: Any) -> None:
-    trained = objective(config)
+@pytest.mark.parametrize("name", FROM_BOXES)
+def test_every_parameter_has_a_gradient_without_objects(config: Any, name: str) -> None:
+    trained = objective(config, name)
     losses = trained(batch(target(0)), Totals(1, 0))
     losses.total.backward()
     missing = [name for name, p in trained.named_parameters() if p.requires_grad and p.grad is None]
     assert missing == []
-    some = objective(config)(batch(target(2)), Totals(1, 2)).terms
+    some = objective(config, name)(batch(target(2)), Totals(1, 2)).terms
     assert list(some) == list(losses.terms)  # processes reduce terms by their position
 
 

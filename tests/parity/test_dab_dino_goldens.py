@@ -17,7 +17,7 @@ from detrs.config.dab_deformable_detr import DABDeformableDETRConfig
 from detrs.config.dab_detr import DABDETRConfig
 from detrs.config.dino import DINOConfig
 from detrs.criterion.denoising import Denoiser, num_groups
-from detrs.criterion.denoising_objective import DenoisingObjective
+from detrs.criterion.training_objective import TrainingObjective
 from detrs.layers.anchors import SizeModulatedLayer, box_features
 from detrs.layers.neck import centers
 from detrs.layers.position import SinePosition
@@ -167,7 +167,7 @@ def test_number_of_contrastive_groups(golden: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("key", "config", "channels"), [("dino.cdn", CONTRASTIVE, 16), ("dn.queries", GROUPED, 15)])
 def test_slots(key: str, config: Denoising, channels: int, golden: dict[str, Any]) -> None:
     expected = golden[key]
-    denoiser = Denoiser(config, CLASSES, channels)
+    denoiser = Denoiser(config, CLASSES, channels, lambda boxes: 2 * (boxes.new_zeros(*boxes.shape[:2], 16),))
     denoiser.labels.weight.data = inputs(900, 8, channels)
     anchors = inputs(901, 5, 4).sigmoid()[None].expand(3, -1, -1)
     queries = Queries(torch.zeros(3, 5, 16), torch.zeros(3, 5, 16), anchors)
@@ -220,9 +220,9 @@ def compare_losses(found: Losses, expected: dict[str, float], denoising: str, la
         assert found.terms[name].item() == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
-def objective(made: Detector, denoising: Denoising, first: int) -> DenoisingObjective:
+def objective(made: Detector, denoising: Denoising, first: int) -> TrainingObjective:
     found = made.train().objective(CriterionConfig(denoising=denoising))
-    assert isinstance(found, DenoisingObjective)
+    assert isinstance(found, TrainingObjective)
     found.denoiser.labels.weight.data = made.label_table
     found.uniform = Noise(first)
     return found
@@ -238,7 +238,7 @@ def test_losses_of_dino(golden: dict[str, Any], detector: Callable[..., Detector
     check_gradients(trained, expected["grad_abs_sum"])
 
 
-def check_gradients(trained: DenoisingObjective, expected: dict[str, float]) -> None:
+def check_gradients(trained: TrainingObjective, expected: dict[str, float]) -> None:
     config = DINO
     names = [name for name, _ in trained.detector.named_parameters(remove_duplicate=False)]
     links = renaming(config).links(names)

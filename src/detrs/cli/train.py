@@ -14,6 +14,7 @@ from detrs.choices import Precision
 from detrs.cli import flags
 from detrs.cli.arguments import Flag, Size, after, as_pair, check_data, is_given, new_folder, parse
 from detrs.cli.inputs import check_checkpoint, check_dataset, check_run_folder
+from detrs.cli.kinds import with_kinds
 from detrs.cli.report import console, print_json
 from detrs.config import Experiment, Tracker
 from detrs.config.data import is_hub_name
@@ -144,6 +145,7 @@ def read(argv: list[str]) -> tuple[Experiment, Path, TrainArguments]:
         name, start = f"--weights {weights[0]}", of_weights(weights[0], argv)
     elif not {"--help", "-h"} & set(argv):
         raise UserError("No preset given. Usage: detrs train PRESET --data FOLDER. See: detrs presets")
+    start, rest = with_kinds(start, rest)
     short: Any = {flag: operator.attrgetter(place)(start) for flag, place in COMMON_FLAGS.items()}
     arguments = parse(
         TrainArguments, rest, f"detrs train {name}", TrainArguments(**short, output=folder, settings=start)

@@ -20,7 +20,7 @@ from detrs.config.anchor_detr import AnchorDETRConfig
 from detrs.config.backbone import BackboneConfig
 from detrs.config.classification import Classification, Focal, Softmax
 from detrs.config.conditional_detr import ConditionalDETRConfig
-from detrs.config.criterion import CriterionConfig, NoDenoising
+from detrs.config.criterion import CriterionConfig
 from detrs.config.dab_deformable_detr import DABDeformableDETRConfig
 from detrs.config.dab_detr import DABDETRConfig
 from detrs.config.data import NO_SPLIT, DataConfig, check_official
@@ -32,6 +32,7 @@ from detrs.config.efficient_detr import EfficientDETRConfig
 from detrs.config.faster_rcnn import FasterRCNNConfig
 from detrs.config.models import MODELS, ModelConfig, check_model
 from detrs.config.sparse_rcnn import SparseRCNNConfig
+from detrs.config.training_options import check_options
 from detrs.errors import UserError
 from detrs.schema import OneOf, from_dict, to_dict
 
@@ -41,7 +42,10 @@ __all__ = [
     "Classification",
     "ConditionalDETRConfig",
     "CriterionConfig",
+    "DABDETRConfig",
+    "DABDeformableDETRConfig",
     "DETRConfig",
+    "DINOConfig",
     "DataConfig",
     "DeformableDETRConfig",
     "DynamicDETRConfig",
@@ -124,9 +128,6 @@ class EvaluationConfig:
     patience: Annotated[int, Ge(1)] | None = None
     """Stop after this many evaluations without a better AP; None: never."""
 
-
-BOX_QUERIES = (DABDETRConfig, DABDeformableDETRConfig, DINOConfig)
-"""Detectors that can be trained with ``criterion.denoising``."""
 
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 """Experiment trackers."""
@@ -219,11 +220,7 @@ def validate(experiment: Experiment) -> None:
     """
     schema.check(experiment)
     check_model(experiment.model)
-    if not isinstance(experiment.criterion.denoising, NoDenoising) and not isinstance(experiment.model, BOX_QUERIES):
-        raise UserError(
-            "criterion.denoising needs a detector whose queries are boxes from the start (DAB-DETR, "
-            f"DAB-Deformable-DETR or DINO), got {type(experiment.model).__name__}: set its kind to NoDenoising."
-        )
+    check_options(experiment.criterion, experiment.model)
     check_official(experiment.data)
     if experiment.data.val_split == NO_SPLIT:
         for name, value in (

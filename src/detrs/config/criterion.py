@@ -18,7 +18,7 @@ class NoDenoising:
 class GroupDenoising:
     """In training, boxes of objects with noise as further queries, in groups (DN-DETR, 4.2).
 
-    For detectors whose queries are boxes from the start: DAB-DETR and DINO with their variants.
+    For detectors whose queries are boxes from the start.
     """
 
     groups: Annotated[int, Ge(1), Le(1_000)] = 5
@@ -39,7 +39,7 @@ class ContrastiveDenoising:
     """In training, boxes of objects with little and with much noise as further queries; only the former are to find
     their object (DINO, 3.2).
 
-    For detectors whose queries are boxes from the start: DAB-DETR and DINO with their variants.
+    For detectors whose queries are boxes from the start.
     """
 
     pairs: Annotated[int, Ge(1), Le(10_000)] = 100
@@ -61,6 +61,34 @@ Denoising = NoDenoising | GroupDenoising | ContrastiveDenoising
 
 
 @dataclass(frozen=True, kw_only=True)
+class OneToOne:
+    """Each object is matched with one query."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneToMany:
+    """In training, each object is also matched with several of further queries, which do not attend to the others.
+
+    One group whose objects are repeated is H-DETR (Jia et al. 2022, arXiv 2207.13080, 3.2: hybrid branch); several
+    groups without repeats are Group DETR (Chen et al. 2022, arXiv 2207.13085).
+    """
+
+    groups: Annotated[int, Ge(1), Le(100)] = 1
+    """Groups of further queries; each is matched on its own, and attends to itself only."""
+    queries: Annotated[int, Ge(1), Le(10_000)] = 300
+    """Queries of a group. From proposals: the best ones after those of the detector, dealt to the groups in turn."""
+    repeats: Annotated[int, Ge(1), Le(100)] = 6
+    """Queries of a group that are matched with each object."""
+    weight: Annotated[float, Ge(0)] = 1.0
+    """Weight of their loss, which is divided by the number of groups and repeats."""
+
+
+Assignment = OneToOne | OneToMany
+Quality = Literal["none", "varifocal", "matchability"]
+"""What the score of a matched query is trained to be."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CriterionConfig:
     """Weights of the box terms, in the matching and in the loss (DETR, A.4).
 
@@ -75,5 +103,13 @@ class CriterionConfig:
     """Weight of 1 - GIoU."""
     auxiliary: bool = True
     """Supervise every decoder layer, not only the last."""
+    quality: Quality = "none"
+    """What the score of a matched query is trained to be; with the focal loss only. ``none``: 1. ``varifocal``: the IoU
+    of its box and the object (VarifocalNet, 3.2, as in RT-DETR). ``matchability``: a power of it (DEIM, Eq. 4)."""
+    look_forward: Literal["once", "twice"] = "once"
+    """``twice``: the loss of a decoder layer also trains the box that the layer before refined (DINO, 3.4); for
+    detectors that refine boxes. DINO itself does so in any case."""
     denoising: Denoising = field(default_factory=NoDenoising)
     """Further queries in training, which do not change the detector."""
+    assignment: Assignment = field(default_factory=OneToOne)
+    """Number of queries that are matched with an object in training."""

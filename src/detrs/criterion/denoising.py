@@ -21,6 +21,8 @@ EPS = 1e-3
 """Smallest side of a box with noise."""
 
 Kind = GroupDenoising | ContrastiveDenoising
+OfBoxes = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Boxes (B, S, 4) to content and position of queries."""
 Uniform = Callable[..., Tensor]
 """Sizes to numbers in [0, 1), like ``torch.rand``."""
 
@@ -133,11 +135,15 @@ class Denoiser(nn.Module):
         config: kind and amount of noise.
         num_classes: K.
         channels: of a label's embedding. If contents have one more, it is the indicator: 1 in slots.
+        of_boxes: content and position of queries that start at given boxes; labels are added to the content.
         with_unknown: have a row for "unknown", as the authors do in any case, although nothing uses it here.
     """
 
-    def __init__(self, config: Kind, num_classes: int, channels: int, with_unknown: bool = True) -> None:
+    def __init__(
+        self, config: Kind, num_classes: int, channels: int, of_boxes: OfBoxes, with_unknown: bool = True
+    ) -> None:
         super().__init__()
+        self.of_boxes = of_boxes
         self.config = config
         self.num_classes = num_classes
         self.labels = nn.Embedding(num_classes + with_unknown, channels)
@@ -170,16 +176,18 @@ class Denoiser(nn.Module):
         content, reference = queries.content, queries.reference
         embedded = self.labels(labels).to(content.dtype)
         embedded = F.pad(embedded, (0, content.shape[2] - embedded.shape[2]), value=1.0)
-        new_content = content.new_zeros(len(targets), count, content.shape[2]).index_put(where, embedded)
         new_reference = reference.new_full((len(targets), count, 4), 0.5).index_put(where, boxes.to(reference.dtype))
         new_reference = inverse_sigmoid(new_reference, EPS).sigmoid()  # sides can be zero or negative
+        new_content, new_position = self.of_boxes(new_reference.detach())
+        labelled = content.new_zeros(len(targets), count, content.shape[2]).index_put(where, embedded)
+        new_content = new_content.to(content.dtype) + labelled
 
         is_used = torch.zeros(len(targets), count, dtype=torch.bool).index_put((image, slots), torch.tensor(True))
         hidden = ~is_used if config.hide_padding else None
         mask = visible(plan, content.shape[1], 2 if is_contrastive else 1, hidden)
         extended = Queries(
             torch.cat([new_content, content], dim=1),
-            torch.cat([torch.zeros_like(new_content), queries.position], dim=1),
+            torch.cat([new_position.to(queries.position.dtype), queries.position], dim=1),
             torch.cat([new_reference, reference], dim=1),
             mask.to(device),
         )

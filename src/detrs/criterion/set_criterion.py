@@ -10,8 +10,9 @@ from torch import Tensor
 from detrs.classification import Classification, ProposalLabels, class_logits
 from detrs.config.criterion import CriterionConfig
 from detrs.criterion.denoising import Answers
-from detrs.criterion.losses import box_losses
+from detrs.criterion.losses import box_iou, box_losses
 from detrs.criterion.matching import Costs, Matches, match, pairwise_cost
+from detrs.criterion.quality import QUALITY
 from detrs.structures import Losses, Prediction, Predictions, Target, Totals
 
 
@@ -31,6 +32,7 @@ class SetCriterion:
         self.classes = class_logits(classification)
         self.class_weight = classification.weight
         self.proposals = proposals
+        self.quality = QUALITY[config.quality]
         self.costs = Costs(self.classes, config.box_weight, config.giou_weight, config.box_coordinates)
 
     def __call__(self, predictions: Predictions, targets: tuple[Target, ...], totals: Totals) -> Losses:
@@ -122,15 +124,18 @@ class SetCriterion:
     ) -> Float[Tensor, "3 Y"]:
         """Class, L1 and GIoU term of each layer."""
         matched = (pairs.layer, pairs.image, pairs.query)
-        classes = self.classes.loss(group.logits, matched, labels[pairs.image, pairs.target])
-        distance, overlap = box_losses(
-            group.boxes[matched], boxes[pairs.image, pairs.target], self.config.box_coordinates
-        )
-        per_layer = classes.new_zeros(2, len(classes)).index_add(1, pairs.layer, torch.stack([distance, overlap]))
+        objects = (pairs.image, pairs.target)
+        found, wanted, classes = group.boxes[matched], boxes[objects], labels[objects]
+        if self.quality is None:
+            class_loss = self.classes.loss(group.logits, matched, classes)
+        else:
+            class_loss = self.quality(group.logits, matched, classes, box_iou(found.detach(), wanted))
+        distance, overlap = box_losses(found, wanted, self.config.box_coordinates)
+        per_layer = class_loss.new_zeros(2, len(class_loss)).index_add(1, pairs.layer, torch.stack([distance, overlap]))
         queries = totals.images * group.logits.shape[2]
         normalizer = self.classes.normalizer(totals.objects, queries) / totals.processes
         num_boxes = max(totals.objects, 1) / totals.processes
-        return torch.cat([classes[None] / normalizer, per_layer / num_boxes])
+        return torch.cat([class_loss[None] / normalizer, per_layer / num_boxes])
 
 
 def stack(layers: tuple[Prediction, ...]) -> Prediction:

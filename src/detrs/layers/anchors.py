@@ -191,6 +191,11 @@ class AnchorQueries(nn.Module):
         self.has_unknown = isinstance(content, LearnedContent) and content.indicator and content.repeats > 1
         """Whether the content is the embedding of the label "unknown"."""
 
+    def of_boxes(self, boxes: Float[Tensor, "B Q 4"]) -> tuple[Float[Tensor, "B Q C"], Float[Tensor, "B Q C"]]:
+        """Zero: contents are labels only, and layers compute positions."""
+        zero = boxes.new_zeros(*boxes.shape[:2], self.content(self.anchors.weight.repeat(self.copies, 1)).shape[-1])
+        return zero, zero
+
     def forward(self, memory: Pyramid) -> tuple[Queries, None]:
         anchors = self.anchors.weight.repeat(self.copies, 1)
         content = self.content(anchors)[None].expand(memory.tokens.shape[0], -1, -1)

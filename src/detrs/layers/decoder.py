@@ -1,6 +1,7 @@
 """The decoder: self-attention, cross-attention, feed-forward network and a head per layer."""
 
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from detrs.layers.feedforward import AddNorm, FeedForward
 from detrs.structures import Prediction, Pyramid, Queries
 
 NextReference = Callable[[Queries, Tensor], Queries]
+LookForward = Literal["once", "twice"]
 MemoryOfLayers = Callable[[Pyramid], Pyramid]
 
 
@@ -68,13 +70,21 @@ class Decoder(nn.Module):
         self.next_reference = next_reference
         self.memory_of_layers = memory_of_layers
 
-    def forward(self, queries: Queries, memory: Pyramid) -> tuple[tuple[Prediction, ...], Queries]:
-        """The prediction of each layer, and the final queries."""
+    def forward(
+        self, queries: Queries, memory: Pyramid, look_forward: LookForward = "once"
+    ) -> tuple[tuple[Prediction, ...], Queries]:
+        """The prediction of each layer, and the final queries.
+
+        ``look_forward``: ``twice`` changes gradients only: each box starts from the box that the layer before
+        predicted, not detached, so that the loss of a layer also trains that (DINO, 3.4). For ``refine``.
+        """
         predictions, attended = [], self.memory_of_layers(memory)
+        start = queries.reference
         for layer, head in zip(self.layers, self.heads, strict=True):
             queries = layer(queries, attended)
-            predictions.append(head(queries, memory))
+            predictions.append(head(queries.with_reference(start), memory))
             queries = self.next_reference(queries, predictions[-1].boxes)
+            start = predictions[-1].boxes if look_forward == "twice" else queries.reference
         return tuple(predictions), queries
 
 
@@ -86,7 +96,9 @@ class LookForwardTwice(Decoder):
     differ if it has a normalization, which is applied for the prediction only, as in the authors' code.
     """
 
-    def forward(self, queries: Queries, memory: Pyramid) -> tuple[tuple[Prediction, ...], Queries]:
+    def forward(
+        self, queries: Queries, memory: Pyramid, look_forward: LookForward = "twice"
+    ) -> tuple[tuple[Prediction, ...], Queries]:
         predictions: list[Prediction] = []
         attended, start = self.memory_of_layers(memory), queries.reference
         for index, (layer, head) in enumerate(zip(self.layers, self.heads, strict=True)):

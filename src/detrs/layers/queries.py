@@ -79,13 +79,17 @@ class TokenProposals(nn.Module):
         self.token_norm = nn.LayerNorm(dim)
         self.head = head
 
-    def propose(self, memory: Pyramid) -> tuple[Prediction, Int[Tensor, "B Q"]]:
-        """The proposals of all tokens, and the tokens that become queries, best first."""
+    def count(self) -> int:
+        """Queries of an image with enough tokens."""
+        return self.num_queries
+
+    def propose(self, memory: Pyramid, further: int = 0) -> tuple[Prediction, Int[Tensor, "B Q"]]:
+        """The proposals of all tokens, and the tokens that become queries (``further`` more), best first."""
         anchors, usable = proposal_anchors(memory)
         tokens = self.token_norm(self.token_proj(memory.tokens.masked_fill(~usable, 0.0)))
         proposals = self.head(Queries(tokens, memory.position, anchors), memory)
         scores = self.candidates(self.score(proposals.logits), usable[..., 0])
-        return proposals, scores.topk(min(self.num_queries, tokens.shape[1]), dim=1).indices
+        return proposals, scores.topk(min(self.num_queries + further, tokens.shape[1]), dim=1).indices
 
 
 class ProposalQueries(TokenProposals):
@@ -100,17 +104,21 @@ class ProposalQueries(TokenProposals):
         candidates: Candidates = all_tokens,
     ) -> None:
         super().__init__(num_queries, dim, head, labels, candidates)
+        self.label_channels, self.has_unknown = dim, False  # see AnchorQueries
         self.box_proj = xavier_linear(2 * dim, 2 * dim)
         self.box_norm = nn.LayerNorm(2 * dim)
 
-    def forward(self, memory: Pyramid) -> tuple[Queries, Prediction]:
-        proposals, best = self.propose(memory)
+    def forward(self, memory: Pyramid, further: int = 0) -> tuple[Queries, Prediction]:
+        proposals, best = self.propose(memory, further)
         reference = chosen(proposals.boxes, best).detach()
-        features = (
-            sine_features(reference * 2 * math.pi, self.dim // 2).flatten(2).to(memory.tokens.dtype)
-        )  # (B, Q, 2C)
-        position, content = self.box_norm(self.box_proj(features)).chunk(2, dim=-1)
+        content, position = self.of_boxes(reference)
         return Queries(content, position, reference), proposals
+
+    def of_boxes(self, boxes: Float[Tensor, "B Q 4"]) -> tuple[Float[Tensor, "B Q C"], Float[Tensor, "B Q C"]]:
+        """Content and position of queries that start at ``boxes``."""
+        features = sine_features(boxes * 2 * math.pi, self.dim // 2).flatten(2)  # (B, Q, 2C)
+        position, content = self.box_norm(self.box_proj(features.to(self.box_proj.weight.dtype))).chunk(2, dim=-1)
+        return content, position
 
 
 class MixedQueries(TokenProposals):
@@ -132,11 +140,20 @@ class MixedQueries(TokenProposals):
         self.content = nn.Embedding(num_queries, dim)
         nn.init.xavier_uniform_(self.content.weight)
 
-    def forward(self, memory: Pyramid) -> tuple[Queries, Prediction]:
-        proposals, best = self.propose(memory)
+    def forward(self, memory: Pyramid, further: int = 0) -> tuple[Queries, Prediction]:
+        proposals, best = self.propose(memory, further)
         selected = Prediction(chosen(proposals.logits, best), chosen(proposals.boxes, best))
-        content = self.content.weight[None, : best.shape[1]].expand(len(best), -1, -1)
-        return Queries(content, torch.zeros_like(content), selected.boxes.detach()), selected
+        weight = self.content.weight
+        if further:  # their contents are those of the first queries, again
+            weight = weight.repeat(1 + further // self.num_queries + 1, 1)
+        content = weight[None, : best.shape[1]].expand(len(best), -1, -1)
+        queries = Queries(content, torch.zeros_like(content), selected.boxes.detach())
+        return queries, Prediction(*(each[:, : self.num_queries] for each in selected))
+
+    def of_boxes(self, boxes: Float[Tensor, "B Q 4"]) -> tuple[Float[Tensor, "B Q C"], Float[Tensor, "B Q C"]]:
+        """Zero: contents are learned, and layers compute positions."""
+        zero = boxes.new_zeros(*boxes.shape[:2], self.dim)
+        return zero, zero
 
 
 def chosen(rows: Float[Tensor, "B S N"], index: Int[Tensor, "B Q"]) -> Float[Tensor, "B Q N"]:

@@ -19,12 +19,15 @@ Deviations from the paper, all as in the authors' code: contents of the first la
 is 1 there; sine features of a point start with the row.
 """
 
+from functools import partial
+
 import torch
 from torch import nn
 
 from detrs.backbones.timm import TimmBackbone
 from detrs.boxes import offset_from_point
 from detrs.config.conditional_detr import ConditionalDETRConfig
+from detrs.criterion.training_objective import set_objective
 from detrs.layers.conditional_attention import (
     ConditionalCrossAttention,
     ConditionalLayer,
@@ -65,6 +68,7 @@ def build(config: ConditionalDETRConfig, pretrained: bool = False) -> Detector:
         queries=PointQueries(config.num_queries, config.dim),
         decoder=decoder(config),
         classification=config.classification,
+        objective=partial(set_objective, learned=partial(PointQueries, dim=config.dim)),
     )
 
 

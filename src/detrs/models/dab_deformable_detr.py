@@ -16,9 +16,12 @@ denoising groups, noise (DN, 4.2)               ``criterion.denoising``, ``crite
 As in the authors' code: sides that the first head predicts start at 0.14 times the odds of the reference's.
 """
 
+from dataclasses import replace
+from functools import partial
+
 from detrs.backbones.timm import TimmBackbone
 from detrs.config.dab_deformable_detr import DABDeformableDETRConfig
-from detrs.criterion.denoising_objective import with_denoising
+from detrs.criterion.training_objective import set_objective
 from detrs.layers.anchors import (
     AnchoredLayer,
     AnchorQueries,
@@ -41,8 +44,6 @@ def build(config: DABDeformableDETRConfig, pretrained: bool = False) -> Detector
     """The variant that ``config`` describes."""
     backbone = TimmBackbone(config.backbone, pretrained)
     apply = APPLICATIONS[config.neck_norm]
-    learned = config.dim - 1 if config.indicator else config.dim
-    content = LearnedContent(config.num_queries, 1, learned, indicator=config.indicator)
     return Detector(
         backbone=backbone,
         neck=PyramidNeck(
@@ -51,11 +52,18 @@ def build(config: DABDeformableDETRConfig, pretrained: bool = False) -> Detector
             LevelEmbedding(config.num_levels, config.dim),
         ),
         encoder=Encoder(encoder_layer(config) for _ in range(config.encoder_layers)),
-        queries=AnchorQueries(config.num_queries, 1, content),
+        queries=queries(config),
         decoder=decoder(config),
         classification=config.classification,
-        objective=with_denoising,
+        objective=partial(set_objective, learned=lambda count: queries(replace(config, num_queries=count))),
     )
+
+
+def queries(config: DABDeformableDETRConfig) -> AnchorQueries:
+    """Learned boxes and contents."""
+    learned = config.dim - 1 if config.indicator else config.dim
+    content = LearnedContent(config.num_queries, 1, learned, indicator=config.indicator)
+    return AnchorQueries(config.num_queries, 1, content)
 
 
 def decoder(config: DABDeformableDETRConfig) -> Decoder:

@@ -24,11 +24,14 @@ feed-forward networks have a PReLU, the head is applied to normalized contents f
 the next box, and the loss of a layer also trains the box before it.
 """
 
+from dataclasses import replace
+from functools import partial
+
 from torch import nn
 
 from detrs.backbones.timm import TimmBackbone
 from detrs.config.dab_detr import DABDETRConfig
-from detrs.criterion.denoising_objective import with_denoising
+from detrs.criterion.training_objective import set_objective
 from detrs.layers.anchors import (
     AnchoredLayer,
     AnchorQueries,
@@ -68,11 +71,18 @@ def build(config: DABDETRConfig, pretrained: bool = False) -> Detector:
             SinePosition(config.dim, shift=0.0, temperature=config.temperature),
         ),
         encoder=encoder(config),
-        queries=AnchorQueries(num_anchors(config), max(config.num_patterns, 1), content(config)),
+        queries=queries(config),
         decoder=decoder(config),
         classification=config.classification,
-        objective=with_denoising,
+        objective=partial(
+            set_objective, learned=lambda count: queries(replace(config, num_queries=count, num_patterns=0))
+        ),
     )
+
+
+def queries(config: DABDETRConfig) -> AnchorQueries:
+    """Learned boxes, each with the contents of all patterns."""
+    return AnchorQueries(num_anchors(config), max(config.num_patterns, 1), content(config))
 
 
 def num_anchors(config: DABDETRConfig) -> int:

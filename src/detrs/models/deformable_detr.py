@@ -38,7 +38,7 @@ from detrs.backbones.timm import TimmBackbone
 from detrs.boxes import offset_from_box, offset_from_point
 from detrs.classification import ProposalLabels
 from detrs.config.deformable_detr import DeformableDETRConfig
-from detrs.criterion.objective import SetObjective
+from detrs.criterion.training_objective import set_objective
 from detrs.layers.attention import SelfAttention
 from detrs.layers.autocast import tokens_for_linear_layers
 from detrs.layers.decoder import Decoder, DecoderLayer, keep, refine
@@ -76,7 +76,11 @@ def build(config: DeformableDETRConfig, pretrained: bool = False) -> Detector:
         queries=queries(config),
         decoder=decoder(config),
         classification=config.classification,
-        objective=partial(SetObjective, proposals=PROPOSALS),
+        objective=partial(
+            set_objective,
+            proposals=PROPOSALS,
+            learned=None if config.queries == "proposals" else partial(LearnedQueries, dim=config.dim),
+        ),
     )
 
 

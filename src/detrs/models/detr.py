@@ -21,12 +21,15 @@ values of the first self-attention are zero, so its output is a constant (up to 
 contain its weights. ``classification=Focal()`` with 300 queries is DETR-DC5+ of Deformable DETR's tables.
 """
 
+from functools import partial
+
 import torch
 from torch import nn
 
 from detrs.backbones.timm import TimmBackbone
 from detrs.boxes import absolute
 from detrs.config.detr import DETRConfig
+from detrs.criterion.training_objective import set_objective
 from detrs.layers.attention import GlobalCrossAttention, SelfAttention
 from detrs.layers.decoder import Decoder, DecoderLayer, keep
 from detrs.layers.heads import DetectionHead, box_mlp, class_layer
@@ -58,6 +61,7 @@ def build(config: DETRConfig, pretrained: bool = False) -> Detector:
         queries=PositionQueries(config.num_queries, config.dim),
         decoder=decoder(config),
         classification=config.classification,
+        objective=partial(set_objective, learned=partial(PositionQueries, dim=config.dim)),
     )
 
 

@@ -34,7 +34,7 @@ from detrs.boxes import offset_from_box
 from detrs.classification import ProposalLabels
 from detrs.config.dab_deformable_detr import DABDeformableDETRConfig
 from detrs.config.dino import DINOConfig
-from detrs.criterion.denoising_objective import with_denoising
+from detrs.criterion.training_objective import set_objective
 from detrs.layers.anchors import AnchoredLayer, BoxPosition, Frame, in_image, on_finest_map
 from detrs.layers.attention import SelfAttention
 from detrs.layers.autocast import tokens_for_linear_layers
@@ -74,7 +74,7 @@ def build(config: DINOConfig, pretrained: bool = False) -> Detector:
         queries=queries(config),
         decoder=decoder(config),
         classification=config.classification,
-        objective=partial(with_denoising, proposals=PROPOSALS),
+        objective=partial(set_objective, proposals=PROPOSALS),
     )
 
 

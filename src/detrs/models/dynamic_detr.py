@@ -21,6 +21,8 @@ upsampled before its convolution, not after, so that offsets belong to the cells
 everywhere.
 """
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -28,6 +30,7 @@ from torch import Tensor, nn
 from detrs.backbones.timm import TimmBackbone
 from detrs.boxes import scaled_from_box
 from detrs.config.dynamic_detr import DynamicDETRConfig
+from detrs.criterion.training_objective import set_objective
 from detrs.layers.attention import SelfAttention
 from detrs.layers.decoder import Decoder, DecoderLayer, refine
 from detrs.layers.dynamic_encoder import DynamicEncoderLayer, NormalizedLevels
@@ -52,10 +55,16 @@ class BoxQueries(nn.Module):
 
     def __init__(self, num_queries: int, dim: int) -> None:
         super().__init__()
+        self.label_channels, self.has_unknown = dim, False  # see AnchorQueries
         self.embedding = nn.Embedding(num_queries, 4 + dim)
         with torch.no_grad():
             self.embedding.weight[:, :2] = 0.5
             self.embedding.weight[:, 2:4] = 1.0
+
+    def of_boxes(self, boxes: Float[Tensor, "B Q 4"]) -> tuple[Float[Tensor, "B Q C"], Float[Tensor, "B Q C"]]:
+        """Zero: contents are learned, and attention computes positions."""
+        zero = boxes.new_zeros(*boxes.shape[:2], self.label_channels)
+        return zero, zero
 
     def forward(self, memory: Pyramid) -> tuple[Queries, None]:
         weight = self.embedding.weight[None].expand(memory.tokens.shape[0], -1, -1)
@@ -172,6 +181,7 @@ def build(config: DynamicDETRConfig, pretrained: bool = False) -> Detector:
         queries=BoxQueries(config.num_queries, config.dim),
         decoder=Decoder(layers, (TowerHead(config) for _ in range(count)), refine),
         classification=config.classification,
+        objective=partial(set_objective, learned=partial(BoxQueries, dim=config.dim)),
     )
 
 

@@ -36,7 +36,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from detrs.backbones.timm import TimmBackbone
@@ -44,7 +44,8 @@ from detrs.boxes import offset_from_box
 from detrs.classification import ProposalLabels
 from detrs.config.criterion import CriterionConfig
 from detrs.config.efficient_detr import EfficientDETRConfig
-from detrs.criterion.objective import Objective, SetObjective
+from detrs.criterion.objective import Objective
+from detrs.criterion.training_objective import set_objective
 from detrs.layers.attention import SelfAttention
 from detrs.layers.autocast import tokens_for_linear_layers
 from detrs.layers.decoder import Decoder, DecoderLayer, refine
@@ -124,19 +125,29 @@ class DenseQueries(nn.Module):
         self.token_transform = token_transform
         self.head = head
         self.candidates = candidates
+        self.label_channels, self.has_unknown = dim, False  # see AnchorQueries
         self.box_proj = xavier_linear(2 * dim, dim)
         self.box_norm = nn.LayerNorm(dim)
 
-    def forward(self, memory: Pyramid) -> tuple[Queries, Prediction]:
+    def count(self) -> int:
+        """Queries of an image with enough tokens."""
+        return self.number()
+
+    def of_boxes(self, boxes: Float[Tensor, "B Q 4"]) -> tuple[Float[Tensor, "B Q C"], Float[Tensor, "B Q C"]]:
+        """Content and position of queries that start at ``boxes``: without a token, the content is zero."""
+        features = sine_features(boxes * 2 * math.pi, self.dim // 2).flatten(2)  # (B, Q, 2C)
+        position = self.box_norm(self.box_proj(features.to(self.box_proj.weight.dtype)))
+        return torch.zeros_like(position), position
+
+    def forward(self, memory: Pyramid, further: int = 0) -> tuple[Queries, Prediction]:
         anchors, usable = proposal_anchors(memory)
         tokens = self.token_transform(memory.tokens.masked_fill(~usable, 0.0))
         proposals = self.head(Queries(tokens, memory.position, anchors), memory)
         scores = self.candidates(best_class(proposals.logits), usable[..., 0])
-        best = scores.topk(min(self.number(), tokens.shape[1]), dim=1).indices[..., None]  # (B, Q, 1)
+        best = scores.topk(min(self.number() + further, tokens.shape[1]), dim=1).indices[..., None]  # (B, Q, 1)
         reference = proposals.boxes.gather(1, best.expand(-1, -1, 4)).detach()
         content = memory.tokens.gather(1, best.expand(-1, -1, self.dim))
-        features = sine_features(reference * 2 * math.pi, self.dim // 2).flatten(2).to(tokens.dtype)  # (B, Q, 2C)
-        return Queries(content, self.box_norm(self.box_proj(features)), reference), proposals
+        return Queries(content, self.of_boxes(reference)[1], reference), proposals
 
 
 class CountingObjective(Objective):
@@ -145,8 +156,12 @@ class CountingObjective(Objective):
     def __init__(self, detector: Detector, config: CriterionConfig) -> None:
         super().__init__()
         self.detector = detector
-        self.losses = SetObjective(detector, config, PROPOSALS)
+        self.losses = set_objective(detector, config, PROPOSALS)
         self.has_unused_parameters = self.losses.has_unused_parameters
+
+    @property
+    def training_parts(self) -> nn.Module:
+        return self.losses.training_parts
 
     def forward(self, batch: Batch, totals: Totals) -> Losses:
         losses: Losses = self.losses(batch, totals)

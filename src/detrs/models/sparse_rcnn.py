@@ -21,6 +21,8 @@ map; only the class bias has the prior of focal loss (their code sets every para
 of classes). As in their code, FPN and RoIs reach into the padding of a batch; ``padding="excluded"`` excludes it.
 """
 
+from functools import partial
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -29,6 +31,7 @@ from detrs.backbones.timm import TimmBackbone
 from detrs.boxes import scaled_from_box
 from detrs.config.backbone import BackboneConfig
 from detrs.config.sparse_rcnn import SparseRCNNConfig
+from detrs.criterion.training_objective import set_objective
 from detrs.layers.attention import MultiHeadAttention
 from detrs.layers.decoder import Decoder, DecoderLayer, refine
 from detrs.layers.dynamic_interaction import DynamicInteraction
@@ -58,10 +61,15 @@ class ProposalEmbedding(nn.Module):
 
     def __init__(self, num_queries: int, dim: int) -> None:
         super().__init__()
+        self.label_channels, self.has_unknown = dim, False  # see AnchorQueries
         self.embedding = nn.Embedding(num_queries, 4 + dim)
         with torch.no_grad():
             self.embedding.weight[:, :2] = 0.5
             self.embedding.weight[:, 2:4] = 1.0
+
+    def of_boxes(self, boxes: Float[Tensor, "B Q 4"]) -> tuple[Float[Tensor, "B Q C"], Float[Tensor, "B Q 0"]]:
+        """Zero, and no position."""
+        return boxes.new_zeros(*boxes.shape[:2], self.label_channels), boxes[..., :0]
 
     def forward(self, memory: Pyramid) -> tuple[Queries, None]:
         weight = self.embedding.weight[None].expand(memory.tokens.shape[0], -1, -1)
@@ -107,6 +115,7 @@ def build(config: SparseRCNNConfig, pretrained: bool = False) -> Detector:
         queries=ProposalEmbedding(config.num_queries, config.dim),
         decoder=Decoder((stage(config) for _ in range(count)), (head(config) for _ in range(count)), refine),
         classification=config.classification,
+        objective=partial(set_objective, learned=partial(ProposalEmbedding, dim=config.dim)),
     )
 
 
