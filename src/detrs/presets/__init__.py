@@ -75,6 +75,7 @@ PRESETS: dict[str, Callable[[], Experiment]] = {
     "dn-deformable-detr-tiny": dab_detr.dn_deformable_detr_tiny,
     "dn-deformable-detr-r50": dab_detr.dn_deformable_detr_r50,
     "dino-tiny": dab_detr.dino_tiny,
+    "dino-small": dab_detr.dino_small,
     "dino-r50-4scale": dab_detr.dino_r50_4scale,
     "dino-r50-4scale-24": dab_detr.dino_r50_4scale_24,
     "dino-r50-4scale-36": dab_detr.dino_r50_4scale_36,
