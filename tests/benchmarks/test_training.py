@@ -140,7 +140,7 @@ def test_figures_do_not_change_without_new_results(home: Path) -> None:
 
 
 def test_every_curve_is_seen(tmp_path: Path) -> None:
-    lines = [run(name, 0.1, 0.2 + n / 10, 0.3 + n / 5) for n, name in enumerate(training.PRESETS)]
+    lines = [run(name, 0.1, 0.2 + n / 10, 0.3 + n / 5) for n, name in enumerate(training_figure.STYLES)]
     training_figure.training_figure([*lines, run("another", None, 0.2)], "title", tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
