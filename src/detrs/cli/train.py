@@ -3,6 +3,7 @@
 import dataclasses
 import operator
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -74,6 +75,9 @@ class TrainArguments:
     """Output folder. Default: runs/PRESET-N."""
     resume: Flag = False
     """Resume the run in --output."""
+    fixed_settings: Flag = False
+    """Use the settings of the preset as they are. By default, those of the presets ending in -small (epochs, batch
+    size, EMA, queries, image size) follow from the training images unless they are given; reasons are printed."""
     no_cache: Flag = False
     """Check the dataset anew, and do not keep the result for the next time."""
     quiet: Flag = False
@@ -95,6 +99,8 @@ def run(argv: list[str]) -> None:
     from detrs.engine.runtime import is_main_process
     from detrs.engine.train import train
 
+    if not (arguments.resume or arguments.fixed_settings):
+        experiment = fitted_to_data(experiment, argv, quiet=arguments.quiet)
     threads = threads_beside_others(experiment.runtime)
     experiment = dataclasses.replace(experiment, runtime=dataclasses.replace(experiment.runtime, threads=threads))
     result = train(experiment, output, resume=arguments.resume, quiet=arguments.quiet)
@@ -103,6 +109,26 @@ def run(argv: list[str]) -> None:
     console(as_json=arguments.json).print(summary(result), soft_wrap=True)
     if arguments.json:
         print_json(to_json(result))
+
+
+def fitted_to_data(experiment: Experiment, argv: list[str], *, quiet: bool) -> Experiment:
+    """The experiment with settings that follow from its data, if its preset is one of those; prints what changes."""
+    from detrs.engine.fitting import FITTED, SETTINGS, fitted, training_images
+
+    if experiment.name not in FITTED or is_given("weights", argv):
+        return experiment
+    from detrs.engine.runtime import is_main_process
+    from detrs.engine.train import datasets
+
+    short = {place: flag for flag, place in COMMON_FLAGS.items()}
+    given = {place for place in SETTINGS if is_given(place, argv) or is_given(short.get(place, place), argv)}
+    experiment, reasons = fitted(experiment, training_images(datasets(experiment, None, None)[0]), given)
+    config.validate(experiment)
+    if reasons and not quiet and is_main_process():
+        lines = [flags.with_flags(reason, "train") for reason in reasons]
+        print("Settings that follow from the data (--fixed-settings keeps those of the preset):", file=sys.stderr)
+        print(*(f"  {line}" for line in lines), sep="\n", file=sys.stderr)
+    return experiment
 
 
 def summary(result: "TrainResult") -> str:

@@ -1,0 +1,132 @@
+"""Settings that follow from the training images, for the presets for few images.
+
+The number of optimizer steps that a small detector needs hardly depends on the number of images, so fewer images need
+more epochs. The other settings follow from the steps and from the objects.
+"""
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from detrs.config import Experiment
+from detrs.data.preprocessing import resized_size
+from detrs.data.sample import Dataset
+
+FITTED = ("deformable-detr-small", "dino-small", "faster-rcnn-small")
+"""Presets whose settings follow from the data in ``detrs train``."""
+SETTINGS = (
+    "data.batch_size",
+    "schedule.epochs",
+    "optimizer.ema_decay",
+    "evaluation.every_epochs",
+    "model.num_queries",
+    "evaluation.max_detections",
+    "data.resize_to",
+)
+"""The settings that may change."""
+STEPS = 3_000
+"""Optimizer steps of a training from a backbone trained on ImageNet."""
+EPOCHS = (12, 300)
+"""Fewest and most epochs."""
+MANY_IMAGES = 2_000
+"""Training images from which the batch is twice as large."""
+AVERAGED = 6
+"""The EMA averages this part of the steps, one sixth."""
+EVALUATIONS = 12
+"""Evaluations of a run."""
+QUERIES_PER_OBJECT = 2
+"""Queries of a detector per object of the image with most objects."""
+SMALL_SHARE = 0.1
+"""Fraction of objects that may be smaller than the stride of the finest feature map."""
+LARGEST_FACTOR = 1.5
+"""Largest factor of the image size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingImages:
+    """What the settings follow from."""
+
+    images: int
+    most_objects: int
+    """Objects of the image that has most."""
+    boxes: tuple[tuple[int, int, float], ...]
+    """(height, width) of the image and the side of the box, all in pixels, of each object; the side of a square of the
+    same area."""
+
+
+def training_images(dataset: Dataset) -> TrainingImages:
+    """The facts of a training split, from its annotations."""
+    truth = dataset.ground_truth()
+    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    objects = [each for each in truth["annotations"] if not each.get("iscrowd")]
+    boxes = tuple((*sizes[each["image_id"]], math.sqrt(each["bbox"][2] * each["bbox"][3])) for each in objects)
+    return TrainingImages(images=len(dataset), most_objects=dataset.max_objects, boxes=boxes)
+
+
+def fitted(
+    experiment: Experiment, data: TrainingImages, given: Collection[str] = ()
+) -> tuple[Experiment, tuple[str, ...]]:
+    """The experiment with settings that suit the data, and one sentence for each that changes.
+
+    Args:
+        experiment: of one of the presets ``FITTED``.
+        data: facts of the training images.
+        given: settings that stay as they are, such as ``schedule.epochs``.
+    """
+    reasons = []
+    for place, value, reason in changes(experiment, data, given):
+        section, _, name = place.partition(".")
+        before = getattr(getattr(experiment, section), name)
+        if place in given or value == before:
+            continue
+        changed: Any = replace(getattr(experiment, section), **{name: value})
+        sections: dict[str, Any] = {section: changed}
+        experiment = replace(experiment, **sections)
+        reasons.append(f"{place} {shown(value)} instead of {shown(before)}: {reason}")
+    return experiment, tuple(reasons)
+
+
+def changes(start: Experiment, data: TrainingImages, given: Collection[str]) -> Iterator[tuple[str, Any, str]]:
+    """Settings, their values and reasons, in an order in which later ones depend on earlier ones."""
+    batch = start.data.batch_size
+    if "data.batch_size" not in given and data.images >= MANY_IMAGES:
+        batch *= 2
+        yield "data.batch_size", batch, f"{data.images:,} images are enough for larger batches"
+    per_epoch = math.ceil(data.images / batch)
+    epochs = start.schedule.epochs
+    if "schedule.epochs" not in given:
+        epochs = min(max(round(STEPS / per_epoch), EPOCHS[0]), EPOCHS[1])
+        steps = f"{epochs * per_epoch:,} steps of {batch} images"
+        yield "schedule.epochs", epochs, f"{data.images:,} images, {steps}; about {STEPS:,} are needed"
+    steps_in_all = epochs * per_epoch
+    if start.optimizer.ema_decay is not None:
+        decay = min(max(1 - AVERAGED / steps_in_all, 0.9), 0.9998)
+        decay = round(decay, 4)
+        yield "optimizer.ema_decay", decay, f"an average over one sixth of {steps_in_all:,} steps"
+    every = max(epochs // EVALUATIONS, 1)
+    yield "evaluation.every_epochs", every, f"about {EVALUATIONS} evaluations in {epochs} epochs"
+    if hasattr(start.model, "num_queries"):
+        wanted = math.ceil(QUERIES_PER_OBJECT * data.most_objects / 50) * 50
+        reason = f"two for each object of the image with most, {data.most_objects}"
+        yield "model.num_queries", max(start.model.num_queries, wanted), reason
+    if data.most_objects > start.evaluation.max_detections:
+        most = math.ceil(data.most_objects / 100) * 100
+        yield "evaluation.max_detections", most, f"an image has {data.most_objects} objects"
+    if data.boxes:
+        yield "data.resize_to", *larger(start, data)
+
+
+def larger(start: Experiment, data: TrainingImages) -> tuple[tuple[int, int], str]:
+    """An image size at which at most a tenth of the objects are smaller than a cell of the finest feature map."""
+    stride, size = 2 ** min(start.model.backbone.stages), start.data.resize_to
+    sides = sorted(side * resized_size((h, w), size)[0] / h for h, w, side in data.boxes)
+    at = sides[int(SMALL_SHARE * len(sides))]
+    factor = min(max(stride / max(at, 1e-6), 1.0), LARGEST_FACTOR)
+    short, long = (math.ceil(factor * side / 32 - 1e-9) * 32 if factor > 1 else side for side in size)
+    return (short, long), f"a tenth of the objects are smaller than {at:.0f} pixels, and cells have {stride}"
+
+
+def shown(value: Any) -> str:
+    """A value as it is written after its flag."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
