@@ -204,6 +204,7 @@ def test_none_is_accepted_where_it_has_a_meaning() -> None:
         "model.classification.cost_weight",
         "data.path",
         "data.val_fraction",
+        "data.large_scale_jitter",
         "data.padded_together",
         "optimizer.clip_norm",
         "optimizer.ema_decay",

@@ -21,6 +21,7 @@ PAGES = (
     "docs/data.md",
     "docs/checking.md",
     "docs/training.md",
+    "docs/options.md",
     "docs/logging.md",
     "docs/notebooks.md",
     "docs/weights.md",

@@ -8,7 +8,7 @@ from pathlib import Path
 from detrs.cli.arguments import Flag, new_folder, parse
 from detrs.cli.report import console, print_json
 
-PRESET = "deformable-detr-tiny"
+PRESET = "dino-tiny"
 DATA = "digits"
 MINUTES = 8.0
 """Budget for training. The whole command takes ten minutes on two CPU cores."""

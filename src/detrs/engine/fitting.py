@@ -12,6 +12,7 @@ from typing import Any
 from detrs.config import Experiment
 from detrs.data.preprocessing import resized_size
 from detrs.data.sample import Dataset
+from detrs.errors import counted
 
 FITTED = ("deformable-detr-small", "dino-small", "faster-rcnn-small")
 """Presets whose settings follow from the data in ``detrs train``."""
@@ -92,13 +93,13 @@ def changes(start: Experiment, data: TrainingImages, given: Collection[str]) -> 
     batch = start.data.batch_size
     if "data.batch_size" not in given and data.images >= MANY_IMAGES:
         batch *= 2
-        yield "data.batch_size", batch, f"{data.images:,} images are enough for larger batches"
+        yield "data.batch_size", batch, f"{counted(data.images, 'image')} are enough for larger batches"
     per_epoch = math.ceil(data.images / batch)
     epochs = start.schedule.epochs
     if "schedule.epochs" not in given:
         epochs = min(max(round(STEPS / per_epoch), EPOCHS[0]), EPOCHS[1])
-        steps = f"{epochs * per_epoch:,} steps of {batch} images"
-        yield "schedule.epochs", epochs, f"{data.images:,} images, {steps}; about {STEPS:,} are needed"
+        steps = f"{epochs * per_epoch:,} steps of {counted(batch, 'image')}"
+        yield "schedule.epochs", epochs, f"{counted(data.images, 'image')}, {steps}; about {STEPS:,} are needed"
     steps_in_all = epochs * per_epoch
     if start.optimizer.ema_decay is not None:
         decay = min(max(1 - AVERAGED / steps_in_all, 0.9), 0.9998)

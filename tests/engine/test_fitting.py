@@ -1,0 +1,113 @@
+"""Settings that follow from the training images."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detrs.cli.train import fitted_to_data
+from detrs.config import Experiment, validate
+from detrs.data import open_dataset
+from detrs.engine.fitting import FITTED, SETTINGS, TrainingImages, fitted, training_images
+from detrs.errors import counted
+from detrs.presets import preset
+
+SMALL = preset("dino-small")  # 288 x 384, batch 4, 100 queries
+LARGE_BOXES = ((288, 384, 40.0),) * 20
+
+
+def facts(images: int = 205, most: int = 20, boxes: Any = LARGE_BOXES) -> TrainingImages:
+    return TrainingImages(images=images, most_objects=most, boxes=boxes)
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs", "batch"),
+    [(205, 58, 4), (88, 136, 4), (20, 300, 4), (1, 300, 4), (1999, 12, 4), (2000, 12, 8), (500, 24, 4)],
+)
+def test_epochs_make_about_equal_numbers_of_steps(images: int, epochs: int, batch: int) -> None:
+    found, reasons = fitted(SMALL, facts(images))
+    assert (found.schedule.epochs, found.data.batch_size) == (epochs, batch)
+    assert any(
+        reason.startswith(f"schedule.epochs {epochs} instead of 60: {counted(images, 'image')},") for reason in reasons
+    )
+
+
+def test_average_and_evaluations_follow_from_the_steps() -> None:
+    found, _ = fitted(SMALL, facts(20))  # 300 epochs of 5 steps
+    assert found.optimizer.ema_decay == 0.996 and found.evaluation.every_epochs == 25
+    assert fitted(SMALL, facts(205))[0].optimizer.ema_decay == 0.998
+
+
+def test_queries_and_detections_for_the_image_with_most_objects() -> None:
+    found, reasons = fitted(SMALL, facts(most=130))
+    assert found.model.num_queries == 300 and found.evaluation.max_detections == 200  # type: ignore[union-attr]
+    assert "model.num_queries 300 instead of 100: two for each object of the image with most, 130" in reasons
+    assert fitted(SMALL, facts(most=3))[0].model.num_queries == 100  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("side", "size"), [(8.0, (288, 384)), (6.4, (384, 480)), (1.0, (448, 576))])
+def test_larger_images_for_small_objects(side: float, size: tuple[int, int]) -> None:
+    """Of the objects of images of 288 x 384, a fifth is small; cells of the finest map have 8 pixels."""
+    boxes = ((288, 384, side),) * 4 + LARGE_BOXES[:16]
+    assert fitted(SMALL, facts(boxes=boxes))[0].data.resize_to == size
+
+
+def test_a_few_small_objects_do_not_change_the_size() -> None:
+    assert fitted(SMALL, facts(boxes=((288, 384, 1.0), *LARGE_BOXES)))[0].data.resize_to == (288, 384)
+
+
+@pytest.mark.parametrize("place", SETTINGS)
+def test_given_settings_stay(place: str) -> None:
+    boxes = ((288, 384, 2.0),) * 9
+    found, reasons = fitted(SMALL, facts(2500, 300, boxes), {place})
+    section, name = place.split(".")
+    assert getattr(getattr(found, section), name) == getattr(getattr(SMALL, section), name)
+    assert not any(reason.startswith(place) for reason in reasons)
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_every_result_is_valid(name: str) -> None:
+    for data in (facts(1, 0, ()), facts(10_000, 900, ((10, 4000, 0.5),))):
+        validate(fitted(preset(name), data)[0])
+
+
+def write(folder: Path, boxes: list[list[float]]) -> None:
+    from PIL import Image
+
+    for split in ("train", "val"):
+        (folder / "images" / split).mkdir(parents=True)
+        Image.new("RGB", (40, 30)).save(folder / "images" / split / "a.png")
+        found = [{"id": i, "image_id": 1, "category_id": 1, "bbox": box, "iscrowd": 0} for i, box in enumerate(boxes)]
+        content = {
+            "images": [{"id": 1, "file_name": "a.png", "width": 40, "height": 30}],
+            "annotations": [{**each, "area": each["bbox"][2] * each["bbox"][3]} for each in found],
+            "categories": [{"id": 1, "name": "x"}],
+        }
+        (folder / "annotations").mkdir(exist_ok=True)
+        (folder / "annotations" / f"{split}.json").write_text(json.dumps(content))
+
+
+def test_facts_of_a_dataset(tmp_path: Path) -> None:
+    write(tmp_path, [[1, 2, 8, 18], [5, 5, 9, 4]])
+    found = training_images(open_dataset(str(tmp_path), "train"))
+    assert found == TrainingImages(images=1, most_objects=2, boxes=((30, 40, 12.0), (30, 40, 6.0)))
+
+
+def test_the_command_prints_reasons_and_keeps_what_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, [[1, 2, 8, 18]])
+
+    def read(experiment: Experiment, *words: str, quiet: bool = False) -> Experiment:
+        path = replace(experiment, data=replace(experiment.data, path=str(tmp_path)))
+        return fitted_to_data(path, list(words), quiet=quiet)
+
+    found = read(SMALL, "--image-size", "288", "384", "--optimizer.ema-decay=0.998")
+    assert found.schedule.epochs == 300 and found.optimizer.ema_decay == 0.998
+    text = capsys.readouterr().err
+    assert "--epochs 300 instead of 60: 1 image, 300 steps of 4 images; about 3,000 are needed" in text
+    assert "--fixed-settings" in text
+    read(SMALL, quiet=True)
+    tiny = preset("deformable-detr-tiny")
+    assert read(tiny).schedule == tiny.schedule
+    assert capsys.readouterr().err == ""
