@@ -82,6 +82,8 @@ def test_the_temperature_is_that_of_the_saved_settings(name: str) -> None:
     assert model.temperature == 20
     with pytest.raises(UserError, match=r"'x\.pth': pe_temperatureW is 20.0, .* the value of pe_temperatureH, 10"):
         read(tensors, "x.pth", {"pe_temperatureH": 10, "pe_temperatureW": 20})
+    with pytest.raises(UserError, match=r"'x\.pth': pre_norm is True, which is not supported"):
+        read(tensors, "x.pth", {"pre_norm": True})
     with pytest.raises(UserError, match=r"'x\.pth': nheads is '8', which is not supported"):
         read(tensors, "x.pth", {"nheads": "8"})
 

@@ -14,20 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detrs.checkpoints.classes import coco_classes
 from detrs.checkpoints.detector import TrainedDetector
-from detrs.checkpoints.foreign.loading import check_settings, trained
 from detrs.checkpoints.foreign.official_detr import (
     LAYER,
     NUM_HEADS,
     attention,
     backbone_name,
+    conditional_attention,
     count,
-    feedforward,
+    deformable_attention,
+    derived,
+    norms,
+    shared_rules,
+    with_defaults,
 )
 from detrs.checkpoints.foreign.renaming import Rename, Renaming, Rule
-from detrs.checkpoints.foreign.transformers_names import CROSS, PROPOSALS, SELF, heads, level_rules
-from detrs.checkpoints.foreign.transformers_settings import Settings, read_preprocessing
+from detrs.checkpoints.foreign.transformers_names import PROPOSALS, heads
+from detrs.checkpoints.foreign.transformers_settings import Settings
 from detrs.config.backbone import BackboneConfig
 from detrs.config.dab_deformable_detr import DABDeformableDETRConfig
 from detrs.config.dab_detr import DABDETRConfig
@@ -78,20 +81,8 @@ def read(
     Raises:
         UserError: the weights do not fit a detector of this library.
     """
-    args = args or {}
-    if dilated is None:
-        dilated = bool(args.get("dilation", "dc5" in Path(source).name.lower()))
-    try:
-        model = model_settings(tensors, args, dilated)
-    except UserError as error:
-        raise UserError(f"Cannot use the checkpoint '{source}': {error}") from None
-    except (KeyError, ValueError, IndexError, TypeError, ArithmeticError) as error:
-        raise UserError(
-            f"Cannot use the checkpoint '{source}': its settings cannot be derived from its weights ({error!s:.200})."
-        ) from None
-    check_settings(model, source)
-    classes, preprocessing = coco_classes(model.num_classes), read_preprocessing({})
-    return trained(model, renaming(model), without_labels(model, tensors), classes, preprocessing, source)
+    model: Any = derived(model_settings, tensors, source, args or {}, dilated)
+    return with_defaults(model, renaming(model), without_labels(model, tensors), source)
 
 
 def without_labels(model: DABConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -170,12 +161,7 @@ def model_settings(tensors: Mapping[str, Tensor], args: Mapping[str, Any], dilat
 def renaming(model: DABConfig) -> Renaming:
     """The table of names of a detector."""
     rules: list[Rule] = [
-        Rename("backbone.0.body.{rest}", "backbone.body.{rest}"),
-        Rename("transformer.encoder.layers.{i}.norm1.{rest}", "encoder.layers.{i}.attention_norm.norm.{rest}"),
-        Rename("transformer.encoder.layers.{i}.norm2.{rest}", "encoder.layers.{i}.feedforward_norm.norm.{rest}"),
-        *feedforward("transformer.encoder.layers.{i}", "encoder.layers.{i}"),
-        *feedforward(LAYER, OUR_LAYER),
-        Rename(f"{LAYER}.norm3.{{rest}}", f"{OUR_LAYER}.feedforward_norm.norm.{{rest}}"),
+        *shared_rules(OUR_LAYER),
         Rename(ANCHORS, "queries.anchors.weight"),
         *position_rules(model),
         *(single_scale_rules(model) if isinstance(model, DABDETRConfig) else deformable_rules(model)),
@@ -205,18 +191,8 @@ def single_scale_rules(model: DABDETRConfig) -> Iterable[Rule]:
     yield from attention("transformer.encoder.layers.{i}.self_attn", "encoder.layers.{i}.attention.attention.attention")
     yield Rename("transformer.encoder.layers.{i}.activation.{rest}", "encoder.layers.{i}.feedforward.activation.{rest}")
     yield Rename(f"{LAYER}.activation.{{rest}}", f"{OUR_LAYER}.feedforward.activation.{{rest}}")
-    for k, name in enumerate(["self_attention", "cross_attention"], start=1):
-        yield Rename(f"{LAYER}.norm{k}.{{rest}}", f"{OUR_LAYER}.{name}_norm.norm.{{rest}}")
-    first, our_first = "transformer.decoder.layers.0", "decoder.layers.0.layer.cross_attention"
-    for name, ours in SELF.items():
-        yield Rename(f"{LAYER}.sa_{name}_proj.{{rest}}", f"{OUR_LAYER}.self_attention.{ours}_proj.{{rest}}")
-    yield Rename(f"{LAYER}.self_attn.out_proj.{{rest}}", f"{OUR_LAYER}.self_attention.output_proj.{{rest}}")
-    yield Rename(f"{first}.ca_qpos_proj.{{rest}}", f"{our_first}.query_position_proj.{{rest}}")
-    yield Rename(f"{first}.cross_attn.out_proj.{{rest}}", f"{our_first}.conditional.output_proj.{{rest}}")
-    yield Rename(f"{LAYER}.cross_attn.out_proj.{{rest}}", f"{OUR_LAYER}.cross_attention.output_proj.{{rest}}")
-    for name, ours in CROSS.items():
-        yield Rename(f"{first}.ca_{name}_proj.{{rest}}", f"{our_first}.conditional.{ours}_proj.{{rest}}")
-        yield Rename(f"{LAYER}.ca_{name}_proj.{{rest}}", f"{OUR_LAYER}.cross_attention.{ours}_proj.{{rest}}")
+    yield from norms(["self_attention", "cross_attention"], OUR_LAYER)
+    yield from conditional_attention(OUR_LAYER)
     for k in range(2):
         sizes = tuple(f"decoder.layers.{i}.layer.size.{2 * k}.{{rest}}" for i in layers)
         yield Rename(f"transformer.decoder.ref_anchor_head.layers.{k}.{{rest}}", sizes)
@@ -231,13 +207,7 @@ def single_scale_rules(model: DABDETRConfig) -> Iterable[Rule]:
 
 def deformable_rules(model: DABDeformableDETRConfig | DINOConfig) -> Iterable[Rule]:
     """DAB- and DN-Deformable-DETR and DINO."""
-    for k, name in enumerate(["cross_attention", "self_attention"], start=1):  # in the order of the code
-        yield Rename(f"{LAYER}.norm{k}.{{rest}}", f"{OUR_LAYER}.{name}_norm.norm.{{rest}}")
-    yield from attention(f"{LAYER}.self_attn", f"{OUR_LAYER}.self_attention.attention")
-    yield Rename("transformer.encoder.layers.{i}.self_attn.{rest}", "encoder.layers.{i}.attention.attention.{rest}")
-    yield Rename(f"{LAYER}.cross_attn.{{rest}}", f"{OUR_LAYER}.cross_attention.attention.{{rest}}")
-    yield Rename("transformer.level_embed", "neck.level_embedding.weight")
-    yield from level_rules(model, "input_proj")
+    yield from deformable_attention(model, OUR_LAYER)
     layers = range(model.decoder_layers)
     shared = isinstance(model, DINOConfig)
     if shared:

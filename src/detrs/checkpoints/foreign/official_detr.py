@@ -6,7 +6,7 @@ attention heads (8 unless the settings saved beside the weights differ), the num
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +79,32 @@ def read(
     Raises:
         UserError: a setting is not supported, or the weights do not fit the settings.
     """
-    args = args or {}
+    model: Any = derived(model_settings, tensors, source, args or {}, dilated)
+    return with_defaults(model, renaming(model), tensors, source)
+
+
+ReadSettings = Callable[[Mapping[str, Tensor], Mapping[str, Any], bool], ModelConfig]
+"""State dict, settings saved beside it, and whether C5 is dilated, to our settings."""
+
+
+def derived(
+    read_settings: ReadSettings,
+    tensors: Mapping[str, Tensor],
+    source: str | Path,
+    args: Mapping[str, Any],
+    dilated: bool | None,
+) -> ModelConfig:
+    """Our settings of an official file; for the arguments see ``read``.
+
+    Raises:
+        UserError: a setting is not supported or invalid, or settings cannot be derived from the weights.
+    """
     if args.get("pre_norm"):
         raise UserError(f"Cannot use the checkpoint '{source}': pre_norm is True, which is not supported.")
     if dilated is None:
         dilated = bool(args.get("dilation", "dc5" in Path(source).name.lower()))
     try:
-        model = model_settings(tensors, args, dilated)
+        model = read_settings(tensors, args, dilated)
     except UserError as error:
         raise UserError(f"Cannot use the checkpoint '{source}': {error}") from None
     except (KeyError, ValueError, IndexError, TypeError, ArithmeticError) as error:
@@ -93,8 +112,12 @@ def read(
             f"Cannot use the checkpoint '{source}': its settings cannot be derived from its weights ({error!s:.200})."
         ) from None
     check_settings(model, source)
-    classes, preprocessing = coco_classes(model.num_classes), read_preprocessing({})
-    return trained(model, renaming(model), tensors, classes, preprocessing, source)
+    return model
+
+
+def with_defaults(model: Any, renaming: Renaming, tensors: Mapping[str, Tensor], source: str | Path) -> TrainedDetector:
+    """The detector, with the official preprocessing, and COCO's classes if it has as many."""
+    return trained(model, renaming, tensors, coco_classes(model.num_classes), read_preprocessing({}), source)
 
 
 def official_state_dict(detector: TrainedDetector) -> dict[str, Tensor]:
@@ -180,20 +203,22 @@ def backbone_name(tensors: Mapping[str, Tensor]) -> str:
 
 def renaming(model: ModelConfig) -> Renaming:
     """The table of names of a detector; for the heads of Deformable DETR see ``head_rules``."""
-    rules: list[Rule] = [
-        Rename("backbone.0.body.{rest}", "backbone.body.{rest}"),
-        Rename("transformer.encoder.layers.{i}.norm1.{rest}", "encoder.layers.{i}.attention_norm.norm.{rest}"),
-        Rename("transformer.encoder.layers.{i}.norm2.{rest}", "encoder.layers.{i}.feedforward_norm.norm.{rest}"),
-        *feedforward("transformer.encoder.layers.{i}", "encoder.layers.{i}"),
-        *feedforward(LAYER, OUR_LAYER),
-        Rename(f"{LAYER}.norm3.{{rest}}", f"{OUR_LAYER}.feedforward_norm.norm.{{rest}}"),
-        Rename("query_embed.{rest}", "queries.embedding.{rest}"),
-    ]
+    rules: list[Rule] = [*shared_rules(OUR_LAYER), Rename("query_embed.{rest}", "queries.embedding.{rest}")]
     if isinstance(model, DeformableDETRConfig):
         rules += deformable_rules(model)
     else:
         rules += single_scale_rules(model)
     return Renaming(rules)
+
+
+def shared_rules(ours: str) -> Iterable[Rule]:
+    """Parts of every detector; ``ours`` is our name of a decoder layer."""
+    yield Rename("backbone.0.body.{rest}", "backbone.body.{rest}")
+    yield Rename("transformer.encoder.layers.{i}.norm1.{rest}", "encoder.layers.{i}.attention_norm.norm.{rest}")
+    yield Rename("transformer.encoder.layers.{i}.norm2.{rest}", "encoder.layers.{i}.feedforward_norm.norm.{rest}")
+    yield from feedforward("transformer.encoder.layers.{i}", "encoder.layers.{i}")
+    yield from feedforward(LAYER, ours)
+    yield Rename(f"{LAYER}.norm3.{{rest}}", f"{ours}.feedforward_norm.norm.{{rest}}")
 
 
 def feedforward(theirs: str, ours: str) -> Iterable[Rule]:
@@ -207,10 +232,10 @@ def attention(theirs: str, ours: str) -> Iterable[Rule]:
     yield Rename(f"{theirs}.out_proj.{{rest}}", f"{ours}.output_proj.{{rest}}")
 
 
-def norms(names: Iterable[str]) -> Iterable[Rule]:
+def norms(names: Iterable[str], ours: str = OUR_LAYER) -> Iterable[Rule]:
     """Of a decoder layer, by what they follow, in the order of their numbers."""
     for k, name in enumerate(names, start=1):
-        yield Rename(f"{LAYER}.norm{k}.{{rest}}", f"{OUR_LAYER}.{name}_norm.norm.{{rest}}")
+        yield Rename(f"{LAYER}.norm{k}.{{rest}}", f"{ours}.{name}_norm.norm.{{rest}}")
 
 
 def single_scale_rules(model: Any) -> Iterable[Rule]:
@@ -231,31 +256,41 @@ def single_scale_rules(model: Any) -> Iterable[Rule]:
 
 
 def conditional_rules(layers: int) -> Iterable[Rule]:
-    """Attention with separate projections of contents and positions; the first layer has one more."""
-    first, our_first = "transformer.decoder.layers.0", "decoder.layers.0.cross_attention"
-    for name, ours in SELF.items():
-        yield Rename(f"{LAYER}.sa_{name}_proj.{{rest}}", f"{OUR_LAYER}.self_attention.{ours}_proj.{{rest}}")
-    yield Rename(f"{LAYER}.self_attn.out_proj.{{rest}}", f"{OUR_LAYER}.self_attention.output_proj.{{rest}}")
-    yield Rename(f"{first}.ca_qpos_proj.{{rest}}", f"{our_first}.query_position_proj.{{rest}}")
-    yield Rename(f"{first}.cross_attn.out_proj.{{rest}}", f"{our_first}.conditional.output_proj.{{rest}}")
-    yield Rename(f"{LAYER}.cross_attn.out_proj.{{rest}}", f"{OUR_LAYER}.cross_attention.output_proj.{{rest}}")
-    for name, ours in CROSS.items():
-        yield Rename(f"{first}.ca_{name}_proj.{{rest}}", f"{our_first}.conditional.{ours}_proj.{{rest}}")
-        yield Rename(f"{LAYER}.ca_{name}_proj.{{rest}}", f"{OUR_LAYER}.cross_attention.{ours}_proj.{{rest}}")
+    """Attention of Conditional DETR, the scale of its positions, and its points."""
+    yield from conditional_attention(OUR_LAYER)
     for k in range(2):
         scales = tuple(f"decoder.layers.{layer}.transform.{2 * k}.{{rest}}" for layer in range(1, layers))
         yield Rename(f"transformer.decoder.query_scale.layers.{k}.{{rest}}", scales)
         yield Rename(f"transformer.decoder.ref_point_head.layers.{k}.{{rest}}", f"queries.reference.{2 * k}.{{rest}}")
 
 
-def deformable_rules(model: DeformableDETRConfig) -> Iterable[Rule]:
-    yield from norms(["cross_attention", "self_attention"])  # in the order of the code, not of the computation
-    yield from attention(f"{LAYER}.self_attn", f"{OUR_LAYER}.self_attention.attention")
+def conditional_attention(layer: str) -> Iterable[Rule]:
+    """Attention with separate projections of contents and positions; the first layer has one more."""
+    first, our_first = "transformer.decoder.layers.0", f"{layer.format(i=0)}.cross_attention"
+    for name, ours in SELF.items():
+        yield Rename(f"{LAYER}.sa_{name}_proj.{{rest}}", f"{layer}.self_attention.{ours}_proj.{{rest}}")
+    yield Rename(f"{LAYER}.self_attn.out_proj.{{rest}}", f"{layer}.self_attention.output_proj.{{rest}}")
+    yield Rename(f"{first}.ca_qpos_proj.{{rest}}", f"{our_first}.query_position_proj.{{rest}}")
+    yield Rename(f"{first}.cross_attn.out_proj.{{rest}}", f"{our_first}.conditional.output_proj.{{rest}}")
+    yield Rename(f"{LAYER}.cross_attn.out_proj.{{rest}}", f"{layer}.cross_attention.output_proj.{{rest}}")
+    for name, ours in CROSS.items():
+        yield Rename(f"{first}.ca_{name}_proj.{{rest}}", f"{our_first}.conditional.{ours}_proj.{{rest}}")
+        yield Rename(f"{LAYER}.ca_{name}_proj.{{rest}}", f"{layer}.cross_attention.{ours}_proj.{{rest}}")
+
+
+def deformable_attention(model: Any, layer: str) -> Iterable[Rule]:
+    """Attention of all deformable detectors, and their levels; ``layer`` is our name of a decoder layer."""
+    yield from norms(["cross_attention", "self_attention"], layer)  # in the order of the code, not of the computation
+    yield from attention(f"{LAYER}.self_attn", f"{layer}.self_attention.attention")
     yield Rename("transformer.encoder.layers.{i}.self_attn.{rest}", "encoder.layers.{i}.attention.attention.{rest}")
-    yield Rename(f"{LAYER}.cross_attn.{{rest}}", f"{OUR_LAYER}.cross_attention.attention.{{rest}}")
+    yield Rename(f"{LAYER}.cross_attn.{{rest}}", f"{layer}.cross_attention.attention.{{rest}}")
     yield Rename("transformer.level_embed", "neck.level_embedding.weight")
+    yield from level_rules(model, "input_proj")
+
+
+def deformable_rules(model: DeformableDETRConfig) -> Iterable[Rule]:
+    yield from deformable_attention(model, OUR_LAYER)
     yield Rename("transformer.reference_points.{rest}", "queries.reference_points.{rest}")
     for theirs, ours in PROPOSALS.items():
         yield Rename(f"transformer.{theirs}.{{rest}}", f"queries.{ours}.{{rest}}")
-    yield from level_rules(model, "input_proj")
     yield from head_rules(model, "transformer.decoder")
