@@ -146,7 +146,7 @@ class MixedQueries(TokenProposals):
         weight = self.content.weight
         if further:  # their contents are those of the first queries, again
             weight = weight.repeat(1 + further // self.num_queries + 1, 1)
-        content = weight[None, : best.shape[1]].expand(len(best), -1, -1)
+        content = weight[None, : best.shape[1]].expand(best.shape[0], -1, -1)
         queries = Queries(content, torch.zeros_like(content), selected.boxes.detach())
         return queries, Prediction(*(each[:, : self.num_queries] for each in selected))
 
