@@ -1,6 +1,6 @@
 """A detector of a hundred thousand parameters on a few real images. Imported by the tests, and a script.
 
-python run_tiny.py OUTPUT [--resume] [--curve FILE] [--results FILE] [SETTINGS AS JSON]
+python run_tiny.py OUTPUT [--resume] [--few-objects] [--curve FILE] [--results FILE] [SETTINGS AS JSON]
 """
 
 import dataclasses
@@ -10,8 +10,10 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
+from torchvision import tv_tensors
+
 from detrs.backbones.timm import BackboneConfig
-from detrs.config import Experiment, OptimizerConfig, RuntimeConfig, ScheduleConfig
+from detrs.config import CriterionConfig, Experiment, OptimizerConfig, RuntimeConfig, ScheduleConfig
 from detrs.data.digits import DigitsDataset
 from detrs.data.sample import Sample
 from detrs.data.transforms import DataConfig
@@ -20,6 +22,7 @@ from detrs.engine.evaluate import Scores
 from detrs.engine.journal import StepReport
 from detrs.engine.train import TrainResult
 from detrs.models.deformable_detr import DeformableDETRConfig
+from detrs.schema import from_dict
 
 NUM_IMAGES = {"train": 14, "val": 5}
 BACKBONE = BackboneConfig(
@@ -72,6 +75,17 @@ class Tiny(DigitsDataset):
         return super().__getitem__(index)
 
 
+class FewObjects(Tiny):
+    """Only every seventh image has objects."""
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        if index % 7 == 0:
+            return sample
+        boxes = tv_tensors.BoundingBoxes(sample.boxes[:0], format="XYXY", canvas_size=sample.original_size)
+        return sample._replace(boxes=boxes, labels=sample.labels[:0])
+
+
 def training(experiment: Experiment, output: Path | str, **options: Any) -> Generator[StepReport, None, TrainResult]:
     """``detrs.training`` on the tiny dataset, or on other data in ``options``."""
     return train.training(experiment, output, **{"train_set": Tiny("train"), "val_set": Tiny("val"), **options})
@@ -86,6 +100,9 @@ if __name__ == "__main__":
     arguments = sys.argv[1:]
     trainer.save_curves = trainer.save_predictions = trainer.save_training_batch = lambda *arguments: None
     settings = json.loads(arguments[-1]) if arguments[-1].startswith("{") else {}
+    if "criterion" in settings:  # with kinds
+        settings["criterion"] = vars(from_dict(CriterionConfig, settings["criterion"]))
+    options = {"train_set": FewObjects("train")} if "--few-objects" in arguments else {}
     best: list[Any] = []
     record = trainer.Trainer.record
 
@@ -96,7 +113,7 @@ if __name__ == "__main__":
         return is_best
 
     trainer.Trainer.record = remember  # type: ignore[method-assign]
-    reports = list(training(experiment(**settings), Path(arguments[0]), resume="--resume" in arguments))
+    reports = list(training(experiment(**settings), Path(arguments[0]), resume="--resume" in arguments, **options))
     if "--curve" in arguments and is_main_process():
         curve = [[r.loss, r.grad_norm, r.evaluation and r.evaluation.ap50] for r in reports]
         Path(arguments[arguments.index("--curve") + 1]).write_text(json.dumps(curve))

@@ -66,6 +66,27 @@ def test_best_promises_what_it_keeps_although_each_process_has_its_own_statistic
     assert alone.report.scalars()["ap50"] == pytest.approx(format.read_meta(best)["scores"]["ap50"], abs=1e-3)
 
 
+def test_processes_without_objects_do_not_block_the_options_of_training(
+    tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """All options together; nearly every step has a process whose images have no objects."""
+    criterion = {
+        "quality": "varifocal",
+        "look_forward": "twice",
+        "denoising": {"kind": "ContrastiveDenoising", "pairs": 5},
+        "assignment": {"kind": "OneToMany", "groups": 2, "queries": 8, "repeats": 2},
+    }
+    curve = tmp_path / "curve.json"
+    arguments = ("--few-objects", "--curve", curve, json.dumps({"criterion": criterion}))
+    process = start(tmp_path / "run", *arguments, launcher=LAUNCHER)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    losses = [loss for loss, _, _ in json.loads(curve.read_text())]
+    assert len(losses) == 6 and all(0 < loss < 1e3 for loss in losses)
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert {"class_denoising_0", "giou_denoising", "class_one_to_many", "box_one_to_many_0"} <= set(line["terms"])
+
+
 @pytest.mark.slow  # two launches: half a minute and more
 def test_two_processes_stop_together_and_go_on(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
     settings = {

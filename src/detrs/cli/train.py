@@ -39,6 +39,10 @@ class TrainArguments:
     PRESET is a name listed by detrs presets. With --weights it can be omitted: the model and the image size are then
     those of the weights, and the recipe is that of their preset. To resume a run: detrs train --resume FOLDER, which
     reads all settings from the folder, or repeat the original command with --resume.
+
+    Settings of several kinds have one more flag: --criterion.denoising.kind (NoDenoising, GroupDenoising or
+    ContrastiveDenoising), --criterion.assignment.kind (OneToOne or OneToMany) and, for detectors with both, that of
+    --model.classification.kind (Focal or Softmax).
     """
 
     data: str | None
