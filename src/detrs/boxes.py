@@ -6,6 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+SMALLEST_SIDE = 1e-3
+"""Smallest coordinate of a reference box in DAB-DETR and DINO: a pixel in an image of 1000."""
+
 
 def cxcywh_to_xyxy(boxes: Float[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
     """(cx, cy, w, h) to (x1, y1, x2, y2), same unit."""

@@ -13,12 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from detrs.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
+from detrs.boxes import SMALLEST_SIDE, cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
 from detrs.config.criterion import ContrastiveDenoising, GroupDenoising
 from detrs.structures import Queries, Target
-
-EPS = 1e-3
-"""Smallest side of a box with noise."""
 
 Kind = GroupDenoising | ContrastiveDenoising
 OfBoxes = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -177,7 +174,7 @@ class Denoiser(nn.Module):
         embedded = self.labels(labels).to(content.dtype)
         embedded = F.pad(embedded, (0, content.shape[2] - embedded.shape[2]), value=1.0)
         new_reference = reference.new_full((len(targets), count, 4), 0.5).index_put(where, boxes.to(reference.dtype))
-        new_reference = inverse_sigmoid(new_reference, EPS).sigmoid()  # sides can be zero or negative
+        new_reference = inverse_sigmoid(new_reference, SMALLEST_SIDE).sigmoid()  # sides can be zero or negative
         new_content, new_position = self.of_boxes(new_reference.detach())
         labelled = content.new_zeros(len(targets), count, content.shape[2]).index_put(where, embedded)
         new_content = new_content.to(content.dtype) + labelled

@@ -36,8 +36,9 @@ from detrs.layers.encoder import Encoder
 from detrs.layers.heads import DetectionHead, box_mlp, class_layer, zero_box_layer
 from detrs.layers.neck import APPLICATIONS, ChannelMapper, LevelEmbedding, PyramidNeck, normalized_projection
 from detrs.layers.position import SinePosition
+from detrs.models.deformable_layers import decoder_layer, encoder_layer
 from detrs.models.detector import Detector
-from detrs.models.dino import FRAMES, decoder_layer, encoder_layer, offset_from_anchor
+from detrs.models.dino import FRAMES, offset_from_anchor
 
 
 def build(config: DABDeformableDETRConfig, pretrained: bool = False) -> Detector:

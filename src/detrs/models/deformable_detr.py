@@ -32,22 +32,17 @@ Not published for the ablation (Table 2), and chosen here: how FPN and BiFPN are
 
 from functools import partial
 
-from torch import nn
-
 from detrs.backbones.timm import TimmBackbone
 from detrs.boxes import offset_from_box, offset_from_point
 from detrs.classification import ProposalLabels
 from detrs.config.deformable_detr import DeformableDETRConfig
 from detrs.criterion.training_objective import set_objective
-from detrs.layers.attention import SelfAttention
 from detrs.layers.autocast import tokens_for_linear_layers
-from detrs.layers.decoder import Decoder, DecoderLayer, keep, refine
-from detrs.layers.deformable_attention import DeformableCrossAttention, DeformableSelfAttention, OwnLevelSelfAttention
-from detrs.layers.encoder import Encoder, EncoderLayer
-from detrs.layers.feedforward import FeedForward
+from detrs.layers.decoder import Decoder, keep, refine
+from detrs.layers.deformable_attention import OwnLevelSelfAttention
+from detrs.layers.encoder import Encoder
 from detrs.layers.fpn import FPN, BiFPN, BiFPNLayer, normalized_smoothing
 from detrs.layers.heads import BoxCoder, DetectionHead, box_mlp, class_layer, zero_box_layer
-from detrs.layers.initialization import XAVIER
 from detrs.layers.neck import (
     APPLICATIONS,
     ChannelMapper,
@@ -57,6 +52,7 @@ from detrs.layers.neck import (
 )
 from detrs.layers.position import SinePosition
 from detrs.layers.queries import CANDIDATES, LearnedQueries, ProposalQueries, offset_from_logits
+from detrs.models.deformable_layers import decoder_layer, encoder_layer
 from detrs.models.detector import Detector
 
 PROPOSALS: ProposalLabels = "objectness"
@@ -72,7 +68,7 @@ def build(config: DeformableDETRConfig, pretrained: bool = False) -> Detector:
             SinePosition(config.dim, shift=-0.5),
             LevelEmbedding(config.num_levels, config.dim),
         ),
-        encoder=Encoder(encoder_layer(config) for _ in range(config.encoder_layers)),
+        encoder=encoder(config),
         queries=queries(config),
         decoder=decoder(config),
         classification=config.classification,
@@ -122,20 +118,9 @@ def head(config: DeformableDETRConfig, box_coder: BoxCoder, size_bias: float) ->
     return DetectionHead(classes, box_mlp(zero_box_layer(config.dim, size_bias)), box_coder)
 
 
-def encoder_layer(config: DeformableDETRConfig) -> EncoderLayer:
-    attention: nn.Module
-    if config.encoder_attention == "own-level":
-        attention = OwnLevelSelfAttention(config.dim, config.num_heads, config.num_points)
-    else:
-        attention = DeformableSelfAttention(config.dim, config.num_heads, config.num_levels, config.num_points)
-    return EncoderLayer(attention, feedforward(config), config.dim, config.dropout)
-
-
-def decoder_layer(config: DeformableDETRConfig) -> DecoderLayer:
-    self_attention = SelfAttention(config.dim, config.num_heads, config.dropout, XAVIER)
-    cross_attention = DeformableCrossAttention(config.dim, config.num_heads, config.num_levels, config.num_points)
-    return DecoderLayer(self_attention, cross_attention, feedforward(config), config.dim, config.dropout)
-
-
-def feedforward(config: DeformableDETRConfig) -> FeedForward:
-    return FeedForward(config.dim, config.ffn_dim, config.dropout, XAVIER)
+def encoder(config: DeformableDETRConfig) -> Encoder:
+    """Layers whose tokens attend to all levels, or to their own."""
+    if config.encoder_attention == "multi-scale":
+        return Encoder(encoder_layer(config) for _ in range(config.encoder_layers))
+    sizes = config.dim, config.num_heads, config.num_points
+    return Encoder(encoder_layer(config, OwnLevelSelfAttention(*sizes)) for _ in range(config.encoder_layers))

@@ -30,31 +30,24 @@ from functools import partial
 from torch import nn
 
 from detrs.backbones.timm import TimmBackbone
-from detrs.boxes import offset_from_box
+from detrs.boxes import SMALLEST_SIDE, offset_from_box
 from detrs.classification import ProposalLabels
-from detrs.config.dab_deformable_detr import DABDeformableDETRConfig
 from detrs.config.dino import DINOConfig
 from detrs.criterion.training_objective import set_objective
 from detrs.layers.anchors import AnchoredLayer, BoxPosition, Frame, in_image, on_finest_map
-from detrs.layers.attention import SelfAttention
 from detrs.layers.autocast import tokens_for_linear_layers
-from detrs.layers.decoder import DecoderLayer, LookForwardTwice, refine
-from detrs.layers.deformable_attention import DeformableCrossAttention, DeformableSelfAttention
-from detrs.layers.encoder import Encoder, EncoderLayer
-from detrs.layers.feedforward import FeedForward
+from detrs.layers.decoder import LookForwardTwice, refine
+from detrs.layers.encoder import Encoder
 from detrs.layers.heads import DetectionHead, box_mlp, class_layer, zero_box_layer
-from detrs.layers.initialization import XAVIER
 from detrs.layers.neck import APPLICATIONS, ChannelMapper, LevelEmbedding, PyramidNeck, normalized_projection
 from detrs.layers.position import SinePosition
 from detrs.layers.queries import CANDIDATES, MixedQueries, offset_from_logits
+from detrs.models.deformable_layers import decoder_layer, encoder_layer
 from detrs.models.detector import Detector
 
 FRAMES: dict[str, Frame] = {"padded": on_finest_map, "image": in_image}
 PROPOSALS: ProposalLabels = "classes"
-Deformable = DINOConfig | DABDeformableDETRConfig
-EPS = 1e-3
-"""Smallest coordinate of a reference box: 10 pixels in an image of 1000, larger than in Deformable DETR."""
-offset_from_anchor = partial(offset_from_box, eps=EPS)
+offset_from_anchor = partial(offset_from_box, eps=SMALLEST_SIDE)
 
 
 def build(config: DINOConfig, pretrained: bool = False) -> Detector:
@@ -94,18 +87,3 @@ def decoder(config: DINOConfig) -> LookForwardTwice:
     count = config.decoder_layers
     layers = [AnchoredLayer(position, decoder_layer(config)) for _ in range(count)]
     return LookForwardTwice(layers, [head] * count, refine, tokens_for_linear_layers)
-
-
-def encoder_layer(config: Deformable) -> EncoderLayer:
-    attention = DeformableSelfAttention(config.dim, config.num_heads, config.num_levels, config.num_points)
-    return EncoderLayer(attention, feedforward(config), config.dim, config.dropout)
-
-
-def decoder_layer(config: Deformable) -> DecoderLayer:
-    self_attention = SelfAttention(config.dim, config.num_heads, config.dropout, XAVIER)
-    cross_attention = DeformableCrossAttention(config.dim, config.num_heads, config.num_levels, config.num_points)
-    return DecoderLayer(self_attention, cross_attention, feedforward(config), config.dim, config.dropout)
-
-
-def feedforward(config: Deformable) -> FeedForward:
-    return FeedForward(config.dim, config.ffn_dim, config.dropout, XAVIER)

@@ -46,14 +46,11 @@ from detrs.config.criterion import CriterionConfig
 from detrs.config.efficient_detr import EfficientDETRConfig
 from detrs.criterion.objective import Objective
 from detrs.criterion.training_objective import set_objective
-from detrs.layers.attention import SelfAttention
 from detrs.layers.autocast import tokens_for_linear_layers
-from detrs.layers.decoder import Decoder, DecoderLayer, refine
-from detrs.layers.deformable_attention import DeformableCrossAttention, DeformableSelfAttention
-from detrs.layers.encoder import Encoder, EncoderLayer
-from detrs.layers.feedforward import FeedForward
+from detrs.layers.decoder import Decoder, refine
+from detrs.layers.encoder import Encoder
 from detrs.layers.heads import BoxCoder, DetectionHead, box_mlp, class_layer, zero_box_layer
-from detrs.layers.initialization import XAVIER, xavier_linear
+from detrs.layers.initialization import xavier_linear
 from detrs.layers.neck import (
     APPLICATIONS,
     ChannelMapper,
@@ -63,6 +60,7 @@ from detrs.layers.neck import (
 )
 from detrs.layers.position import SinePosition, sine_features
 from detrs.layers.queries import CANDIDATES, Candidates, best_class, offset_from_logits, proposal_anchors
+from detrs.models.deformable_layers import decoder_layer, encoder_layer
 from detrs.models.detector import Detector
 from detrs.structures import Batch, Losses, Prediction, Pyramid, Queries, Totals
 
@@ -217,18 +215,3 @@ def token_transform(config: EfficientDETRConfig) -> nn.Module:
     if not config.token_transform:
         return nn.Identity()
     return nn.Sequential(xavier_linear(config.dim, config.dim), nn.LayerNorm(config.dim))
-
-
-def encoder_layer(config: EfficientDETRConfig) -> EncoderLayer:
-    attention = DeformableSelfAttention(config.dim, config.num_heads, config.num_levels, config.num_points)
-    return EncoderLayer(attention, feedforward(config), config.dim, config.dropout)
-
-
-def decoder_layer(config: EfficientDETRConfig) -> DecoderLayer:
-    self_attention = SelfAttention(config.dim, config.num_heads, config.dropout, XAVIER)
-    cross_attention = DeformableCrossAttention(config.dim, config.num_heads, config.num_levels, config.num_points)
-    return DecoderLayer(self_attention, cross_attention, feedforward(config), config.dim, config.dropout)
-
-
-def feedforward(config: EfficientDETRConfig) -> FeedForward:
-    return FeedForward(config.dim, config.ffn_dim, config.dropout, XAVIER)
