@@ -22,6 +22,7 @@ PAGES = (
     "docs/checking.md",
     "docs/training.md",
     "docs/options.md",
+    "docs/accuracy.md",
     "docs/logging.md",
     "docs/notebooks.md",
     "docs/weights.md",
@@ -52,6 +53,8 @@ PAGES = (
 SHORT = {
     "train": "--epochs 1 --batch-size 2 --image-size 64 96 --data.augment crop --quiet",
     "demo": "--minutes 0.02 --output runs/demo --quiet",
+    "benchmark accuracy": "--minutes 0.05 --seeds 1 --batch-size 2 --image-size 64 96 "
+    "--backbone mobilenetv2_100.safetensors",
 }
 """Arguments that shorten a documented command to seconds."""
 
@@ -104,7 +107,7 @@ def shortened(command: str) -> list[str]:
     """The arguments of a command, shortened to seconds and independent of the network."""
     words = shlex.split(command)
     if "--resume" not in words:
-        words += SHORT.get(words[0], "").split()
+        words += SHORT.get(words[0], SHORT.get(" ".join(words[:2]), "")).split()
     if words[0] == "train" and "--backbone" not in words and "--resume" not in words:
         words += ["--model.backbone.weights", "none", "--model.backbone.name", "test_resnet"]
     return words

@@ -85,7 +85,10 @@ def _metavar(optional: Any) -> str | None:
     if len(kinds) != 1 or len(options) != 2:
         return None
     given = (getattr(conf, "metavar", None) for conf in getattr(kinds[0], "__metadata__", ()))
-    return next(filter(None, given), None) or _METAVARS.get(_bare(kinds[0]))
+    bare = _bare(kinds[0])
+    if typing.get_origin(bare) is tuple:
+        return " ".join(_METAVARS.get(_bare(each), "") for each in typing.get_args(bare))
+    return next(filter(None, given), None) or _METAVARS.get(bare)
 
 
 def _bare(kind: Any) -> Any:
