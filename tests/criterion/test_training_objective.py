@@ -138,16 +138,16 @@ def test_look_forward_twice_changes_gradients_only(name: str) -> None:
         assert not any("heads.2" in key for key in changed)
 
 
-def test_the_last_layer_trains_the_box_of_the_layer_before() -> None:
-    """Only with ``twice``; with ``once`` references are detached."""
-    for look_forward, reached in (("once", False), ("twice", True)):
-        detector = objective("deformable-detr-tiny", CriterionConfig(look_forward=look_forward)).detector
+@pytest.mark.parametrize("name", ["deformable-detr-tiny", "sparse-rcnn-tiny", "dab-deformable-detr-tiny"])
+def test_the_loss_of_a_layer_trains_the_refinement_before_it_and_no_earlier_one(name: str) -> None:
+    for look_forward in ("once", "twice"):
+        detector = objective(name, CriterionConfig(look_forward=look_forward)).detector
         data = batch()
         memory = detector.encoder(detector.neck(detector.backbone(data.images), data.padding))
         layers, _ = detector.decoder(detector.queries(memory)[0], memory, look_forward)
-        layers[1].boxes.retain_grad()
         layers[2].boxes.sum().backward()
-        assert (layers[1].boxes.grad is not None) == reached
+        trained = [any(p.grad is not None for p in head.box.parameters()) for head in detector.decoder.heads]
+        assert trained == [False, look_forward == "twice", True]
 
 
 @pytest.mark.parametrize(

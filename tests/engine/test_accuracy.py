@@ -101,6 +101,55 @@ def test_finished_runs_are_not_repeated(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(measured) == 9
 
 
+@pytest.mark.parametrize("content", [b'{"precious": 1}', b"3\n", b"[1]\n", b"\xff\xfe\n"])
+def test_a_file_with_other_content_stays_as_it_is(content: bytes, tmp_path: Path) -> None:
+    results = tmp_path / "other.jsonl"
+    results.write_bytes(content)
+    with pytest.raises(UserError, match=r"has other content than results of this comparison: choose another file"):
+        list(accuracy.compare(TINY, results))
+    assert results.read_bytes() == content
+
+
+def test_a_complete_last_line_without_its_end_is_kept(tmp_path: Path) -> None:
+    results = tmp_path / "runs.jsonl"
+    results.write_text('{"seed": 1}')
+    accuracy.append(results, {"seed": 2})
+    assert results.read_text() == '{"seed": 1}\n{"seed": 2}\n'
+
+
+def test_a_file_that_cannot_be_written_is_found_before_the_first_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accuracy, "measure_alone", lambda experiment: pytest.fail("a run began"))
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "runs.jsonl", tmp_path, tmp_path / ("n" * 300)):
+        with pytest.raises(UserError, match=r"^Cannot (read|write to) "):
+            list(accuracy.compare(TINY, path))
+
+
+def test_a_backbone_that_does_not_exist_is_found_before_the_first_run() -> None:
+    with pytest.raises(UserError, match="nosuch"):
+        accuracy.experiments(replace(TINY, presets=("deformable-detr-tiny", "dino-small"), backbone="nosuch"))
+
+
+def test_threads_are_those_of_earlier_runs_and_not_part_of_the_recipe(tmp_path: Path) -> None:
+    results = tmp_path / "runs.jsonl"
+    assert accuracy.threads_of(results, TINY) is None
+    (one, setting), *_ = accuracy.experiments(TINY)
+    (two, _), *_ = accuracy.experiments(replace(TINY, threads=2))
+    assert accuracy.recipe_digest(one) == accuracy.recipe_digest(two)
+    accuracy.append(results, {"subject": "x", "seed": 1, "setting": {**setting, "threads": 3}})
+    assert accuracy.threads_of(results, TINY) == 3
+    assert accuracy.threads_of(results, replace(TINY, minutes=5.0)) is None
+
+
+def test_queries_of_small_presets_follow_from_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digits, "MAX_OBJECTS", 120)
+    comparison = replace(TINY, presets=("deformable-detr-small",))
+    model = accuracy.experiments(comparison)[0][0].model
+    assert model.num_queries == 250  # type: ignore[union-attr]
+
+
 def test_a_run_counts_images_and_memory() -> None:
     experiment, _ = accuracy.experiments(replace(TINY, image_size=(64, 96)))[0]
     found = accuracy.measure(experiment)

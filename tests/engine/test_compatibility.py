@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 
-from detrs.engine.compatibility import check_batch_norm, check_divisible
+from detrs.config import Experiment
+from detrs.config.criterion import OneToMany
+from detrs.data.digits import DigitsDataset
+from detrs.engine.compatibility import check_batch_norm, check_divisible, for_data, object_limit
 from detrs.errors import UserError
 from detrs.presets import preset
 
@@ -27,6 +30,22 @@ def test_a_batch_that_cannot_be_divided(batch_size: int, world_size: int, accumu
 @pytest.mark.parametrize(("batch_size", "world_size", "accumulate"), [(1, 1, 1), (16, 4, 4), (12, 3, 2)])
 def test_a_batch_that_can_be_divided(batch_size: int, world_size: int, accumulate: int) -> None:
     check_divisible(batch_size, world_size, accumulate)
+
+
+def test_further_queries_must_suffice_for_all_repeats() -> None:
+    start = preset("deformable-detr-tiny")
+
+    def with_queries(number: int) -> Experiment:
+        assignment = OneToMany(queries=number, repeats=6)
+        return replace(start, criterion=replace(start.criterion, assignment=assignment))
+
+    data = DigitsDataset("train", 2)  # at most ten objects
+    for_data(with_queries(60), data, data)
+    with pytest.raises(UserError, match=r"criterion\.assignment\.queries to at least 60, or .*repeats to fewer"):
+        for_data(with_queries(59), data, data)
+    mosaic = replace(with_queries(100), data=replace(start.data, mosaic=0.5))
+    assert object_limit(mosaic, 10) == 16
+    assert object_limit(replace(with_queries(240), data=mosaic.data), 10) is None
 
 
 @pytest.mark.parametrize(

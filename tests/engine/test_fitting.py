@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from detrs.cli.train import fitted_to_data
-from detrs.config import Experiment, validate
+from detrs.cli.train import as_saved, fitted_to_data, given_settings
+from detrs.config import Experiment, save, validate
 from detrs.data import open_dataset
-from detrs.engine.fitting import FITTED, SETTINGS, TrainingImages, fitted, training_images
+from detrs.engine.fitting import TrainingImages, fitted, training_images
 from detrs.errors import counted
 from detrs.presets import preset
+from detrs.presets.fitted import FITTED, FITTED_SETTINGS
 
 SMALL = preset("dino-small")  # 288 x 384, batch 4, 100 queries
 LARGE_BOXES = ((288, 384, 40.0),) * 20
@@ -24,7 +25,7 @@ def facts(images: int = 205, most: int = 20, boxes: Any = LARGE_BOXES) -> Traini
 
 @pytest.mark.parametrize(
     ("images", "epochs", "batch"),
-    [(205, 58, 4), (88, 136, 4), (20, 300, 4), (1, 300, 4), (1999, 12, 4), (2000, 12, 8), (500, 24, 4)],
+    [(205, 59, 4), (88, 136, 4), (20, 300, 4), (7, 300, 4), (1, 300, 4), (1999, 12, 4), (2000, 12, 8), (500, 24, 4)],
 )
 def test_epochs_make_about_equal_numbers_of_steps(images: int, epochs: int, batch: int) -> None:
     found, reasons = fitted(SMALL, facts(images))
@@ -47,7 +48,7 @@ def test_queries_and_detections_for_the_image_with_most_objects() -> None:
     assert fitted(SMALL, facts(most=3))[0].model.num_queries == 100  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(("side", "size"), [(8.0, (288, 384)), (6.4, (384, 480)), (1.0, (448, 576))])
+@pytest.mark.parametrize(("side", "size"), [(8.0, (288, 384)), (6.4, (384, 480)), (1.0, (416, 576))])
 def test_larger_images_for_small_objects(side: float, size: tuple[int, int]) -> None:
     """Of the objects of images of 288 x 384, a fifth is small; cells of the finest map have 8 pixels."""
     boxes = ((288, 384, side),) * 4 + LARGE_BOXES[:16]
@@ -58,7 +59,7 @@ def test_a_few_small_objects_do_not_change_the_size() -> None:
     assert fitted(SMALL, facts(boxes=((288, 384, 1.0), *LARGE_BOXES)))[0].data.resize_to == (288, 384)
 
 
-@pytest.mark.parametrize("place", SETTINGS)
+@pytest.mark.parametrize("place", FITTED_SETTINGS)
 def test_given_settings_stay(place: str) -> None:
     boxes = ((288, 384, 2.0),) * 9
     found, reasons = fitted(SMALL, facts(2500, 300, boxes), {place})
@@ -100,14 +101,37 @@ def test_the_command_prints_reasons_and_keeps_what_is_given(tmp_path: Path, caps
 
     def read(experiment: Experiment, *words: str, quiet: bool = False) -> Experiment:
         path = replace(experiment, data=replace(experiment.data, path=str(tmp_path)))
-        return fitted_to_data(path, list(words), quiet=quiet)
+        return fitted_to_data(path, given_settings(list(words)), quiet=quiet)
 
     found = read(SMALL, "--image-size", "288", "384", "--optimizer.ema-decay=0.998")
     assert found.schedule.epochs == 300 and found.optimizer.ema_decay == 0.998
     text = capsys.readouterr().err
-    assert "--epochs 300 instead of 60: 1 image, 300 steps of 4 images; about 3,000 are needed" in text
+    assert "--epochs 300 instead of 60: 1 image, 300 steps of 4 images; at most 300 epochs" in text
     assert "--fixed-settings" in text
     read(SMALL, quiet=True)
-    tiny = preset("deformable-detr-tiny")
-    assert read(tiny).schedule == tiny.schedule
     assert capsys.readouterr().err == ""
+
+
+def test_steps_are_those_of_the_training() -> None:
+    """The incomplete last batch of an epoch is dropped: seven images are one step of four."""
+    found, reasons = fitted(SMALL, facts(7))
+    assert found.optimizer.ema_decay == 0.98
+    assert "schedule.epochs 300 instead of 60: 7 images, 300 steps of 4 images; at most 300 epochs" in reasons
+
+
+def test_with_a_time_limit_the_steps_are_not_known() -> None:
+    limited = replace(SMALL, schedule=replace(SMALL.schedule, max_minutes=5.0))
+    found, _ = fitted(limited, facts(20, 130))
+    assert found.schedule == limited.schedule and found.optimizer == limited.optimizer
+    assert found.evaluation.every_epochs == limited.evaluation.every_epochs
+    assert found.model.num_queries == 300  # type: ignore[union-attr]
+
+
+def test_a_repeated_command_resumes_with_the_settings_of_the_run(tmp_path: Path) -> None:
+    before, _ = fitted(SMALL, facts(88, 130))
+    (tmp_path / "run").mkdir()
+    save(before, tmp_path / "run" / "experiment.json")
+    assert as_saved(SMALL, tmp_path / "run", set()) == before
+    longer = replace(SMALL, schedule=replace(SMALL.schedule, epochs=500))
+    found = as_saved(longer, tmp_path / "run", given_settings(["--epochs", "500"]))
+    assert found.schedule.epochs == 500 and found.model == before.model

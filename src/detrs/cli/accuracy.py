@@ -82,7 +82,9 @@ def run(argv: list[str]) -> None:
     )
     accuracy.check(comparison)
     runtime = RuntimeConfig(device=arguments.device, threads=arguments.threads)
-    comparison = replace(comparison, threads=threads_beside_others(runtime))
+    if arguments.threads is None:
+        threads = accuracy.threads_of(arguments.output, comparison) or threads_beside_others(runtime)
+        comparison = replace(comparison, threads=threads)
     screen, progress = console(as_json=arguments.json), console(as_json=True)
 
     def show(number: int, runs: int, experiment: Experiment, is_done: bool) -> None:

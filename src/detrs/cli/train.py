@@ -4,6 +4,7 @@ import dataclasses
 import operator
 import os
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -23,6 +24,7 @@ from detrs.data import data_exists, data_root
 from detrs.engine.run import RunFolder
 from detrs.errors import UserError
 from detrs.presets import preset
+from detrs.presets.fitted import FITTED, FITTED_SETTINGS
 
 if TYPE_CHECKING:
     from detrs.engine.train import TrainResult
@@ -103,8 +105,12 @@ def run(argv: list[str]) -> None:
     from detrs.engine.runtime import is_main_process
     from detrs.engine.train import train
 
-    if not (arguments.resume or arguments.fixed_settings):
-        experiment = fitted_to_data(experiment, argv, quiet=arguments.quiet)
+    if experiment.name in FITTED and not arguments.fixed_settings:
+        given = given_settings(argv)
+        if arguments.resume:
+            experiment = as_saved(experiment, output, given)
+        else:
+            experiment = fitted_to_data(experiment, given, quiet=arguments.quiet)
     threads = threads_beside_others(experiment.runtime)
     experiment = dataclasses.replace(experiment, runtime=dataclasses.replace(experiment.runtime, threads=threads))
     result = train(experiment, output, resume=arguments.resume, quiet=arguments.quiet)
@@ -115,18 +121,39 @@ def run(argv: list[str]) -> None:
         print_json(to_json(result))
 
 
-def fitted_to_data(experiment: Experiment, argv: list[str], *, quiet: bool) -> Experiment:
-    """The experiment with settings that follow from its data, if its preset is one of those; prints what changes."""
-    from detrs.engine.fitting import FITTED, SETTINGS, fitted, training_images
-
-    if experiment.name not in FITTED or is_given("weights", argv):
-        return experiment
-    from detrs.engine.runtime import is_main_process
-    from detrs.engine.train import datasets
-
+def given_settings(argv: list[str]) -> set[str]:
+    """The settings of ``FITTED_SETTINGS`` that ``argv`` contains."""
     short = {place: flag for flag, place in COMMON_FLAGS.items()}
-    given = {place for place in SETTINGS if is_given(place, argv) or is_given(short.get(place, place), argv)}
-    experiment, reasons = fitted(experiment, training_images(datasets(experiment, None, None)[0]), given)
+    return {place for place in FITTED_SETTINGS if is_given(place, argv) or is_given(short.get(place, place), argv)}
+
+
+def as_saved(experiment: Experiment, output: Path, given: Collection[str]) -> Experiment:
+    """The experiment of a command that is repeated with --resume: settings that followed from the data stay."""
+    saved = config.load(RunFolder(output).experiment)
+    for place in set(FITTED_SETTINGS) - set(given):
+        section, _, name = place.partition(".")
+        if hasattr(getattr(experiment, section), name):
+            changed: Any = dataclasses.replace(
+                getattr(experiment, section), **{name: operator.attrgetter(place)(saved)}
+            )
+            sections: dict[str, Any] = {section: changed}
+            experiment = dataclasses.replace(experiment, **sections)
+    return experiment
+
+
+def fitted_to_data(experiment: Experiment, given: Collection[str], *, quiet: bool) -> Experiment:
+    """The experiment with settings that follow from its data; prints what changes."""
+    from detrs.data import open_dataset
+    from detrs.data.opening import open_splits
+    from detrs.engine.fitting import fitted, training_images
+    from detrs.engine.runtime import is_main_process
+
+    data = experiment.data
+    if data.val_fraction is None:
+        train_set = open_dataset(data.path, data.train_split, keep_empty=data.keep_empty)
+    else:
+        train_set = open_splits(data)[0]
+    experiment, reasons = fitted(experiment, training_images(train_set), given)
     config.validate(experiment)
     if reasons and not quiet and is_main_process():
         lines = [flags.with_flags(reason, "train") for reason in reasons]

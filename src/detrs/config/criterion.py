@@ -104,11 +104,12 @@ class CriterionConfig:
     auxiliary: bool = True
     """Supervise every decoder layer, not only the last."""
     quality: Quality = "none"
-    """What the score of a matched query is trained to be; with the focal loss only. ``none``: 1. ``varifocal``: the IoU
-    of its box and the object (VarifocalNet, 3.2, as in RT-DETR). ``matchability``: a power of it (DEIM, Eq. 4)."""
+    """What the score of a matched query is trained to be; with the focal loss only, whose alpha and gamma then are for
+    the matching alone. ``none``: 1. ``varifocal``: the IoU of its box and the object (VarifocalNet, 3.2, as in
+    RT-DETR). ``matchability``: a power of it (DEIM, Eq. 4)."""
     look_forward: Literal["once", "twice"] = "once"
     """``twice``: the loss of a decoder layer also trains the box that the layer before refined (DINO, 3.4); for
-    detectors that refine boxes. DINO itself does so in any case."""
+    detectors that refine boxes. DINO and DAB-DETR do so in any case."""
     denoising: Denoising = field(default_factory=NoDenoising)
     """Further queries in training, which do not change the detector."""
     assignment: Assignment = field(default_factory=OneToOne)

@@ -30,12 +30,15 @@ from detrs.config.data import NO_SPLIT
 from detrs.data.opening import open_splits
 from detrs.devices import pick_device
 from detrs.engine.compatibility import for_data
+from detrs.engine.fitting import fitted, training_images
 from detrs.engine.run import RunFolder
 from detrs.engine.train import train, training
 from detrs.errors import UserError
-from detrs.files import os_errors
+from detrs.files import is_present, os_errors
+from detrs.models import build
 from detrs.precision import resolve
 from detrs.presets import preset
+from detrs.presets.fitted import FITTED, FITTED_SETTINGS
 from detrs.schema import from_dict, to_dict
 from detrs.visualization.curves import read_lines
 
@@ -104,14 +107,17 @@ def experiments(comparison: Comparison) -> list[tuple[Experiment, Line]]:
     prepared = [_prepared(preset(name), comparison, size) for name in dict.fromkeys(comparison.presets)]
     train_set, val_set = open_splits(prepared[0].data)
     assert val_set is not None
-    for experiment in prepared:  # all of them, before the first takes its minutes
+    given = set(FITTED_SETTINGS) - {"model.num_queries", "evaluation.max_detections"}
+    for number, experiment in enumerate(prepared):  # all of them, before the first takes its minutes
+        if experiment.name in FITTED:  # as in detrs train
+            experiment = prepared[number] = fitted(experiment, training_images(train_set), given)[0]
         try:
-            for_data(experiment, train_set, val_set)
+            build(for_data(experiment, train_set, val_set).model)
         except UserError as error:
             raise UserError(f"{experiment.name} cannot be trained on '{comparison.data}': {error}") from None
     digest = hashlib.sha256((train_set.fingerprint() + val_set.fingerprint()).encode()).hexdigest()
     setting = {
-        "data": comparison.data if comparison.data == "digits" else Path(comparison.data).resolve().name,
+        "data": data_name(comparison),
         "fingerprint": digest[:16],
         "num_images": [len(train_set), len(val_set)],
         "minutes": comparison.minutes,
@@ -122,6 +128,11 @@ def experiments(comparison: Comparison) -> list[tuple[Experiment, Line]]:
     }
     seeds = range(FIRST_SEED, FIRST_SEED + comparison.seeds)
     return [(replace(experiment, seed=seed), setting) for seed in seeds for experiment in prepared]
+
+
+def data_name(comparison: Comparison) -> str:
+    """The dataset in results: ``digits``, or the name of its folder."""
+    return comparison.data if comparison.data == "digits" else Path(comparison.data).resolve().name
 
 
 def _prepared(own: Experiment, comparison: Comparison, size: tuple[int, int]) -> Experiment:
@@ -159,7 +170,8 @@ def _prepared(own: Experiment, comparison: Comparison, size: tuple[int, int]) ->
 
 def recipe_digest(experiment: Experiment) -> str:
     """Digest of all settings of a run but its seed and the place of its data."""
-    neutral = replace(experiment, seed=FIRST_SEED, data=replace(experiment.data, path=None))
+    runtime = replace(experiment.runtime, threads=None)  # a part of the setting
+    neutral = replace(experiment, seed=FIRST_SEED, runtime=runtime, data=replace(experiment.data, path=None))
     return hashlib.sha256(json.dumps(to_dict(neutral), sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -175,16 +187,56 @@ def finished(results: Path, wanted: Line) -> Line | None:
     Raises:
         UserError: the file cannot be read, or a line is not JSON.
     """
-    if not results.exists():
-        return None
-    with os_errors(f"Cannot read '{results}'"):
-        lines = read_lines(results)
-    same = (line for line in reversed(lines) if all(line.get(name) == value for name, value in wanted.items()))
+    same = (line for line in reversed(runs_in(results)) if all(line.get(key) == value for key, value in wanted.items()))
     return next(same, None)
 
 
+def runs_in(results: Path) -> list[Line]:
+    """The lines of ``results``; none if there is no such file.
+
+    Raises:
+        UserError: the file cannot be read, or has other content than results of this comparison.
+    """
+    with os_errors(f"Cannot read '{results}'"):
+        if not is_present(results):
+            return []
+        try:
+            lines = read_lines(results)
+        except UnicodeDecodeError:
+            lines = [None]  # type: ignore[list-item]
+    if not all(isinstance(line, dict) and {"subject", "seed", "setting"} <= line.keys() for line in lines):
+        raise UserError(
+            f"'{results}' has other content than results of this comparison: choose another file with --output."
+        )
+    return lines
+
+
+def threads_of(results: Path, comparison: Comparison) -> int | None:
+    """The threads of the newest run in ``results`` on the same data for the same minutes, so that the command can be
+    repeated while the machine is loaded differently; ``None`` if there is none."""
+    name = data_name(comparison)
+    for line in reversed(runs_in(results)):
+        setting = line["setting"]
+        if (setting.get("data"), setting.get("minutes")) == (name, comparison.minutes):
+            threads: int | None = setting.get("threads")
+            return threads
+    return None
+
+
+def check_writable(results: Path) -> None:
+    """Check that lines can be appended, before the first run takes its minutes.
+
+    Raises:
+        UserError: they cannot.
+    """
+    with os_errors(f"Cannot write to '{results}'"):
+        results.parent.mkdir(parents=True, exist_ok=True)
+        with results.open("ab"):
+            pass
+
+
 def append(results: Path, line: Line) -> None:
-    """Appends a line; an incomplete last line, as a full disk leaves it, is removed.
+    """Append a line, after an incomplete last one, as a full disk leaves it, is removed.
 
     Raises:
         UserError: the file cannot be written.
@@ -193,8 +245,22 @@ def append(results: Path, line: Line) -> None:
         results.parent.mkdir(parents=True, exist_ok=True)
         with results.open("a+b") as file:
             file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
+            content = file.read()
+            end = content.rfind(b"\n") + 1
+            if end < len(content) and is_json(content[end:]):
+                file.write(b"\n")
+            else:
+                file.truncate(end)
             file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+
+
+def is_json(line: bytes) -> bool:
+    """Whether a line without its end is complete."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def measure(experiment: Experiment) -> Line:
@@ -298,6 +364,7 @@ def compare(
         UserError: an argument is invalid, or a run failed. Lines of earlier runs are kept.
     """
     runs = experiments(comparison)
+    check_writable(results)
     for number, (experiment, setting) in enumerate(runs, start=1):
         wanted = key(experiment, setting)
         line = finished(results, wanted)

@@ -3,6 +3,7 @@
 import dataclasses
 
 from detrs.config import Experiment
+from detrs.config.criterion import OneToMany
 from detrs.config.data import most_objects
 from detrs.config.models import ModelSettings
 from detrs.data.sample import Dataset
@@ -55,6 +56,13 @@ def for_data(experiment: Experiment, train_set: Dataset, val_set: Dataset) -> Ex
     data, names = experiment.data, train_set.classes.names
     check_same_classes(names, val_set.classes.names, f"the split '{data.train_split}'", f"the split '{data.val_split}'")
     experiment.model.check_capacity(train_set.max_objects)
+    assignment = experiment.criterion.assignment
+    if isinstance(assignment, OneToMany) and assignment.queries < assignment.repeats * train_set.max_objects:
+        raise UserError(
+            f"An image of the dataset has {train_set.max_objects} objects, each of which is matched with "
+            f"{assignment.repeats} of {assignment.queries} further queries: set criterion.assignment.queries to at "
+            f"least {assignment.repeats * train_set.max_objects}, or criterion.assignment.repeats to fewer."
+        )
     return dataclasses.replace(
         experiment,
         model=dataclasses.replace(experiment.model, num_classes=len(names)),
@@ -70,12 +78,18 @@ def object_limit(experiment: Experiment, max_objects: int) -> int | None:
         max_objects: largest number of objects in one image of the data.
     """
     most = most_objects(experiment.data, max_objects)
-    if _can_detect(experiment.model, most):
-        return None
-    enough, too_many = max_objects, most
+    assignment = experiment.criterion.assignment
+    if isinstance(assignment, OneToMany) and assignment.repeats * most > assignment.queries:
+        most = assignment.queries // assignment.repeats
+        return most if _can_detect(experiment.model, most) else _limit(experiment.model, max_objects, most)
+    return None if _can_detect(experiment.model, most) else _limit(experiment.model, max_objects, most)
+
+
+def _limit(model: ModelSettings, enough: int, too_many: int) -> int:
+    """The largest number of objects that the model can detect, between one that it can and one that it cannot."""
     while too_many - enough > 1:
         middle = (enough + too_many) // 2
-        enough, too_many = (middle, too_many) if _can_detect(experiment.model, middle) else (enough, middle)
+        enough, too_many = (middle, too_many) if _can_detect(model, middle) else (enough, middle)
     return enough
 
 

@@ -10,22 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from detrs.config import Experiment
+from detrs.data.loader import steps_per_epoch
 from detrs.data.preprocessing import resized_size
 from detrs.data.sample import Dataset
 from detrs.errors import counted
 
-FITTED = ("deformable-detr-small", "dino-small", "faster-rcnn-small")
-"""Presets whose settings follow from the data in ``detrs train``."""
-SETTINGS = (
-    "data.batch_size",
-    "schedule.epochs",
-    "optimizer.ema_decay",
-    "evaluation.every_epochs",
-    "model.num_queries",
-    "evaluation.max_detections",
-    "data.resize_to",
-)
-"""The settings that may change."""
 STEPS = 3_000
 """Optimizer steps of a training from a backbone trained on ImageNet."""
 EPOCHS = (12, 300)
@@ -42,6 +31,8 @@ SMALL_SHARE = 0.1
 """Fraction of objects that may be smaller than the stride of the finest feature map."""
 LARGEST_FACTOR = 1.5
 """Largest factor of the image size."""
+STEP = 32
+"""Larger image sizes are multiples of this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,19 +85,8 @@ def changes(start: Experiment, data: TrainingImages, given: Collection[str]) -> 
     if "data.batch_size" not in given and data.images >= MANY_IMAGES:
         batch *= 2
         yield "data.batch_size", batch, f"{counted(data.images, 'image')} are enough for larger batches"
-    per_epoch = math.ceil(data.images / batch)
-    epochs = start.schedule.epochs
-    if "schedule.epochs" not in given:
-        epochs = min(max(round(STEPS / per_epoch), EPOCHS[0]), EPOCHS[1])
-        steps = f"{epochs * per_epoch:,} steps of {counted(batch, 'image')}"
-        yield "schedule.epochs", epochs, f"{counted(data.images, 'image')}, {steps}; about {STEPS:,} are needed"
-    steps_in_all = epochs * per_epoch
-    if start.optimizer.ema_decay is not None:
-        decay = min(max(1 - AVERAGED / steps_in_all, 0.9), 0.9998)
-        decay = round(decay, 4)
-        yield "optimizer.ema_decay", decay, f"an average over one sixth of {steps_in_all:,} steps"
-    every = max(epochs // EVALUATIONS, 1)
-    yield "evaluation.every_epochs", every, f"about {EVALUATIONS} evaluations in {epochs} epochs"
+    if start.schedule.max_minutes is None:  # else the time decides how many steps there are
+        yield from of_length(start, data, batch, given)
     if hasattr(start.model, "num_queries"):
         wanted = math.ceil(QUERIES_PER_OBJECT * data.most_objects / 50) * 50
         reason = f"two for each object of the image with most, {data.most_objects}"
@@ -118,14 +98,38 @@ def changes(start: Experiment, data: TrainingImages, given: Collection[str]) -> 
         yield "data.resize_to", *larger(start, data)
 
 
+def of_length(
+    start: Experiment, data: TrainingImages, batch: int, given: Collection[str]
+) -> Iterator[tuple[str, Any, str]]:
+    """The settings that depend on the number of steps."""
+    per_epoch, epochs = steps_per_epoch(data.images, batch), start.schedule.epochs
+    if "schedule.epochs" not in given:
+        epochs = min(max(round(STEPS / per_epoch), EPOCHS[0]), EPOCHS[1])
+        limit = {EPOCHS[0]: f"at least {EPOCHS[0]} epochs", EPOCHS[1]: f"at most {EPOCHS[1]} epochs"}
+        aim = limit.get(epochs, f"about {STEPS:,} steps are needed")
+        steps = f"{epochs * per_epoch:,} steps of {counted(batch, 'image')}"
+        yield "schedule.epochs", epochs, f"{counted(data.images, 'image')}, {steps}; {aim}"
+    steps_in_all = epochs * per_epoch
+    if start.optimizer.ema_decay is not None:
+        decay = round(min(max(1 - AVERAGED / steps_in_all, 0.9), 0.9998), 4)
+        yield "optimizer.ema_decay", decay, f"an average over one sixth of {steps_in_all:,} steps"
+    if start.evaluation.every_steps is None:
+        every = max(epochs // EVALUATIONS, 1)
+        yield "evaluation.every_epochs", every, f"about {EVALUATIONS} evaluations in {counted(epochs, 'epoch')}"
+
+
 def larger(start: Experiment, data: TrainingImages) -> tuple[tuple[int, int], str]:
     """An image size at which at most a tenth of the objects are smaller than a cell of the finest feature map."""
     stride, size = 2 ** min(start.model.backbone.stages), start.data.resize_to
     sides = sorted(side * resized_size((h, w), size)[0] / h for h, w, side in data.boxes)
     at = sides[int(SMALL_SHARE * len(sides))]
-    factor = min(max(stride / max(at, 1e-6), 1.0), LARGEST_FACTOR)
-    short, long = (math.ceil(factor * side / 32 - 1e-9) * 32 if factor > 1 else side for side in size)
-    return (short, long), f"a tenth of the objects are smaller than {at:.0f} pixels, and cells have {stride}"
+    wanted = max(stride / max(at, 1e-6), 1.0)
+    factor, rounded = (wanted, math.ceil) if wanted < LARGEST_FACTOR else (LARGEST_FACTOR, math.floor)
+    short, long = (rounded(factor * side / STEP + (1e-9 if rounded is math.floor else -1e-9)) * STEP for side in size)
+    reason = f"a tenth of the objects are smaller than {at:.1f} pixels, and cells have {stride}"
+    if wanted > LARGEST_FACTOR:
+        reason += f"; at most {LARGEST_FACTOR} times larger"
+    return (size if factor == 1 else (short, long)), reason
 
 
 def shown(value: Any) -> str:

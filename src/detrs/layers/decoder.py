@@ -73,38 +73,50 @@ class Decoder(nn.Module):
     def forward(
         self, queries: Queries, memory: Pyramid, look_forward: LookForward = "once"
     ) -> tuple[tuple[Prediction, ...], Queries]:
-        """The prediction of each layer, and the final queries.
-
-        ``look_forward``: ``twice`` changes gradients only: each box starts from the box that the layer before
-        predicted, not detached, so that the loss of a layer also trains that (DINO, 3.4). For ``refine``.
-        """
+        """The prediction of each layer, and the final queries; ``look_forward`` changes gradients only."""
+        if look_forward == "twice":
+            return self.forward_twice(queries, memory)
         predictions, attended = [], self.memory_of_layers(memory)
-        start = queries.reference
         for layer, head in zip(self.layers, self.heads, strict=True):
             queries = layer(queries, attended)
-            predictions.append(head(queries.with_reference(start), memory))
+            predictions.append(head(queries, memory))
             queries = self.next_reference(queries, predictions[-1].boxes)
-            start = predictions[-1].boxes if look_forward == "twice" else queries.reference
         return tuple(predictions), queries
+
+    def forward_twice(self, queries: Queries, memory: Pyramid) -> tuple[tuple[Prediction, ...], Queries]:
+        """The same, but a prediction starts from the box that the layer before refined, with its gradient.
+
+        So the loss of a layer also trains the refinement before it, and no earlier one: that started from a detached
+        reference (DINO, 3.4). For ``refine``.
+        """
+        predictions: list[Prediction] = []
+        attended, start = self.memory_of_layers(memory), queries.reference
+        for index, (layer, head) in enumerate(zip(self.layers, self.heads, strict=True)):
+            if index > 0:
+                start = self.refined(self.heads[index - 1], queries, memory)
+                queries = self.next_reference(queries, start)
+            queries = layer(queries, attended)
+            predictions.append(head(queries.with_reference(start), memory))
+        return tuple(predictions), self.next_reference(queries, predictions[-1].boxes)
+
+    def refined(self, head: nn.Module, queries: Queries, memory: Pyramid) -> Float[Tensor, "B Q 4"]:
+        """The box that a layer passes on, from its detached reference."""
+        boxes: Tensor = head(queries, memory).boxes
+        return boxes
 
 
 class LookForwardTwice(Decoder):
-    """A decoder whose heads refine boxes twice: with the head of its layer, and with that of the next (DINO, 3.4).
+    """A decoder whose predictions always start from the refined box of the layer before (DAB-DETR, DINO).
 
-    A prediction starts from the box that the layer before refined, with its gradient, so the loss of a layer also
-    trains the refinement before it. References of layers are detached by ``next_reference``. Both boxes of a head
-    differ if it has a normalization, which is applied for the prediction only, as in the authors' code.
+    The box that a layer passes on differs from its prediction if its head has a normalization, which is applied for the
+    prediction only, as in the authors' code.
     """
 
     def forward(
         self, queries: Queries, memory: Pyramid, look_forward: LookForward = "twice"
     ) -> tuple[tuple[Prediction, ...], Queries]:
-        predictions: list[Prediction] = []
-        attended, start = self.memory_of_layers(memory), queries.reference
-        for index, (layer, head) in enumerate(zip(self.layers, self.heads, strict=True)):
-            if index > 0:
-                start = self.heads[index - 1].refined(queries)  # type: ignore[operator]
-                queries = self.next_reference(queries, start)
-            queries = layer(queries, attended)
-            predictions.append(head(queries.with_reference(start), memory))
-        return tuple(predictions), self.next_reference(queries, predictions[-1].boxes)
+        return self.forward_twice(queries, memory)
+
+    def refined(self, head: nn.Module, queries: Queries, memory: Pyramid) -> Float[Tensor, "B Q 4"]:
+        boxes: Tensor = head.refined(queries)  # type: ignore[operator]
+        return boxes
