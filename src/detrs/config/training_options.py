@@ -9,8 +9,7 @@ from detrs.config.deformable_detr import DeformableDETRConfig
 from detrs.config.dino import DINOConfig
 from detrs.config.dynamic_detr import DynamicDETRConfig
 from detrs.config.efficient_detr import EfficientDETRConfig
-from detrs.config.faster_rcnn import FasterRCNNConfig
-from detrs.config.models import ModelConfig
+from detrs.config.models import ModelSettings
 from detrs.config.sparse_rcnn import SparseRCNNConfig
 from detrs.errors import UserError
 
@@ -18,16 +17,17 @@ BOXES = (DABDETRConfig, DABDeformableDETRConfig, DINOConfig, DynamicDETRConfig, 
 """Detectors whose queries are boxes from the start, and refined by every layer."""
 
 
-def check_options(config: CriterionConfig, model: ModelConfig) -> None:
+def check_options(config: CriterionConfig, model: ModelSettings) -> None:
     """Check that the detector can be trained with these options.
 
     Raises:
         UserError: naming the option, and the detectors that have it.
     """
-    name, is_deformable = type(model).__name__, isinstance(model, DeformableDETRConfig)
-    from_boxes = isinstance(model, BOXES) or (is_deformable and model.queries == "proposals")  # type: ignore[union-attr]
-    refines = isinstance(model, BOXES) or (is_deformable and model.reference == "refine")  # type: ignore[union-attr]
-    has_focal_loss = not isinstance(model, FasterRCNNConfig) and isinstance(model.classification, Focal)
+    name, from_boxes, refines = type(model).__name__, isinstance(model, BOXES), isinstance(model, BOXES)
+    if isinstance(model, DeformableDETRConfig):
+        from_boxes, refines = model.queries == "proposals", model.reference == "refine"
+    has_queries = hasattr(model, "num_queries")
+    has_focal_loss = has_queries and isinstance(getattr(model, "classification", None), Focal)
     if not isinstance(config.denoising, NoDenoising) and not (from_boxes and has_focal_loss):
         raise UserError(
             "criterion.denoising needs a detector with the focal loss whose queries are boxes from the start (DAB-DETR "
@@ -44,7 +44,8 @@ def check_options(config: CriterionConfig, model: ModelConfig) -> None:
             f"criterion.quality '{config.quality}' needs a detector with the focal loss (model.classification), got "
             f"{name}: set it to 'none'."
         )
-    if isinstance(config.assignment, OneToMany) and isinstance(model, AnchorDETRConfig | FasterRCNNConfig):
+    can_be_added = has_queries and not isinstance(model, AnchorDETRConfig)
+    if isinstance(config.assignment, OneToMany) and not can_be_added:
         raise UserError(
             f"criterion.assignment OneToMany needs a detector with object queries that can be added, got {name}: set "
             "its kind to OneToOne."
