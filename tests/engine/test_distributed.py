@@ -74,7 +74,7 @@ def test_processes_without_objects_do_not_block_the_options_of_training(
         "quality": "varifocal",
         "look_forward": "twice",
         "denoising": {"kind": "ContrastiveDenoising", "pairs": 5},
-        "assignment": {"kind": "OneToMany", "groups": 2, "queries": 8, "repeats": 2},
+        "assignment": {"kind": "OneToMany", "groups": 2, "queries": 20, "repeats": 2},
     }
     curve = tmp_path / "curve.json"
     arguments = ("--few-objects", "--curve", curve, json.dumps({"criterion": criterion}))
