@@ -56,7 +56,7 @@ def build(config: DABDeformableDETRConfig, pretrained: bool = False) -> Detector
         queries=queries(config),
         decoder=decoder(config),
         classification=config.classification,
-        objective=partial(set_objective, learned=lambda count: queries(replace(config, num_queries=count))),
+        objective=partial(set_objective, learned=partial(further_queries, config)),
     )
 
 
@@ -65,6 +65,11 @@ def queries(config: DABDeformableDETRConfig) -> AnchorQueries:
     learned = config.dim - 1 if config.indicator else config.dim
     content = LearnedContent(config.num_queries, 1, learned, indicator=config.indicator)
     return AnchorQueries(config.num_queries, 1, content)
+
+
+def further_queries(config: DABDeformableDETRConfig, count: int) -> AnchorQueries:
+    """``count`` more queries for training."""
+    return queries(replace(config, num_queries=count))
 
 
 def decoder(config: DABDeformableDETRConfig) -> Decoder:

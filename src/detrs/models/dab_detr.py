@@ -74,15 +74,18 @@ def build(config: DABDETRConfig, pretrained: bool = False) -> Detector:
         queries=queries(config),
         decoder=decoder(config),
         classification=config.classification,
-        objective=partial(
-            set_objective, learned=lambda count: queries(replace(config, num_queries=count, num_patterns=0))
-        ),
+        objective=partial(set_objective, learned=partial(further_queries, config)),
     )
 
 
 def queries(config: DABDETRConfig) -> AnchorQueries:
     """Learned boxes, each with the contents of all patterns."""
     return AnchorQueries(num_anchors(config), max(config.num_patterns, 1), content(config))
+
+
+def further_queries(config: DABDETRConfig, count: int) -> AnchorQueries:
+    """``count`` more queries for training, without patterns."""
+    return queries(replace(config, num_queries=count, num_patterns=0))
 
 
 def num_anchors(config: DABDETRConfig) -> int:
