@@ -101,7 +101,7 @@ def sized_like(small: Any) -> DINOConfig:
 def dino_small() -> Experiment:
     """For a few hundred images and for CPUs: DINO of the size of deformable-detr-small; our own design.
 
-    Denoising allows twice the learning rate, and scores are trained to be a power of the IoU.
+    Trained with twice its learning rate, with denoising, and with scores that are a power of the IoU.
     """
     return sooner(deformable_detr_small(), pairs=50)
 
@@ -109,8 +109,8 @@ def dino_small() -> Experiment:
 def dino_tiny() -> Experiment:
     """From scratch in minutes, on small images, no download: DINO of the size of deformable-detr-tiny; our own design.
 
-    Nothing depends on padding: neither queries, positions and normalization nor losses. Denoising allows twice the
-    learning rate of deformable-detr-tiny, and scores are trained to be a power of the IoU.
+    Nothing depends on padding: neither queries, positions and normalization nor losses. Trained with twice the learning
+    rate of deformable-detr-tiny, with denoising, and with scores that are a power of the IoU.
     """
     return sooner(deformable_detr_tiny(), pairs=25)
 
