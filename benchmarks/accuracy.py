@@ -21,8 +21,9 @@ from detrs.cli import print_error
 from detrs.cli.accuracy import counted_minutes
 from detrs.cli.arguments import Flag, Size, as_pair, check_data, parse
 from detrs.cli.inputs import check_dataset
-from detrs.engine import accuracy
-from detrs.engine.accuracy import Comparison, Line
+from detrs.engine import accuracy, accuracy_results, accuracy_run
+from detrs.engine.accuracy import Comparison
+from detrs.engine.accuracy_results import Line
 from detrs.engine.accuracy_table import COLUMNS, rows
 from detrs.errors import UserError, counted, did_you_mean
 from detrs.presets import PRESETS
@@ -115,9 +116,9 @@ def measure(arguments: BenchmarkArguments, data: str, commit: str) -> None:
     for index in range(arguments.seeds):
         seed = accuracy.FIRST_SEED + index
         for experiment, _ in [run for run in runs if run[0].seed == seed]:
-            wanted = accuracy.key(experiment, setting)
+            wanted = accuracy_results.key(experiment, setting)
             if is_new(wanted):
-                found = accuracy.measure_alone(experiment)
+                found = accuracy_run.measure_alone(experiment)
                 record(RESULTS, {**wanted, "library": "detrs", "commit": commit, **accuracy.facts(experiment), **found})
         for peer in list(peers):
             if "failed" in measure_peer(arguments, data, peer, seed, setting, commit):
@@ -143,7 +144,7 @@ def measure_peer(arguments: BenchmarkArguments, data: str, peer: str, seed: int,
     if not is_new(wanted):
         return wanted
     try:
-        found = accuracy.result_of(
+        found = accuracy_run.result_of(
             [sys.executable, str(page.HERE / "accuracy_run.py")], json.dumps(values), f"{peer}, seed {seed}"
         )
     except UserError as error:  # it diverged, for example
@@ -155,7 +156,7 @@ def measure_peer(arguments: BenchmarkArguments, data: str, peer: str, seed: int,
 
 def is_new(wanted: Line) -> bool:
     """Whether the results have no such run that was finished; prints what follows."""
-    found = accuracy.finished(RESULTS, wanted)
+    found = accuracy_results.finished(RESULTS, wanted)
     is_missing = found is None or "failed" in found
     setting = wanted["setting"]
     what = counted_minutes(setting["minutes"]) if is_missing else "stored"
@@ -165,9 +166,9 @@ def is_new(wanted: Line) -> bool:
 
 def record(results: Path, line: Line) -> None:
     """Appends a line, unless the same failure is there already."""
-    if "failed" in line and accuracy.finished(results, line):
+    if "failed" in line and accuracy_results.finished(results, line):
         return
-    accuracy.append(results, line)
+    accuracy_results.append(results, line)
 
 
 def groups(lines: Sequence[Line]) -> list[list[Line]]:

@@ -23,7 +23,8 @@ from detrs.data.loader import evaluation_batches, steps_per_epoch, training_batc
 from detrs.data.opening import open_splits
 from detrs.data.protocol import checked_ground_truth
 from detrs.data.sample import Dataset
-from detrs.engine.accuracy import Line, peak_mib, scores
+from detrs.engine.accuracy_results import Line
+from detrs.engine.accuracy_run import peak_mib, scores
 from detrs.errors import UserError
 from detrs.evaluation.coco import coco_report
 
@@ -120,7 +121,7 @@ def train(settings: Settings, max_steps: int | None = None) -> list[Line]:
 
 
 def measure(settings: Settings) -> Line:
-    """The result of a run, as ``detrs.engine.accuracy.measure`` returns it."""
+    """The result of a run, as ``detrs.engine.accuracy_run.measure`` returns it."""
     torch.set_num_threads(settings.threads)
     with tempfile.TemporaryDirectory() as folder:
         if settings.peer in OTHERS:

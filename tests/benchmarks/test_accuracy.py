@@ -13,7 +13,7 @@ from accuracy_trainers import NotInstalledError, write_yolo
 from torch import nn
 
 from detrs.data import digits
-from detrs.engine import accuracy as engine
+from detrs.engine import accuracy_run as engine
 
 MARKS = "<!-- accuracy: begin --><!-- accuracy: end -->"
 TINY = ["--data", "digits", "--presets", "deformable-detr-tiny", "--image-size", "64", "96", "--minutes", "0.02"]

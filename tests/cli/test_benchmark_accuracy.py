@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from detrs.data import digits
-from detrs.engine import accuracy
+from detrs.engine import accuracy_run
 
 WORDS = ("benchmark", "accuracy", "deformable-detr-tiny", "faster-rcnn-tiny", "--data", "digits", "--device", "cpu")
 
@@ -18,12 +18,12 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def measure(experiment: Any) -> dict[str, Any]:
         found.append(experiment)
-        return accuracy.measure(experiment) if len(found) == 1 else {**values, "peak_mib": 1234}
+        return accuracy_run.measure(experiment) if len(found) == 1 else {**values, "peak_mib": 1234}
 
     point = {"images": 16, "seconds": 1.5, "ap": 0.25, "ap50": 0.5}
-    values = {**accuracy.scores([point]), "images": 16, "seconds": 1.5, "versions": {}}
+    values = {**accuracy_run.scores([point]), "images": 16, "seconds": 1.5, "versions": {}}
     monkeypatch.setattr(digits, "NUM_IMAGES", {"train": 8, "val": 2})
-    monkeypatch.setattr(accuracy, "measure_alone", measure)
+    monkeypatch.setattr(accuracy_run, "measure_alone", measure)
     return found
 
 

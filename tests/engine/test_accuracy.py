@@ -9,7 +9,7 @@ import torch
 
 from detrs.config import Experiment
 from detrs.data import digits
-from detrs.engine import accuracy, accuracy_table
+from detrs.engine import accuracy, accuracy_results, accuracy_run, accuracy_table
 from detrs.engine.accuracy import Comparison
 from detrs.errors import UserError
 from detrs.schema import to_dict
@@ -26,7 +26,7 @@ def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def result(ap: float | None, seconds: float = 60.0) -> dict[str, Any]:
     point = {"images": 80, "seconds": seconds, "ap": ap, "ap50": ap}
-    return {**accuracy.scores([point]), "images": 80, "seconds": seconds, "peak_mib": 900}
+    return {**accuracy_run.scores([point]), "images": 80, "seconds": seconds, "peak_mib": 900}
 
 
 def test_runs_differ_in_preset_and_seed_only() -> None:
@@ -40,7 +40,9 @@ def test_runs_differ_in_preset_and_seed_only() -> None:
         assert (run.data.resize_to, run.data.batch_size, run.schedule.max_minutes) == ((64, 96), 2, 0.02)
         assert run.evaluation.patience is None and run.runtime.threads == 1
     assert (
-        accuracy.recipe_digest(runs[0][0]) == accuracy.recipe_digest(runs[2][0]) != accuracy.recipe_digest(runs[1][0])
+        accuracy_results.recipe_digest(runs[0][0])
+        == accuracy_results.recipe_digest(runs[2][0])
+        != accuracy_results.recipe_digest(runs[1][0])
     )
 
 
@@ -87,7 +89,7 @@ def test_finished_runs_are_not_repeated(tmp_path: Path, monkeypatch: pytest.Monk
             raise KeyboardInterrupt
         return result(0.5)
 
-    monkeypatch.setattr(accuracy, "measure_alone", measure)
+    monkeypatch.setattr(accuracy_run, "measure_alone", measure)
     results = tmp_path / "new" / "accuracy.jsonl"
     with pytest.raises(KeyboardInterrupt):
         list(accuracy.compare(TINY, results))
@@ -113,14 +115,14 @@ def test_a_file_with_other_content_stays_as_it_is(content: bytes, tmp_path: Path
 def test_a_complete_last_line_without_its_end_is_kept(tmp_path: Path) -> None:
     results = tmp_path / "runs.jsonl"
     results.write_text('{"seed": 1}')
-    accuracy.append(results, {"seed": 2})
+    accuracy_results.append(results, {"seed": 2})
     assert results.read_text() == '{"seed": 1}\n{"seed": 2}\n'
 
 
 def test_a_file_that_cannot_be_written_is_found_before_the_first_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accuracy, "measure_alone", lambda experiment: pytest.fail("a run began"))
+    monkeypatch.setattr(accuracy_run, "measure_alone", lambda experiment: pytest.fail("a run began"))
     (tmp_path / "file").touch()
     for path in (tmp_path / "file" / "runs.jsonl", tmp_path, tmp_path / ("n" * 300)):
         with pytest.raises(UserError, match=r"^Cannot (read|write to) "):
@@ -134,13 +136,13 @@ def test_a_backbone_that_does_not_exist_is_found_before_the_first_run() -> None:
 
 def test_threads_are_those_of_earlier_runs_and_not_part_of_the_recipe(tmp_path: Path) -> None:
     results = tmp_path / "runs.jsonl"
-    assert accuracy.threads_of(results, TINY) is None
+    assert accuracy_results.threads_of(results, "digits", 0.02) is None
     (one, setting), *_ = accuracy.experiments(TINY)
     (two, _), *_ = accuracy.experiments(replace(TINY, threads=2))
-    assert accuracy.recipe_digest(one) == accuracy.recipe_digest(two)
-    accuracy.append(results, {"subject": "x", "seed": 1, "setting": {**setting, "threads": 3}})
-    assert accuracy.threads_of(results, TINY) == 3
-    assert accuracy.threads_of(results, replace(TINY, minutes=5.0)) is None
+    assert accuracy_results.recipe_digest(one) == accuracy_results.recipe_digest(two)
+    accuracy_results.append(results, {"subject": "x", "seed": 1, "setting": {**setting, "threads": 3}})
+    assert accuracy_results.threads_of(results, "digits", 0.02) == 3
+    assert accuracy_results.threads_of(results, "digits", 5.0) is None
 
 
 def test_queries_of_small_presets_follow_from_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +154,7 @@ def test_queries_of_small_presets_follow_from_the_data(monkeypatch: pytest.Monke
 
 def test_a_run_counts_images_and_memory() -> None:
     experiment, _ = accuracy.experiments(replace(TINY, image_size=(64, 96)))[0]
-    found = accuracy.measure(experiment)
+    found = accuracy_run.measure(experiment)
     assert found["images"] == found["last"]["images"] == found["points"][-1]["images"] > 0
     assert found["images"] % experiment.data.batch_size == 0
     assert found["best"]["ap"] == max(point["ap"] for point in found["points"])
@@ -161,17 +163,17 @@ def test_a_run_counts_images_and_memory() -> None:
 
 def test_the_best_and_the_last_evaluation() -> None:
     points = [{"ap": None}, {"ap": 0.4}, {"ap": 0.3}]
-    assert accuracy.scores(points) == {"best": {"ap": 0.4}, "last": {"ap": 0.3}, "points": points}
+    assert accuracy_run.scores(points) == {"best": {"ap": 0.4}, "last": {"ap": 0.3}, "points": points}
 
 
-@pytest.mark.skipif(not accuracy.STATUS.exists(), reason="the system has no /proc")
+@pytest.mark.skipif(not accuracy_run.STATUS.exists(), reason="the system has no /proc")
 def test_memory_is_not_that_of_the_parent() -> None:
     code = (
-        "import json, torch; from detrs.engine.accuracy import peak_mib; "
+        "import json, torch; from detrs.engine.accuracy_run import peak_mib; "
         "print(json.dumps({'peak': peak_mib(torch.device('cpu'))}))"
     )
     held = torch.ones(2**29)  # 2 GiB, which getrusage includes for a new process
-    found = accuracy.result_of([sys.executable, "-c", code], "", "run 1")
+    found = accuracy_run.result_of([sys.executable, "-c", code], "", "run 1")
     assert 100 < found["peak"] < 1500
     del held
 
@@ -186,21 +188,21 @@ def test_memory_is_not_that_of_the_parent() -> None:
 )
 def test_runs_that_fail(code: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        accuracy.result_of([sys.executable, "-c", code], "", "run 1")
+        accuracy_run.result_of([sys.executable, "-c", code], "", "run 1")
 
 
 @pytest.mark.parametrize(("code", "stop"), [(130, KeyboardInterrupt), (143, SystemExit)])
 def test_runs_that_are_stopped(code: int, stop: type[BaseException]) -> None:
     with pytest.raises(stop):
-        accuracy.result_of([sys.executable, "-c", f"raise SystemExit({code})"], "", "run 1")
+        accuracy_run.result_of([sys.executable, "-c", f"raise SystemExit({code})"], "", "run 1")
 
 
 def test_the_process_of_a_run_reports_an_error_in_one_line() -> None:
     experiment, _ = accuracy.experiments(TINY)[0]
     missing = replace(experiment, data=replace(experiment.data, path="nowhere"))
-    command = [sys.executable, "-P", "-m", "detrs.engine.accuracy"]
+    command = [sys.executable, "-P", "-m", "detrs.engine.accuracy_run"]
     with pytest.raises(UserError, match="run 1: .*nowhere"):
-        accuracy.result_of(command, json.dumps(to_dict(missing)), "run 1")
+        accuracy_run.result_of(command, json.dumps(to_dict(missing)), "run 1")
 
 
 def test_means_and_ranges() -> None:

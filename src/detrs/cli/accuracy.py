@@ -63,7 +63,7 @@ def run(argv: list[str]) -> None:
     arguments = parse(AccuracyArguments, argv, f"detrs benchmark {NAME}")
     check_names(arguments)
     from detrs.cli.cores import threads_beside_others
-    from detrs.engine import accuracy, accuracy_table
+    from detrs.engine import accuracy, accuracy_results, accuracy_table
 
     assert arguments.data is not None
     comparison = accuracy.Comparison(
@@ -83,7 +83,8 @@ def run(argv: list[str]) -> None:
     accuracy.check(comparison)
     runtime = RuntimeConfig(device=arguments.device, threads=arguments.threads)
     if arguments.threads is None:
-        threads = accuracy.threads_of(arguments.output, comparison) or threads_beside_others(runtime)
+        earlier = accuracy_results.threads_of(arguments.output, accuracy.data_name(comparison), arguments.minutes)
+        threads = earlier or threads_beside_others(runtime)
         comparison = replace(comparison, threads=threads)
     screen, progress = console(as_json=arguments.json), console(as_json=True)
 

@@ -1,25 +1,14 @@
 """Accuracy of several presets after the same time of training on the same images, with several seeds.
 
-Every run is a process of its own, so that its peak memory is that of this run. A finished run is one line of a JSON
-lines file, and is not repeated. ``python -m detrs.engine.accuracy`` is such a process: it reads an experiment as JSON
-from stdin, and prints its result as the last line of stdout.
+``accuracy_run`` trains and measures in a process of its own; ``accuracy_results`` is the file of results.
 """
 
 import hashlib
-import importlib.metadata
-import json
 import math
-import signal
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import psutil  # type: ignore[import-untyped,unused-ignore]
 import torch
 
 from detrs import config
@@ -29,28 +18,19 @@ from detrs.config import Experiment
 from detrs.config.data import NO_SPLIT
 from detrs.data.opening import open_splits
 from detrs.devices import pick_device
+from detrs.engine import accuracy_run
+from detrs.engine.accuracy_results import Line, append, check_writable, finished, key
 from detrs.engine.compatibility import for_data
 from detrs.engine.fitting import fitted, training_images
-from detrs.engine.run import RunFolder
-from detrs.engine.train import train, training
 from detrs.errors import UserError
-from detrs.files import is_present, os_errors
 from detrs.models import build
 from detrs.precision import resolve
 from detrs.presets import preset
 from detrs.presets.fitted import FITTED, FITTED_SETTINGS
-from detrs.schema import from_dict, to_dict
-from detrs.visualization.curves import read_lines
-
-Line = dict[str, Any]
-"""A finished run: ``subject``, ``seed``, ``setting``, ``recipe``, ``best``, ``last``, ``points``, ``images``, ..."""
 
 FIRST_SEED = 42
 ENDLESS = 1_000_000
 """Epochs of a run that its minutes end."""
-STATUS = Path("/proc/self/status")
-STOPPED = {130: signal.SIGINT, 143: signal.SIGTERM}
-"""Exit code of a process that was stopped by a signal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,185 +148,6 @@ def _prepared(own: Experiment, comparison: Comparison, size: tuple[int, int]) ->
     return experiment
 
 
-def recipe_digest(experiment: Experiment) -> str:
-    """Digest of all settings of a run but its seed and the place of its data."""
-    runtime = replace(experiment.runtime, threads=None)  # a part of the setting
-    neutral = replace(experiment, seed=FIRST_SEED, runtime=runtime, data=replace(experiment.data, path=None))
-    return hashlib.sha256(json.dumps(to_dict(neutral), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def key(experiment: Experiment, setting: Line) -> Line:
-    """What identifies a run in a file of results."""
-    name, recipe = experiment.name, recipe_digest(experiment)
-    return {"subject": name, "seed": experiment.seed, "setting": setting, "recipe": recipe}
-
-
-def finished(results: Path, wanted: Line) -> Line | None:
-    """The newest line of ``results`` with all values of ``wanted``, or ``None``.
-
-    Raises:
-        UserError: the file cannot be read, or a line is not JSON.
-    """
-    same = (line for line in reversed(runs_in(results)) if all(line.get(key) == value for key, value in wanted.items()))
-    return next(same, None)
-
-
-def runs_in(results: Path) -> list[Line]:
-    """The lines of ``results``; none if there is no such file.
-
-    Raises:
-        UserError: the file cannot be read, or has other content than results of this comparison.
-    """
-    with os_errors(f"Cannot read '{results}'"):
-        if not is_present(results):
-            return []
-        try:
-            lines = read_lines(results)
-        except UnicodeDecodeError:
-            lines = [None]  # type: ignore[list-item]
-    if not all(isinstance(line, dict) and {"subject", "seed", "setting"} <= line.keys() for line in lines):
-        raise UserError(
-            f"'{results}' has other content than results of this comparison: choose another file with --output."
-        )
-    return lines
-
-
-def threads_of(results: Path, comparison: Comparison) -> int | None:
-    """The threads of the newest run in ``results`` on the same data for the same minutes, so that the command can be
-    repeated while the machine is loaded differently; ``None`` if there is none."""
-    name = data_name(comparison)
-    for line in reversed(runs_in(results)):
-        setting = line["setting"]
-        if (setting.get("data"), setting.get("minutes")) == (name, comparison.minutes):
-            threads: int | None = setting.get("threads")
-            return threads
-    return None
-
-
-def check_writable(results: Path) -> None:
-    """Check that lines can be appended, before the first run takes its minutes.
-
-    Raises:
-        UserError: they cannot.
-    """
-    with os_errors(f"Cannot write to '{results}'"):
-        results.parent.mkdir(parents=True, exist_ok=True)
-        with results.open("ab"):
-            pass
-
-
-def append(results: Path, line: Line) -> None:
-    """Append a line, after an incomplete last one, as a full disk leaves it, is removed.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    with os_errors(f"Cannot write to '{results}'"):
-        results.parent.mkdir(parents=True, exist_ok=True)
-        with results.open("a+b") as file:
-            file.seek(0)
-            content = file.read()
-            end = content.rfind(b"\n") + 1
-            if end < len(content) and is_json(content[end:]):
-                file.write(b"\n")
-            else:
-                file.truncate(end)
-            file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-
-
-def is_json(line: bytes) -> bool:
-    """Whether a line without its end is complete."""
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
-
-
-def measure(experiment: Experiment) -> Line:
-    """Train in this process, and return the scores, the number of images, seconds and peak memory.
-
-    Two steps of another run come first, so that no run includes the compilation of kernels. The weights are not kept.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        steps = training(experiment, Path(folder) / "warm-up")
-        list(islice(steps, 2))
-        steps.close()
-        result = train(experiment, Path(folder) / "run", quiet=True)
-        lines = read_lines(RunFolder(result.output).metrics)
-    batch_size = experiment.data.batch_size
-    points = [
-        {"images": line["step"] * batch_size, **{name: line[name] for name in ("seconds", "ap", "ap50")}}
-        for line in lines
-        if line["kind"] == "evaluation"
-    ]
-    return {
-        **scores(points),
-        "images": result.steps * batch_size,
-        "seconds": round(result.seconds, 1),
-        "peak_mib": peak_mib(pick_device(experiment.runtime.device)),
-        "versions": {name: importlib.metadata.version(name) for name in ("detrs", "torch")},
-    }
-
-
-def scores(points: Sequence[Line]) -> Line:
-    """The ``best`` and the ``last`` of the evaluations of a run, and all ``points``."""
-    best = max(points, key=lambda point: point["ap"] or 0.0)
-    return {"best": best, "last": points[-1], "points": list(points)}
-
-
-def peak_mib(device: torch.device) -> int | None:
-    """Peak memory of this process or, on a GPU, of its tensors there; ``None`` where the system does not count it.
-
-    Not from ``getrusage``: on Linux its value for a new process includes that of its parent.
-    """
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**20)
-    if STATUS.exists():
-        return round(int(STATUS.read_text().partition("VmHWM:")[2].split()[0]) / 1024)
-    peak = getattr(psutil.Process().memory_info(), "peak_wset", None)  # Windows
-    return None if peak is None else round(peak / 2**20)
-
-
-def measure_alone(experiment: Experiment) -> Line:
-    """``measure`` in a process of its own.
-
-    Raises:
-        UserError: the run failed, for example because it diverged.
-        KeyboardInterrupt: it was interrupted.
-    """
-    command = [sys.executable, "-P", "-m", "detrs.engine.accuracy"]
-    return result_of(command, json.dumps(to_dict(experiment)), f"{experiment.name}, seed {experiment.seed}")
-
-
-def result_of(command: Sequence[str], text: str, name: str) -> Line:
-    """The JSON object in the last line that a process prints to stdout; its stderr is that of this process.
-
-    Args:
-        command: the process.
-        text: its stdin.
-        name: of the run, for messages.
-
-    Raises:
-        UserError: the process failed; with its ``error``, if it printed one.
-        KeyboardInterrupt: it was interrupted.
-    """
-    done = subprocess.run(command, input=text, stdout=subprocess.PIPE, text=True)
-    if STOPPED.get(done.returncode) == signal.SIGINT:
-        raise KeyboardInterrupt
-    if done.returncode in STOPPED:
-        raise SystemExit(done.returncode)
-    try:
-        result: Line = json.loads(done.stdout.rstrip().rpartition("\n")[2])
-    except ValueError:
-        end = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
-        hint = " It may be out of memory: use smaller images or batches." if done.returncode == -signal.SIGKILL else ""
-        raise UserError(f"{name}: the training process ended with {end}.{hint}") from None
-    if "error" in result:
-        raise UserError(f"{name}: {result['error']}")
-    return result
-
-
 def compare(
     comparison: Comparison,
     results: Path,
@@ -371,7 +172,7 @@ def compare(
         if on_run is not None:
             on_run(number, len(runs), experiment, line is not None)
         if line is None:
-            line = {**wanted, "library": "detrs", **facts(experiment), **measure_alone(experiment)}
+            line = {**wanted, "library": "detrs", **facts(experiment), **accuracy_run.measure_alone(experiment)}
             append(results, line)
         yield line
 
@@ -385,17 +186,3 @@ def facts(experiment: Experiment) -> Line:
         "precision": experiment.runtime.precision,
         "backbone": f"{backbone.name}, weights {weights}",
     }
-
-
-def main() -> int:
-    """One run: an experiment as JSON on stdin, its result as JSON on stdout."""
-    try:
-        result = measure(from_dict(Experiment, json.load(sys.stdin)))
-    except UserError as error:
-        result = {"error": str(error)}
-    print(json.dumps(result, allow_nan=False), flush=True)
-    return 2 * ("error" in result)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
