@@ -133,5 +133,8 @@ def test_a_repeated_command_resumes_with_the_settings_of_the_run(tmp_path: Path)
     save(before, tmp_path / "run" / "experiment.json")
     assert as_saved(SMALL, tmp_path / "run", set()) == before
     longer = replace(SMALL, schedule=replace(SMALL.schedule, epochs=500))
+    save(preset("faster-rcnn-small"), tmp_path / "run" / "experiment.json")  # which has no queries
+    assert as_saved(SMALL, tmp_path / "run", set()).model == SMALL.model
+    save(before, tmp_path / "run" / "experiment.json")
     found = as_saved(longer, tmp_path / "run", given_settings(["--epochs", "500"]))
     assert found.schedule.epochs == 500 and found.model == before.model

@@ -132,11 +132,9 @@ def as_saved(experiment: Experiment, output: Path, given: Collection[str]) -> Ex
     saved = config.load(RunFolder(output).experiment)
     for place in set(FITTED_SETTINGS) - set(given):
         section, _, name = place.partition(".")
-        if hasattr(getattr(experiment, section), name):
-            changed: Any = dataclasses.replace(
-                getattr(experiment, section), **{name: operator.attrgetter(place)(saved)}
-            )
-            sections: dict[str, Any] = {section: changed}
+        own, of_run = getattr(experiment, section), getattr(saved, section)
+        if hasattr(own, name) and hasattr(of_run, name):  # the run may be of another detector, which is rejected later
+            sections: dict[str, Any] = {section: dataclasses.replace(own, **{name: getattr(of_run, name)})}
             experiment = dataclasses.replace(experiment, **sections)
     return experiment
 
