@@ -45,3 +45,14 @@ def test_offsets_of_zero_keep_the_reference() -> None:
 def test_absolute_boxes_refer_to_nothing() -> None:
     raw = torch.randn(2, 3, 4)
     torch.testing.assert_close(boxes.absolute(raw, torch.zeros(2, 3, 0)), raw.sigmoid())
+
+
+def test_iou_of_all_pairs_agrees_with_torchvision() -> None:
+    a, b = random_xyxy(7, seed=1), random_xyxy(11, seed=2)
+    torch.testing.assert_close(boxes.iou(a[:, None], b[None]), ops.box_iou(a, b))
+
+
+def test_iou_of_pairs_and_of_boxes_without_area() -> None:
+    a = torch.tensor([[0.4, 0.4, 0.6, 0.6], [0.4, 0.4, 0.6, 0.6], [0.0, 0.0, 0.1, 0.1], [0.3, 0.3, 0.3, 0.3]])
+    b = torch.tensor([[0.4, 0.4, 0.6, 0.6], [0.5, 0.4, 0.7, 0.6], [0.8, 0.8, 0.9, 0.9], [0.3, 0.3, 0.3, 0.3]])
+    torch.testing.assert_close(boxes.iou(a, b), torch.tensor([1, 1 / 3, 0, 0]))

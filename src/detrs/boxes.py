@@ -22,17 +22,30 @@ def xyxy_to_cxcywh(boxes: Float[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
     return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
+def intersection_and_union(
+    a_xyxy: Float[Tensor, "... 4"], b_xyxy: Float[Tensor, "... 4"]
+) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+    """Areas of boxes that broadcast against each other."""
+    area_a = (a_xyxy[..., 2:] - a_xyxy[..., :2]).prod(-1)
+    area_b = (b_xyxy[..., 2:] - b_xyxy[..., :2]).prod(-1)
+    low, high = torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2]), torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:])
+    overlap = (high - low).clamp(min=0).prod(-1)
+    return overlap, area_a + area_b - overlap
+
+
+def iou(a_xyxy: Float[Tensor, "... 4"], b_xyxy: Float[Tensor, "... 4"]) -> Float[Tensor, "..."]:
+    """IoU of boxes that broadcast against each other, in [0, 1]; 0 where both have no area."""
+    overlap, union = intersection_and_union(a_xyxy, b_xyxy)
+    return torch.where(union > 0, overlap / union, 0.0)
+
+
 def generalized_iou(a_xyxy: Float[Tensor, "... 4"], b_xyxy: Float[Tensor, "... 4"]) -> Float[Tensor, "..."]:
     """Generalized IoU (Rezatofighi et al. 2019) of boxes that broadcast against each other, in [-1, 1].
 
     ``generalized_iou(a[:, None], b[None])`` is the matrix of all pairs. No epsilon: two boxes without area give NaN,
     as in the official repositories.
     """
-    area_a = (a_xyxy[..., 2:] - a_xyxy[..., :2]).prod(-1)
-    area_b = (b_xyxy[..., 2:] - b_xyxy[..., :2]).prod(-1)
-    low, high = torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2]), torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:])
-    overlap = (high - low).clamp(min=0).prod(-1)
-    union = area_a + area_b - overlap
+    overlap, union = intersection_and_union(a_xyxy, b_xyxy)
     hull_low, hull_high = (
         torch.minimum(a_xyxy[..., :2], b_xyxy[..., :2]),
         torch.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:]),

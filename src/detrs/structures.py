@@ -114,6 +114,10 @@ class Queries:
     """Self-attention: True where the query of a row attends to the query of a column, as in
     ``scaled_dot_product_attention``: (Q, Q), or (B, 1, Q, Q) with one for each image; ``None``: everywhere."""
 
+    def part(self, index: slice) -> "Queries":
+        """Some of the queries, without a mask."""
+        return Queries(self.content[:, index], self.position[:, index], self.reference[:, index])
+
     def with_content(self, content: Float[Tensor, "B Q C"]) -> "Queries":
         return replace(self, content=content)
 
@@ -128,6 +132,10 @@ class Prediction(NamedTuple):
     """One per class, and "no object" with ``Softmax``; see ``detrs.classification``."""
     boxes: Float[Tensor, "B Q 4"]
     """cxcywh in [0, 1] of the un-padded image."""
+
+    def part(self, index: slice) -> "Prediction":
+        """The predictions of some queries."""
+        return Prediction(self.logits[:, index], self.boxes[:, index])
 
 
 class Predictions(NamedTuple):

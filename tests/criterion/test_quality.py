@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from detrs.boxes import cxcywh_to_xyxy, iou
 from detrs.config import validate
 from detrs.config.criterion import CriterionConfig, Quality
-from detrs.criterion.losses import box_iou
 from detrs.criterion.quality import QUALITY
 from detrs.criterion.set_criterion import SetCriterion
 from detrs.errors import UserError
@@ -55,18 +55,13 @@ def test_value_and_gradient(quality: Quality) -> None:
     expected = theirs(quality)({"logits": first, "pred_boxes": boxes}, targets, indices, 3)
     loss = QUALITY[quality]
     assert loss is not None
-    iou = box_iou(boxes[image, query], torch.cat([target["boxes"] for target in targets]))
-    found = loss(second[None], (torch.zeros(3, dtype=torch.long), image, query), torch.tensor([1, 4, 0]), iou)
+    wanted = torch.cat([target["boxes"] for target in targets])
+    overlap = iou(cxcywh_to_xyxy(boxes[image, query]), cxcywh_to_xyxy(wanted))
+    found = loss(second[None], (torch.zeros(3, dtype=torch.long), image, query), torch.tensor([1, 4, 0]), overlap)
     torch.testing.assert_close(found.sum() / 3, expected)
     (found.sum() / 3).backward()
     expected.backward()
     torch.testing.assert_close(second.grad, first.grad)
-
-
-def test_iou() -> None:
-    boxes = torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.5, 0.5, 0.2, 0.2], [0.1, 0.1, 0.1, 0.1], [0.3, 0.3, 0.0, 0.0]])
-    others = torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.6, 0.5, 0.2, 0.2], [0.9, 0.9, 0.1, 0.1], [0.3, 0.3, 0.0, 0.0]])
-    torch.testing.assert_close(box_iou(boxes, others), torch.tensor([1, 1 / 3, 0, 0]))
 
 
 @pytest.mark.parametrize("quality", ["varifocal", "matchability"])

@@ -40,7 +40,7 @@ class Groups:
         )
         totals = totals._replace(objects=totals.objects * config.repeats)
         found = [
-            criterion(Predictions(every(layers, start, config.groups), None), repeated, totals)
+            criterion(Predictions(parts(layers, slice(start, None, config.groups)), None), repeated, totals)
             for start in range(config.groups)
         ]
         total = torch.stack([each.total for each in found]).mean()
@@ -48,9 +48,9 @@ class Groups:
         return Losses(config.weight * total, terms)
 
 
-def every(layers: tuple[Prediction, ...], start: int, step: int) -> tuple[Prediction, ...]:
-    """The predictions of one group."""
-    return tuple(Prediction(layer.logits[:, start::step], layer.boxes[:, start::step]) for layer in layers)
+def parts(layers: tuple[Prediction, ...], index: slice) -> tuple[Prediction, ...]:
+    """The predictions of some queries, of each layer."""
+    return tuple(layer.part(index) for layer in layers)
 
 
 def named(term: str) -> str:
@@ -63,13 +63,11 @@ def with_groups(queries: Queries, further: Queries, groups: int) -> Queries:
     """Both, one after the other; query f of ``further`` is of group f mod ``groups``, which attends to itself only."""
     first, count = queries.content.shape[1], further.content.shape[1]
     group = torch.arange(count, device=queries.content.device) % groups
-    mask = torch.block_diag(
-        torch.ones(first, first, device=group.device), (group[:, None] == group).to(torch.float32)
-    ).bool()
     own = queries.attention_mask
-    if own is not None:
-        mask = mask.expand(*own.shape[:-2], -1, -1).clone()
-        mask[..., :first, :first] = own
+    images = () if own is None else own.shape[:-2]
+    mask = torch.zeros(*images, first + count, first + count, dtype=torch.bool, device=group.device)
+    mask[..., :first, :first] = True if own is None else own
+    mask[..., first:, first:] = group[:, None] == group
     return Queries(
         torch.cat([queries.content, further.content.to(queries.content.dtype)], dim=1),
         torch.cat([queries.position, further.position.to(queries.position.dtype)], dim=1),

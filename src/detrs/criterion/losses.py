@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,15 +16,6 @@ def unchanged(boxes: Tensor) -> Tensor:
 
 COORDINATES: dict[BoxCoordinates, Callable[[Tensor], Tensor]] = {"cxcywh": unchanged, "xyxy": cxcywh_to_xyxy}
 """Boxes, cxcywh, to the coordinates of the L1 distance."""
-
-
-def box_iou(boxes: Float[Tensor, "N 4"], others: Float[Tensor, "N 4"]) -> Float[Tensor, "N"]:
-    """IoU of each pair of cxcywh boxes; 0 where the union is empty."""
-    a, b = cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(others)
-    sides = torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])
-    shared = sides.clamp(min=0).prod(-1)
-    union = boxes[:, 2:].prod(-1) + others[:, 2:].prod(-1) - shared
-    return torch.where(union > 0, shared / union, 0.0)
 
 
 def box_losses(

@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from detrs.boxes import cxcywh_to_xyxy, iou
 from detrs.classification import Classification, ProposalLabels, class_logits
 from detrs.config.criterion import CriterionConfig
 from detrs.criterion.denoising import Answers
-from detrs.criterion.losses import box_iou, box_losses
+from detrs.criterion.losses import box_losses
 from detrs.criterion.matching import Costs, Matches, match, pairwise_cost
 from detrs.criterion.quality import QUALITY
 from detrs.structures import Losses, Prediction, Predictions, Target, Totals
@@ -129,7 +130,8 @@ class SetCriterion:
         if self.quality is None:
             class_loss = self.classes.loss(group.logits, matched, classes)
         else:
-            class_loss = self.quality(group.logits, matched, classes, box_iou(found.detach(), wanted))
+            quality = iou(cxcywh_to_xyxy(found.detach()), cxcywh_to_xyxy(wanted))
+            class_loss = self.quality(group.logits, matched, classes, quality)
         distance, overlap = box_losses(found, wanted, self.config.box_coordinates)
         per_layer = class_loss.new_zeros(2, len(class_loss)).index_add(1, pairs.layer, torch.stack([distance, overlap]))
         queries = totals.images * group.logits.shape[2]

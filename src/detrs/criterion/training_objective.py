@@ -1,7 +1,6 @@
 """The objective of set detectors with options of training that do not change the detector (``CriterionConfig``)."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import nn
 from detrs.classification import ProposalLabels
 from detrs.config.criterion import CriterionConfig, NoDenoising, OneToMany
 from detrs.criterion.denoising import Answers, Denoiser, Uniform
-from detrs.criterion.further_queries import Groups, with_groups
+from detrs.criterion.further_queries import Groups, parts, with_groups
 from detrs.criterion.objective import Objective, SetObjective
 from detrs.precision import full_precision
 from detrs.structures import Batch, Losses, Prediction, Predictions, Pyramid, Queries, Totals
@@ -94,7 +93,7 @@ class TrainingObjective(SetObjective):
             return queries, further, proposals
         every, proposals = detector.queries(memory, further=self.groups.number)
         own = min(detector.queries.count(), every.content.shape[1])
-        return part(every, slice(None, own)), part(every, slice(own, None)), proposals
+        return every.part(slice(own)), every.part(slice(own, None)), proposals
 
     def losses(
         self,
@@ -107,28 +106,13 @@ class TrainingObjective(SetObjective):
     ) -> Losses:
         """The losses of all queries; ``counts`` are the numbers of slots and of the detector's queries."""
         first, last = counts[0], sum(counts)
-        found = self.criterion(Predictions(cut(layers, first, last), proposals), batch.targets, totals)
+        found = self.criterion(Predictions(parts(layers, slice(first, last)), proposals), batch.targets, totals)
         total, terms = found.total, dict(found.terms)
         if answers is not None:
-            denoised = self.criterion.denoised(cut(layers, 0, first), batch.targets, answers, totals)
+            denoised = self.criterion.denoised(parts(layers, slice(first)), batch.targets, answers, totals)
             total, terms = total + denoised.total, terms | denoised.terms
         if self.groups is not None:
-            many = self.groups.losses(self.criterion, cut(layers, last, None), batch.targets, totals)
+            many = self.groups.losses(self.criterion, parts(layers, slice(last, None)), batch.targets, totals)
             total, terms = total + many.total, terms | many.terms
         # all parameters have a gradient in every process, also if a batch has no objects
         return Losses(total + sum(0 * each.sum() for each in self.parts.parameters()), terms)
-
-
-def cut(layers: tuple[Prediction, ...], start: int, end: int | None) -> tuple[Prediction, ...]:
-    """The predictions of some queries."""
-    return tuple(Prediction(layer.logits[:, start:end], layer.boxes[:, start:end]) for layer in layers)
-
-
-def part(queries: Queries, index: slice) -> Queries:
-    """Some of the queries, which have no mask."""
-    return replace(
-        queries,
-        content=queries.content[:, index],
-        position=queries.position[:, index],
-        reference=queries.reference[:, index],
-    )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from detrs.layers.conditional_attention import ConditionalLayer
 from detrs.layers.initialization import ExactLinear, xavier_linear
 from detrs.layers.position import sine_features
+from detrs.layers.queries import StartsFromBoxes
 from detrs.structures import Pyramid, Queries
 
 
@@ -172,7 +173,7 @@ class LearnedContent(nn.Module):
         return F.pad(content, (0, 1)) if self.indicator else content
 
 
-class AnchorQueries(nn.Module):
+class AnchorQueries(StartsFromBoxes, nn.Module):
     """Learned boxes (3.2): references are the sigmoid of parameters; layers compute positions.
 
     Args:
@@ -187,13 +188,12 @@ class AnchorQueries(nn.Module):
         self.copies = copies
         self.content = content
         self.label_channels: int = content.label_channels
-        """Channels of contents that the embedding of a label takes in denoising; one more is the indicator."""
+        self.has_indicator = isinstance(content, LearnedContent) and content.indicator
         self.has_unknown = isinstance(content, LearnedContent) and content.indicator and content.repeats > 1
-        """Whether the content is the embedding of the label "unknown"."""
 
     def of_boxes(self, boxes: Float[Tensor, "B Q 4"]) -> tuple[Float[Tensor, "B Q C"], Float[Tensor, "B Q C"]]:
-        """Zero: contents are labels only, and layers compute positions."""
-        zero = boxes.new_zeros(*boxes.shape[:2], self.content(self.anchors.weight.repeat(self.copies, 1)).shape[-1])
+        """Zero, also in the channel of the indicator."""
+        zero = boxes.new_zeros(*boxes.shape[:2], self.label_channels + self.has_indicator)
         return zero, zero
 
     def forward(self, memory: Pyramid) -> tuple[Queries, None]:

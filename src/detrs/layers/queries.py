@@ -15,6 +15,41 @@ from detrs.layers.position import sine_features
 from detrs.structures import Prediction, Pyramid, Queries
 
 
+class StartsFromBoxes:
+    """Queries that are boxes from the start: what ``criterion/denoising.py`` needs of them."""
+
+    label_channels: int
+    """Channels of a content that the embedding of a label takes; one more is the indicator."""
+    has_unknown = False
+    """Whether the content is the embedding of the label "unknown"."""
+
+    def of_boxes(self, boxes: Float[Tensor, "B Q 4"]) -> tuple[Float[Tensor, "B Q C"], Float[Tensor, "B Q _"]]:
+        """Content and position of queries that start at ``boxes``; zero where contents are learned, and positions are
+        computed by layers."""
+        zero = boxes.new_zeros(*boxes.shape[:2], self.label_channels)
+        return zero, zero
+
+
+class LearnedBoxes(StartsFromBoxes, nn.Module):
+    """Learned boxes and contents, the same for every image; boxes are the whole image at first.
+
+    ``embedding`` contains each query's box (cxcywh in [0, 1], without limits), then its content.
+    """
+
+    def __init__(self, num_queries: int, dim: int) -> None:
+        super().__init__()
+        self.label_channels = dim
+        self.embedding = nn.Embedding(num_queries, 4 + dim)
+        with torch.no_grad():
+            self.embedding.weight[:, :2] = 0.5
+            self.embedding.weight[:, 2:4] = 1.0
+
+    def forward(self, memory: Pyramid) -> tuple[Queries, None]:
+        weight = self.embedding.weight[None].expand(memory.tokens.shape[0], -1, -1)
+        content, reference = weight[..., 4:], weight[..., :4]
+        return Queries(content, self.of_boxes(reference)[1].to(content.dtype), reference), None
+
+
 class LearnedQueries(nn.Module):
     """One-stage: content and position are parameters, the reference point is predicted from the position."""
 
@@ -48,7 +83,7 @@ def usable_first(scores: Float[Tensor, "B S"], usable: Bool[Tensor, "B S"]) -> F
 CANDIDATES: dict[Literal["all", "usable"], Candidates] = {"all": all_tokens, "usable": usable_first}
 
 
-class TokenProposals(nn.Module):
+class TokenProposals(StartsFromBoxes, nn.Module):
     """Every token proposes a box; those with the best scores become queries (Deformable DETR, 4.2, A.4).
 
     A token's anchor is centered on it, ``0.05 * 2**l`` of the image wide and high. Tokens that are padding, or whose
@@ -72,7 +107,7 @@ class TokenProposals(nn.Module):
     ) -> None:
         super().__init__()
         self.num_queries = num_queries
-        self.dim = dim
+        self.dim = self.label_channels = dim
         self.score = PROPOSAL_SCORES[labels]
         self.candidates = candidates
         self.token_proj = xavier_linear(dim, dim)
@@ -104,7 +139,6 @@ class ProposalQueries(TokenProposals):
         candidates: Candidates = all_tokens,
     ) -> None:
         super().__init__(num_queries, dim, head, labels, candidates)
-        self.label_channels, self.has_unknown = dim, False  # see AnchorQueries
         self.box_proj = xavier_linear(2 * dim, 2 * dim)
         self.box_norm = nn.LayerNorm(2 * dim)
 
@@ -136,7 +170,6 @@ class MixedQueries(TokenProposals):
         candidates: Candidates = all_tokens,
     ) -> None:
         super().__init__(num_queries, dim, head, "classes", candidates)
-        self.label_channels, self.has_unknown = dim, False  # see AnchorQueries
         self.content = nn.Embedding(num_queries, dim)
         nn.init.xavier_uniform_(self.content.weight)
 
@@ -148,12 +181,7 @@ class MixedQueries(TokenProposals):
             weight = weight.repeat(1 + further // self.num_queries + 1, 1)
         content = weight[None, : best.shape[1]].expand(best.shape[0], -1, -1)
         queries = Queries(content, torch.zeros_like(content), selected.boxes.detach())
-        return queries, Prediction(*(each[:, : self.num_queries] for each in selected))
-
-    def of_boxes(self, boxes: Float[Tensor, "B Q 4"]) -> tuple[Float[Tensor, "B Q C"], Float[Tensor, "B Q C"]]:
-        """Zero: contents are learned, and layers compute positions."""
-        zero = boxes.new_zeros(*boxes.shape[:2], self.dim)
-        return zero, zero
+        return queries, selected.part(slice(self.num_queries))
 
 
 def chosen(rows: Float[Tensor, "B S N"], index: Int[Tensor, "B Q"]) -> Float[Tensor, "B Q N"]:

@@ -10,7 +10,7 @@ P_i, five scales                           ``FeaturePyramid``, P2 ... P6
 P_i^+, deformable convolutions, s_i        ``DynamicEncoderLayer``: ``finer``, ``same``, ``coarser``, ``offsets``
 w_i = SE(P_i^+)                            ``SqueezeExcitation``
 DyReLU                                     ``DynamicReLU``
-Q, B, learned queries and box encodings    ``BoxQueries``, ``BoxEncoding``
+Q, B, learned queries and box encodings    ``LearnedBoxes``, ``BoxEncoding``
 F = RoIPool(P, B, r)                       ``layers.roi_align``
 W_Q = FC(Q*), Q^F = Conv1x1(F, W_Q)        ``DepthwiseFilter`` or another ``interaction``
 =========================================  ===========================================================
@@ -23,7 +23,6 @@ everywhere.
 
 from functools import partial
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -42,34 +41,10 @@ from detrs.layers.heads import class_layer
 from detrs.layers.initialization import XAVIER, ExactLinear, xavier_linear
 from detrs.layers.neck import PyramidNeck
 from detrs.layers.position import SinePosition
+from detrs.layers.queries import LearnedBoxes
 from detrs.layers.roi_align import RoIAlign, valid_levels
 from detrs.models.detector import Detector
 from detrs.structures import Prediction, Pyramid, Queries
-
-
-class BoxQueries(nn.Module):
-    """Learned boxes and contents, the same for every image; boxes are the whole image at first.
-
-    ``embedding`` contains each query's box (cxcywh in [0, 1], without limits), then its content.
-    """
-
-    def __init__(self, num_queries: int, dim: int) -> None:
-        super().__init__()
-        self.label_channels, self.has_unknown = dim, False  # see AnchorQueries
-        self.embedding = nn.Embedding(num_queries, 4 + dim)
-        with torch.no_grad():
-            self.embedding.weight[:, :2] = 0.5
-            self.embedding.weight[:, 2:4] = 1.0
-
-    def of_boxes(self, boxes: Float[Tensor, "B Q 4"]) -> tuple[Float[Tensor, "B Q C"], Float[Tensor, "B Q C"]]:
-        """Zero: contents are learned, and attention computes positions."""
-        zero = boxes.new_zeros(*boxes.shape[:2], self.label_channels)
-        return zero, zero
-
-    def forward(self, memory: Pyramid) -> tuple[Queries, None]:
-        weight = self.embedding.weight[None].expand(memory.tokens.shape[0], -1, -1)
-        content = weight[..., 4:]
-        return Queries(content=content, position=torch.zeros_like(content), reference=weight[..., :4]), None
 
 
 class BoxEncoding(nn.Module):
@@ -178,10 +153,10 @@ def build(config: DynamicDETRConfig, pretrained: bool = False) -> Detector:
         backbone=backbone,
         neck=PyramidNeck(mapper, SinePosition(config.dim, shift=-0.5)),
         encoder=Encoder(encoder),
-        queries=BoxQueries(config.num_queries, config.dim),
+        queries=LearnedBoxes(config.num_queries, config.dim),
         decoder=Decoder(layers, (TowerHead(config) for _ in range(count)), refine),
         classification=config.classification,
-        objective=partial(set_objective, learned=partial(BoxQueries, dim=config.dim)),
+        objective=partial(set_objective, learned=partial(LearnedBoxes, dim=config.dim)),
     )
 
 

@@ -59,7 +59,14 @@ from detrs.layers.neck import (
     normalized_projection,
 )
 from detrs.layers.position import SinePosition, sine_features
-from detrs.layers.queries import CANDIDATES, Candidates, best_class, offset_from_logits, proposal_anchors
+from detrs.layers.queries import (
+    CANDIDATES,
+    Candidates,
+    StartsFromBoxes,
+    best_class,
+    offset_from_logits,
+    proposal_anchors,
+)
 from detrs.models.deformable_layers import decoder_layer, encoder_layer
 from detrs.models.detector import Detector
 from detrs.structures import Batch, Losses, Prediction, Pyramid, Queries, Totals
@@ -96,7 +103,7 @@ class LinearDecrease(nn.Module):
         self.images_seen += images  # in place: a skipped step is undone
 
 
-class DenseQueries(nn.Module):
+class DenseQueries(StartsFromBoxes, nn.Module):
     """Every token predicts classes and a box; the best become queries: their boxes references, their tokens contents.
 
     Gradients reach the encoder through the contents, but not the boxes through the references.
@@ -123,7 +130,7 @@ class DenseQueries(nn.Module):
         self.token_transform = token_transform
         self.head = head
         self.candidates = candidates
-        self.label_channels, self.has_unknown = dim, False  # see AnchorQueries
+        self.label_channels = dim
         self.box_proj = xavier_linear(2 * dim, dim)
         self.box_norm = nn.LayerNorm(dim)
 

@@ -41,6 +41,7 @@ from detrs.layers.fpn import FPN, smoothing
 from detrs.layers.heads import class_layer
 from detrs.layers.initialization import XAVIER, ExactLinear
 from detrs.layers.neck import PyramidNeck, valid_inputs, whole_map
+from detrs.layers.queries import LearnedBoxes
 from detrs.layers.roi_align import RoIAlign, valid_levels, whole_levels
 from detrs.models.detector import Detector
 from detrs.structures import Prediction, Pyramid, Queries
@@ -53,27 +54,13 @@ class NoPosition(nn.Module):
         return torch.empty(*padding.shape, 0, device=padding.device)
 
 
-class ProposalEmbedding(nn.Module):
-    """Learned boxes and features, the same for every image (3.2); boxes are the whole image at first.
-
-    ``embedding`` contains each proposal's box (cxcywh in [0, 1], without limits), then its features.
-    """
-
-    def __init__(self, num_queries: int, dim: int) -> None:
-        super().__init__()
-        self.label_channels, self.has_unknown = dim, False  # see AnchorQueries
-        self.embedding = nn.Embedding(num_queries, 4 + dim)
-        with torch.no_grad():
-            self.embedding.weight[:, :2] = 0.5
-            self.embedding.weight[:, 2:4] = 1.0
+class ProposalEmbedding(LearnedBoxes):
+    """Learned boxes and features (3.2), without positions."""
 
     def of_boxes(self, boxes: Float[Tensor, "B Q 4"]) -> tuple[Float[Tensor, "B Q C"], Float[Tensor, "B Q 0"]]:
         """Zero, and no position."""
-        return boxes.new_zeros(*boxes.shape[:2], self.label_channels), boxes[..., :0]
-
-    def forward(self, memory: Pyramid) -> tuple[Queries, None]:
-        weight = self.embedding.weight[None].expand(memory.tokens.shape[0], -1, -1)
-        return Queries(content=weight[..., 4:], position=weight[..., :0], reference=weight[..., :4]), None
+        content, _ = super().of_boxes(boxes)
+        return content, content[..., :0]
 
 
 class ContentSelfAttention(nn.Module):
