@@ -5,12 +5,7 @@ JSON line to benchmarks/results/convergence.jsonl, finished or not. From the new
 docs/convergence.md and its figures. A budget of --max-minutes compares over seconds instead of epochs.
 """
 
-import json
-import math
-import os
-import re
 import sys
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,10 +13,9 @@ import page
 import training
 from page import Line
 from training import LEARNED, Run, TrainingArguments, reached
-from training_figure import training_figure
 
 from detrs.cli import print_error
-from detrs.cli.arguments import check_data, parse
+from detrs.cli.arguments import parse
 from detrs.errors import UserError
 
 RESULTS = page.HERE / "results" / "convergence.jsonl"
@@ -126,39 +120,28 @@ def aim_in_words(runs: list[Line]) -> str:
 
 def publish(results: Path, readme: Path, figures: Path) -> None:
     """Draw the figures and write the tables; without results the page stays as it is."""
-    newest = page.newest(results, lambda line: (json.dumps(line["setting"]), line["preset"]))
-    order = {name: number for number, name in enumerate(PRESETS)}
-    texts: list[str] = []
-    drawn: Counter[str] = Counter()
-    for runs in training.comparable(newest):
-        runs = sorted(runs, key=lambda run: order.get(run["preset"], len(order)))
-        data = re.sub(r"\W+", "_", runs[0]["setting"]["data"])
-        drawn[data] += 1
-        figure = figures / f"convergence_{data}{'' if drawn[data] == 1 else f'_{drawn[data]}'}.svg"
-        training_figure(runs, training.title(runs[0]["setting"]), figure)
-        texts.append(section(runs, Path(os.path.relpath(figure, readme.parent)).as_posix()))
-    if texts:
-        page.put("convergence", "\n\n".join(texts), readme)
+    place = {name: number for number, name in enumerate(PRESETS)}
+
+    def order(run: Line) -> int:
+        return place.get(run["preset"], len(place))
+
+    if text := training.sections(results, readme, figures, "convergence", section, order):
+        page.put("convergence", text, readme)
 
 
 def main(argv: list[str]) -> int:
     """The exit code: 2 for invalid input, with an error message."""
     try:
         arguments = parse(ConvergenceArguments, argv, "benchmarks/convergence.py")
-        if not math.isfinite(arguments.max_minutes) or min(arguments.max_minutes, arguments.epochs) < 0:
-            raise UserError("--max-minutes and --epochs must be 0 or above.")
-        check_data(arguments.data)
-        names = () if arguments.draw else tuple(dict.fromkeys(arguments.only))
-        runs = [every_epoch(training.prepare(name, arguments), arguments) for name in names]
-        try:
-            for run in runs:
-                training.measure(run, arguments, RESULTS)
-        finally:
-            publish(RESULTS, PAGE, FIGURES)
     except UserError as error:
         print_error(str(error))
         return 2
-    return 0
+    return training.run(
+        arguments,
+        lambda name: every_epoch(training.prepare(name, arguments), arguments),
+        RESULTS,
+        lambda: publish(RESULTS, PAGE, FIGURES),
+    )
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ import re
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import page
 import torch
@@ -309,38 +310,76 @@ def time_to(ap: float, run: Line, reference: Line | None, key: str, decimals: in
     return f"{own[key]:.{decimals}f}{ratio}"
 
 
-def publish(results: Path, readme: Path, figures: Path) -> None:
-    """Draw the figures and write the tables."""
+def sections(
+    results: Path,
+    readme: Path,
+    figures: Path,
+    name: str,
+    describe: Callable[[list[Line], str], str],
+    order: Callable[[Line], Any] | None = None,
+) -> str:
+    """Draw a figure of each setting; returns the text that ``describe`` makes of its runs and the figure's path.
+
+    ``name``: start of the figures' names. ``order``: key by which the runs of a setting are sorted.
+    """
     newest = page.newest(results, lambda line: (json.dumps(line["setting"]), line["preset"]))
     texts: list[str] = []
     drawn: Counter[str] = Counter()
     for runs in comparable(newest):
+        runs = runs if order is None else sorted(runs, key=order)
         data = re.sub(r"\W+", "_", runs[0]["setting"]["data"])
         drawn[data] += 1
-        figure = figures / f"training_{data}{'' if drawn[data] == 1 else f'_{drawn[data]}'}.svg"
+        figure = figures / f"{name}_{data}{'' if drawn[data] == 1 else f'_{drawn[data]}'}.svg"
         training_figure(runs, title(runs[0]["setting"]), figure)
-        texts.append(section(runs, Path(os.path.relpath(figure, readme.parent)).as_posix()))
-    page.put("training", "\n\n".join(texts), readme)
+        texts.append(describe(runs, Path(os.path.relpath(figure, readme.parent)).as_posix()))
+    return "\n\n".join(texts)
 
 
-def main(argv: list[str]) -> int:
-    """The exit code: 2 for a fault of the input, told in one sentence."""
+def publish(results: Path, readme: Path, figures: Path) -> None:
+    """Draw the figures and write the tables."""
+    page.put("training", sections(results, readme, figures, "training", section), readme)
+
+
+def run(
+    arguments: TrainingArguments, prepared: Callable[[str], Run], results: Path, published: Callable[[], None]
+) -> int:
+    """The exit code: 2 for a fault of the input, told in one sentence.
+
+    Args:
+        arguments: of the command.
+        prepared: a preset to its run; called for all of them, before the first takes its minutes.
+        results: JSON lines.
+        published: writes tables and figures, also after an interruption.
+    """
     try:
-        arguments = parse(TrainingArguments, argv, "benchmarks/training.py")
         if not math.isfinite(arguments.max_minutes) or min(arguments.max_minutes, arguments.epochs) < 0:
             raise UserError("--max-minutes and --epochs must be 0 or above.")
         check_data(arguments.data)
-        names = () if arguments.draw else tuple(dict.fromkeys(arguments.only))
-        runs = [prepare(name, arguments) for name in names]  # all of them, before the first takes its minutes
+        runs = [prepared(name) for name in (() if arguments.draw else dict.fromkeys(arguments.only))]
         try:
-            for run in runs:
-                measure(run, arguments, RESULTS)
+            for each in runs:
+                measure(each, arguments, results)
         finally:
-            publish(RESULTS, page.README, FIGURES)
+            published()
     except UserError as error:
         print_error(str(error))
         return 2
     return 0
+
+
+def main(argv: list[str]) -> int:
+    """The exit code."""
+    try:
+        arguments = parse(TrainingArguments, argv, "benchmarks/training.py")
+    except UserError as error:
+        print_error(str(error))
+        return 2
+    return run(
+        arguments,
+        lambda name: prepare(name, arguments),
+        RESULTS,
+        lambda: publish(RESULTS, page.README, FIGURES),
+    )
 
 
 if __name__ == "__main__":
