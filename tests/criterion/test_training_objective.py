@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from detrs.config import validate
+from detrs.config.classification import Focal
 from detrs.config.criterion import ContrastiveDenoising, CriterionConfig, GroupDenoising, OneToMany
-from detrs.criterion.further_queries import with_groups
+from detrs.criterion.further_queries import Groups, with_groups
 from detrs.criterion.objective import SetObjective
+from detrs.criterion.set_criterion import SetCriterion
 from detrs.errors import UserError
 from detrs.models import build
 from detrs.presets import preset
-from detrs.structures import Batch, Queries, Target, Totals
+from detrs.structures import Batch, Prediction, Predictions, Queries, Target, Totals
 
 SIZE = 64, 96
 BOXES = torch.tensor([[0.3, 0.4, 0.25, 0.3], [0.7, 0.55, 0.4, 0.5]])
@@ -95,6 +97,22 @@ def test_objects_are_matched_with_as_many_queries_as_repeats(monkeypatch: pytest
     layers = 3
     assert seen[0] == (20, 1, 2 * layers)
     assert seen[-2:] == [(9, 1, 2 * 3 * layers)] * 2  # two groups of nine queries, two objects three times
+
+
+def test_the_loss_does_not_grow_with_groups_and_repeats() -> None:
+    """With every query twice and every object twice, in two equal groups, all terms are those of one-to-one."""
+    torch.manual_seed(0)
+    logits, boxes = torch.randn(1, 6, 7), 0.1 + 0.5 * torch.rand(1, 6, 4)
+    targets, totals = batch().targets, Totals(1, 2)
+    criterion = SetCriterion(CriterionConfig(), Focal())
+    layers = tuple(Prediction(logits + shift, boxes) for shift in (0.0, 0.5))
+    alone = criterion(Predictions(layers, None), targets, totals)
+    copies = tuple(Prediction(*(each.repeat_interleave(4, dim=1) for each in layer)) for layer in layers)
+    many = Groups(OneToMany(groups=2, queries=12, repeats=2, weight=0.5)).losses(criterion, copies, targets, totals)
+    torch.testing.assert_close(many.total, 0.5 * alone.total)
+    assert {name.replace("_one_to_many", "") for name in many.terms} == set(alone.terms)
+    for name, value in many.terms.items():
+        torch.testing.assert_close(value, alone.terms[name.replace("_one_to_many", "")])
 
 
 def test_who_attends_to_whom() -> None:
