@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as F
 
 from detrs.config.data import DataConfig, most_objects, without_strong_augmentation
 from detrs.data import SampleDataset, make_sample
-from detrs.data.color import Color, adjusted, draw_color
+from detrs.data.color import Color, adjust_contrast, adjusted, draw_color
 from detrs.data.composition import Composition, Part, blended, compose, composed
 from detrs.data.loader import training_batches
 from detrs.data.transforms import Plan, apply, plan
@@ -307,3 +307,8 @@ def test_a_composition_of_one_image_is_that_image(dataset: SampleDataset) -> Non
     own = apply(plan(DataConfig(resize_to=(67, 97)), dataset.size_of(4), np.random.default_rng((3, 0, 4))), dataset[4])
     assert len(drawn.sources) == 1 and torch.equal(own.image, sample.image) and torch.equal(own.boxes, sample.boxes)
     assert isinstance(sample.image, tv_tensors.Image) and sample.boxes.canvas_size == drawn.size
+
+
+def test_contrast_is_relative_to_the_exact_mean() -> None:
+    gray = torch.tensor([[1, 3, 1, 3]], dtype=torch.uint8).expand(3, 1, 4)  # mean 2
+    assert adjust_contrast(gray, 3.0)[0].tolist() == [[0, 5, 0, 5]]
