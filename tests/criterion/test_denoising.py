@@ -1,4 +1,4 @@
-"""Denoising: slots, what they see, and what they cannot change. Numbers of the authors' code are in tests/parity."""
+"""Denoising: slots, what they attend to, and what they cannot change. Numbers of the authors' code are in tests/parity."""
 
 from dataclasses import replace
 from typing import Any
@@ -90,8 +90,8 @@ def test_who_attends_to_whom(config: Any, hide: bool) -> None:
     slots, mask = answers.slots, queries.attention_mask
     assert mask is not None and mask.shape[-1] == slots + 5
     mask = mask.expand(3, 1, -1, -1)[:, 0]
-    assert not mask[:, slots:, :slots].any(), "matched queries must not see answers"
-    assert mask[:, :, slots:].all(), "every query sees the matched ones"
+    assert not mask[:, slots:, :slots].any(), "matched queries must not attend to slots"
+    assert mask[:, :, slots:].all(), "every query attends to the matched ones"
     group = torch.arange(slots) // (slots // 2)  # of two groups
     same = group[:, None] == group
     assert not mask[:, :slots, :slots][:, ~same].any()
