@@ -7,6 +7,7 @@ before the other flags are parsed; its settings start with their defaults.
 import dataclasses
 import typing
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 from detrs.errors import UserError, did_you_mean
@@ -32,7 +33,7 @@ def with_kinds(config: C, argv: list[str]) -> tuple[C, list[str]]:
     """``config`` with the kinds that ``argv`` chooses, and the other arguments.
 
     Raises:
-        UserError: a kind is missing or unknown.
+        UserError: a kind is missing or unknown, or a setting is of another kind.
     """
     known = {f"--{place}.kind".replace("_", "-"): (place, kinds) for place, kinds in choices(config)}
     rest: list[str] = []
@@ -48,7 +49,29 @@ def with_kinds(config: C, argv: list[str]) -> tuple[C, list[str]]:
             got = f"got '{name}'.{did_you_mean(name, kinds)}" if name else "got nothing."
             raise UserError(f"{flag} expects one of {', '.join(kinds)}; {got}")
         config = _replaced(config, place.split("."), kinds[name])
+    for word in rest:
+        _check_kind(word.partition("=")[0].replace("_", "-"), config)
     return config, rest
+
+
+def _check_kind(flag: str, config: Any) -> None:
+    """Check that ``flag`` is not a setting of another kind than that of ``config``.
+
+    Raises:
+        UserError: it is; with the flag that chooses this kind.
+    """
+    for place, kinds in choices(config):
+        own, section = type(attrgetter(place)(config)), f"--{place}".replace("_", "-")
+        having = [name for name, kind in kinds.items() if flag in _flags(section, kind)]
+        if having and own.__name__ not in having:
+            raise UserError(
+                f"{flag} is a setting of {' and '.join(having)}, but the kind of {section} is {own.__name__}: add "
+                f"{section}.kind {having[0]}."
+            )
+
+
+def _flags(section: str, kind: type) -> set[str]:
+    return {f"{section}.{field.name}".replace("_", "-") for field in dataclasses.fields(kind)}
 
 
 def _replaced(config: Any, place: list[str], kind: type) -> Any:
