@@ -28,6 +28,19 @@ def test_settings_stay_if_the_kind_does() -> None:
     assert with_kinds(start, ["--criterion.denoising.kind", "ContrastiveDenoising"])[0] == start
 
 
+def test_a_setting_of_another_kind() -> None:
+    message = (
+        "--criterion.denoising.box-noise is a setting of GroupDenoising and ContrastiveDenoising, but the kind of "
+        "--criterion.denoising is NoDenoising: add --criterion.denoising.kind GroupDenoising."
+    )
+    with pytest.raises(UserError) as error:
+        with_kinds(START, ["--criterion.denoising.box_noise=0.2"])
+    assert str(error.value) == message
+    with pytest.raises(UserError, match=r"--criterion\.denoising\.groups is a setting of GroupDenoising, but"):
+        with_kinds(preset("dino-tiny"), ["--criterion.denoising.groups", "3"])
+    with_kinds(preset("dino-tiny"), ["--criterion.denoising.pairs", "3"])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -1,4 +1,4 @@
-"""Denoising: slots, what they attend to, and what they cannot change. Numbers of the authors' code are in tests/parity."""
+"""Denoising: slots, what they attend to, and what they cannot change. tests/parity has numbers of the authors' code."""
 
 from dataclasses import replace
 from typing import Any
