@@ -70,11 +70,19 @@ def test_settings_of_one_detector_are_unknown_to_another() -> None:
         assert values.model.classification == Focal(weight=3.0, alpha=0.5)
     for words in (
         ["detr-r50", "--model.num-points", "3"],
-        ["detr-r50", "--model.classification.gamma", "3"],
         ["conditional-detr-r50", "--model.classification.no-object-weight", "0.2"],
     ):
         with pytest.raises(UserError, match=f"Unknown flag '{words[1]}'"):
             train.read(words)
+    message = (
+        "--model.classification.gamma is a setting of Focal, but the kind of --model.classification is Softmax: add "
+        "--model.classification.kind Focal."
+    )
+    with pytest.raises(UserError) as error:
+        train.read(["detr-r50", "--model.classification.gamma", "3"])
+    assert str(error.value) == message
+    words = ["--model.classification.kind", "Focal", "--model.classification.gamma", "3"]
+    assert train.read(["detr-r50", *words])[0].model.classification == Focal(gamma=3.0)
 
 
 def test_weights_are_those_that_training_starts_from(tmp_path: Path) -> None:
