@@ -178,7 +178,7 @@ def test_a_file_without_metadata_belongs_to_the_named_model(tmp_path: Path) -> N
         (replace(TINY, pad_type="same"), "pad_type"),
         (replace(TINY, name="densenet121", dilated=True), "dilated"),
         (replace(TINY, name="vgg11", dilated=True), "dilated"),
-        (replace(TINY, name="swin_tiny_patch4_window7_224"), "requires a fixed input size of (224, 224) pixels"),
+        (replace(TINY, name="swinv2_tiny_window8_256"), "requires a fixed input size of (256, 256) pixels"),
         (replace(TINY, weights="nowhere.safetensors"), "There is no file 'nowhere.safetensors'"),
         (replace(TINY, name="test_vit"), "strides"),
     ],

@@ -23,15 +23,8 @@ from timm.layers.drop import DropPath
 from timm.models import FeatureInfo, build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from detrs.backbones.dat_attention import (
-    ChannelNorm,
-    DeformableAttention,
-    NeighborhoodAttention,
-    Sampling,
-    WindowAttention,
-    pad,
-    parts,
-)
+from detrs.backbones.dat_attention import DeformableAttention, NeighborhoodAttention, Sampling, WindowAttention
+from detrs.backbones.windows import ChannelNorm, pad, parts
 
 STRIDES = (4, 8, 16, 32)
 KERNELS = (9, 7, 5, 3)

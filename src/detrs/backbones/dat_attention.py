@@ -10,43 +10,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-
-class ChannelNorm(nn.Module):
-    """LayerNorm over the channels of a map."""
-
-    def __init__(self, dim: int, affine: bool = True) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(dim, elementwise_affine=affine)
-
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-def parts(size: int, of: int) -> int:
-    """Number of parts of ``of`` cells that cover ``size`` cells.
-
-    The exporter simplifies multiples of this number. It does not simplify those of ``size`` plus a remainder.
-    """
-    return (size + of - 1) // of
-
-
-def pad(x: Float[Tensor, "B C H W"], size: tuple[int, int]) -> Float[Tensor, "B C _ _"]:
-    """``x`` with zeros right and bottom, of (height, width) ``size``."""
-    return F.pad(x, (0, size[1] - x.shape[3], 0, size[0] - x.shape[2]))
+from detrs.backbones.windows import ChannelNorm, attend_in_windows, pad
 
 
 class WindowAttention(nn.Module):
     """Self-attention in windows that do not overlap, with a learned bias per offset (Swin Transformer).
 
-    Maps whose sides are not multiples of the window are padded right and bottom with zeros, which are keys, too, as in
-    the authors' detection code.
-
     Args:
         dim: channels.
         num_heads: divides ``dim``.
         window: side of a window.
-        shift: windows are moved by this many cells right and down; 0: not at all. The map is rolled, and cells that are
-            not neighbors do not attend to each other.
+        shift: see ``attend_in_windows``.
     """
 
     index: Int[Tensor, "T T"]
@@ -63,37 +37,8 @@ class WindowAttention(nn.Module):
         self.register_buffer("index", dy * (2 * window - 1) + dx, persistent=False)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        height, width = x.shape[2:]
-        window, shift = self.window, self.shift
-        rows, columns = parts(height, window), parts(width, window)
-        x = pad(x, (rows * window, columns * window)).roll((-shift, -shift), (2, 3))
-        windows = x.unflatten(3, (columns, window)).unflatten(2, (rows, window)).permute(0, 2, 4, 3, 5, 1)
-        qkv = self.proj_qkv(windows.flatten(3, 4))  # (B, rows, columns, T, 3C)
-        query, key, value = (
-            part.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3).flatten(1, 3) for part in qkv.chunk(3, dim=-1)
-        )  # (B, rows*columns*M, T, D): ONNX attends in four dimensions only
-        bias = self.relative_position_bias_table[self.index].permute(2, 0, 1)  # (M, T, T)
-        if shift:
-            bias = bias + region_mask(rows, columns, window, shift, x)[:, :, None]
-        bias = bias.expand(rows, columns, -1, -1, -1).flatten(0, 2)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        attended = attended.unflatten(1, (rows, columns, self.num_heads)).transpose(-2, -3).flatten(-2)
-        windows = self.proj_out(attended).unflatten(3, (window, window))
-        x = windows.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
-        return x.roll((shift, shift), (2, 3))[:, :, :height, :width]
-
-
-def region_mask(rows: int, columns: int, window: int, shift: int, like: Tensor) -> Float[Tensor, "rows columns T T"]:
-    """-100 for pairs of cells of one window that come from different sides of the rolled map, otherwise 0."""
-    sides = []
-    for count in (rows, columns):
-        cell = torch.arange(count * window, device=like.device)
-        sides.append((cell >= (count - 1) * window).long() + (cell >= count * window - shift).long())
-    y, x = (side.unflatten(0, (-1, window)) for side in sides)  # (rows, w), (columns, w)
-    region = (3 * y[:, None, :, None] + x[None, :, None, :]).flatten(2)  # (rows, columns, T)
-    return torch.zeros((), dtype=like.dtype, device=like.device).masked_fill(
-        region[..., None] != region[..., None, :], -100.0
-    )
+        bias = self.relative_position_bias_table[self.index].permute(2, 0, 1)
+        return attend_in_windows(x, self.proj_qkv, self.proj_out, bias, self.window, self.shift)
 
 
 class NeighborhoodAttention(nn.Module):

@@ -10,11 +10,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import detrs.backbones.dat  # noqa: F401 (registers its models with timm)
-from detrs.backbones import weight_file
+from detrs.backbones import swin, weight_file
 from detrs.backbones.folding import fold_norms
 from detrs.backbones.frozen_norm import freeze_batch_norm
 from detrs.backbones.same_convolution import replace_same
 from detrs.backbones.weight_file import pretrained_config
+from detrs.backbones.windows import ChannelNorm
 from detrs.config.backbone import BackboneConfig
 from detrs.errors import UserError, did_you_mean
 from detrs.isolation import only_errors_logged
@@ -39,6 +40,7 @@ class TimmBackbone(nn.Module):
         self.body = create(config, pretrained).to(memory_format=torch.channels_last)
         replace_same(self.body)
         self.channels = tuple(self.body.feature_info.channels())
+        self.norms = nn.ModuleList(ChannelNorm(width) for width in self.channels if config.map_norm == "layer")
         if config.norm_eps is not None:
             for norm in [module for module in self.body.modules() if isinstance(module, nn.BatchNorm2d)]:
                 norm.eps = config.norm_eps
@@ -55,7 +57,8 @@ class TimmBackbone(nn.Module):
         self.axes = (0, 3, 1, 2) if getattr(self.body, "output_fmt", "NCHW") == "NHWC" else (0, 1, 2, 3)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
-        return [level.permute(self.axes) for level in self.body(images.contiguous(memory_format=torch.channels_last))]
+        maps = [level.permute(self.axes) for level in self.body(images.contiguous(memory_format=torch.channels_last))]
+        return [norm(level) for norm, level in zip(self.norms, maps, strict=True)] if self.norms else maps
 
     def train(self, mode: bool = True) -> "TimmBackbone":
         """As ``nn.Module.train``, but BatchNorm in a frozen stem keeps its statistics, like its weights."""
@@ -80,6 +83,9 @@ def create(config: BackboneConfig, pretrained: bool) -> Any:
     options: dict[str, Any] = {"pad_type": config.pad_type} if config.pad_type else {}
     if config.dilated:
         options["output_stride"] = 16
+    is_swin = swin.is_swin(config.name)
+    if is_swin:
+        options |= swin.OPTIONS
     path, weights = "", {}
     if pretrained and config.weights != "none":
         path = str(weight_file.download(config.name)) if config.weights == "timm" else config.weights
@@ -124,7 +130,9 @@ def create(config: BackboneConfig, pretrained: bool) -> Any:
             f"{config.stages} need {expected}: choose a model with four stages of strides 4 to 32."
         )
     trained_on = body.pretrained_cfg
-    if trained_on.get("fixed_input_size"):
+    if is_swin:
+        swin.adapt(body)
+    elif trained_on.get("fixed_input_size"):
         raise UserError(
             f"The timm model '{config.name}' requires a fixed input size of {trained_on['input_size'][1:]} pixels, but "
             f"detectors need variable input sizes. Choose another model."

@@ -24,6 +24,8 @@ class BackboneConfig:
     ``batch``: ordinary BatchNorm (training from scratch)."""
     norm_eps: Annotated[float, Ge(0)] | None = None
     """Epsilon of BatchNorm; None: that of the timm model. torchvision's Faster R-CNN on COCO was trained with 0."""
+    map_norm: Literal["none", "layer"] = "none"
+    """``layer``: LayerNorm over the channels of each feature map, as detectors with Swin Transformers have."""
     freeze_stem: bool = True
     """Freeze everything before C3: the stem and the first stage."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)

@@ -80,6 +80,8 @@ PRESETS: dict[str, Callable[[], Experiment]] = {
     "dino-r50-4scale-24": dab_detr.dino_r50_4scale_24,
     "dino-r50-4scale-36": dab_detr.dino_r50_4scale_36,
     "dino-r50-5scale": dab_detr.dino_r50_5scale,
+    "dino-swin-l-4scale": dab_detr.dino_swin_l_4scale,
+    "dino-swin-l-5scale": dab_detr.dino_swin_l_5scale,
 }
 
 

@@ -14,6 +14,7 @@ from detrs.checkpoints.detector import TrainedDetector, preprocessing_of
 from detrs.checkpoints.foreign import official_detr
 from detrs.checkpoints.foreign.official_dab import LABELS, matches, official_state_dict, read
 from detrs.checkpoints.sources import open_detector
+from detrs.config.backbone import BackboneConfig
 from detrs.errors import UserError
 from detrs.models import build
 from detrs.presets import preset
@@ -25,13 +26,18 @@ PRESETS = (
     "dn-deformable-detr-r50",
     "dino-r50-4scale",
     "dino-r50-5scale",
+    "dino-swin-t",
+    "dino-swin-t-5scale",
 )
+SWIN_T = BackboneConfig(name="swin_tiny_patch4_window7_224.ms_in1k", map_norm="layer", freeze_stem=False)
 EVERY = pytest.mark.parametrize("name", PRESETS)
 
 
 def trained(name: str, **changes: Any) -> TrainedDetector:
     """A detector of the official settings, narrow and with one layer each, with random weights."""
-    experiment = preset(name)
+    experiment = preset(name.replace("swin-t", "r50-4scale" if name.endswith("swin-t") else "r50"))
+    if "swin" in name:
+        changes["backbone"] = replace(SWIN_T, stages=experiment.model.backbone.stages)
     small = {"dim": 64, "encoder_layers": 1, "decoder_layers": 2, "ffn_dim": 96, "num_queries": 12, **changes}
     model: Any = replace(experiment.model, **small)
     torch.manual_seed(0)
@@ -94,6 +100,24 @@ def test_number_of_tensors_is_that_of_the_published_files(name: str, count: int)
         module = build(preset(name).model)
     source = replace(trained(name), module=module, experiment=preset(name))
     assert len(official_state_dict(source)) == count
+
+
+def test_names_of_swin_transformers() -> None:
+    """Those of the authors' code: the second stage begins after the merging at the end of the first one."""
+    tensors = official_state_dict(trained("dino-swin-t"))
+    shapes = {name.removeprefix("backbone.0."): tuple(t.shape) for name, t in tensors.items() if "backbone" in name}
+    assert shapes["patch_embed.proj.weight"] == (96, 3, 4, 4)
+    assert shapes["layers.0.downsample.reduction.weight"] == (192, 384)
+    assert shapes["layers.0.blocks.1.attn.relative_position_bias_table"] == (169, 3)
+    assert shapes["layers.3.blocks.1.mlp.fc2.weight"] == (768, 3072)
+    assert {name: shape for name, shape in shapes.items() if name.startswith("norm")} == {
+        f"norm{k}.{part}": (96 * 2**k,) for k in (1, 2, 3) for part in ("weight", "bias")
+    }
+    tensors["backbone.0.layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49)
+    read(tensors, "swin.pth")
+    tensors["backbone.0.patch_embed.proj.weight"] = torch.zeros(100, 3, 4, 4)
+    with pytest.raises(UserError, match=r"'swin\.pth': .*no Swin Transformer has .* \(100, 6, 7\)"):
+        read(tensors, "swin.pth")
 
 
 def test_unknown_is_the_last_row_of_the_embeddings_of_labels() -> None:

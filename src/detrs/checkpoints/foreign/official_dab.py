@@ -8,6 +8,7 @@ row "unknown" of DN-DETR.
 """
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from detrs.checkpoints.detector import TrainedDetector
+from detrs.checkpoints.foreign import official_swin
 from detrs.checkpoints.foreign.official_detr import (
     LAYER,
     NUM_HEADS,
@@ -57,7 +59,8 @@ DABConfig = DABDETRConfig | DABDeformableDETRConfig | DINOConfig
 
 def matches(keys: Collection[str]) -> bool:
     """Whether a state dict has the names of one of these detectors."""
-    return "backbone.0.body.conv1.weight" in keys and any(set(keys) >= set(sign) for sign in SIGNS.values())
+    has_backbone = "backbone.0.body.conv1.weight" in keys or official_swin.is_swin(keys)
+    return has_backbone and any(set(keys) >= set(sign) for sign in SIGNS.values())
 
 
 def read(
@@ -136,7 +139,7 @@ def model_settings(tensors: Mapping[str, Tensor], args: Mapping[str, Any], dilat
         return DABDETRConfig(
             **shared,
             num_classes=tensors["class_embed.weight"].shape[0],
-            backbone=BackboneConfig(name=backbone_name(tensors), stages=(5,), dilated=dilated),
+            backbone=replace(backbone(tensors, (5,)), dilated=dilated),
             num_queries=tensors[ANCHORS].shape[0] * max(patterns, 1),
             num_patterns=patterns,
             content="unknown" if LABELS in tensors else "zero",
@@ -148,7 +151,7 @@ def model_settings(tensors: Mapping[str, Tensor], args: Mapping[str, Any], dilat
     pyramid: dict[str, Any] = {
         **shared,
         "num_classes": tensors["class_embed.0.weight"].shape[0],
-        "backbone": BackboneConfig(name=backbone_name(tensors), stages=STAGES[kernels.count(1)]),
+        "backbone": backbone(tensors, STAGES[kernels.count(1)]),
         "num_levels": levels,
         "num_points": samples // (levels * shared["num_heads"]),
     }
@@ -158,15 +161,23 @@ def model_settings(tensors: Mapping[str, Tensor], args: Mapping[str, Any], dilat
     return DABDeformableDETRConfig(**pyramid, num_queries=tensors[ANCHORS].shape[0], indicator=LABELS in tensors)
 
 
+def backbone(tensors: Mapping[str, Tensor], stages: tuple[int, ...]) -> BackboneConfig:
+    """The ResNet or Swin Transformer of a state dict."""
+    if official_swin.is_swin(tensors):
+        return official_swin.backbone(tensors, stages)
+    return BackboneConfig(name=backbone_name(tensors), stages=stages)
+
+
 def renaming(model: DABConfig) -> Renaming:
     """The table of names of a detector."""
     rules: list[Rule] = [
+        *(official_swin.rules(model.backbone) if model.backbone.name.startswith("swin_") else ()),
         *shared_rules(OUR_LAYER),
         Rename(ANCHORS, "queries.anchors.weight"),
         *position_rules(model),
         *(single_scale_rules(model) if isinstance(model, DABDETRConfig) else deformable_rules(model)),
     ]
-    return Renaming(rules)
+    return Renaming(rules, official_swin.IGNORED)
 
 
 def position_rules(model: DABConfig) -> Iterable[Rule]:
