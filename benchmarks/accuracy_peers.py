@@ -118,10 +118,13 @@ def authors_recipe(batch_size: int) -> Recipe:
 
 
 def preset_recipe(experiment: Experiment) -> Recipe:
-    """Optimizer and schedule of a preset, without its average of the weights."""
+    """Optimizer and schedule of a preset, without its average of the weights.
+
+    The learning rate is half that of the preset, as for our detectors without denoising.
+    """
     own, batch_size = experiment.optimizer, experiment.data.batch_size
     return Recipe(
-        adamw(own.lr, own.backbone_lr_factor, own.sampling_lr_factor, own.weight_decay),
+        adamw(own.lr / 2, own.backbone_lr_factor, own.sampling_lr_factor, own.weight_decay),
         lambda step, progress: lr_factor(experiment.schedule, step, progress, batch_size),
         own.clip_norm,
     )

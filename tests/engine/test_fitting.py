@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,36 @@ def test_queries_and_detections_for_the_image_with_most_objects() -> None:
     assert fitted(SMALL, facts(most=3))[0].model.num_queries == 100  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(("side", "size"), [(8.0, (288, 384)), (6.4, (384, 480)), (1.0, (416, 576))])
-def test_larger_images_for_small_objects(side: float, size: tuple[int, int]) -> None:
-    """Of the objects of images of 288 x 384, a fifth is small; cells of the finest map have 8 pixels."""
+@pytest.mark.parametrize(
+    ("side", "stages", "size"),
+    [
+        (8.0, (3, 4, 5), (288, 384)),
+        (7.9, (2, 3, 4), (288, 384)),
+        (4.0, (2, 3, 4), (288, 384)),
+        (3.2, (2, 3, 4), (384, 480)),
+        (0.5, (2, 3, 4), (416, 576)),
+    ],
+)
+def test_finer_maps_and_then_larger_images_for_small_objects(
+    side: float, stages: tuple[int, ...], size: tuple[int, int]
+) -> None:
+    """Of the objects of images of 288 x 384, a fifth is small; cells of the finest map have 8 pixels, then 4."""
     boxes = ((288, 384, side),) * 4 + LARGE_BOXES[:16]
-    assert fitted(SMALL, facts(boxes=boxes))[0].data.resize_to == size
+    found, reasons = fitted(SMALL, facts(boxes=boxes))
+    assert (found.model.backbone.stages, found.data.resize_to) == (stages, size)
+    told = {reason.split(" ")[0] for reason in reasons}
+    assert ("model.backbone.stages" in told) == (stages != (3, 4, 5))
+    assert ("data.resize_to" in told) == (size != (288, 384))
+
+
+@pytest.mark.parametrize(("side", "size"), [(8.0, (288, 384)), (6.4, (384, 480)), (1.0, (416, 576))])
+def test_only_larger_images_where_the_maps_are_given(side: float, size: tuple[int, int]) -> None:
+    boxes = ((288, 384, side),) * 4 + LARGE_BOXES[:16]
+    found, _ = fitted(SMALL, facts(boxes=boxes), {"model.backbone.stages"})
+    assert (found.model.backbone.stages, found.data.resize_to) == ((3, 4, 5), size)
+    boxes = ((288, 384, side / 2),) * 4 + LARGE_BOXES[:16]
+    found, _ = fitted(preset("faster-rcnn-small"), facts(boxes=boxes))  # it has C2 already
+    assert (found.model.backbone.stages, found.data.resize_to) == ((2, 3, 4, 5), size)
 
 
 def test_a_few_small_objects_do_not_change_the_size() -> None:
@@ -63,8 +89,7 @@ def test_a_few_small_objects_do_not_change_the_size() -> None:
 def test_given_settings_stay(place: str) -> None:
     boxes = ((288, 384, 2.0),) * 9
     found, reasons = fitted(SMALL, facts(2500, 300, boxes), {place})
-    section, name = place.split(".")
-    assert getattr(getattr(found, section), name) == getattr(getattr(SMALL, section), name)
+    assert attrgetter(place)(found) == attrgetter(place)(SMALL)
     assert not any(reason.startswith(place) for reason in reasons)
 
 
@@ -128,7 +153,8 @@ def test_with_a_time_limit_the_steps_are_not_known() -> None:
 
 
 def test_a_repeated_command_resumes_with_the_settings_of_the_run(tmp_path: Path) -> None:
-    before, _ = fitted(SMALL, facts(88, 130))
+    before, _ = fitted(SMALL, facts(88, 130, ((288, 384, 5.0),)))
+    assert before.model.backbone.stages == (2, 3, 4)
     (tmp_path / "run").mkdir()
     save(before, tmp_path / "run" / "experiment.json")
     assert as_saved(SMALL, tmp_path / "run", set()) == before

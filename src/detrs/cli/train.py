@@ -1,5 +1,6 @@
 """``detrs train``: train a preset. Common flags are short; every other setting has a flag with its section's name."""
 
+import contextlib
 import dataclasses
 import operator
 import os
@@ -131,11 +132,10 @@ def as_saved(experiment: Experiment, output: Path, given: Collection[str]) -> Ex
     """The experiment of a command that is repeated with --resume: settings that followed from the data stay."""
     saved = config.load(RunFolder(output).experiment)
     for place in set(FITTED_SETTINGS) - set(given):
-        section, _, name = place.partition(".")
-        own, of_run = getattr(experiment, section), getattr(saved, section)
-        if hasattr(own, name) and hasattr(of_run, name):  # the run may be of another detector, which is rejected later
-            sections: dict[str, Any] = {section: dataclasses.replace(own, **{name: getattr(of_run, name)})}
-            experiment = dataclasses.replace(experiment, **sections)
+        if place.startswith("model.") and type(experiment.model) is not type(saved.model):
+            continue  # a run of another detector is rejected later
+        with contextlib.suppress(AttributeError):  # Faster R-CNN has no queries
+            experiment = config.with_setting(experiment, place, operator.attrgetter(place)(saved))
     return experiment
 
 

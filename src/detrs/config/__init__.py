@@ -8,9 +8,9 @@ computes with them imports it, and has its own name: ``models/detr.py`` builds w
 
 import json
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -64,7 +64,13 @@ __all__ = [
     "load",
     "save",
     "validate",
+    "with_setting",
 ]
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C", bound="DataclassInstance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +190,13 @@ class Experiment:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     seed: Annotated[int, Ge(0), Lt(2**63)] = 42
     """Random seed of initialization, data order, augmentation and dropout."""
+
+
+def with_setting(config: C, place: str, value: Any) -> C:
+    """``config`` with another value of one setting, such as ``model.backbone.stages``."""
+    section, _, rest = place.partition(".")
+    changed: dict[str, Any] = {section: with_setting(getattr(config, section), rest, value) if rest else value}
+    return replace(config, **changed)
 
 
 def save(experiment: Experiment, path: Path) -> None:

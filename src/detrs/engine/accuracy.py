@@ -87,7 +87,7 @@ def experiments(comparison: Comparison) -> list[tuple[Experiment, Line]]:
     prepared = [_prepared(preset(name), comparison, size) for name in dict.fromkeys(comparison.presets)]
     train_set, val_set = open_splits(prepared[0].data)
     assert val_set is not None
-    given = set(FITTED_SETTINGS) - {"model.num_queries", "evaluation.max_detections"}
+    given = set(FITTED_SETTINGS) - {"model.num_queries", "model.backbone.stages", "evaluation.max_detections"}
     for number, experiment in enumerate(prepared):  # all of them, before the first takes its minutes
         if experiment.name in FITTED:  # as in detrs train
             experiment = prepared[number] = fitted(experiment, training_images(train_set), given)[0]

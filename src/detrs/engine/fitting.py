@@ -6,10 +6,11 @@ more epochs. The other settings follow from the steps and from the objects.
 
 import math
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
-from detrs.config import Experiment
+from detrs.config import Experiment, with_setting
 from detrs.data.loader import steps_per_epoch
 from detrs.data.preprocessing import resized_size
 from detrs.data.sample import Dataset
@@ -29,6 +30,8 @@ QUERIES_PER_OBJECT = 2
 """Queries of a detector per object of the image with most objects."""
 SMALL_SHARE = 0.1
 """Fraction of objects that may be smaller than the stride of the finest feature map."""
+FINER, FINEST = "model.backbone.stages", 2
+"""Setting of the feature maps, and the finest stage, C2."""
 LARGEST_FACTOR = 1.5
 """Largest factor of the image size."""
 STEP = 32
@@ -68,13 +71,10 @@ def fitted(
     """
     reasons = []
     for place, value, reason in changes(experiment, data, given):
-        section, _, name = place.partition(".")
-        before = getattr(getattr(experiment, section), name)
+        before = attrgetter(place)(experiment)
         if place in given or value == before:
             continue
-        changed: Any = replace(getattr(experiment, section), **{name: value})
-        sections: dict[str, Any] = {section: changed}
-        experiment = replace(experiment, **sections)
+        experiment = with_setting(experiment, place, value)
         reasons.append(f"{place} {shown(value)} instead of {shown(before)}: {reason}")
     return experiment, tuple(reasons)
 
@@ -95,7 +95,7 @@ def changes(start: Experiment, data: TrainingImages, given: Collection[str]) -> 
         most = math.ceil(data.most_objects / 100) * 100
         yield "evaluation.max_detections", most, f"an image has {data.most_objects} objects"
     if data.boxes:
-        yield "data.resize_to", *larger(start, data)
+        yield from for_small_objects(start, data, given)
 
 
 def of_length(
@@ -118,18 +118,34 @@ def of_length(
         yield "evaluation.every_epochs", every, f"about {EVALUATIONS} evaluations in {counted(epochs, 'epoch')}"
 
 
-def larger(start: Experiment, data: TrainingImages) -> tuple[tuple[int, int], str]:
-    """An image size at which at most a tenth of the objects are smaller than a cell of the finest feature map."""
-    stride, size = 2 ** min(start.model.backbone.stages), start.data.resize_to
+def for_small_objects(
+    start: Experiment, data: TrainingImages, given: Collection[str]
+) -> Iterator[tuple[str, Any, str]]:
+    """Settings with which at most a tenth of the objects are smaller than a cell of the finest feature map.
+
+    First finer maps, which cost as much as images of twice the size, but only from the neck on.
+    """
+    size, stages = start.data.resize_to, start.model.backbone.stages
     sides = sorted(side * resized_size((h, w), size)[0] / h for h, w, side in data.boxes)
-    at = sides[int(SMALL_SHARE * len(sides))]
-    wanted = max(stride / max(at, 1e-6), 1.0)
-    factor, rounded = (wanted, math.ceil) if wanted < LARGEST_FACTOR else (LARGEST_FACTOR, math.floor)
-    short, long = (rounded(factor * side / STEP + (1e-9 if rounded is math.floor else -1e-9)) * STEP for side in size)
-    reason = f"a tenth of the objects are smaller than {at:.1f} pixels, and cells have {stride}"
-    if wanted > LARGEST_FACTOR:
-        reason += f"; at most {LARGEST_FACTOR} times larger"
-    return (size if factor == 1 else (short, long)), reason
+    at = max(sides[int(SMALL_SHARE * len(sides))], 1e-6)
+
+    def reason() -> str:
+        return f"a tenth of the objects are smaller than {at:.1f} pixels, and cells have {2 ** min(stages)}"
+
+    if at < 2 ** min(stages) and min(stages) > FINEST and FINER not in given:
+        finer = tuple(stage - 1 for stage in stages)
+        yield FINER, finer, reason()
+        stages = finer
+    factor = max(2 ** min(stages) / at, 1.0)
+    if factor > 1:
+        too_large = factor > LARGEST_FACTOR
+        larger = tuple(multiple(side * min(factor, LARGEST_FACTOR), down=too_large) for side in size)
+        yield "data.resize_to", larger, reason() + f"; at most {LARGEST_FACTOR} times larger" * too_large
+
+
+def multiple(side: float, *, down: bool) -> int:
+    """The next multiple of ``STEP``."""
+    return (math.floor(side / STEP + 1e-9) if down else math.ceil(side / STEP - 1e-9)) * STEP
 
 
 def shown(value: Any) -> str:

@@ -51,7 +51,7 @@ def faster_rcnn_small() -> Experiment:
             roi_aligned=True,
         ),
         criterion=region_loss(giou_weight=0.0),
-        optimizer=replace(small.optimizer, clip_norm=None, weight_decay=0.05),
+        optimizer=replace(small.optimizer, lr=1e-3, clip_norm=None, weight_decay=0.05),
     )
 
 

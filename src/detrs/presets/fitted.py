@@ -7,6 +7,7 @@ FITTED_SETTINGS = (
     "optimizer.ema_decay",
     "evaluation.every_epochs",
     "model.num_queries",
+    "model.backbone.stages",
     "evaluation.max_detections",
     "data.resize_to",
 )
