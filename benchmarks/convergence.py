@@ -37,13 +37,11 @@ PRESETS = (
     "dino-tiny",
     "faster-rcnn-tiny",
 )
-REFERENCE = "detr-tiny"
-"""Its final AP is the one to reach."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvergenceArguments(TrainingArguments):
-    """Train presets under the same budget, and compare when they reach the final AP of detr-tiny."""
+    """Train presets under the same budget, and compare when they reach the final AP of the first that learns."""
 
     only: tuple[str, ...] = PRESETS
     """Presets to train now; the newest results of all others stay in tables and figures."""
@@ -58,18 +56,25 @@ def every_epoch(run: Run, arguments: TrainingArguments) -> Run:
     return run._replace(experiment=replace(experiment, evaluation=replace(experiment.evaluation, every_steps=every)))
 
 
+def reference_of(runs: list[Line]) -> Line | None:
+    """The run whose final AP is the one to reach: DETR, or the first after it, in the order of ``PRESETS``, that has
+    learned something when the budget ends."""
+    found = {run["preset"]: run for run in runs if run["finished"] and (final_ap(run) or 0.0) >= LEARNED}
+    return next((found[name] for name in PRESETS if name in found), None)
+
+
 def compared(runs: list[Line]) -> list[Line]:
-    """Each run with its final AP, the epochs and seconds to the final AP of ``REFERENCE``, and their ratios.
+    """Each run with its final AP, the epochs and seconds to the final AP of the reference, and their ratios.
 
     A ratio is the value of the reference divided by that of the run. What was not reached, or cannot be compared
-    because the reference has learned nothing, is ``None``.
+    because nothing has learned, is ``None``.
     """
-    reference = next((run for run in runs if run["preset"] == REFERENCE and run["finished"]), None)
+    reference = reference_of(runs)
     aim = final_ap(reference) if reference else None
+    theirs = reached(reference, aim) if reference and aim else None
     rows = []
     for run in runs:
-        is_comparable = aim is not None and aim >= LEARNED
-        own, theirs = (reached(each, aim) if is_comparable and each else None for each in (run, reference))
+        own = reached(run, aim) if aim else None
         row: Line = {"preset": run["preset"], "finished": run["finished"], "final_ap": final_ap(run)}
         for name in ("epoch", "seconds"):
             row[name] = own[name] if own else None
@@ -88,7 +93,7 @@ def section(runs: list[Line], figure: str) -> str:
     """Markdown of the runs under one budget."""
     versions = ", ".join(f"{name} {version}" for name, version in runs[-1]["versions"].items())
     commits = ", ".join(dict.fromkeys(run["commit"] for run in runs))
-    header = ["preset", "epochs", "final AP", "epochs to the AP of DETR", "ratio", "seconds to it", "ratio"]
+    header = ["preset", "epochs", "final AP", "epochs to the reference", "ratio", "seconds to it", "ratio"]
     rows = []
     for run, row in zip(runs, compared(runs), strict=True):
         name = f"`{row['preset']}`{'' if row['finished'] else ' (interrupted)'}"
@@ -108,14 +113,16 @@ def section(runs: list[Line], figure: str) -> str:
 
 def aim_in_words(runs: list[Line]) -> str:
     """What the columns of the table compare with."""
-    reference = next((run for run in runs if run["preset"] == REFERENCE and run["finished"]), None)
+    reference = reference_of(runs)
     if reference is None:
-        return f"There is no finished run of `{REFERENCE}` under this budget, so nothing is compared."
-    ap = final_ap(reference) or 0.0
-    final = f"The final AP of `{REFERENCE}` is {ap:.3f}."
-    if ap < LEARNED:
-        return f"{final} Below {LEARNED:g} nothing is compared: the budget is too small."
-    return f"{final} Ratios are its own epochs or seconds to this AP, divided by those of the preset."
+        return f"No finished run has reached AP {LEARNED:g} under this budget, so nothing is compared."
+    name, ap = reference["preset"], final_ap(reference)
+    slower = [f"`{each}`" for each in PRESETS[: PRESETS.index(name)] if each in {run["preset"] for run in runs}]
+    without = f"{' and '.join(slower)} stayed below {LEARNED:g}, so the" if slower else "The"
+    return (
+        f"{without} reference is `{name}`, whose final AP is {ap:.3f}. Ratios are its own epochs or seconds to this "
+        "AP, divided by those of the preset."
+    )
 
 
 def publish(results: Path, readme: Path, figures: Path) -> None:

@@ -49,19 +49,34 @@ def test_ratios_to_the_final_ap_of_detr() -> None:
     assert (dino["final_ap"], dino["epoch"], dino["epoch_ratio"]) == (0.7, 2, 2.0)
     assert (dino["seconds"], dino["seconds_ratio"]) == (80.0, 0.5)
     text = convergence.section([DETR, DINO], "figure.svg")
-    assert "| `dino-tiny` | 5.0 | 0.700 | 2.0 | 2.0 | 80 | 0.5 |" in text and "`detr-tiny` is 0.200. Ratios" in text
+    assert (
+        "| `dino-tiny` | 5.0 | 0.700 | 2.0 | 2.0 | 80 | 0.5 |" in text
+        and "The reference is `detr-tiny`, whose final AP is 0.200. Ratios" in text
+    )
 
 
 def test_what_was_not_reached_is_no_number() -> None:
     _, slow = convergence.compared([DETR, run("anchor-detr-tiny", 0.1, None)])
     assert slow["final_ap"] is None and slow["epoch"] is slow["epoch_ratio"] is slow["seconds_ratio"] is None
-    nothing = [run("detr-tiny", 0.0, 0.004), DINO]
+    nothing = [run("detr-tiny", 0.0, 0.004), run("dino-tiny", 0.009)]
     assert [row["epoch_ratio"] for row in convergence.compared(nothing)] == [None, None]
-    assert "is 0.004. Below 0.01 nothing is compared" in convergence.section(nothing, "")
-    interrupted = [run("detr-tiny", 0.3, finished=False), DINO]
-    assert [row["epoch"] for row in convergence.compared(interrupted)] == [None, None]
+    assert "No finished run has reached AP 0.01" in convergence.section(nothing, "")
+    interrupted = [run("detr-tiny", 0.3, finished=False)]
+    assert [row["epoch"] for row in convergence.compared(interrupted)] == [None]
     text = convergence.section(interrupted, "")
-    assert "`detr-tiny` (interrupted)" in text and "no finished run of `detr-tiny`" in text
+    assert "`detr-tiny` (interrupted)" in text and "No finished run" in text
+
+
+def test_the_reference_is_the_first_that_has_learned() -> None:
+    """DETR learns nothing in a few epochs."""
+    runs = [run("detr-tiny", 0.0, 0.0), run("conditional-detr-tiny", 0.01, 0.2), run("dino-tiny", 0.3, 0.5)]
+    assert [row["epoch_ratio"] for row in convergence.compared(runs)] == [None, 1.0, 2.0]
+    text = convergence.section(runs, "")
+    assert (
+        "`detr-tiny` stayed below 0.01, so the reference is `conditional-detr-tiny`, whose final AP is 0.200." in text
+    )
+    interrupted = [run("detr-tiny", 0.3, finished=False), DINO]
+    assert [row["epoch_ratio"] for row in convergence.compared(interrupted)] == [None, 1.0]
 
 
 def test_every_epoch_is_evaluated(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
