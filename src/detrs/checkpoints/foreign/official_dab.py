@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detrs.backbones import swin
 from detrs.checkpoints.detector import TrainedDetector
 from detrs.checkpoints.foreign import official_swin
 from detrs.checkpoints.foreign.official_detr import (
@@ -59,7 +60,7 @@ DABConfig = DABDETRConfig | DABDeformableDETRConfig | DINOConfig
 
 def matches(keys: Collection[str]) -> bool:
     """Whether a state dict has the names of one of these detectors."""
-    has_backbone = "backbone.0.body.conv1.weight" in keys or official_swin.is_swin(keys)
+    has_backbone = "backbone.0.body.conv1.weight" in keys or official_swin.has_swin(keys)
     return has_backbone and any(set(keys) >= set(sign) for sign in SIGNS.values())
 
 
@@ -163,7 +164,7 @@ def model_settings(tensors: Mapping[str, Tensor], args: Mapping[str, Any], dilat
 
 def backbone(tensors: Mapping[str, Tensor], stages: tuple[int, ...]) -> BackboneConfig:
     """The ResNet or Swin Transformer of a state dict."""
-    if official_swin.is_swin(tensors):
+    if official_swin.has_swin(tensors):
         return official_swin.backbone(tensors, stages)
     return BackboneConfig(name=backbone_name(tensors), stages=stages)
 
@@ -171,7 +172,7 @@ def backbone(tensors: Mapping[str, Tensor], stages: tuple[int, ...]) -> Backbone
 def renaming(model: DABConfig) -> Renaming:
     """The table of names of a detector."""
     rules: list[Rule] = [
-        *(official_swin.rules(model.backbone) if model.backbone.name.startswith("swin_") else ()),
+        *(official_swin.rules(model.backbone) if swin.is_swin(model.backbone.name) else ()),
         *shared_rules(OUR_LAYER),
         Rename(ANCHORS, "queries.anchors.weight"),
         *position_rules(model),

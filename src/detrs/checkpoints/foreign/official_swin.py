@@ -23,8 +23,8 @@ IGNORED = ("backbone.0.layers.{i}.blocks.{j}.attn.relative_position_index",)
 """Constants."""
 
 
-def is_swin(keys: Collection[str]) -> bool:
-    """Whether a state dict or a table has the names of a Swin Transformer."""
+def has_swin(keys: Collection[str]) -> bool:
+    """Whether a state dict has the names of a Swin Transformer."""
     return SIGN in keys
 
 
