@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from detrs.classification import Focal, Softmax, class_logits
+from detrs.config.criterion import ContrastiveDenoising
 from detrs.criterion.matching import Costs
 from detrs.criterion.set_criterion import CriterionConfig, SetCriterion
 from detrs.models import build
@@ -123,6 +124,15 @@ def test_tiny_presets_can_be_compared(name: str) -> None:
     assert other.model.backbone.name == tiny.model.backbone.name
     for setting in ("dim", "num_heads", "encoder_layers", "decoder_layers", "ffn_dim", "num_queries"):
         assert getattr(other.model, setting) == getattr(tiny.model, setting)
+
+
+def test_small_presets_share_a_recipe_with_denoising() -> None:
+    """Faster R-CNN is the baseline: half the learning rate, as without denoising."""
+    deformable, dino, baseline = (preset(f"{name}-small") for name in ("deformable-detr", "dino", "faster-rcnn"))
+    criterion = CriterionConfig(denoising=ContrastiveDenoising(pairs=50, hide_padding=True), quality="matchability")
+    assert deformable.criterion == dino.criterion == criterion
+    assert replace(deformable, name="", model=dino.model) == replace(dino, name="")
+    assert (deformable.optimizer.lr, baseline.optimizer.lr) == (2e-3, 1e-3)
 
 
 def test_faster_rcnn_has_the_recipe_of_the_baseline_of_detr() -> None:

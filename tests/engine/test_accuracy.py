@@ -152,6 +152,13 @@ def test_queries_of_small_presets_follow_from_the_data(monkeypatch: pytest.Monke
     assert model.num_queries == 250  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(("size", "stages"), [((64, 96), (2, 3, 4)), ((512, 768), (3, 4, 5))])
+def test_feature_maps_of_small_presets_follow_from_the_data(size: tuple[int, int], stages: tuple[int, ...]) -> None:
+    """The image size stays that of the comparison."""
+    experiment, _ = accuracy.experiments(replace(TINY, presets=("dino-small",), image_size=size))[0]
+    assert (experiment.model.backbone.stages, experiment.data.resize_to) == (stages, size)
+
+
 def test_a_run_counts_images_and_memory() -> None:
     experiment, _ = accuracy.experiments(replace(TINY, image_size=(64, 96)))[0]
     found = accuracy_run.measure(experiment)
