@@ -1,5 +1,6 @@
 """Thresholds, classes, non-maximum suppression and tiles as arguments of the predictor."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -80,6 +81,33 @@ def test_unknown_classes(classes: Any, message: str) -> None:
         predictor()(IMAGE, classes=classes)
 
 
+def test_the_suppression_of_the_training_is_the_default() -> None:
+    """``nms`` replaces it: 1 switches it off."""
+    plain = predictor()
+    detector = plain.detector
+    evaluation = replace(detector.experiment.evaluation, nms=0.87)
+    own = Predictor(replace(detector, experiment=replace(detector.experiment, evaluation=evaluation)), "cpu")
+    assert scores(own(IMAGE, threshold=0.0)) == [0.9, 0.8, 0.6, 0.3, 0.2]
+    everything = [row[0] for row in Fixed.ROWS]
+    assert scores(own(IMAGE, threshold=0.0, nms=1.0)) == scores(plain(IMAGE, threshold=0.0)) == everything
+    tiled = {"threshold": 0.0, "tile": 48, "batch_size": 2}
+    assert scores(own(IMAGE, **tiled)) == scores(plain(IMAGE, nms=0.87, **tiled)) != scores(plain(IMAGE, **tiled))
+
+
+def test_a_file_with_its_own_suppression() -> None:
+    """Its detections are unchanged, and another value is rejected."""
+    detector = predictor().detector
+    evaluation = replace(detector.experiment.evaluation, nms=0.87)
+    experiment = replace(detector.experiment, evaluation=evaluation)
+    own = Predictor(replace(detector, experiment=experiment, own_precision="fp32", own_nms=0.87), "cpu")
+    expected = [row[0] for row in Fixed.ROWS]
+    assert scores(own(IMAGE, threshold=0.0)) == scores(own(IMAGE, threshold=0.0, nms=0.87)) == expected
+    with pytest.raises(
+        UserError, match=r"^nms \(--nms\) is 0.5, but the exported file suppresses at 0.87 itself: omit it"
+    ):
+        own(IMAGE, nms=0.5)
+
+
 def test_suppression_is_off_by_default() -> None:
     assert scores(predictor()(IMAGE, threshold=0.0, nms=0.87)) == [0.9, 0.8, 0.6, 0.3, 0.2]
     assert scores(predictor()(IMAGE, threshold=0.0, nms=0.88)) == [0.9, 0.8, 0.7, 0.6, 0.3, 0.2]
@@ -135,15 +163,16 @@ def test_the_limit_of_detections_is_that_of_each_tile() -> None:
     assert len(detector(image, threshold=0.0, tile=64, overlap=0.25, whole_image=False)[0]) > 40
 
 
-def test_suppression_is_applied_to_merged_tiles() -> None:
+@pytest.mark.parametrize("nms", [0.5, 0.01])
+def test_suppression_is_applied_to_merged_tiles(nms: float) -> None:
     """Two boxes of one tile, and one of another, of which the merging compares only those of different tiles."""
     detector = predictor()
     arguments: dict[str, Any] = {"threshold": 0.0, "tile": 80, "overlap": 0.0, "whole_image": False}
-    before, after = detector(IMAGE, **arguments)[0], detector(IMAGE, nms=0.5, **arguments)[0]
+    before, after = detector(IMAGE, **arguments)[0], detector(IMAGE, nms=nms, **arguments)[0]
     assert 0 < len(after) < len(before)
     import torchvision
 
-    kept = torchvision.ops.batched_nms(before.boxes_xyxy, before.scores, before.labels, 0.5)
+    kept = torchvision.ops.batched_nms(before.boxes_xyxy, before.scores, before.labels, nms)
     assert torch.equal(after.boxes_xyxy, before.boxes_xyxy[kept]) and torch.equal(after.scores, before.scores[kept])
 
 

@@ -3,10 +3,11 @@ from typing import Any
 import pytest
 import torch
 
+from detrs.boxes import cxcywh_to_xyxy
 from detrs.classification import Focal, Softmax, class_logits
 from detrs.config.detection import check_nms
 from detrs.errors import UserError
-from detrs.postprocess import best_boxes, detections, non_maximum
+from detrs.postprocess import best_boxes, detections, non_maximum, unique
 from detrs.structures import Boxes, Classes, Detections, Prediction
 
 CLASSES = Classes(("ape", "bee", "cat"), (7, 3, 90))
@@ -68,6 +69,23 @@ def suppressed(boxes: list[list[float]], scores: list[float], labels: list[int],
         if all(labels[i] != labels[j] or overlap(boxes[i], boxes[j]) <= iou for j in kept):
             kept.append(i)
     return kept
+
+
+@pytest.mark.parametrize("iou", [0.3, 0.6, 1.0])
+def test_duplicates_of_a_batch(iou: float) -> None:
+    """Each image by the definition; the rest of the fixed size has score 0."""
+    torch.manual_seed(0)
+    boxes = torch.cat([0.3 + 0.2 * torch.rand(2, 40, 2), 0.2 + 0.3 * torch.rand(2, 40, 2)], -1)
+    scores = torch.rand(2, 40).sort(dim=1, descending=True).values
+    labels = torch.randint(3, (2, 40))
+    found, order = unique(Boxes(boxes, scores, labels), iou, 3)
+    for i in range(2):
+        kept = suppressed(cxcywh_to_xyxy(boxes[i]).tolist(), scores[i].tolist(), labels[i].tolist(), iou)
+        assert order[i, : len(kept)].tolist() == kept and (len(kept) < 40) == (iou < 1)
+        assert torch.equal(found.boxes[i, : len(kept)], boxes[i, kept])
+        assert torch.equal(found.scores[i, : len(kept)], scores[i, kept])
+        assert torch.equal(found.labels[i, : len(kept)], labels[i, kept])
+        assert (found.scores[i, len(kept) :] == 0).all()
 
 
 @pytest.mark.parametrize("iou", [0.3, 0.5, 0.7, 1.0])

@@ -86,6 +86,12 @@ def test_only_our_own_designs_average_weights(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
+def test_only_our_own_designs_suppress_duplicates(name: str) -> None:
+    has_its_own = name.startswith("faster-rcnn")
+    assert preset(name).evaluation.nms == (None if name in PAPERS or has_its_own else 0.8)
+
+
+@pytest.mark.parametrize("name", PRESETS)
 def test_nothing_else_limits_a_preset(name: str) -> None:
     experiment = preset(name)
     assert (experiment.schedule.max_minutes, experiment.evaluation.patience, experiment.initial) == (None, None, None)
@@ -142,6 +148,7 @@ def test_faster_rcnn_has_the_recipe_of_the_baseline_of_detr() -> None:
     assert (experiment.criterion.box_weight, experiment.criterion.giou_weight) == (0.0, 10.0)
     assert (experiment.optimizer.lr, experiment.optimizer.weight_decay) == (1e-4, 0.05)
     for name, other in (("faster-rcnn-small", "deformable-detr-small"), ("faster-rcnn-tiny", "deformable-detr-tiny")):
-        for part in ("data", "schedule", "evaluation"):
+        for part in ("data", "schedule"):
             assert getattr(preset(name), part) == getattr(preset(other), part)
+        assert preset(name).evaluation == replace(preset(other).evaluation, nms=None)
         assert preset(name).model.backbone.name == preset(other).model.backbone.name

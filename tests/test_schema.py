@@ -211,6 +211,7 @@ def test_none_is_accepted_where_it_has_a_meaning() -> None:
         "schedule.max_minutes",
         "evaluation.every_steps",
         "evaluation.batch_size",
+        "evaluation.nms",
         "evaluation.patience",
         "runtime.threads",
     }

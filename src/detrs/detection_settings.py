@@ -7,7 +7,7 @@ import torch
 
 from detrs.checkpoints.classes import labels_of
 from detrs.checkpoints.detector import DEFAULT_THRESHOLD, TrainedDetector
-from detrs.config.detection import PER_CLASS, Threshold, check_nms, check_threshold
+from detrs.config.detection import PER_CLASS, Threshold, check_threshold
 from detrs.errors import UserError
 from detrs.structures import Detections
 from detrs.tiling import Tiling, tiling_of
@@ -55,12 +55,11 @@ def settings_of(
     thresholds = thresholds_of(detector, threshold)
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}, but must be at least 1.")
-    check_nms(nms)
     return DetectionSettings(
         thresholds=thresholds,
         batch_size=batch_size,
         labels=None if classes is None else labels_of(classes, detector.classes.names),
-        nms=nms,
+        nms=detector.suppressing(nms).experiment.evaluation.nms,
         tiling=tiling_of(tile, overlap, whole_image),
     )
 

@@ -9,6 +9,7 @@ from torchvision.ops import nms
 
 from detrs.boxes import cxcywh_to_xyxy
 from detrs.classification import ClassLogits
+from detrs.ops.suppression import not_suppressed
 from detrs.structures import Boxes, Classes, Detections, LayerBoxes, Prediction
 
 
@@ -28,6 +29,25 @@ def best_of_layer(prediction: Prediction, classes: ClassLogits, max_detections: 
     best = classes.best(prediction.logits, max_detections)
     boxes = prediction.boxes.float().gather(1, best.queries[..., None].expand(-1, -1, 4))  # (B, N, 4)
     return LayerBoxes(Boxes(boxes, best.scores, best.labels), best.queries, prediction.logits.shape[1])
+
+
+def unique(found: Boxes, iou: float | None, num_classes: int) -> tuple[Boxes, Int[Tensor, "B N"]]:
+    """Non-maximum suppression within each class: suppressed detections have the score 0 and follow the others.
+
+    Args:
+        found: detections of a model.
+        iou: a box is suppressed if its IoU with a better one of its class is above this; ``None``: none is.
+        num_classes: K.
+
+    Returns:
+        The detections, and the place of each in ``found``.
+    """
+    if iou is None:
+        return found, torch.arange(found.scores.shape[1], device=found.scores.device).expand_as(found.scores)
+    kept = not_suppressed(cxcywh_to_xyxy(found.boxes), found.scores, iou, found.labels, num_classes)
+    scores, order = found.scores.masked_fill(~kept, 0.0).topk(found.scores.shape[1], dim=1)
+    boxes = found.boxes.gather(1, order[..., None].expand(-1, -1, 4))
+    return Boxes(boxes, scores, found.labels.gather(1, order)), order
 
 
 def detections(

@@ -170,8 +170,8 @@ class Predictor:
             batch_size: images to read at a time. Images of equal size are batched without padding, so detections do
                 not depend on other images.
             classes: names of the classes that are returned; by default all.
-            nms: IoU above which a detection is suppressed by a better one of its class, in (0, 1]. By default there is
-                no non-maximum suppression, which detectors of this family do not need.
+            nms: IoU above which a detection is suppressed by a better one of its class, in (0, 1]; 1: there is
+                no non-maximum suppression. By default as in the detector's evaluation.
             tile: sides in pixels of overlapping tiles, in which objects of larger images are detected. The limit
                 ``max_detections`` is that of each tile then.
             overlap: smallest overlap of neighboring tiles, a fraction of their side.
@@ -214,13 +214,9 @@ class Predictor:
             settings: of ``settings_of``.
             sources: path or URL of each image.
         """
-        found = self.detector.detect_images(
-            images,
-            sources,
-            device=self.device,
-            batch_size=settings.batch_size,
-            nms=settings.nms,
-            tiling=settings.tiling,
+        detector = self.detector.suppressing(settings.nms)
+        found = detector.detect_images(
+            images, sources, device=self.device, batch_size=settings.batch_size, tiling=settings.tiling
         )
         return [settings.selected(each) for each in found]
 

@@ -97,6 +97,7 @@ def exported(runner: Recorder, **settings: Any) -> TrainedDetector:
         module=ExportedModel(info, preprocessing, runner, "m.onnx"),
         preprocessing=preprocessing,
         experiment=replace(original.experiment, evaluation=evaluation),
+        own_nms=evaluation.nms,
     )
 
 
@@ -105,6 +106,7 @@ OUTPUTS = {"boxes": torch.rand(1, 3, 4), "scores": torch.tensor([[0.9, 0.5, 0.1]
 
 def test_autocast_around_a_file_does_not_change_it(tmp_path: Path) -> None:
     detector = open_detector(written(tmp_path))
+    assert detector.own_nms == detector.experiment.evaluation.nms == 0.8
     types: list[torch.dtype] = []
 
     class Multiplying(Recorder):

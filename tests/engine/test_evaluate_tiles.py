@@ -92,12 +92,12 @@ def test_suppression(dataset: SampleDataset, tile: int | None) -> None:
     tiling = tile and Tiling(size=tile)
     counts = []
     for nms in (None, 0.7):
-        scores = evaluate(own, dataset, runtime, nms=nms, tiling=tiling)
+        scores = evaluate(own.suppressing(nms), dataset, runtime, tiling=tiling)
         assert scores.results == predicted(own, dataset, tile=tile, nms=nms)
         counts.append(len(scores.results))
     assert counts[0] > 1.8 * counts[1]
     if tile is None:
-        layers = evaluate(own, dataset, runtime, nms=0.7, diagnose=True)
+        layers = evaluate(own.suppressing(0.7), dataset, runtime, diagnose=True)
         assert layers.results == scores.results and len(layers.layers) == len(dataset)
         assert sum(len(each.layers[-1]) for each in layers.layers) == counts[1]
     else:

@@ -14,7 +14,7 @@ from torch import nn
 
 import detrs
 from detrs.boxes import cxcywh_to_xyxy
-from detrs.checkpoints.detector import save_detector
+from detrs.checkpoints.detector import save_detector, unpadded
 from detrs.errors import UserError
 from detrs.explanation.explain import explain, explain_iter
 from detrs.explanation.views import Explanation
@@ -52,6 +52,26 @@ def test_detections_are_those_of_prediction_and_come_from_their_queries(name: st
         limits = torch.tensor([width, height, width, height])
         assert torch.allclose(boxes.clamp(min=0).minimum(limits), found.boxes_xyxy, atol=1e-4)
         assert torch.equal(last.scores[explanation.queries, found.labels], found.scores)
+
+
+@pytest.mark.parametrize("name", ["dino-tiny", "detr-tiny"])
+def test_suppressed_detections_are_not_explained(name: str) -> None:
+    detector = shared_tiny(name)
+    experiment, image = detector.experiment, photograph()
+    found = {}
+    for nms in (None, 0.2):
+        evaluation = replace(experiment.evaluation, nms=nms)
+        own = replace(detector, experiment=replace(experiment, evaluation=evaluation))
+        (explanation,) = explain(own, image, threshold=0.0, device="cpu", num_gradients=1)
+        (expected,) = Predictor(own, "cpu", precision="fp32")([image], threshold=0.0)
+        assert torch.equal(explanation.detections.boxes_xyxy, expected.boxes_xyxy)
+        last = explanation.trace[-1]
+        assert torch.equal(last.scores[explanation.queries, expected.labels], expected.scores)
+        found[nms] = len(expected)
+        batch = unpadded([own.preprocessing.resize(image)])
+        last_layer = own.detect_layers(batch, [(image.shape[1], image.shape[2])])[-1]
+        assert last_layer.queries is not None and last_layer.queries[0].tolist() == explanation.queries
+    assert 0 < found[0.2] < found[None]
 
 
 @EVERY

@@ -17,8 +17,10 @@ from PIL import Image
 
 from detrs import cli
 from detrs.checkpoints.detector import TrainedDetector, preprocessing_of, save_detector
+from detrs.checkpoints.exported import ExportInfo
 from detrs.checkpoints.sources import open_detector
 from detrs.errors import UserError
+from detrs.exporting import program
 from detrs.exporting.export import compared, default_path, export
 from detrs.models import build
 from detrs.predictor import Predictor
@@ -35,7 +37,12 @@ def save_checkpoint(folder: Path) -> Path:
     model: Any = replace(
         experiment.model, num_classes=2, backbone=backbone, dim=32, num_heads=2, encoder_layers=1, decoder_layers=1
     )
-    experiment = replace(experiment, model=model, data=replace(experiment.data, resize_to=(64, 96)))
+    experiment = replace(
+        experiment,
+        model=model,
+        data=replace(experiment.data, resize_to=(64, 96)),
+        evaluation=replace(experiment.evaluation, nms=None),  # its boxes are almost equal
+    )
     torch.manual_seed(0)
     module = build(experiment.model).eval()
     with torch.no_grad():
@@ -160,6 +167,7 @@ def test_an_exported_file_is_not_exported_again(files: Path, tmp_path: Path) -> 
         ({"opset": 17}, "opset is 17, but must be in 18"),
         ({"static": (31, 64)}, "static is 31 x 64, but both sides must be in 32"),
         ({"data": "missing"}, "missing"),
+        ({"nms": 70}, "nms is 70, but must be an IoU above 0 and at most 1"),
         ({"format": "torch", "path": "model.pt2"}, "to 64 pixels on the short side, but .* take at least 65"),
     ],
 )
@@ -167,6 +175,15 @@ def test_arguments_that_are_refused(settings: dict[str, Any], message: str, file
     with pytest.raises(UserError, match=message):
         export(files / "best.safetensors", **{"path": tmp_path / "model.onnx", **settings})
     assert not [*tmp_path.iterdir()]
+
+
+def test_another_suppression_is_exported(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trace(detector: TrainedDetector, info: ExportInfo) -> None:
+        raise UserError(f"traced with {detector.experiment.evaluation.nms}")
+
+    monkeypatch.setattr(program, "trace", trace)
+    with pytest.raises(UserError, match="^traced with 0.4$"):
+        export(files / "best.safetensors", tmp_path / "model.onnx", nms=0.4)
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])

@@ -24,6 +24,7 @@ from detrs.models.detector import Model
 from detrs.structures import Boxes
 
 SETTINGS = experiment("deformable-detr-tiny")
+SETTINGS = replace(SETTINGS, evaluation=replace(SETTINGS.evaluation, nms=None))
 SHAPES = InputShapes(resize_to=(90, 110))
 N = 100
 
@@ -149,6 +150,92 @@ def test_detections_whose_scores_are_almost_equal_may_change_places() -> None:
     original = trained(SETTINGS, Pooled())
     report = compare(original, trained(SETTINGS, All()), gate_inputs(SHAPES))
     assert report.failures() == [] and report.num_agreeing == 32 * N
+
+
+def suppressed(change: Callable[[Boxes], Boxes], precision: str = "float32") -> ParityReport:
+    """As ``compared``, with non-maximum suppression in both: of the exported file after its change."""
+    original = trained(SETTINGS, Pooled()).suppressing(0.6)
+    exported = replace(original, module=Pooled(change).eval())
+    return compare(original, exported, gate_inputs(SHAPES), precision)
+
+
+@pytest.mark.parametrize("precision", LIMITS)
+def test_suppressed_detections_are_compared(precision: str) -> None:
+    """Of the best ``N``, without later ones in the place of those that are suppressed."""
+    report = suppressed(lambda boxes: boxes, precision)
+    assert report.failures() == [] and report.num_agreeing == report.num_detections < 0.9 * 32 * N
+
+
+@pytest.mark.parametrize("nms", [None, 0.7, 0.5])
+def test_another_suppression_is_refused(nms: float | None) -> None:
+    original = trained(SETTINGS, Pooled()).suppressing(0.6)
+    exported = trained(SETTINGS, Pooled()).suppressing(nms)
+    assert any("detections differ" in each for each in compare(original, exported, gate_inputs(SHAPES)).failures())
+
+
+def test_a_suppressed_file_may_have_another_last_detection() -> None:
+    """One with an equal score."""
+
+    class Equal(Pooled):
+        def __init__(self, places: list[int]) -> None:
+            super().__init__()
+            self.places = [*range(N - 1), *places, *range(N + 1, 2 * N)]
+
+        def detect(self, images: Tensor, padding: Tensor, max_detections: int = N) -> Boxes:
+            found = super().detect(images, padding, 2 * N)
+            found.scores[:, N] = found.scores[:, N - 1]
+            return Boxes(*(each[:, self.places][:, :max_detections] for each in found))
+
+    original = trained(SETTINGS, Equal([N - 1, N])).suppressing(0.6)
+    exported = replace(original, module=Equal([N, N - 1]).eval())
+    report = compare(original, exported, gate_inputs(SHAPES))
+    assert (
+        report.num_agreeing >= 0.999 * report.num_detections
+    )  # it overlaps others than the last one of the checkpoint
+
+
+class Deciding(Pooled):
+    """A model that moves the boxes of images for which a condition holds."""
+
+    def __init__(self, condition: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.condition = condition
+
+    def detect(self, images: Tensor, padding: Tensor, max_detections: int = N) -> Boxes:
+        found = super().detect(images, padding, max_detections)
+        moved = self.condition(images.double().mean((1, 2, 3)))
+        return found._replace(boxes=found.boxes + 0.1 * moved[:, None, None])
+
+
+def decided(original: Callable[[Tensor], Tensor], exported: Callable[[Tensor], Tensor], **settings) -> ParityReport:
+    detectors = (trained(SETTINGS, Deciding(condition)) for condition in (original, exported))
+    return compare(*detectors, gate_inputs(SHAPES), **settings)
+
+
+def mean_of(number: int) -> float:
+    """Of a normalized image of the gate."""
+    batch = list(gate_inputs(SHAPES))[number].batch
+    return float(trained(SETTINGS, Pooled()).preprocessing.normalize(batch).images.double().mean((1, 2, 3))[0])
+
+
+@pytest.mark.parametrize("number", [5, 16])
+def test_an_image_that_rounding_changes_is_left_out(number: int) -> None:
+    """It is of a single input and of a batch, of which the other images are compared."""
+    limit = mean_of(number)
+    report = decided(lambda mean: mean > limit + 1e-8, lambda mean: mean > limit - 1e-8)
+    assert report.failures() == [] and report.num_undecided == 1
+    assert (report.num_images, report.num_detections) == (32, 31 * N)
+
+
+def test_an_image_that_rounding_does_not_change_is_compared() -> None:
+    limit = mean_of(5)
+    report = decided(lambda mean: mean > limit + 0.01, lambda mean: mean > limit - 1e-8)
+    assert report.num_undecided == 0 and "detections differ" in report.failures()[0]
+
+
+def test_a_checkpoint_that_rounding_changes_in_most_images_is_refused() -> None:
+    report = decided(lambda mean: (mean * 1e9).sin() > 0, lambda mean: (mean * 1e9).sin() < 0)
+    assert report.num_undecided == 0 and "detections differ" in report.failures()[0]
 
 
 def test_nothing_compared_never_passes() -> None:

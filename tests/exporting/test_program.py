@@ -14,6 +14,7 @@ from detrs.config.backbone import BackboneConfig
 from detrs.errors import UserError
 from detrs.exporting import program
 from detrs.models.detector import Model
+from detrs.postprocess import unique
 from detrs.structures import Boxes
 
 
@@ -66,3 +67,17 @@ def test_the_weights_of_folded_convolutions_are_constants(monkeypatch: pytest.Mo
     with torch.no_grad():
         found, expected = (model.get_submodule("backbone")(images) for model in (detection.model, detector.module))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_suppression_of_the_training_is_part_of_the_program() -> None:
+    detector, images, info = (
+        trained(experiment("detr-tiny")),
+        torch.randn(2, 3, 96, 128),
+        replace(INFO, max_detections=40),
+    )
+    with torch.no_grad():
+        exported = program.program(detector.suppressing(0.3), info)(images)
+        plain = detector.module.detect(images, torch.zeros(2, 96, 128, dtype=torch.bool), info.max_detections)
+    expected = unique(plain, 0.3, 3)[0]._asdict()
+    assert all(torch.equal(exported[name], expected[name]) for name in Boxes._fields)
+    assert (plain.scores > 0).all() and (exported["scores"] == 0).any()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from torch import Tensor, nn
 
 from detrs import config, models, schema
@@ -17,11 +17,12 @@ from detrs.checkpoints.lookup import advice, best_of
 from detrs.checkpoints.skeleton import Skeleton
 from detrs.choices import Precision, Resolved
 from detrs.config import Experiment
+from detrs.config.detection import check_nms
 from detrs.data.preprocessing import Preprocessing
 from detrs.devices import memory_errors
 from detrs.errors import UserError
 from detrs.models.detector import Model
-from detrs.postprocess import detections, non_maximum
+from detrs.postprocess import detections, non_maximum, unique
 from detrs.precision import autocast, resolve
 from detrs.schema import from_dict, to_dict
 from detrs.structures import Batch, Boxes, Classes, Detections
@@ -67,6 +68,9 @@ class TrainedDetector:
     own_precision: str | None = None
     """Precision of an exported file: ``fp32``, ``fp16``, ``int8``; ``None`` for other detectors."""
 
+    own_nms: float | None = None
+    """IoU of the non-maximum suppression in the graph of an exported file, which then is ``evaluation.nms``."""
+
     @property
     def arithmetic(self) -> str:
         """The precision of detections, to report: ``fp32``, ``bf16``, ``fp16``; of exported files also ``int8``."""
@@ -90,14 +94,26 @@ class TrainedDetector:
         self.module.to(device).eval()
         return replace(self, precision=precision)
 
+    def suppressing(self, nms: float | None) -> Self:
+        """The detector with another ``evaluation.nms``; 1: no suppression; ``None``: its own.
+
+        Raises:
+            UserError: it is out of range, or an exported file has a suppression of its own.
+        """
+        check_nms(nms)
+        evaluation = self.experiment.evaluation
+        if nms is None or nms == evaluation.nms:
+            return self
+        if self.own_nms is not None:
+            raise UserError(
+                f"nms (--nms) is {nms:g}, but the exported file suppresses at {self.own_nms:g} itself: omit it, or "
+                "export the checkpoint again with another one (detrs export --nms)."
+            )
+        return replace(self, experiment=replace(self.experiment, evaluation=replace(evaluation, nms=float(nms))))
+
     @torch.no_grad()  # not inference_mode, whose tensors cannot be changed in place later
     def detect(
-        self,
-        batch: Batch,
-        image_sizes: Sequence[tuple[int, int]],
-        sources: Sequence[str | None] | None = None,
-        *,
-        nms: float | None = None,
+        self, batch: Batch, image_sizes: Sequence[tuple[int, int]], sources: Sequence[str | None] | None = None
     ) -> list[Detections]:
         """The detections of a batch: the one path of evaluation, prediction and serving.
 
@@ -107,17 +123,20 @@ class TrainedDetector:
             batch: uint8, resized and padded, on the device of ``module``.
             image_sizes: (height, width) in pixels of each original image.
             sources: path or URL of each image.
-            nms: IoU of non-maximum suppression within each class; ``None``: none, as the family needs.
         """
-        boxes = self.boxes(self.preprocessing.normalize(batch))
-        found = self._detections(boxes, image_sizes, sources)
-        return found if nms is None else [each.rows(non_maximum(each, nms)) for each in found]
+        return self._detections(self.boxes(self.preprocessing.normalize(batch)), image_sizes, sources)
 
     @torch.no_grad()
     def boxes(self, batch: Batch) -> Boxes:
-        """What the model detects in a batch of normalized images."""
+        """What the model detects in a batch of normalized images, after ``evaluation.nms``."""
         with self._computing(batch):
-            return self.module.detect(batch.images, batch.padding, self.experiment.evaluation.max_detections)
+            found = self.module.detect(batch.images, batch.padding, self.experiment.evaluation.max_detections)
+        return self.unique(found)[0]
+
+    def unique(self, found: Boxes) -> tuple[Boxes, Int[Tensor, "B N"]]:
+        """What remains after ``evaluation.nms``, and the place of each detection in ``found``."""
+        nms = self.experiment.evaluation.nms if self.own_nms is None else None
+        return unique(found, nms, len(self.classes.names))
 
     def detect_images(
         self,
@@ -126,7 +145,6 @@ class TrainedDetector:
         *,
         device: torch.device | str,
         batch_size: int = 8,
-        nms: float | None = None,
         tiling: Tiling | None = None,
     ) -> list[Detections]:
         """The detections of images of any size, by ``detect``. Those of equal resized size share a forward pass.
@@ -136,9 +154,8 @@ class TrainedDetector:
             sources: path or URL of each image.
             device: that of ``module``.
             batch_size: images or tiles per forward pass.
-            nms: as in ``detect``; of the whole image, after the tiles are merged.
             tiling: detect objects in tiles of images that are larger than a tile. ``evaluation.max_detections`` is the
-                limit of each tile then.
+                limit of each tile then, and ``evaluation.nms`` is also of the whole image, after the tiles are merged.
 
         Raises:
             UserError: an image has too many tiles.
@@ -162,28 +179,25 @@ class TrainedDetector:
             merge(views, [of_view[number, view] for view in range(len(views))], sizes[number])
             for number, views in enumerate(windows)
         ]
-        return merged if nms is None else [each.rows(non_maximum(each, nms)) for each in merged]
+        nms = self.experiment.evaluation.nms
+        if tiling is None or nms is None:
+            return merged
+        return [each.rows(non_maximum(each, nms)) for each in merged]
 
     @torch.no_grad()
-    def detect_layers(
-        self, batch: Batch, image_sizes: Sequence[tuple[int, int]], *, nms: float | None = None
-    ) -> list[LayerDetections]:
+    def detect_layers(self, batch: Batch, image_sizes: Sequence[tuple[int, int]]) -> list[LayerDetections]:
         """The detections of each decoder layer; those of the last are ``detect``'s. Arguments as in ``detect``."""
         batch, limit = self.preprocessing.normalize(batch), self.experiment.evaluation.max_detections
         with self._computing(batch):
             layers = self.module.detect_layers(batch.images, batch.padding, limit)
         found = []
         for layer in layers:
+            boxes, places = self.unique(layer.boxes)
             queries = None
             if layer.queries is not None:  # without the padding, as in ``detections``
-                is_real = layer.boxes.scores != 0
-                queries = [own[real].cpu() for own, real in zip(layer.queries, is_real, strict=True)]
-            own = self._detections(layer.boxes, image_sizes)
-            if nms is not None:
-                kept = [non_maximum(each, nms) for each in own]
-                own = [each.rows(rows) for each, rows in zip(own, kept, strict=True)]
-                queries = queries and [each[rows] for each, rows in zip(queries, kept, strict=True)]
-            found.append(LayerDetections(own, queries, layer.num_queries))
+                own = layer.queries.gather(1, places)
+                queries = [of_image[real].cpu() for of_image, real in zip(own, boxes.scores != 0, strict=True)]
+            found.append(LayerDetections(self._detections(boxes, image_sizes), queries, layer.num_queries))
         return found
 
     @contextmanager

@@ -224,8 +224,12 @@ class Contents(NamedTuple):
     def detector(self, runner: Runner, source: str) -> TrainedDetector:
         """The detector in the file."""
         module = ExportedModel(self.info, self.settings["preprocessing"], runner, source)
-        own = PRECISIONS[self.info.precision]
-        return TrainedDetector(module=module.eval(), own_precision=own, **self.settings)
+        return TrainedDetector(
+            module=module.eval(),
+            own_precision=PRECISIONS[self.info.precision],
+            own_nms=self.settings["experiment"].evaluation.nms,
+            **self.settings,
+        )
 
 
 def read_contents(text: str, source: str, expected: Format) -> Contents:

@@ -43,7 +43,8 @@ class EvaluateArguments:
     clip: bool | None = None
     """Clip boxes to the image. Default: as in training."""
     nms: float | None = None
-    """IoU above which a detection is suppressed by a better one of its class, as in detrs predict. Default: none."""
+    """IoU above which a detection is suppressed by a better one of its class, as in detrs predict.
+    1: none. Default: as in training."""
     tile: int | None = None
     """Detect objects in overlapping tiles of this size in pixels, as in detrs predict. Default: in whole images."""
     overlap: float = 0.2

@@ -11,6 +11,7 @@ import tyro
 from detrs.cli.arguments import Flag, Size, as_pair, check_data, parse
 from detrs.cli.inputs import check_checkpoint, check_dataset
 from detrs.cli.report import console, print_json
+from detrs.config.detection import check_nms
 
 
 @contextmanager
@@ -63,6 +64,8 @@ class ExportArguments:
     exist, without scores."""
     split: str | None = None
     """Split of the dataset. Default: the validation split used in training."""
+    nms: float | None = None
+    """IoU above which a detection is suppressed by a better one of its class; 1: none. Default: as in training."""
     opset: int = 18
     """Version of ONNX's operators."""
     json: Flag = False
@@ -73,6 +76,7 @@ def run(argv: list[str]) -> None:
     """Export a checkpoint."""
     arguments = parse(ExportArguments, argv, "detrs export")
     check_data(arguments.data)
+    check_nms(arguments.nms)
     check_checkpoint(arguments.checkpoint)
     check_dataset(arguments.data)
     from detrs.exporting.export import export
@@ -92,6 +96,7 @@ def run(argv: list[str]) -> None:
             padding=arguments.padding,
             data=arguments.data,
             split=arguments.split,
+            nms=arguments.nms,
             opset=arguments.opset,
             on_step=on_step,
         )

@@ -61,7 +61,7 @@ class PredictArguments:
     classes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME...")] = ()
     """Classes to return. Default: all."""
     nms: float | None = None
-    """IoU above which a detection is suppressed by a better one of its class. Default: no suppression."""
+    """IoU above which a detection is suppressed by a better one of its class; 1: none. Default: as in training."""
     tile: int | None = None
     """Detect objects of larger images in overlapping tiles of this size in pixels. Default: in whole images."""
     overlap: float = 0.2

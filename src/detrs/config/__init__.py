@@ -131,6 +131,9 @@ class EvaluationConfig:
     default only images of equal size are batched, without padding, as in prediction."""
     clip: bool = True
     """Clip boxes to the image, in evaluation and in prediction. False: keep them as predicted, as the authors did."""
+    nms: Annotated[float, Gt(0), Le(1)] | None = None
+    """Non-maximum suppression in evaluation, prediction and exported files: a detection is dropped if its IoU with a
+    better one of its class is above this. None: no suppression, which a long training makes unnecessary."""
     patience: Annotated[int, Ge(1)] | None = None
     """Stop after this many evaluations without a better AP; None: never."""
 

@@ -109,7 +109,6 @@ def evaluate(
     runtime: Runtime,
     *,
     workers: int = 0,
-    nms: float | None = None,
     tiling: Tiling | None = None,
     diagnose: bool = False,
     on_images: Callable[[int, int], None] | None = None,
@@ -125,7 +124,6 @@ def evaluate(
             are not scored.
         runtime: device and processes.
         workers: loader processes.
-        nms: IoU of non-maximum suppression, as in prediction.
         tiling: detect objects in tiles of large images, as in prediction; ``evaluation.pad`` has no effect then.
         diagnose: keep the detections of each decoder layer, for ``Scores.diagnosis``; not with ``tiling``.
         on_images: called after each batch with the number of images done, and of all images.
@@ -155,14 +153,14 @@ def evaluate(
             sizes = [target.original_size for target in batch.targets]
             if tiling:
                 found = detector.detect_images(
-                    batch.images.unbind(), device=runtime.device, batch_size=batch_size, nms=nms, tiling=tiling
+                    batch.images.unbind(), device=runtime.device, batch_size=batch_size, tiling=tiling
                 )
             elif diagnose:
-                layers = detector.detect_layers(batch.to(runtime.device), sizes, nms=nms)
+                layers = detector.detect_layers(batch.to(runtime.device), sizes)
                 own_layers += image_layers(layers, batch.targets, is_scored)
                 found = layers[-1].detections
             else:
-                found = detector.detect(batch.to(runtime.device), sizes, nms=nms)
+                found = detector.detect(batch.to(runtime.device), sizes)
             for target, of_image in zip(batch.targets, found, strict=True):
                 labels = of_image.labels.tolist()
                 scored = zip(of_image.to_coco(target.image_id), labels, strict=True)
@@ -240,7 +238,7 @@ def evaluate_checkpoint(
         max_detections: per image; by default as in training.
         pad: pad images of different size to one batch, as the authors did; by default as in training.
         clip: clip boxes to the image; by default as in training.
-        nms: IoU of non-maximum suppression, as for ``Predictor``; by default none.
+        nms: IoU of non-maximum suppression, as for ``Predictor``; 1: none; by default as in training.
         tile: sides in pixels of the tiles in which objects of larger images are detected, as for ``Predictor``; by
             default none. ``max_detections`` is the limit of each tile then, and ``pad`` has no effect.
         overlap: smallest overlap of neighboring tiles, a fraction of their side.
@@ -259,7 +257,7 @@ def evaluate_checkpoint(
     check_nms(nms)
     tiling = tiling_of(tile, overlap, whole_image)
     runtime = Runtime(RuntimeConfig(device=device, precision=precision))
-    detector = open_detector(path).on(runtime.device, precision)
+    detector = open_detector(path).suppressing(nms).on(runtime.device, precision)
     detector = replace(detector, precision=runtime.from_main(detector.precision))
     trained, fixed = validating(detector.experiment, data, split), detector.preprocessing.fixed
     if fixed and resize_to is not None:
@@ -297,7 +295,6 @@ def evaluate_checkpoint(
         dataset,
         runtime,
         workers=workers,
-        nms=nms,
         tiling=tiling,
         diagnose=diagnose,
         on_images=on_images,

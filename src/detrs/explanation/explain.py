@@ -16,9 +16,11 @@ from detrs.explanation.builders import BUILDERS, TRACERS
 from detrs.explanation.gradients import gradients
 from detrs.explanation.recording import Call, Selection, recording
 from detrs.explanation.trace import best_queries
+from detrs.explanation.tracing import Trace
 from detrs.explanation.views import Explanation
 from detrs.predictor import ImageDetections, Predictor
 from detrs.sources import OnError, Source
+from detrs.structures import Boxes
 
 MAX_TOKENS = 400
 
@@ -153,6 +155,13 @@ def as_predictor(detector: str | Path | Predictor | TrainedDetector, device: str
         yield Predictor(loaded, device, precision="fp32")
 
 
+def without_duplicates(trace: Trace, detector: TrainedDetector) -> Trace:
+    """The trace after ``evaluation.nms``."""
+    found = Boxes(trace.layers[-1].boxes[trace.queries][None], trace.scores[None], trace.labels[None])
+    boxes, places = detector.unique(found)
+    return trace._replace(queries=trace.queries[places[0]], labels=boxes.labels[0], scores=boxes.scores[0])
+
+
 @torch.no_grad()
 def explanation(
     predictor: Predictor,
@@ -167,7 +176,7 @@ def explanation(
     model, tracer = detector.module, TRACERS[type(detector.module)]
     max_detections = detector.experiment.evaluation.max_detections
     (images, padding) = next(call.arguments for call in calls if call.module is model)
-    trace = tracer.trace(model, calls, max_detections)
+    trace = without_duplicates(tracer.trace(model, calls, max_detections), detector)
     kept = (trace.scores != 0) & (trace.scores >= threshold)  # as in ``postprocess.detections`` and ``filter``
     queries = trace.queries[kept].tolist()
     assert torch.equal(trace.scores[kept], detections.scores) and torch.equal(trace.labels[kept], detections.labels)

@@ -74,6 +74,7 @@ def export(
     padding: bool = False,
     data: str | Path | Dataset | None = None,
     split: str | None = None,
+    nms: float | None = None,
     opset: int = 18,
     on_step: Callable[[str], object] = lambda step: None,
 ) -> ExportReport:
@@ -97,6 +98,7 @@ def export(
         data: dataset to compare and to score on, as for ``detrs.evaluate``. By default, the images of training are
             used if they exist, without scores.
         split: of the dataset; by default as for ``detrs.evaluate``.
+        nms: IoU of non-maximum suppression in the graph; 1: none; by default as in training.
         opset: version of ONNX's operators.
         on_step: called with a description before each step.
 
@@ -112,6 +114,7 @@ def export(
     original = open_detector(checkpoint)
     if isinstance(original.module, ExportedModel):
         raise UserError(f"'{checkpoint}' is an exported file. Export its checkpoint.")
+    original = original.suppressing(nms)
     short = min(original.preprocessing.resize_to)
     if format == "torch" and static is None and short < program.MIN_TRACED:
         raise UserError(

@@ -22,10 +22,16 @@ class Limits:
     """Of the AP on a dataset."""
     visible: float
     """Detections with smaller scores are not compared, except the best ``ALWAYS_COMPARED`` of each image."""
+    noise: float
+    """Standard deviation of noise on normalized images, of the size of rounding errors; one step of a pixel is 0.02."""
 
 
 ALWAYS_COMPARED = 10
 """Detections of each image that are compared whatever their score, so that there is no comparison of nothing."""
+NUM_SAMPLES = 8
+"""Samples of noise that decide whether rounding errors change the detections of an image."""
+MAX_UNDECIDED = 0.25
+"""Largest fraction of the images that are left out for this; where more disagree, none is."""
 MIN_INPUTS = 20
 """Batches."""
 MIN_CONTRAST = 1e-6
@@ -33,8 +39,8 @@ MIN_CONTRAST = 1e-6
 and agreement has no meaning."""
 
 LIMITS = {
-    "float32": Limits(box=1e-4, score=1e-3, agreeing=0.999, relative=0.01, ap=1e-4, visible=0.0),
-    "float16": Limits(box=1e-2, score=2e-2, agreeing=0.98, relative=0.1, ap=5e-3, visible=0.1),
-    "int8": Limits(box=5e-2, score=1e-1, agreeing=0.9, relative=0.3, ap=1e-2, visible=0.2),
+    "float32": Limits(box=1e-4, score=1e-3, agreeing=0.999, relative=0.01, ap=1e-4, visible=0.0, noise=1e-5),
+    "float16": Limits(box=1e-2, score=2e-2, agreeing=0.98, relative=0.1, ap=5e-3, visible=0.1, noise=1e-3),
+    "int8": Limits(box=5e-2, score=1e-1, agreeing=0.9, relative=0.3, ap=1e-2, visible=0.2, noise=1e-2),
 }
 """By ``ExportInfo.precision``."""

@@ -16,6 +16,8 @@ from detrs.checkpoints.exported import ExportInfo, Tensors, signature
 from detrs.data.preprocessing import Preprocessing
 from detrs.errors import UserError
 from detrs.models.detector import Model
+from detrs.postprocess import unique
+from detrs.structures import Boxes
 
 EXAMPLE = (2, 133, 197)
 """Images, height and width of the traced example of files with dynamic size: pairwise different, not special."""
@@ -53,6 +55,18 @@ class Detection(nn.Module):
     def forward(self, tensors: Tensors) -> Tensors:
         found = self.model.detect(tensors["images"], tensors["padding"], self.max_detections)
         return tensors | found._asdict()
+
+
+class Suppression(nn.Module):
+    """``evaluation.nms``."""
+
+    def __init__(self, iou: float, num_classes: int) -> None:
+        super().__init__()
+        self.iou, self.num_classes = iou, num_classes
+
+    def forward(self, tensors: Tensors) -> Tensors:
+        found = Boxes(*(tensors[name] for name in Boxes._fields))
+        return tensors | unique(found, self.iou, self.num_classes)[0]._asdict()
 
 
 class PixelBoxes(nn.Module):
@@ -97,8 +111,11 @@ def program(detector: TrainedDetector, info: ExportInfo) -> Program:
     if info.preprocess:
         stages.append(Normalization(detector.preprocessing))
     stages.append(Detection(detector.module, info.max_detections))
+    evaluation = detector.experiment.evaluation
+    if evaluation.nms is not None:
+        stages.append(Suppression(evaluation.nms, len(detector.classes.names)))
     if info.postprocess:
-        stages += [PixelBoxes(), Clipping()] if detector.experiment.evaluation.clip else [PixelBoxes()]
+        stages += [PixelBoxes(), Clipping()] if evaluation.clip else [PixelBoxes()]
     return Program(stages, *signature(info))
 
 

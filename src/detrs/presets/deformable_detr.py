@@ -135,7 +135,7 @@ def deformable_detr_small() -> Experiment:
         criterion=CriterionConfig(denoising=ContrastiveDenoising(pairs=50, hide_padding=True), quality="matchability"),
         optimizer=OptimizerConfig(lr=2e-3, backbone_lr_factor=0.3, sampling_lr_factor=0.3, ema_decay=0.998),
         schedule=ScheduleConfig(epochs=60, kind="cosine", warmup_steps=50),
-        evaluation=EvaluationConfig(every_epochs=5),
+        evaluation=EvaluationConfig(every_epochs=5, nms=0.8),
     )
 
 

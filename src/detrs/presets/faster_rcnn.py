@@ -52,6 +52,7 @@ def faster_rcnn_small() -> Experiment:
         ),
         criterion=region_loss(giou_weight=0.0),
         optimizer=replace(small.optimizer, lr=1e-3, clip_norm=None, weight_decay=0.05),
+        evaluation=replace(small.evaluation, nms=None),  # it has its own
     )
 
 
@@ -71,4 +72,5 @@ def faster_rcnn_tiny() -> Experiment:
         ),
         criterion=small.criterion,
         optimizer=replace(tiny.optimizer, clip_norm=None, weight_decay=0.05),
+        evaluation=small.evaluation,
     )

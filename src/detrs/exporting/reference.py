@@ -1,0 +1,116 @@
+"""What a checkpoint detects, for the comparison with an exported file."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from detrs.checkpoints.detector import TrainedDetector
+from detrs.config.criterion import CriterionConfig
+from detrs.criterion.objective import Objective
+from detrs.exporting.inputs import GateInput
+from detrs.models.detector import Model
+from detrs.structures import Boxes, Detections
+
+
+class Expected(NamedTuple):
+    """The detections of the checkpoint in one image."""
+
+    detections: Detections
+    """Up to twice as many as in the exported file, not clipped. Two whose scores are almost equal can change places, so
+    that a detection at the end of the exported file's may be a later one of these."""
+    num_expected: int
+    """The first of them that the exported file should return."""
+    is_suppressed: bool
+    """Whether ``num_expected`` is what non-maximum suppression leaves."""
+
+
+class Reference:
+    """The detections of a checkpoint.
+
+    Args:
+        detector: the checkpoint.
+        most: largest number of detections per image.
+    """
+
+    def __init__(self, detector: TrainedDetector, most: int) -> None:
+        self.detector, self.most = detector, most
+
+    def __call__(self, each: GateInput, noise: float = 0.0, seed: int = 0) -> list[Expected]:
+        """The detections of one batch; without padding, of each image alone.
+
+        Args:
+            each: the batch.
+            noise: standard deviation of the noise on normalized images.
+            seed: of the noise.
+        """
+        detector = self.detector
+        if noise:
+            detector = replace(detector, module=Disturbed(detector.module, noise, seed).eval())
+        found = detections_of(unclipped(detector, 2 * self.most), each)
+        if detector.experiment.evaluation.nms is None:
+            return [Expected(of_image, self.most, False) for of_image in found]
+        # Suppression makes detections fewer; later ones are not in their place.
+        counts = [len(of_image) for of_image in detections_of(unclipped(detector, self.most), each)]
+        return [Expected(of_image, count, True) for of_image, count in zip(found, counts, strict=True)]
+
+
+class Disturbed(Model):
+    """A model with noise on its images.
+
+    Args:
+        model: the model.
+        noise: standard deviation on normalized images, of which one step of a pixel is about 0.02.
+        seed: of the noise; that of all calls with the same shape is the same.
+    """
+
+    def __init__(self, model: Model, noise: float, seed: int) -> None:
+        super().__init__()
+        self.model, self.noise, self.seed = model, noise, seed
+
+    def objective(self, config: CriterionConfig) -> Objective:
+        return self.model.objective(config)
+
+    def detect(self, images: Tensor, padding: Tensor, max_detections: int = 100) -> Boxes:
+        noise = self.noise * torch.randn(images.shape, generator=torch.Generator().manual_seed(self.seed))
+        return self.model.detect(images + noise.masked_fill(padding[:, None], 0.0), padding, max_detections)
+
+
+def detections_of(detector: TrainedDetector, each: GateInput) -> list[Detections]:
+    """The detections of each image alone, unless it is padded for the others."""
+    if each.is_padded:
+        return detector.detect(each.batch, each.sizes)
+    singles = [only(each, number) for number in range(len(each.sizes))]
+    return [detector.detect(single.batch, single.sizes)[0] for single in singles]
+
+
+def only(each: GateInput, number: int) -> GateInput:
+    """An image of a batch alone; with those before it if it is padded for the others."""
+    first = 0 if each.is_padded else number
+    part = slice(first, number + 1)
+    batch = each.batch._replace(images=each.batch.images[part], padding=each.batch.padding[part])
+    return GateInput(batch, each.sizes[part], each.is_padded)
+
+
+def unclipped(detector: TrainedDetector, count: int) -> TrainedDetector:
+    """The detector with ``count`` detections per image, whose boxes are not clipped."""
+    experiment = detector.experiment
+    evaluation = replace(experiment.evaluation, max_detections=count, clip=False)
+    return replace(detector, experiment=replace(experiment, evaluation=evaluation))
+
+
+@contextmanager
+def evaluating(*detectors: TrainedDetector) -> Iterator[None]:
+    """Evaluation mode, restored."""
+    modules: Sequence[Model] = [detector.module for detector in detectors]
+    were_training = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in zip(modules, were_training, strict=True):
+            module.train(was_training)
