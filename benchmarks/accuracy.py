@@ -14,6 +14,7 @@ from pathlib import Path
 
 import page
 from accuracy_figure import accuracy_figure
+from accuracy_peers import LIKE, OUR_RECIPE
 from accuracy_run import PEERS
 
 from detrs.choices import Precision
@@ -26,7 +27,7 @@ from detrs.engine.accuracy import Comparison
 from detrs.engine.accuracy_results import Line
 from detrs.engine.accuracy_table import COLUMNS, rows
 from detrs.errors import UserError, counted, did_you_mean
-from detrs.presets import PRESETS
+from detrs.presets import PRESETS, preset
 from detrs.visualization.curves import read_lines
 
 RESULTS = page.HERE / "results" / "accuracy.jsonl"
@@ -139,7 +140,9 @@ def measure_peer(arguments: BenchmarkArguments, data: str, peer: str, seed: int,
         "evaluate_every": arguments.evaluate_every,
     }
     backbone = "timm" if arguments.backbone is None else Path(arguments.backbone).name
-    recipe = {"batch_size": arguments.batch_size, "backbone": backbone}
+    recipe: Line = {"batch_size": arguments.batch_size, "backbone": backbone}
+    if peer == OUR_RECIPE:
+        recipe["preset"] = accuracy_results.recipe_digest(preset(LIKE))
     wanted = {"subject": peer, "seed": seed, "setting": setting, "recipe": recipe}
     if not is_new(wanted):
         return wanted

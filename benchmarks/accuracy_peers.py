@@ -24,6 +24,9 @@ from detrs.structures import Batch
 
 MAX_DETECTIONS = 100
 STAGES_OF_RCNN, STAGES_OF_DETR = (2, 3, 4, 5), (3, 4, 5)
+LIKE = "deformable-detr-small"
+"""The preset whose sizes and weights of the backbone the peers have."""
+OUR_RECIPE = "transformers Deformable DETR, our recipe"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,7 @@ class Settings:
     threads: int
     backbone: str | None
     """``.safetensors`` file of a timm model; ``None``: the weights of the preset ``like``, downloaded once."""
-    like: str = "deformable-detr-small"
+    like: str = LIKE
     """Preset with the sizes of the detector of transformers."""
     evaluate_every: int = 1
     """Epochs between evaluations."""
@@ -64,6 +67,8 @@ class Recipe(NamedTuple):
     lr_factor: Callable[[int, float], float]
     """Of the step and the fraction of the run that is done, both before the step."""
     clip_norm: float | None
+    nms: float | None = None
+    """IoU of non-maximum suppression in evaluation, beside that of the detector itself."""
 
 
 class Found(NamedTuple):
@@ -118,7 +123,7 @@ def authors_recipe(batch_size: int) -> Recipe:
 
 
 def preset_recipe(experiment: Experiment) -> Recipe:
-    """Optimizer and schedule of a preset, without its average of the weights.
+    """Optimizer, schedule and suppression of a preset, without its average of the weights.
 
     The learning rate is half that of the preset, as for our detectors without denoising.
     """
@@ -127,6 +132,7 @@ def preset_recipe(experiment: Experiment) -> Recipe:
         adamw(own.lr / 2, own.backbone_lr_factor, own.sampling_lr_factor, own.weight_decay),
         lambda step, progress: lr_factor(experiment.schedule, step, progress, batch_size),
         own.clip_norm,
+        experiment.evaluation.nms,
     )
 
 
@@ -267,12 +273,12 @@ def transformers_peer(settings: Settings, num_classes: int) -> Peer:
 BUILDERS: dict[str, Callable[[Settings, int], Peer]] = {
     "torchvision Faster R-CNN": torchvision_peer,
     "transformers Deformable DETR": transformers_peer,
-    "transformers Deformable DETR, our recipe": transformers_peer,
+    OUR_RECIPE: transformers_peer,
 }
 RECIPES: dict[str, Callable[[Settings], Recipe]] = {
     "torchvision Faster R-CNN": lambda settings: torchvision_recipe(settings.batch_size),
     "transformers Deformable DETR": lambda settings: authors_recipe(settings.batch_size),
-    "transformers Deformable DETR, our recipe": lambda settings: preset_recipe(
+    OUR_RECIPE: lambda settings: preset_recipe(
         dataclasses.replace(
             preset(settings.like),
             data=dataclasses.replace(preset(settings.like).data, batch_size=settings.batch_size),

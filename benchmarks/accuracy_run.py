@@ -17,7 +17,7 @@ import torch
 from accuracy_peers import BUILDERS, MAX_DETECTIONS, RECIPES, Found, Peer, Settings
 from accuracy_trainers import NotInstalledError, NotTrainedError, rfdetr_run, ultralytics_run
 from torch import nn
-from torchvision.ops import box_convert
+from torchvision.ops import batched_nms, box_convert
 
 from detrs.data.loader import evaluation_batches, steps_per_epoch, training_batches
 from detrs.data.opening import open_splits
@@ -33,13 +33,18 @@ OTHERS = {"Ultralytics RT-DETR": ultralytics_run, "RF-DETR": rfdetr_run}
 PEERS = (*BUILDERS, *OTHERS)
 
 
-def evaluate(peer: Peer, dataset: Dataset, settings: Settings) -> tuple[float | None, float | None]:
-    """AP and AP50."""
+def evaluate(
+    peer: Peer, dataset: Dataset, settings: Settings, nms: float | None = None
+) -> tuple[float | None, float | None]:
+    """AP and AP50, after non-maximum suppression with the IoU ``nms``."""
     results: list[Line] = []
     peer.model.eval()
     with torch.no_grad():
         for batch in evaluation_batches(dataset, settings.image_size, settings.batch_size):
             for target, found in zip(batch.targets, peer.detect(batch), strict=True):
+                if nms is not None:
+                    kept = batched_nms(found.boxes, found.scores, found.labels, nms)
+                    found = Found(*(values[kept] for values in found))
                 results += coco_results(dataset, target.image_id, target.original_size, found)
     peer.model.train()
     report = coco_report(checked_ground_truth(dataset), results, max_detections=MAX_DETECTIONS)
@@ -87,7 +92,7 @@ def train(settings: Settings, max_steps: int | None = None) -> list[Line]:
     def add_point() -> None:
         nonlocal evaluation
         start = time.monotonic()
-        ap, ap50 = evaluate(peer, val_set, settings)
+        ap, ap50 = evaluate(peer, val_set, settings, recipe.nms)
         evaluation = time.monotonic() - start
         seconds = round(time.monotonic() - began, 3)
         points.append({"images": step * settings.batch_size, "seconds": seconds, "ap": ap, "ap50": ap50})

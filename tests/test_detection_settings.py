@@ -106,6 +106,19 @@ def test_a_file_with_its_own_suppression() -> None:
         UserError, match=r"^nms \(--nms\) is 0.5, but the exported file suppresses at 0.87 itself: omit it"
     ):
         own(IMAGE, nms=0.5)
+    without = Predictor(replace(detector, own_precision="fp32"), "cpu")
+    assert scores(without(IMAGE, threshold=0.0)) == expected
+    assert scores(without(IMAGE, threshold=0.0, nms=0.87)) == [0.9, 0.8, 0.6, 0.3, 0.2]
+
+
+def test_the_suppression_of_a_predictor() -> None:
+    """It is that of all calls without another one."""
+    own = Predictor(predictor().detector, "cpu", nms=0.87)
+    assert own.nms == 0.87 and predictor().nms is None
+    assert scores(own(IMAGE, threshold=0.0)) == [0.9, 0.8, 0.6, 0.3, 0.2]
+    assert len(own(IMAGE, threshold=0.0, nms=1.0)[0]) == len(Fixed.ROWS)
+    with pytest.raises(UserError, match="^nms is 2, but must be"):
+        Predictor(predictor().detector, "cpu", nms=2)
 
 
 def test_suppression_is_off_by_default() -> None:

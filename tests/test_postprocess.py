@@ -7,7 +7,7 @@ from detrs.boxes import cxcywh_to_xyxy
 from detrs.classification import Focal, Softmax, class_logits
 from detrs.config.detection import check_nms
 from detrs.errors import UserError
-from detrs.postprocess import best_boxes, detections, non_maximum, unique
+from detrs.postprocess import best_boxes, detections, non_maximum, without_duplicates
 from detrs.structures import Boxes, Classes, Detections, Prediction
 
 CLASSES = Classes(("ape", "bee", "cat"), (7, 3, 90))
@@ -78,7 +78,7 @@ def test_duplicates_of_a_batch(iou: float) -> None:
     boxes = torch.cat([0.3 + 0.2 * torch.rand(2, 40, 2), 0.2 + 0.3 * torch.rand(2, 40, 2)], -1)
     scores = torch.rand(2, 40).sort(dim=1, descending=True).values
     labels = torch.randint(3, (2, 40))
-    found, order = unique(Boxes(boxes, scores, labels), iou, 3)
+    found, order = without_duplicates(Boxes(boxes, scores, labels), iou, 3)
     for i in range(2):
         kept = suppressed(cxcywh_to_xyxy(boxes[i]).tolist(), scores[i].tolist(), labels[i].tolist(), iou)
         assert order[i, : len(kept)].tolist() == kept and (len(kept) < 40) == (iou < 1)

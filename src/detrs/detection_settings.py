@@ -24,7 +24,7 @@ class DetectionSettings:
     labels: frozenset[int] | None = None
     """The classes that are returned; ``None``: all."""
     nms: float | None = None
-    """IoU of non-maximum suppression; ``None``: none."""
+    """IoU of non-maximum suppression; ``None``: that of the detector."""
     tiling: Tiling | None = None
     """Tiles of large images; ``None``: every image as a whole."""
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torchvision.ops import nms
 
 from detrs.boxes import cxcywh_to_xyxy
 from detrs.classification import ClassLogits
@@ -31,11 +30,11 @@ def best_of_layer(prediction: Prediction, classes: ClassLogits, max_detections: 
     return LayerBoxes(Boxes(boxes, best.scores, best.labels), best.queries, prediction.logits.shape[1])
 
 
-def unique(found: Boxes, iou: float | None, num_classes: int) -> tuple[Boxes, Int[Tensor, "B N"]]:
+def without_duplicates(found: Boxes, iou: float | None, num_classes: int) -> tuple[Boxes, Int[Tensor, "B N"]]:
     """Non-maximum suppression within each class: suppressed detections have the score 0 and follow the others.
 
     Args:
-        found: detections of a model.
+        found: detections of a model, best first.
         iou: a box is suppressed if its IoU with a better one of its class is above this; ``None``: none is.
         num_classes: K.
 
@@ -45,8 +44,11 @@ def unique(found: Boxes, iou: float | None, num_classes: int) -> tuple[Boxes, In
     if iou is None:
         return found, torch.arange(found.scores.shape[1], device=found.scores.device).expand_as(found.scores)
     kept = not_suppressed(cxcywh_to_xyxy(found.boxes), found.scores, iou, found.labels, num_classes)
-    scores, order = found.scores.masked_fill(~kept, 0.0).topk(found.scores.shape[1], dim=1)
+    count = found.scores.shape[1]
+    place = torch.arange(count, device=kept.device) + count * (~kept).long()  # all different
+    order = (-place.float()).topk(count, dim=1).indices
     boxes = found.boxes.gather(1, order[..., None].expand(-1, -1, 4))
+    scores = found.scores.masked_fill(~kept, 0.0).gather(1, order)
     return Boxes(boxes, scores, found.labels.gather(1, order)), order
 
 
@@ -82,10 +84,7 @@ def non_maximum(found: Detections, iou: float) -> Int[Tensor, "M"]:
     Returns:
         Their indices.
     """
-    boxes = found.boxes_xyxy.double()
-    kept = [torch.zeros(0, dtype=torch.long)]
-    for label in found.labels.unique():
-        of_class = (found.labels == label).nonzero()[:, 0]
-        kept.append(of_class[nms(boxes[of_class], found.scores[of_class].double(), iou)])
-    rows = torch.cat(kept).sort().values
-    return rows[found.scores[rows].argsort(descending=True, stable=True)]
+    boxes, scores, labels = found.boxes_xyxy, found.scores, found.labels
+    kept = not_suppressed(boxes[None], scores[None], iou, labels[None], len(found.classes.names))
+    rows = kept[0].nonzero()[:, 0]
+    return rows[scores[rows].argsort(descending=True, stable=True)]

@@ -59,9 +59,11 @@ class Predictor:
         max_detections: largest number of detections per image; by default as in the detector's evaluation.
         precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: ``bf16`` where the device multiplies it in hardware, else
             ``fp32``. Exported files have their own.
+        nms: IoU of non-maximum suppression, in (0, 1]; 1: none; by default as in the detector's evaluation.
 
     Raises:
-        UserError: there is no such device, it does not support the precision, or ``max_detections`` is below 1.
+        UserError: there is no such device, it does not support the precision, ``max_detections`` is below 1, or ``nms``
+            is out of range or that of an exported file with another one.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Predictor:
         device: str = "auto",
         max_detections: int | None = None,
         precision: Precision = "auto",
+        nms: float | None = None,
     ) -> None:
         if max_detections is not None:
             if max_detections < 1:
@@ -78,7 +81,7 @@ class Predictor:
             evaluation = replace(experiment.evaluation, max_detections=max_detections)
             detector = replace(detector, experiment=replace(experiment, evaluation=evaluation))
         self.device = pick_device(device)
-        self.detector = detector.on(self.device, precision)
+        self.detector = detector.suppressing(nms).on(self.device, precision)
 
     @classmethod
     def load(
@@ -87,6 +90,7 @@ class Predictor:
         device: str = "auto",
         max_detections: int | None = None,
         precision: Precision = "auto",
+        nms: float | None = None,
     ) -> Self:
         """The predictor of a trained detector.
 
@@ -96,16 +100,23 @@ class Predictor:
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
             max_detections: largest number of detections per image; by default as in the detector's evaluation.
             precision: as for ``Predictor``.
+            nms: as for ``Predictor``.
 
         Raises:
-            UserError: there is no such checkpoint, it cannot be used, or there is no such device or precision.
+            UserError: there is no such checkpoint, it cannot be used, there is no such device or precision, or ``nms``
+                cannot be used.
         """
-        return cls(open_detector(checkpoint), device, max_detections, precision)
+        return cls(open_detector(checkpoint), device, max_detections, precision, nms)
 
     @property
     def precision(self) -> str:
         """``fp32``, ``bf16`` or ``fp16``; ``int8`` also of exported files."""
         return self.detector.arithmetic
+
+    @property
+    def nms(self) -> float | None:
+        """IoU of non-maximum suppression where a call has none of its own; ``None``: there is no suppression."""
+        return self.detector.experiment.evaluation.suppression
 
     @property
     def threshold(self) -> float:
@@ -171,7 +182,7 @@ class Predictor:
                 not depend on other images.
             classes: names of the classes that are returned; by default all.
             nms: IoU above which a detection is suppressed by a better one of its class, in (0, 1]; 1: there is
-                no non-maximum suppression. By default as in the detector's evaluation.
+                no non-maximum suppression. By default ``self.nms``.
             tile: sides in pixels of overlapping tiles, in which objects of larger images are detected. The limit
                 ``max_detections`` is that of each tile then.
             overlap: smallest overlap of neighboring tiles, a fraction of their side.

@@ -2,7 +2,7 @@
 
 Two detections from different views (tiles, or the whole image) are of the same object if they have the same class and
 if what both views contain of both boxes is the same, with an IoU of at least ``SAME_IOU``. Detections of the same view
-are never compared: what a detector returns for one view is not changed.
+are not compared here: non-maximum suppression does that.
 
 1. A box that an inner border of its tile cuts is dropped if another tile contains it and what is around it: that tile
    contains more of the object.

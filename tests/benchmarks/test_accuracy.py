@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import accuracy
+import accuracy_peers
 import accuracy_run
 import page
 import pytest
@@ -96,8 +97,6 @@ def settings(**changes: Any) -> Settings:
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_peer_trains_and_is_scored(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With random weights of the backbone, since nothing is downloaded."""
-    import accuracy_peers
-
     create = accuracy_peers.create
     monkeypatch.setattr(accuracy_peers, "create", lambda config, pretrained: create(config, pretrained=False))
     found = accuracy_run.measure(settings(peer=name))
@@ -107,8 +106,6 @@ def test_a_peer_trains_and_is_scored(name: str, home: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_backbones_of_peers_are_frozen_as_ours(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import accuracy_peers
-
     create = accuracy_peers.create
     monkeypatch.setattr(accuracy_peers, "create", lambda config, pretrained: create(config, pretrained=False))
     model = BUILDERS[name](settings(peer=name), 3).model
@@ -140,6 +137,18 @@ def test_perfect_detections_have_an_ap_of_1(home: Path) -> None:
     peer = Peer(Perfect(), lambda batch: torch.zeros(()), detect)
     ap, ap50 = accuracy_run.evaluate(peer, open_dataset("digits", "val"), settings())
     assert ap == pytest.approx(1) and ap50 == pytest.approx(1)
+    twice = peer._replace(
+        detect=lambda batch: [
+            Found(*(values.repeat(2, *[1] * (values.ndim - 1)) for values in found)) for found in detect(batch)
+        ]
+    )
+    assert (accuracy_run.evaluate(twice, open_dataset("digits", "val"), settings())[0] or 0) < 0.96
+    assert accuracy_run.evaluate(twice, open_dataset("digits", "val"), settings(), 0.8) == (ap, ap50)
+
+
+def test_only_our_recipe_has_suppression() -> None:
+    found = {name: recipe(settings()).nms for name, recipe in accuracy_peers.RECIPES.items()}
+    assert found.pop(accuracy_peers.OUR_RECIPE) == 0.8 and set(found.values()) == {None}
 
 
 def test_a_missing_package_is_a_result(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

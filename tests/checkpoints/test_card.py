@@ -49,6 +49,13 @@ def card(found: TrainedDetector, *, transformers: bool = True, curves: bool = Tr
     return model_card(found, "me/blood-cells", contents=Contents(transformers, curves), **values)
 
 
+def test_the_suppression_that_transformers_does_not_apply() -> None:
+    line = "`torchvision.ops.batched_nms(boxes, scores, labels, 0.8)`"
+    assert line in card(detector()) and line not in card(detector(), transformers=False)
+    paper = experiment("deformable-detr-r50")
+    assert "batched_nms" not in card(detector(experiment=paper))
+
+
 def test_the_front_matter_is_what_the_hub_reads() -> None:
     _, matter, _ = card(detector()).split("---\n", 2)
     values = yaml.safe_load(matter)

@@ -35,6 +35,7 @@ def test_json_and_annotated_images(detrs: Callable, checkpoint: Path, folder: Pa
         "predictions": str(output / "predictions.json"),
         "checkpoint": str(checkpoint),
         "precision": "fp32",
+        "nms": None,
         "threshold": 0.001,
         "num_images": 3,
         "num_videos": 0,

@@ -50,9 +50,11 @@ class Pooled(Model):
         return self.change(Boxes(boxes, scores, order % 3))
 
 
-def compared(change: Callable[[Boxes], Boxes], precision: str = "float32", **settings) -> ParityReport:
-    """An original without, and an exported file with a change of its detections."""
-    original, exported = trained(SETTINGS, Pooled()), trained(SETTINGS, Pooled(change))
+def compared(
+    change: Callable[[Boxes], Boxes], precision: str = "float32", nms: float | None = None, **settings
+) -> ParityReport:
+    """An original without, and an exported file with a change of its detections before non-maximum suppression."""
+    original, exported = (trained(SETTINGS, model).suppressing(nms) for model in (Pooled(), Pooled(change)))
     return compare(original, exported, gate_inputs(SHAPES), precision, **settings)
 
 
@@ -121,8 +123,11 @@ def test_initial_weights_agree_with_another_implementation_of_sampling(deformabl
         "batch-reversed",
     ],
 )
-def test_a_file_with_other_detections_is_refused(change: Callable[[Boxes], Boxes], message: str) -> None:
-    assert any(message in failure for failure in compared(change).failures())
+@pytest.mark.parametrize("nms", [None, 0.6])
+def test_a_file_with_other_detections_is_refused(
+    change: Callable[[Boxes], Boxes], message: str, nms: float | None
+) -> None:
+    assert any(message in failure for failure in compared(change, nms=nms).failures())
 
 
 def test_differences_within_the_limits_are_reported_not_refused() -> None:
@@ -152,17 +157,10 @@ def test_detections_whose_scores_are_almost_equal_may_change_places() -> None:
     assert report.failures() == [] and report.num_agreeing == 32 * N
 
 
-def suppressed(change: Callable[[Boxes], Boxes], precision: str = "float32") -> ParityReport:
-    """As ``compared``, with non-maximum suppression in both: of the exported file after its change."""
-    original = trained(SETTINGS, Pooled()).suppressing(0.6)
-    exported = replace(original, module=Pooled(change).eval())
-    return compare(original, exported, gate_inputs(SHAPES), precision)
-
-
 @pytest.mark.parametrize("precision", LIMITS)
 def test_suppressed_detections_are_compared(precision: str) -> None:
     """Of the best ``N``, without later ones in the place of those that are suppressed."""
-    report = suppressed(lambda boxes: boxes, precision)
+    report = compared(lambda boxes: boxes, precision, 0.6)
     assert report.failures() == [] and report.num_agreeing == report.num_detections < 0.9 * 32 * N
 
 
@@ -189,9 +187,29 @@ def test_a_suppressed_file_may_have_another_last_detection() -> None:
     original = trained(SETTINGS, Equal([N - 1, N])).suppressing(0.6)
     exported = replace(original, module=Equal([N, N - 1]).eval())
     report = compare(original, exported, gate_inputs(SHAPES))
-    assert (
-        report.num_agreeing >= 0.999 * report.num_detections
-    )  # it overlaps others than the last one of the checkpoint
+    # It can overlap others than the last one of the checkpoint does.
+    assert report.num_agreeing >= 0.999 * report.num_detections
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_few_detections_after_suppression_are_compared(kept: int) -> None:
+    """Of a checkpoint with three boxes for each image, all of which the exported file should return."""
+
+    class Few(Pooled):
+        def __init__(self, count: int) -> None:
+            super().__init__()
+            self.count = count
+
+        def detect(self, images: Tensor, padding: Tensor, max_detections: int = N) -> Boxes:
+            found = super().detect(images, padding, N)
+            boxes = torch.tensor([[0.2, 0.2, 0.1, 0.1], [0.5, 0.5, 0.1, 0.1], [0.8, 0.8, 0.1, 0.1]])
+            boxes = boxes[torch.arange(N) % 3].expand(len(images), -1, -1)
+            scores = torch.where(torch.arange(N) < self.count, found.scores, 0.0)
+            return Boxes(boxes, scores, torch.zeros_like(found.labels))
+
+    original, exported = (trained(SETTINGS, Few(count)).suppressing(0.6) for count in (3, kept))
+    assert compare(original, original, gate_inputs(SHAPES)).failures() == []
+    assert "detections differ" in compare(original, exported, gate_inputs(SHAPES)).failures()[0]
 
 
 class Deciding(Pooled):
@@ -207,22 +225,25 @@ class Deciding(Pooled):
         return found._replace(boxes=found.boxes + 0.1 * moved[:, None, None])
 
 
-def decided(original: Callable[[Tensor], Tensor], exported: Callable[[Tensor], Tensor], **settings) -> ParityReport:
+def decided(
+    original: Callable[[Tensor], Tensor], exported: Callable[[Tensor], Tensor], shapes: InputShapes = SHAPES
+) -> ParityReport:
     detectors = (trained(SETTINGS, Deciding(condition)) for condition in (original, exported))
-    return compare(*detectors, gate_inputs(SHAPES), **settings)
+    return compare(*detectors, gate_inputs(shapes))
 
 
-def mean_of(number: int) -> float:
+def mean_of(number: int, shapes: InputShapes = SHAPES) -> float:
     """Of a normalized image of the gate."""
-    batch = list(gate_inputs(SHAPES))[number].batch
+    batch = list(gate_inputs(shapes))[number].batch
     return float(trained(SETTINGS, Pooled()).preprocessing.normalize(batch).images.double().mean((1, 2, 3))[0])
 
 
-@pytest.mark.parametrize("number", [5, 16])
-def test_an_image_that_rounding_changes_is_left_out(number: int) -> None:
+@pytest.mark.parametrize(("number", "padding"), [(5, False), (16, False), (16, True)])
+def test_an_image_that_rounding_changes_is_left_out(number: int, padding: bool) -> None:
     """It is of a single input and of a batch, of which the other images are compared."""
-    limit = mean_of(number)
-    report = decided(lambda mean: mean > limit + 1e-8, lambda mean: mean > limit - 1e-8)
+    shapes = replace(SHAPES, padding=padding)
+    limit = mean_of(number, shapes)
+    report = decided(lambda mean: mean > limit + 1e-8, lambda mean: mean > limit - 1e-8, shapes)
     assert report.failures() == [] and report.num_undecided == 1
     assert (report.num_images, report.num_detections) == (32, 31 * N)
 

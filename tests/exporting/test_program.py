@@ -14,7 +14,7 @@ from detrs.config.backbone import BackboneConfig
 from detrs.errors import UserError
 from detrs.exporting import program
 from detrs.models.detector import Model
-from detrs.postprocess import unique
+from detrs.postprocess import without_duplicates
 from detrs.structures import Boxes
 
 
@@ -70,14 +70,18 @@ def test_the_weights_of_folded_convolutions_are_constants(monkeypatch: pytest.Mo
 
 
 def test_the_suppression_of_the_training_is_part_of_the_program() -> None:
-    detector, images, info = (
-        trained(experiment("detr-tiny")),
-        torch.randn(2, 3, 96, 128),
-        replace(INFO, max_detections=40),
-    )
+    detector, images = trained(experiment("detr-tiny")), torch.randn(2, 3, 96, 128)
+    info = replace(INFO, max_detections=40)
     with torch.no_grad():
         exported = program.program(detector.suppressing(0.3), info)(images)
         plain = detector.module.detect(images, torch.zeros(2, 96, 128, dtype=torch.bool), info.max_detections)
-    expected = unique(plain, 0.3, 3)[0]._asdict()
+    expected = without_duplicates(plain, 0.3, 3)[0]._asdict()
     assert all(torch.equal(exported[name], expected[name]) for name in Boxes._fields)
     assert (plain.scores > 0).all() and (exported["scores"] == 0).any()
+
+
+@pytest.mark.parametrize(("nms", "expected"), [(None, 1), (1.0, 0), (0.5, 1)])
+def test_a_program_without_suppression(nms: float | None, expected: int) -> None:
+    detector = trained(experiment("detr-tiny")).suppressing(nms)
+    stages = program.program(detector, INFO).modules()
+    assert sum(isinstance(stage, program.Suppression) for stage in stages) == expected

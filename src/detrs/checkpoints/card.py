@@ -70,6 +70,11 @@ def model_card(
     ]
     if contents.has_transformers:
         parts += ["With `transformers`:", block("python", transformers_usage(repository))]
+        if nms := experiment.evaluation.suppression:
+            parts.append(
+                "`transformers` does not apply the non-maximum suppression with which the detector was scored. Apply "
+                f"`torchvision.ops.batched_nms(boxes, scores, labels, {nms:g})` to its detections."
+            )
     parts += ["## Results", *results(detector, per_class)]
     if contents.has_curves:
         parts.append(f"![Loss, loss terms, AP and learning rate over the steps of the training]({CURVES})")

@@ -22,7 +22,7 @@ from detrs.data.preprocessing import Preprocessing
 from detrs.devices import memory_errors
 from detrs.errors import UserError
 from detrs.models.detector import Model
-from detrs.postprocess import detections, non_maximum, unique
+from detrs.postprocess import detections, non_maximum, without_duplicates
 from detrs.precision import autocast, resolve
 from detrs.schema import from_dict, to_dict
 from detrs.structures import Batch, Boxes, Classes, Detections
@@ -69,7 +69,7 @@ class TrainedDetector:
     """Precision of an exported file: ``fp32``, ``fp16``, ``int8``; ``None`` for other detectors."""
 
     own_nms: float | None = None
-    """IoU of the non-maximum suppression in the graph of an exported file, which then is ``evaluation.nms``."""
+    """IoU of the non-maximum suppression in the graph of an exported file, which also is its ``evaluation.nms``."""
 
     @property
     def arithmetic(self) -> str:
@@ -124,19 +124,23 @@ class TrainedDetector:
             image_sizes: (height, width) in pixels of each original image.
             sources: path or URL of each image.
         """
-        return self._detections(self.boxes(self.preprocessing.normalize(batch)), image_sizes, sources)
+        return self.in_pixels(self.boxes(self.preprocessing.normalize(batch)), image_sizes, sources)
 
     @torch.no_grad()
     def boxes(self, batch: Batch) -> Boxes:
         """What the model detects in a batch of normalized images, after ``evaluation.nms``."""
-        with self._computing(batch):
-            found = self.module.detect(batch.images, batch.padding, self.experiment.evaluation.max_detections)
-        return self.unique(found)[0]
+        return self.without_duplicates(self.candidates(batch))[0]
 
-    def unique(self, found: Boxes) -> tuple[Boxes, Int[Tensor, "B N"]]:
+    @torch.no_grad()
+    def candidates(self, batch: Batch) -> Boxes:
+        """What the model detects in a batch of normalized images, before ``evaluation.nms``."""
+        with self._computing(batch):
+            return self.module.detect(batch.images, batch.padding, self.experiment.evaluation.max_detections)
+
+    def without_duplicates(self, found: Boxes) -> tuple[Boxes, Int[Tensor, "B N"]]:
         """What remains after ``evaluation.nms``, and the place of each detection in ``found``."""
-        nms = self.experiment.evaluation.nms if self.own_nms is None else None
-        return unique(found, nms, len(self.classes.names))
+        nms = self.experiment.evaluation.suppression if self.own_nms is None else None
+        return without_duplicates(found, nms, len(self.classes.names))
 
     def detect_images(
         self,
@@ -179,10 +183,11 @@ class TrainedDetector:
             merge(views, [of_view[number, view] for view in range(len(views))], sizes[number])
             for number, views in enumerate(windows)
         ]
-        nms = self.experiment.evaluation.nms
-        if tiling is None or nms is None:
-            return merged
-        return [each.rows(non_maximum(each, nms)) for each in merged]
+        nms = self.experiment.evaluation.suppression
+        return [
+            each if nms is None or len(views) == 1 else each.rows(non_maximum(each, nms))
+            for each, views in zip(merged, windows, strict=True)
+        ]
 
     @torch.no_grad()
     def detect_layers(self, batch: Batch, image_sizes: Sequence[tuple[int, int]]) -> list[LayerDetections]:
@@ -192,12 +197,12 @@ class TrainedDetector:
             layers = self.module.detect_layers(batch.images, batch.padding, limit)
         found = []
         for layer in layers:
-            boxes, places = self.unique(layer.boxes)
+            boxes, places = self.without_duplicates(layer.boxes)
             queries = None
             if layer.queries is not None:  # without the padding, as in ``detections``
                 own = layer.queries.gather(1, places)
                 queries = [of_image[real].cpu() for of_image, real in zip(own, boxes.scores != 0, strict=True)]
-            found.append(LayerDetections(self._detections(boxes, image_sizes), queries, layer.num_queries))
+            found.append(LayerDetections(self.in_pixels(boxes, image_sizes), queries, layer.num_queries))
         return found
 
     @contextmanager
@@ -207,9 +212,10 @@ class TrainedDetector:
         with memory_errors(batch.images, remedy), autocast(self.precision, batch.images.device.type):
             yield
 
-    def _detections(
+    def in_pixels(
         self, boxes: Boxes, image_sizes: Sequence[tuple[int, int]], sources: Sequence[str | None] | None = None
     ) -> list[Detections]:
+        """Boxes of the model as detections in pixels of the original images, on the CPU."""
         found = detections(boxes, image_sizes, self.classes, sources)
         return [each.clipped() for each in found] if self.experiment.evaluation.clip else found
 

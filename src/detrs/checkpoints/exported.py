@@ -227,7 +227,7 @@ class Contents(NamedTuple):
         return TrainedDetector(
             module=module.eval(),
             own_precision=PRECISIONS[self.info.precision],
-            own_nms=self.settings["experiment"].evaluation.nms,
+            own_nms=self.settings["experiment"].evaluation.suppression,
             **self.settings,
         )
 

@@ -99,6 +99,7 @@ def inspect(arguments: InspectArguments) -> None:
         "threshold": None
         if values["threshold"] is None
         else f"{values['threshold']} (best F1 on the validation split)",
+        "suppression": values["nms"] and f"of detections with an IoU above {values['nms']:g}",
         "written by": values["written_by"],
         "published at": values["url"],
         "SHA-256": values["sha256"],
@@ -179,6 +180,7 @@ def describe(source: "Source", with_tensors: bool = False) -> dict[str, Any]:
         "epoch": detector.epoch,
         "threshold": detector.threshold,
         "class_thresholds": detector.class_thresholds,
+        "nms": detector.experiment.evaluation.suppression,
         "written_by": writer(source),
         "url": known.url if known else None,
         "sha256": file_sha256(source.path) if source.path.is_file() else None,

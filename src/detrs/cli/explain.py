@@ -20,7 +20,7 @@ from detrs.cli.image_results import (
 )
 from detrs.cli.inputs import check_checkpoint, check_only_source
 from detrs.cli.report import console, print_json
-from detrs.config.detection import check_threshold
+from detrs.config.detection import check_nms, check_threshold
 from detrs.errors import UserError, counted, printable
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class ExplainArguments:
     """Output folder, new or empty. Default: runs/explain-N."""
     threshold: float | None = None
     """Minimum score of a detection. Default: as in detrs predict."""
+    nms: float | None = None
+    """IoU above which a detection is suppressed by a better one of its class; 1: none. Default: as in training."""
     gradients: int = 0
     """Detections, best first, whose gradients with respect to the image are computed: five backward passes for each."""
     format: str = "html,json,png"
@@ -72,6 +74,7 @@ def run(argv: list[str]) -> None:
         raise UserError(f"--gradients is {arguments.gradients}, but must be at least 0.")
     if arguments.threshold is not None:
         check_threshold(arguments.threshold)
+    check_nms(arguments.nms)
     check_checkpoint(arguments.checkpoint)
     check_only_source(arguments.sources, videos=False)
     from rich.box import SIMPLE_HEAD
@@ -81,7 +84,7 @@ def run(argv: list[str]) -> None:
     from detrs.explanation.explain import check_layers, explain_iter
     from detrs.predictor import Predictor
 
-    predictor = Predictor.load(arguments.checkpoint, arguments.device)
+    predictor = Predictor.load(arguments.checkpoint, arguments.device, nms=arguments.nms)
     check_layers(predictor.detector.module)
     threshold = predictor.threshold if arguments.threshold is None else arguments.threshold
     errors: dict[str, UserError] = {}
@@ -100,7 +103,12 @@ def run(argv: list[str]) -> None:
     )
     output = create_output_folder(arguments.output or new_folder("explain"))  # arguments are checked by now
     summary = output / f"{SUMMARY}.json"
-    values = {"checkpoint": arguments.checkpoint, "threshold": threshold, "num_gradients": arguments.gradients}
+    values = {
+        "checkpoint": arguments.checkpoint,
+        "threshold": threshold,
+        "nms": predictor.nms,
+        "num_gradients": arguments.gradients,
+    }
     try:
         with console(as_json=True).status("explaining") as status:
             for each in explanations:

@@ -32,7 +32,6 @@ class DetectionArguments(TypedDict):
     """Those of the arguments of ``Predictor`` that are the same for images and videos."""
 
     classes: tuple[str, ...] | None
-    nms: float | None
     tile: int | None
     overlap: float
     whole_image: bool
@@ -133,7 +132,9 @@ def run(argv: list[str]) -> None:
 
         labels = not arguments.hide_labels
         style = Style(show_labels=labels, line_width=arguments.line_width, color_by=arguments.color_by)
-        predictor = Predictor.load(arguments.checkpoint, arguments.device, precision=arguments.precision)
+        predictor = Predictor.load(
+            arguments.checkpoint, arguments.device, precision=arguments.precision, nms=arguments.nms
+        )
     choice = FileChoice(
         crops=arguments.save_crops,
         yolo=arguments.save_yolo,
@@ -144,7 +145,6 @@ def run(argv: list[str]) -> None:
     classes = predictor.detector.classes
     detection: DetectionArguments = {
         "classes": arguments.classes or None,
-        "nms": arguments.nms,
         "tile": arguments.tile,
         "overlap": arguments.overlap,
         "whole_image": not arguments.tiles_only,
@@ -164,7 +164,12 @@ def run(argv: list[str]) -> None:
     files = PredictionFiles(output, classes, choice)
     results = Results(output=output, threshold=threshold, style=style, files=files, errors=errors)
     shown = dict(zip(classes.names, threshold, strict=True)) if isinstance(threshold, tuple) else threshold
-    values = {"checkpoint": arguments.checkpoint, "precision": predictor.precision, "threshold": shown}
+    values = {
+        "checkpoint": arguments.checkpoint,
+        "precision": predictor.precision,
+        "threshold": shown,
+        "nms": predictor.nms,
+    }
     try:
         with console(as_json=True).status("predicting") as status:
             predict_images(predicted, results, status.update)

@@ -12,6 +12,7 @@ from detrs.choices import Precision
 from detrs.cli.arguments import Flag, parse
 from detrs.cli.inputs import check_checkpoint
 from detrs.cli.report import console, print_json
+from detrs.config.detection import check_nms
 from detrs.errors import UserError
 from detrs.serving import ServerSettings, check_packages
 
@@ -48,6 +49,8 @@ class ServeArguments:
     """auto, fp32, bf16 or fp16. auto: bf16 where the processor or GPU multiplies it in hardware, else fp32."""
     threshold: float | None = None
     """Minimum score of a detection where a request has none. Default: as in detrs predict."""
+    nms: float | None = None
+    """IoU above which a detection is suppressed by a better one of its class; 1: none. Default: as in training."""
     max_batch: int | None = None
     """Images of equal size in one forward pass. Default: 1 on the CPU, so that answers are bit-equal to those of detrs
     predict for one image; 8 on other devices."""
@@ -76,6 +79,7 @@ def run(argv: list[str]) -> None:
     arguments = parse(ServeArguments, argv, "detrs serve")
     check_packages()
     settings = settings_of(arguments)
+    check_nms(arguments.nms)
     check_checkpoint(arguments.checkpoint)
     import torch
 
@@ -86,7 +90,9 @@ def run(argv: list[str]) -> None:
         is_local = server.is_loopback(listener)
         if is_local or arguments.hosts:
             settings = dataclasses.replace(settings, hosts=(*LOOPBACK, arguments.host, *arguments.hosts))
-        predictor = Predictor.load(arguments.checkpoint, arguments.device, precision=arguments.precision)
+        predictor = Predictor.load(
+            arguments.checkpoint, arguments.device, precision=arguments.precision, nms=arguments.nms
+        )
         short, long = predictor.detector.preprocessing.resize_to
         predictor(torch.zeros(3, short, long, dtype=torch.uint8))  # what fails in general fails now
         address = server.url(listener)

@@ -133,9 +133,14 @@ class EvaluationConfig:
     """Clip boxes to the image, in evaluation and in prediction. False: keep them as predicted, as the authors did."""
     nms: Annotated[float, Gt(0), Le(1)] | None = None
     """Non-maximum suppression in evaluation, prediction and exported files: a detection is dropped if its IoU with a
-    better one of its class is above this. None: no suppression, which a long training makes unnecessary."""
+    better one of its class is above this. None or 1: no suppression, as in presets of the papers."""
     patience: Annotated[int, Ge(1)] | None = None
     """Stop after this many evaluations without a better AP; None: never."""
+
+    @property
+    def suppression(self) -> float | None:
+        """``nms``, or ``None`` if nothing is suppressed."""
+        return None if self.nms == 1 else self.nms
 
 
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]

@@ -155,11 +155,11 @@ def as_predictor(detector: str | Path | Predictor | TrainedDetector, device: str
         yield Predictor(loaded, device, precision="fp32")
 
 
-def without_duplicates(trace: Trace, detector: TrainedDetector) -> Trace:
+def suppressing(trace: Trace, detector: TrainedDetector) -> Trace:
     """The trace after ``evaluation.nms``."""
-    found = Boxes(trace.layers[-1].boxes[trace.queries][None], trace.scores[None], trace.labels[None])
-    boxes, places = detector.unique(found)
-    return trace._replace(queries=trace.queries[places[0]], labels=boxes.labels[0], scores=boxes.scores[0])
+    found, places = detector.without_duplicates(Boxes(trace.boxes[None], trace.scores[None], trace.labels[None]))
+    suppressed = trace.suppressed and tuple(trace.suppressed[place] for place in places[0].tolist())
+    return Trace(trace.layers, trace.queries[places[0]], found.labels[0], found.scores[0], found.boxes[0], suppressed)
 
 
 @torch.no_grad()
@@ -176,7 +176,7 @@ def explanation(
     model, tracer = detector.module, TRACERS[type(detector.module)]
     max_detections = detector.experiment.evaluation.max_detections
     (images, padding) = next(call.arguments for call in calls if call.module is model)
-    trace = without_duplicates(tracer.trace(model, calls, max_detections), detector)
+    trace = suppressing(tracer.trace(model, calls, max_detections), detector)
     kept = (trace.scores != 0) & (trace.scores >= threshold)  # as in ``postprocess.detections`` and ``filter``
     queries = trace.queries[kept].tolist()
     assert torch.equal(trace.scores[kept], detections.scores) and torch.equal(trace.labels[kept], detections.labels)

@@ -76,6 +76,7 @@ def faster_rcnn_trace(model: FasterRCNN, calls: Sequence[Call], max_detections: 
         queries=candidates.proposals.gather(1, order)[0].cpu(),
         labels=candidates.labels.gather(1, order)[0].cpu(),
         scores=best[0].detach().cpu(),
+        boxes=xyxy_to_cxcywh(candidates.boxes_xyxy / limits[:, None])[0, order[0]].detach().float().cpu(),
         suppressed=suppressed(candidates, order[0], model.config.nms_iou),
     )
 

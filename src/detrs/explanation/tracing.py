@@ -21,6 +21,8 @@ class Trace(NamedTuple):
     """(N,) its class."""
     scores: Tensor
     """(N,) its score."""
+    boxes: Tensor
+    """(N, 4) cxcywh in [0, 1]."""
     suppressed: tuple[tuple[Duplicate, ...], ...] | None = None
     """For each box, those that non-maximum suppression removed for it; None without suppression."""
 
@@ -46,7 +48,8 @@ def decoder_trace(model: Detector, calls: Sequence[Call], max_detections: int) -
     (predictions,) = [call.output[0] for call in calls if call.module is model.decoder]
     found = tuple(layer_trace(model, *pair) for pair in zip(references, predictions, strict=True))
     best = model.class_logits.best(predictions[-1].logits, max_detections)
-    return Trace(found, best.queries[0].cpu(), best.labels[0].cpu(), best.scores[0].detach().cpu())
+    queries = best.queries[0].cpu()
+    return Trace(found, queries, best.labels[0].cpu(), best.scores[0].detach().cpu(), found[-1].boxes[queries])
 
 
 def layer_trace(model: Detector, queries: Queries, prediction: Prediction) -> LayerTrace:

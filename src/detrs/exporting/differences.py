@@ -1,6 +1,5 @@
 """The differences between the detections of a checkpoint and of an exported file."""
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -45,15 +44,13 @@ def image_difference(
         most: largest number of detections per image.
         clips: boxes are clipped to the image.
     """
-    count, scores = expected.num_expected, expected.detections.scores
+    scores = expected.detections.scores[: expected.num_expected]
     compared = _visible(found, limits, most)
     pairs = pair(expected.detections, compared, limits, clips)
-    # Detections that are clearly better than the last one that is compared must be among them.
-    is_cut = len(compared) < len(found) or len(found) >= most
+    # Detections that are clearly better than the last one that can be among those compared must be among them.
+    is_cut = len(compared) < len(found)
     last = float(compared.scores[-1]) if is_cut and len(compared) else 0.0
-    if expected.is_suppressed:
-        last = max([last, *scores[:count].tolist()[-1:]])
-    required = scores[:count] > max(last, limits.visible) + limits.score
+    required = scores > max(last, expected.last, limits.visible) + limits.score
     missing = int((required & ~pairs.is_paired[: len(required)]).sum())
     agreeing = len(pairs.box_differences)
     return ImageDifference(
@@ -61,7 +58,7 @@ def image_difference(
         num_agreeing=agreeing,
         box=float(pairs.box_differences.max()) if agreeing else 0.0,
         score=float(pairs.score_differences.max()) if agreeing else 0.0,
-        expected=_padded(scores[:count], most),
+        expected=_padded(scores, most),
         found=_padded(found.scores, most),
     )
 
@@ -69,7 +66,7 @@ def image_difference(
 def _visible(found: Detections, limits: Limits, most: int) -> Detections:
     """The detections that are compared: the visible ones, and always some of the best."""
     count = max(int((found.scores >= limits.visible).sum()), min(ALWAYS_COMPARED, most))
-    return replace(found, boxes_xyxy=found.boxes_xyxy[:count], scores=found.scores[:count], labels=found.labels[:count])
+    return found.rows(torch.arange(min(count, len(found))))
 
 
 def _padded(scores: Tensor, most: int) -> Tensor:

@@ -16,7 +16,7 @@ from detrs.checkpoints.exported import ExportInfo, Tensors, signature
 from detrs.data.preprocessing import Preprocessing
 from detrs.errors import UserError
 from detrs.models.detector import Model
-from detrs.postprocess import unique
+from detrs.postprocess import without_duplicates
 from detrs.structures import Boxes
 
 EXAMPLE = (2, 133, 197)
@@ -66,7 +66,7 @@ class Suppression(nn.Module):
 
     def forward(self, tensors: Tensors) -> Tensors:
         found = Boxes(*(tensors[name] for name in Boxes._fields))
-        return tensors | unique(found, self.iou, self.num_classes)[0]._asdict()
+        return tensors | without_duplicates(found, self.iou, self.num_classes)[0]._asdict()
 
 
 class PixelBoxes(nn.Module):
@@ -112,8 +112,8 @@ def program(detector: TrainedDetector, info: ExportInfo) -> Program:
         stages.append(Normalization(detector.preprocessing))
     stages.append(Detection(detector.module, info.max_detections))
     evaluation = detector.experiment.evaluation
-    if evaluation.nms is not None:
-        stages.append(Suppression(evaluation.nms, len(detector.classes.names)))
+    if evaluation.suppression is not None:
+        stages.append(Suppression(evaluation.suppression, len(detector.classes.names)))
     if info.postprocess:
         stages += [PixelBoxes(), Clipping()] if evaluation.clip else [PixelBoxes()]
     return Program(stages, *signature(info))

@@ -23,9 +23,10 @@ class Expected(NamedTuple):
     """Up to twice as many as in the exported file, not clipped. Two whose scores are almost equal can change places, so
     that a detection at the end of the exported file's may be a later one of these."""
     num_expected: int
-    """The first of them that the exported file should return."""
-    is_suppressed: bool
-    """Whether ``num_expected`` is what non-maximum suppression leaves."""
+    """The first of them that the exported file should return: non-maximum suppression makes them fewer, and later ones
+    are not in the place of those that it removes."""
+    last: float
+    """The score of the last one that can be returned; 0 if all can."""
 
 
 class Reference:
@@ -37,7 +38,7 @@ class Reference:
     """
 
     def __init__(self, detector: TrainedDetector, most: int) -> None:
-        self.detector, self.most = detector, most
+        self.detector, self.most = limited(detector, 2 * most), most
 
     def __call__(self, each: GateInput, noise: float = 0.0, seed: int = 0) -> list[Expected]:
         """The detections of one batch; without padding, of each image alone.
@@ -47,15 +48,21 @@ class Reference:
             noise: standard deviation of the noise on normalized images.
             seed: of the noise.
         """
-        detector = self.detector
+        if not each.is_padded:
+            singles = [only(each, number) for number in range(len(each.sizes))]
+            return [expected for single in singles for expected in self._detect(single, noise, seed)]
+        return self._detect(each, noise, seed)
+
+    def _detect(self, each: GateInput, noise: float, seed: int) -> list[Expected]:
+        detector, most = self.detector, self.most
         if noise:
             detector = replace(detector, module=Disturbed(detector.module, noise, seed).eval())
-        found = detections_of(unclipped(detector, 2 * self.most), each)
-        if detector.experiment.evaluation.nms is None:
-            return [Expected(of_image, self.most, False) for of_image in found]
-        # Suppression makes detections fewer; later ones are not in their place.
-        counts = [len(of_image) for of_image in detections_of(unclipped(detector, self.most), each)]
-        return [Expected(of_image, count, True) for of_image, count in zip(found, counts, strict=True)]
+        candidates = detector.candidates(detector.preprocessing.normalize(each.batch))
+        found, places = detector.without_duplicates(candidates)
+        counts = ((found.scores != 0) & (places < most)).sum(1).tolist()
+        has_more = candidates.scores.shape[1] > most
+        lasts = candidates.scores[:, most - 1].tolist() if has_more else [0.0] * len(counts)
+        return list(map(Expected, detector.in_pixels(found, each.sizes), counts, lasts))
 
 
 class Disturbed(Model):
@@ -79,14 +86,6 @@ class Disturbed(Model):
         return self.model.detect(images + noise.masked_fill(padding[:, None], 0.0), padding, max_detections)
 
 
-def detections_of(detector: TrainedDetector, each: GateInput) -> list[Detections]:
-    """The detections of each image alone, unless it is padded for the others."""
-    if each.is_padded:
-        return detector.detect(each.batch, each.sizes)
-    singles = [only(each, number) for number in range(len(each.sizes))]
-    return [detector.detect(single.batch, single.sizes)[0] for single in singles]
-
-
 def only(each: GateInput, number: int) -> GateInput:
     """An image of a batch alone; with those before it if it is padded for the others."""
     first = 0 if each.is_padded else number
@@ -95,7 +94,7 @@ def only(each: GateInput, number: int) -> GateInput:
     return GateInput(batch, each.sizes[part], each.is_padded)
 
 
-def unclipped(detector: TrainedDetector, count: int) -> TrainedDetector:
+def limited(detector: TrainedDetector, count: int) -> TrainedDetector:
     """The detector with ``count`` detections per image, whose boxes are not clipped."""
     experiment = detector.experiment
     evaluation = replace(experiment.evaluation, max_detections=count, clip=False)

@@ -32,14 +32,17 @@ def not_suppressed(
 
 @torch.library.custom_op("detrs::not_suppressed", mutates_args=())
 def _not_suppressed(boxes: Tensor, scores: Tensor, labels: Tensor, num_classes: int, iou: float) -> Tensor:
-    if num_classes > 1:
+    device = boxes.device
+    if device.type == "mps":  # has no float64
+        boxes, scores, labels = boxes.cpu(), scores.cpu(), labels.cpu()
+    if num_classes > 1 and boxes.numel():
         # Boxes of different classes do not overlap after this shift, which float32 rounds to pixels for many classes.
         low, high = boxes.amin((1, 2), keepdim=True).double(), boxes.amax((1, 2), keepdim=True).double()
         boxes, scores = boxes.double() + labels[..., None] * (high - low + 1), scores.double()
     mask = torch.zeros_like(scores, dtype=torch.bool)
     for own, *image in zip(mask, boxes, scores, strict=True):
         own[nms(*image, iou)] = True
-    return mask
+    return mask.to(device)
 
 
 @_not_suppressed.register_fake

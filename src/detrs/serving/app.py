@@ -95,6 +95,7 @@ def build_app(predictor: Predictor, settings: ServerSettings) -> FastAPI:
                 "device": str(predictor.device),
                 "precision": predictor.precision,
                 "threshold": service.threshold,
+                "nms": predictor.nms,
                 "classes": list(predictor.detector.classes.names),
                 "max_images": settings.max_images,
                 "max_body_bytes": settings.max_body_bytes,
