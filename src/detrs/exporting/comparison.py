@@ -44,7 +44,7 @@ class FileReport:
     total: Latency
     """Of an image in memory: resizing, normalization, model, and detections in pixels."""
     model: Latency
-    """Of the model alone, on the normalized image."""
+    """Of the model and its suppression, on the normalized image."""
     ap: float | None = None
     """On the dataset; ``None``: not computed, or undefined."""
     ap50: float | None = None
