@@ -25,6 +25,8 @@ EVERY_TINY = [name for name in TINY_MODELS if module_of(preset(name).model).buil
 def tiny(name: str, size: tuple[int, int] = SIZE, **settings: Any) -> TrainedDetector:
     """The tiny preset ``name`` without the zeros of its initialization, for images of ``size``.
 
+    Nothing is suppressed: the boxes of a detector that is not trained are almost equal.
+
     Args:
         settings: of the model, to change.
     """
@@ -32,7 +34,7 @@ def tiny(name: str, size: tuple[int, int] = SIZE, **settings: Any) -> TrainedDet
     model: Any = experiment.model
     backbone = replace(model.backbone, weights="none")
     model = replace(model, **{"num_classes": len(CLASSES.names), "backbone": backbone} | settings)
-    experiment = replace(experiment, model=model)
+    experiment = replace(experiment, model=model, evaluation=replace(experiment.evaluation, nms=None))
     torch.manual_seed(1)
     module: Any = build(model).eval()
     with torch.no_grad():
