@@ -50,6 +50,15 @@ def test_files_of_each_image(detrs: Callable, checkpoint: Path, folder: Path) ->
     assert summary["images"] == done.json["images"] and summary["skipped"] == []
 
 
+def test_another_suppression(detrs: Callable, checkpoint: Path, folder: Path) -> None:
+    words = ("--device", "cpu", "--threshold", THRESHOLD, "--format", "json", "--output", "out", "--json")
+    done = detrs("explain", checkpoint, folder, "--nms", 0.1, *words)
+    assert done.code == 0 and done.json["nms"] == 0.1
+    expected = Predictor.load(checkpoint, "cpu", nms=0.1)(folder, threshold=THRESHOLD)
+    assert [image["detections"] for image in done.json["images"]] == [each.to_json()["detections"] for each in expected]
+    assert detrs("explain", checkpoint, folder, "--nms", 70).message.startswith("nms is 70.0, but must be")
+
+
 def test_an_unreadable_image_is_skipped(detrs: Callable, checkpoint: Path, folder: Path) -> None:
     (folder / "val-0.png").write_text("a text")
     done = detrs("explain", checkpoint, folder, "missing.png", "--device", "cpu", "--output", "out", "--json")

@@ -173,3 +173,9 @@ def test_the_packages_of_the_extra_are_imported_when_the_server_starts(module: s
     own = {name for name in roots if name and name.startswith("detrs.serving")}
     assert own <= {"detrs.serving", "detrs.serving.settings"}
     assert not roots & {"fastapi", "starlette", "uvicorn", "prometheus_client", "python_multipart"}
+
+
+def test_another_suppression(detrs: Callable, served: list[Any], checkpoint: Path) -> None:
+    done = detrs("serve", checkpoint, "--port", 0, "--device", "cpu", "--nms", 0.4)
+    assert done.code == 0 and TestClient(served[0], base_url="http://localhost").get("/health").json()["nms"] == 0.4
+    assert detrs("serve", checkpoint, "--nms", 70).message.startswith("nms is 70.0, but must be")

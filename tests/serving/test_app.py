@@ -218,6 +218,7 @@ def test_health_describes_the_server(client: TestClient) -> None:
     health = client.get("/health").json()
     assert health["ready"] is True and health["model"] == "stand-in" and health["version"]
     assert health["classes"] == list(CLASSES.names) and health["threshold"] == 0.3
+    assert health["nms"] is None
 
 
 def test_metrics_count_requests_and_batches(client: TestClient) -> None:

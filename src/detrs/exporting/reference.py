@@ -87,9 +87,8 @@ class Disturbed(Model):
 
 
 def only(each: GateInput, number: int) -> GateInput:
-    """An image of a batch alone; with those before it if it is padded for the others."""
-    first = 0 if each.is_padded else number
-    part = slice(first, number + 1)
+    """An image of a batch alone, with its padding."""
+    part = slice(number, number + 1)
     batch = each.batch._replace(images=each.batch.images[part], padding=each.batch.padding[part])
     return GateInput(batch, each.sizes[part], each.is_padded)
 
