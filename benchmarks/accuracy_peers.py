@@ -132,7 +132,7 @@ def preset_recipe(experiment: Experiment) -> Recipe:
         adamw(own.lr / 2, own.backbone_lr_factor, own.sampling_lr_factor, own.weight_decay),
         lambda step, progress: lr_factor(experiment.schedule, step, progress, batch_size),
         own.clip_norm,
-        experiment.evaluation.nms,
+        experiment.evaluation.suppression,
     )
 
 

@@ -1,6 +1,6 @@
 """The gate of an export: a file whose detections differ from those of its checkpoint is not written.
 
-Both detectors run by ``TrainedDetector.detect``, with pre- and post-processing, as in evaluation and prediction.
+Both detectors are ``TrainedDetector``s, with pre- and post-processing, as in evaluation and prediction.
 """
 
 import dataclasses
