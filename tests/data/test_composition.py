@@ -16,7 +16,7 @@ from detrs.data import SampleDataset, make_sample
 from detrs.data.color import Color, adjust_contrast, adjusted, draw_color
 from detrs.data.composition import Composition, Part, blended, compose, composed
 from detrs.data.loader import training_batches
-from detrs.data.transforms import Plan, apply, plan
+from detrs.data.transforms import UPRIGHT, Plan, apply, plan
 from detrs.errors import UserError
 from detrs.presets import PRESETS, preset
 from detrs.structures import Batch
@@ -69,7 +69,13 @@ def made(dataset: SampleDataset, config: DataConfig, seed: int) -> tuple[Composi
 
 
 @pytest.mark.parametrize(
-    "settings", [{"large_scale_jitter": (0.5, 1.5)}, {"mosaic": 1.0}, {"large_scale_jitter": (1.3, 2.0), "mosaic": 0.5}]
+    "settings",
+    [
+        {"large_scale_jitter": (0.5, 1.5)},
+        {"mosaic": 1.0},
+        {"large_scale_jitter": (1.3, 2.0), "mosaic": 0.5},
+        {"large_scale_jitter": (0.7, 2.0), "mosaic": 0.5, "vertical_flip": True, "rotate90": True},
+    ],
 )
 @pytest.mark.parametrize("augment", ["none", "crop"])
 def test_boxes_stay_on_their_objects(dataset: SampleDataset, augment: Any, settings: Any) -> None:
@@ -112,16 +118,38 @@ def test_a_mosaic_shows_four_images_around_its_center(dataset: SampleDataset) ->
             own = apply(part.plan, dataset[part.number])
             shown = sample.image[:, part.top : part.top + height, part.left : part.left + width]
             assert torch.equal(shown.as_subclass(Tensor), own.image.as_subclass(Tensor))
-            assert part.plan.crop is not None and not part.plan.flip
+            assert part.plan.crop is not None and part.plan.orientation == UPRIGHT
             window = part.plan.crop[1][2:]  # of the aspect ratio of its place, up to a pixel
             assert abs(window[0] / height - window[1] / width) < 1 / min(height, width) + 0.02
         numbers.update(part.number for part in drawn.parts[1:])
     assert set(numbers) == set(range(7))
 
 
+@pytest.mark.parametrize("augment", ["none", "flip", "crop"])
+@pytest.mark.parametrize("settings", [{}, {"large_scale_jitter": (0.5, 1.5)}, {"mosaic": 0.5, "mixup": 0.5}])
+def test_rotated_images_are_not_distorted(augment: Any, settings: Any) -> None:
+    """What is used of an image has the aspect ratio of its result before the rotation, up to a pixel."""
+    config = DataConfig(augment=augment, resize_to=(400, 700), rotate90=True, **settings)
+    rotated = 0
+    for seed in range(60):
+        drawn = compose(config, 0, 1, lambda number: (900, 1300), (0, 0, seed))
+        for part in drawn.sources:
+            used = (900, 1300)
+            if part.plan.crop is not None:
+                (before_height, before_width), (top, left, *window) = part.plan.crop
+                used = (window[0], window[1])
+                assert abs(before_height / before_width - 900 / 1300) < 0.01
+                assert top >= 0 and left >= 0
+                assert top + used[0] <= before_height and left + used[1] <= before_width
+            height, width = part.plan.orientation.of_size(part.plan.size)
+            assert abs(used[0] / used[1] - height / width) < 1.5 * (1 + height / width) / width
+            rotated += part.plan.orientation.transpose
+    assert rotated > 15
+
+
 def test_the_boxes_of_a_mosaic_are_moved_to_the_parts() -> None:
     first = make_sample(np.zeros((20, 30, 3), np.uint8), boxes_xyxy=[[1, 2, 11, 12]], labels=[0], image_id=1)
-    parts = tuple(Part(0, Plan(False, None, (20, 30)), top, left) for top in (0, 20) for left in (0, 30))
+    parts = tuple(Part(0, Plan(UPRIGHT, None, (20, 30)), top, left) for top in (0, 20) for left in (0, 30))
     sample = composed(Composition((40, 60), parts), [first] * 4)
     assert sample.boxes.tolist() == [[1, 2, 11, 12], [31, 2, 41, 12], [1, 22, 11, 32], [31, 22, 41, 32]]
 
@@ -145,9 +173,9 @@ def test_a_box_that_lost_three_quarters_of_its_area_is_dropped() -> None:
         np.zeros((50, 70, 3), np.uint8), boxes_xyxy=[[0, 10, 16, 20], [0, 30, 17, 40]], labels=[0, 1], image_id=1
     )
     window = ((50, 70), (0, 12, 50, 58))  # 4 of 16 columns are left, and 5 of 17
-    kept = apply(Plan(False, window, (50, 58), 0.25), before)
+    kept = apply(Plan(UPRIGHT, window, (50, 58), 0.25), before)
     assert kept.boxes.tolist() == [[0, 10, 4, 20], [0, 30, 5, 40]]
-    assert apply(Plan(False, window, (50, 58), 0.26), before).labels.tolist() == [1]
+    assert apply(Plan(UPRIGHT, window, (50, 58), 0.26), before).labels.tolist() == [1]
 
 
 def test_mixup_has_both_images_and_all_objects(dataset: SampleDataset) -> None:
@@ -169,7 +197,7 @@ def test_mixup_has_both_images_and_all_objects(dataset: SampleDataset) -> None:
 def test_the_largest_objects_are_kept() -> None:
     boxes = [[0, 0, 4, 4], [0, 0, 9, 9], [0, 0, 5, 5], [1, 1, 6, 6]]
     sample = make_sample(np.zeros((20, 30, 3), np.uint8), boxes_xyxy=boxes, labels=[0, 1, 2, 3], image_id=1)
-    drawn = Composition((20, 30), (Part(0, Plan(False, None, (20, 30))),))
+    drawn = Composition((20, 30), (Part(0, Plan(UPRIGHT, None, (20, 30))),))
     assert composed(drawn, [sample], 4).labels.tolist() == [0, 1, 2, 3]
     assert composed(drawn, [sample], 3).labels.tolist() == [1, 2, 3]
     assert composed(drawn, [sample], 2).labels.tolist() == [1, 2]
@@ -229,7 +257,7 @@ def test_without_mirror_nothing_is_flipped(dataset: SampleDataset) -> None:
     for mirror in (True, False):
         for seed in range(60):
             drawn, _ = made(dataset, replace(CONFIG, mirror=mirror), seed)
-            flips[mirror] += sum(part.plan.flip for part in drawn.sources)
+            flips[mirror] += sum(part.plan.orientation.horizontal_flip for part in drawn.sources)
     assert flips[True] > 30 and flips[False] == 0
 
 

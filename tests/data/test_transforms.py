@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from torchvision.transforms.v2 import functional as F
 
 from detrs.data.preprocessing import FixedSize, Preprocessing, resized, resized_size
 from detrs.data.sample import Sample
-from detrs.data.transforms import DataConfig, Plan, apply, plan
+from detrs.data.transforms import UPRIGHT, DataConfig, Orientation, Plan, apply, plan
 
 OFFICIAL = DataConfig(augment="official")
+ORIENTATIONS = [Orientation(*flags) for flags in product((False, True), repeat=3)]
 
 
 def sample(height: int, width: int, boxes: list[list[int]]) -> Sample:
@@ -112,15 +114,15 @@ def test_resize_is_pillow_bilinear() -> None:
 
 def test_resize_moves_boxes_with_the_image() -> None:
     before = sample(60, 100, [[10, 6, 30, 54]])
-    after = apply(Plan(False, None, resized_size((60, 100), (30, 999))), before)
+    after = apply(Plan(UPRIGHT, None, resized_size((60, 100), (30, 999))), before)
     assert after.image.shape == (3, 30, 50)
     torch.testing.assert_close(after.boxes.as_subclass(torch.Tensor), torch.tensor([[5.0, 3, 15, 27]]))
 
 
-@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("crop", [None, ((101, 149), (7, 23, 61, 89)), ((313, 463), (0, 40, 200, 300))])
 @pytest.mark.parametrize("layout", ["planar", "channels last"])
-def test_apply_is_the_transforms_of_torchvision_to_the_bit(flip: bool, crop: Any, layout: str) -> None:
+def test_apply_is_the_transforms_of_torchvision_to_the_bit(orientation: Orientation, crop: Any, layout: str) -> None:
     random = torch.Generator().manual_seed(3)
     image = torch.randint(0, 256, (3, 211, 307), dtype=torch.uint8, generator=random)
     corners = torch.rand(9, 2, 2, generator=random).sort(dim=1).values.flatten(1) * torch.tensor([307.0, 211] * 2)
@@ -128,7 +130,7 @@ def test_apply_is_the_transforms_of_torchvision_to_the_bit(flip: bool, crop: Any
     if layout == "channels last":
         image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     before = Sample(tv_tensors.Image(image), boxes, torch.arange(9), 1, (211, 307), "")
-    after = apply(Plan(flip, crop, (97, 131)), before)
+    after = apply(Plan(orientation, crop, orientation.of_size((97, 131))), before)
     labels = before.labels
     if crop is not None:
         image, boxes = (F.crop(F.resize(each, list(crop[0])), *crop[1]) for each in (image, boxes))
@@ -136,19 +138,24 @@ def test_apply_is_the_transforms_of_torchvision_to_the_bit(flip: bool, crop: Any
         boxes, labels = tv_tensors.wrap(boxes[keep], like=boxes), labels[keep]
         assert 0 < len(boxes) < 9
     image, boxes = F.resize(image, [97, 131]), F.resize(boxes, [97, 131])
-    if flip:
+    if orientation.transpose:  # torchvision has none, and rounds rotated boxes
+        image = image.transpose(-2, -1)
+        boxes = tv_tensors.BoundingBoxes(boxes[:, [1, 0, 3, 2]], format="XYXY", canvas_size=(131, 97))
+    if orientation.horizontal_flip:
         image, boxes = F.horizontal_flip(image), F.horizontal_flip(boxes)
+    if orientation.vertical_flip:
+        image, boxes = F.vertical_flip(image), F.vertical_flip(boxes)
     assert torch.equal(after.image, image) and torch.equal(after.boxes, boxes) and torch.equal(after.labels, labels)
-    assert after.boxes.canvas_size == (97, 131) and after.boxes.dtype == torch.float32
+    assert after.boxes.canvas_size == orientation.of_size((97, 131)) and after.boxes.dtype == torch.float32
 
 
 def test_the_default_dtype_of_the_program_does_not_matter() -> None:
     """Neither read nor set: other threads would compute in it."""
-    made = [apply(Plan(True, ((50, 70), (3, 4, 40, 60)), (31, 43)), sample(97, 61, [[5, 5, 40, 60]]))]
+    made = [apply(Plan(Orientation(True), ((50, 70), (3, 4, 40, 60)), (31, 43)), sample(97, 61, [[5, 5, 40, 60]]))]
     torch.set_default_dtype(torch.float64)
     try:
         before = sample(97, 61, [[5, 5, 40, 60]])
-        made.append(apply(Plan(True, ((50, 70), (3, 4, 40, 60)), (31, 43)), before))
+        made.append(apply(Plan(Orientation(True), ((50, 70), (3, 4, 40, 60)), (31, 43)), before))
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(made[0].boxes, made[1].boxes) and made[1].boxes.dtype == torch.float32
@@ -167,9 +174,10 @@ def test_a_resized_image_is_channels_last_and_does_not_depend_on_the_layout(size
 
 @pytest.mark.parametrize("augment", ["none", "flip", "crop", "official"])
 @pytest.mark.parametrize("size", [(331, 467), (541, 223)])
-def test_boxes_stay_on_their_objects(augment: str, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("turned", [False, True])
+def test_boxes_stay_on_their_objects(augment: Any, size: tuple[int, int], turned: bool) -> None:
     """Inside a transformed box it is bright, and nothing bright lies outside of all boxes."""
-    config = DataConfig(augment=augment, resize_to=(211, 307))  # type: ignore[arg-type]
+    config = DataConfig(augment=augment, resize_to=(211, 307), vertical_flip=turned, rotate90=turned)
     before = sample(*size, [[20, 31, 131, 97], [150, 140, 190, 311], [3, 180, 60, 240]])
     seen = Counter[int]()
     for seed in range(3 if augment == "official" else 25):
@@ -193,11 +201,25 @@ def test_boxes_stay_on_their_objects(augment: str, size: tuple[int, int]) -> Non
 
 def test_a_box_that_is_cut_away_leaves_with_its_label() -> None:
     before = sample(50, 70, [[0, 0, 10, 10], [30, 20, 60, 45], [25, 5, 41, 19]])
-    after = apply(Plan(False, ((50, 70), (15, 20, 30, 50)), (30, 50)), before)
+    after = apply(Plan(UPRIGHT, ((50, 70), (15, 20, 30, 50)), (30, 50)), before)
     assert after.labels.tolist() == [1, 2]
     assert after.boxes.tolist() == [[10, 5, 40, 30], [5, 0, 21, 4]]
-    touching = apply(Plan(False, ((50, 70), (0, 41, 19, 20)), (19, 20)), before)  # the third ends where it starts
+    touching = apply(Plan(UPRIGHT, ((50, 70), (0, 41, 19, 20)), (19, 20)), before)  # the third ends where it starts
     assert touching.labels.tolist() == [] and touching.boxes.shape == (0, 4)
+
+
+def test_boxes_outside_of_the_image_are_clipped_or_dropped() -> None:
+    """Those of a dataset of the user, for example."""
+    before = sample(50, 70, [[-9, -9, 10, 10], [60, 40, 90, 60], [71, 5, 80, 19]])
+    after = apply(Plan(Orientation(vertical_flip=True), None, (50, 70)), before)
+    assert after.labels.tolist() == [0, 1] and after.boxes.tolist() == [[0, 40, 10, 50], [60, 0, 70, 10]]
+
+
+def test_rounding_moves_no_box_out_of_the_image() -> None:
+    """The right side of a box that ends where the image does, scaled in float32."""
+    width = next(width for width in range(50, 99) if torch.tensor(float(width)) * torch.tensor(97 / width) > 97)
+    after = apply(Plan(Orientation(True), None, (40, 97)), sample(40, width, [[3, 4, width, 20]]))
+    assert after.boxes[0, 0] == 0
 
 
 def test_the_sample_itself_stays_as_it_is() -> None:
@@ -211,7 +233,7 @@ def test_the_sample_itself_stays_as_it_is() -> None:
 def test_without_augmentation_only_the_size_changes() -> None:
     config = DataConfig(augment="none", resize_to=(100, 150))
     for seed in range(5):
-        assert plan(config, (480, 640), np.random.default_rng(seed)) == Plan(False, None, (100, 133))
+        assert plan(config, (480, 640), np.random.default_rng(seed)) == Plan(UPRIGHT, None, (100, 133))
 
 
 @pytest.mark.parametrize("augment", ["flip", "crop", "official"])
@@ -220,9 +242,50 @@ def test_without_mirror_only_the_flip_is_left_out(augment: Any) -> None:
     flips = 0
     for seed in range(50):
         one, other = (plan(config, (480, 640), np.random.default_rng(seed)) for config in (mirrored, straight))
-        assert not other.flip and one._replace(flip=False) == other
-        flips += one.flip
+        assert other.orientation == UPRIGHT and one._replace(orientation=UPRIGHT) == other
+        flips += one.orientation.horizontal_flip
     assert flips > 10
+
+
+def orientations(size: tuple[int, int] = (480, 640), **settings: Any) -> Counter[Orientation]:
+    """How often each orientation is drawn, of 800; it decides the size."""
+    config, found = DataConfig(resize_to=(96, 200), **{"augment": "none"} | settings), Counter[Orientation]()
+    for seed in range(800):
+        drawn = plan(config, size, np.random.default_rng(seed))
+        found[drawn.orientation] += 1
+        if drawn.crop is None and config.augment == "none":
+            assert drawn.size == drawn.orientation.of_size(resized_size(size, (96, 200)))
+    return found
+
+
+def test_orientations_are_equally_frequent() -> None:
+    """A rotation is not a reflection: without flips, there are four orientations."""
+    upright, vertical = UPRIGHT, Orientation(vertical_flip=True)
+    assert orientations() == {upright: 800}
+    rotations = {upright, Orientation(False, True, True), Orientation(True, True), Orientation(True, False, True)}
+    for settings, expected in (
+        ({"vertical_flip": True}, {upright, vertical}),
+        ({"vertical_flip": True, "augment": "flip"}, {upright, vertical, Orientation(True), Orientation(True, True)}),
+        ({"rotate90": True}, rotations),
+        ({"rotate90": True, "augment": "crop", "mirror": False}, rotations),
+        ({"rotate90": True, "augment": "flip"}, set(ORIENTATIONS)),
+        ({"rotate90": True, "vertical_flip": True}, set(ORIENTATIONS)),
+    ):
+        found = orientations(**settings)  # type: ignore[arg-type]
+        assert set(found) == expected
+        share = 1 / len(expected)
+        assert all(abs(number - 800 * share) < 5 * (800 * share * (1 - share)) ** 0.5 for number in found.values())
+
+
+def test_rotations_are_those_of_numpy() -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    before = sample(5, 7, [[1, 2, 5, 3]])._replace(image=tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1)))
+    boxes = ([[1, 2, 5, 3]], [[2, 2, 3, 6]], [[2, 2, 6, 3]], [[2, 1, 3, 5]])
+    rotations = (UPRIGHT, Orientation(False, True, True), Orientation(True, True), Orientation(True, False, True))
+    for turns, (orientation, expected) in enumerate(zip(rotations, boxes, strict=True)):
+        after = apply(Plan(orientation, None, orientation.of_size((5, 7))), before)
+        assert np.array_equal(after.image.permute(1, 2, 0).numpy(), np.rot90(pixels, turns))
+        assert after.boxes.tolist() == expected
 
 
 def test_flip_has_no_crop_and_eleven_sizes() -> None:
@@ -244,10 +307,10 @@ def test_the_official_recipe() -> None:
     n = 3000
     plans = [plan(OFFICIAL, size, np.random.default_rng((7, seed))) for seed in range(n)]
     sigma = (n / 4) ** 0.5
-    assert abs(sum(p.flip for p in plans) - n / 2) < 5 * sigma
+    assert abs(sum(p.orientation.horizontal_flip for p in plans) - n / 2) < 5 * sigma
     crops = [p.crop for p in plans if p.crop is not None]
     assert abs(len(crops) - n / 2) < 5 * sigma
-    assert abs(sum(p.flip and p.crop is not None for p in plans) - n / 4) < 5 * sigma  # independent
+    assert abs(sum(p.orientation.horizontal_flip for p in plans if p.crop) - n / 4) < 5 * sigma  # independent
     whole = [p for p in plans if p.crop is None]
     sizes = [resized_size(size, (short, 1333)) for short in range(480, 801, 32)]
     assert uniform(Counter(sizes.index(p.size) for p in whole), list(range(11)))
@@ -278,7 +341,7 @@ def test_crop_is_the_official_recipe_at_its_own_size() -> None:
         official = plan(OFFICIAL, (480, 640), np.random.default_rng(seed))
         assert plan(same, (480, 640), np.random.default_rng(seed)) == official
         small = plan(quarter, (480, 640), np.random.default_rng(seed))
-        assert small.flip == official.flip and (small.crop is None) == (official.crop is None)
+        assert small.orientation == official.orientation and (small.crop is None) == (official.crop is None)
         if small.crop is not None:
             assert min(small.crop[0]) in (100, 125, 150) and all(96 <= side <= 150 for side in small.crop[1][2:])
 

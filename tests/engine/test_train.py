@@ -435,6 +435,10 @@ def test_digits_are_not_mirrored(tiny: ModuleType) -> None:
     assert for_data(experiment, other, other).data.mirror
     disabled = tiny.experiment(data={"mirror": False})
     assert not for_data(disabled, other, other).data.mirror
+    flipped = tiny.experiment(data={"vertical_flip": True})
+    assert for_data(flipped, other, other).data.vertical_flip
+    with pytest.raises(UserError, match=r"mirrored object of this dataset.*leave out --data\.vertical-flip"):
+        for_data(flipped, digits, digits)
 
 
 def test_splits_of_other_classes_are_refused(tiny: ModuleType, tmp_path: Path) -> None:

@@ -47,6 +47,11 @@ class DataConfig:
     mirror: bool = True
     """Flip half of the training images horizontally. Ignored if ``augment`` is ``none``. False where left and right
     have a meaning (text, digits, arrows); the built-in digits are never mirrored."""
+    vertical_flip: bool = False
+    """Flip half of the training images vertically. For images in which no direction is up, such as those of microscopes
+    and aerial photographs."""
+    rotate90: bool = False
+    """Rotate the training images by 0, 90, 180 or 270 degrees at random. For images in which no direction is up."""
     min_scale: Annotated[float, Ge(0.1), Le(1)] = OFFICIAL_MIN_SCALE
     """Multi-scale: the short side is sampled from 11 sizes between ``min_scale * short`` and ``short``. Ignored if
     ``augment`` is ``none``."""

@@ -24,7 +24,7 @@ from detrs.config.data import OFFICIAL_SIZE, DataConfig
 from detrs.data.color import Color, adjusted, draw_color
 from detrs.data.preprocessing import resized_size
 from detrs.data.sample import Sample
-from detrs.data.transforms import Plan, plan
+from detrs.data.transforms import Orientation, Plan, draw_orientation, plan
 
 MIN_VISIBLE = 0.25
 """Boxes with less of their area in a window are dropped; whatever is left of the object is background."""
@@ -93,8 +93,8 @@ def compose(
 
     def window(number: int, size: tuple[int, int], smallest: float) -> Plan:
         """A random part of an image at ``size``."""
-        flip = config.augment != "none" and config.mirror and random.random() < 0.5
-        return _window(size_of(number), size, random.uniform(smallest, 1), flip, random)
+        orientation = draw_orientation(config, random)
+        return _window(size_of(number), size, random.uniform(smallest, 1), orientation, random)
 
     if min(own.size) >= MIN_CANVAS and random.random() < config.mosaic:
         parts = tuple(
@@ -105,7 +105,7 @@ def compose(
         )
     else:
         if config.large_scale_jitter is not None:
-            own = _large_scale(config, config.large_scale_jitter, size_of(number), own.flip, random)
+            own = _large_scale(config, config.large_scale_jitter, size_of(number), own.orientation, random)
         parts = (Part(number, own),)
     size, mixed, ratio = own.size, None, WHOLE
     if random.random() < config.mixup:
@@ -118,15 +118,17 @@ def _large_scale(
     config: DataConfig,
     factors: tuple[float, float],
     original: tuple[int, int],
-    flip: bool,
+    orientation: Orientation,
     random: np.random.Generator,
 ) -> Plan:
     """The plan of an image of ``original`` size that is resized by a random one of ``factors``."""
-    size = resized_size(original, OFFICIAL_SIZE if config.augment == "official" else config.resize_to)
+    size = resized_size(
+        orientation.of_size(original), OFFICIAL_SIZE if config.augment == "official" else config.resize_to
+    )
     factor = random.uniform(*factors)
     if factor > 1:
-        return _window(original, size, 1 / factor, flip, random)
-    return Plan(flip, None, (max(1, round(factor * size[0])), max(1, round(factor * size[1]))))
+        return _window(original, size, 1 / factor, orientation, random)
+    return Plan(orientation, None, (max(1, round(factor * size[0])), max(1, round(factor * size[1]))))
 
 
 def _quarters(size: tuple[int, int], random: np.random.Generator) -> list[tuple[int, int, int, int]]:
@@ -141,17 +143,23 @@ def _quarters(size: tuple[int, int], random: np.random.Generator) -> list[tuple[
 
 
 def _window(
-    original: tuple[int, int], size: tuple[int, int], fraction: float, flip: bool, random: np.random.Generator
+    original: tuple[int, int],
+    size: tuple[int, int],
+    fraction: float,
+    orientation: Orientation,
+    random: np.random.Generator,
 ) -> Plan:
     """The plan of a random window of an image of ``original`` size, resized to ``size``.
 
     The window has the aspect ratio of ``size`` and ``fraction`` of the sides of the largest such window. It is cut from
     the original image, so that each pixel is resampled once and no intermediate image is larger than both.
     """
+    original = orientation.of_size(original)
     scale = fraction * min(original[0] / size[0], original[1] / size[1])
     height, width = (min(old, max(1, round(scale * new))) for old, new in zip(original, size, strict=True))
     top, left = int(random.integers(original[0] - height + 1)), int(random.integers(original[1] - width + 1))
-    return Plan(flip, (original, (top, left, height, width)), size, MIN_VISIBLE)
+    crop = orientation.of_crop((original, (top, left, height, width)))
+    return Plan(orientation, crop, size, MIN_VISIBLE)
 
 
 def composed(composition: Composition, samples: list[Sample], max_objects: int | None = None) -> Sample:

@@ -202,7 +202,9 @@ class _EvaluationPlans:
         for index in range(len(dataset)):
             original = dataset.size_of(index)
             size = resized_size(original, resize_to, fixed) if resize_to else original
-            groups.setdefault(None if pad else size, []).append(single(index, transforms.Plan(False, None, size)))
+            groups.setdefault(None if pad else size, []).append(
+                single(index, transforms.Plan(transforms.UPRIGHT, None, size))
+            )
         batches = [
             group[start : start + batch_size] for group in groups.values() for start in range(0, len(group), batch_size)
         ]

@@ -51,9 +51,15 @@ def for_data(experiment: Experiment, train_set: Dataset, val_set: Dataset) -> Ex
     """The experiment with the number of classes of its data, and without mirroring where that changes objects.
 
     Raises:
-        UserError: the two splits have different classes, or an image has more objects than the model can detect.
+        UserError: the two splits have different classes, an image has more objects than the model can detect, or
+            objects would be mirrored that must not be.
     """
     data, names = experiment.data, train_set.classes.names
+    if data.vertical_flip and not train_set.can_be_mirrored:
+        raise UserError(
+            "data.vertical_flip is True, but a mirrored object of this dataset belongs to another class or to none: "
+            "leave out --data.vertical-flip. (--data.rotate90 True rotates images without mirroring them.)"
+        )
     check_same_classes(names, val_set.classes.names, f"the split '{data.train_split}'", f"the split '{data.val_split}'")
     experiment.model.check_capacity(train_set.max_objects)
     assignment = experiment.criterion.assignment
