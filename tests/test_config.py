@@ -86,6 +86,18 @@ def test_factors_in_the_wrong_order() -> None:
         config.validate(replace(Experiment(), data=data))
 
 
+def test_a_vertical_flip_mirrors_too() -> None:
+    for mirror in (True, False):
+        data = replace(Experiment().data, mirror=mirror, vertical_flip=True)
+        if mirror:
+            config.validate(replace(Experiment(), data=data))
+        else:
+            with pytest.raises(
+                UserError, match=r"^data\.vertical_flip is True, which mirrors.*data\.mirror False excl"
+            ):
+                config.validate(replace(Experiment(), data=data))
+
+
 def test_seed_out_of_range_is_refused() -> None:
     for seed in (-1, 2**63):
         with pytest.raises(UserError, match=rf"^seed is {seed}, but must be in \[0, 2\^63\)"):

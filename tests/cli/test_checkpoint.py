@@ -41,6 +41,19 @@ def test_inspect_shows_the_threshold(detrs: Callable, checkpoint: Path, tmp_path
     assert "0.37 (best F1 on the validation split)" in detrs("checkpoint", "inspect", path).out
 
 
+def test_inspect_shows_ap_and_suppression(detrs: Callable, checkpoint: Path, tmp_path: Path) -> None:
+    path, detector = tmp_path / "best.safetensors", load_detector(checkpoint)
+    assert "suppression" not in detrs("checkpoint", "inspect", checkpoint).out
+    evaluation = replace(detector.experiment.evaluation, nms=0.8)
+    changed = replace(detector, scores={"ap": 0.0071}, experiment=replace(detector.experiment, evaluation=evaluation))
+    save_detector(path, changed)
+    rows = {
+        words[0]: words[1:] for line in detrs("checkpoint", "inspect", path).out.splitlines() if (words := line.split())
+    }
+    assert rows["AP"] == ["0.007"]  # as after training
+    assert rows["suppression"][:7] == ["of", "detections", "with", "an", "IoU", "above", "0.8"]
+
+
 def test_a_file_with_code_is_an_error(detrs: Callable, tmp_path: Path) -> None:
     torch.save({"model": torch.nn.ReLU()}, tmp_path / "a.pth")
     done = detrs("checkpoint", "inspect", tmp_path / "a.pth")

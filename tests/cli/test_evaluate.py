@@ -20,7 +20,7 @@ def test_json_is_the_report_of_the_engine(detrs: Callable, checkpoint: Path, dat
     assert done.code == 0 and len(done.out.splitlines()) == 1 and "3 images, 6 objects" in done.err
     expected = evaluate_checkpoint(checkpoint, device="cpu")
     numbers = json.loads(json.dumps(expected.report.to_json()))
-    assert done.json == {"checkpoint": str(checkpoint), "precision": "fp32", **numbers}
+    assert done.json == {"checkpoint": str(checkpoint), "precision": "fp32", "nms": None, **numbers}
     assert json.loads(results.read_text()) == expected.results
     assert set(done.json["per_class"]) == {"bright", "dark"}
 
@@ -35,7 +35,7 @@ def test_a_report(detrs: Callable, checkpoint: Path, data: Path, tmp_path: Path)
     plain = detrs("evaluate", checkpoint, "--device", "cpu", "--json").json
     written = json.loads((folder / "report.json").read_text())
     assert done.json == {**plain, "report": str(folder / "report.html"), "diagnosis": written["diagnosis"]}
-    assert written["report"] == {k: v for k, v in plain.items() if k not in ("checkpoint", "precision")}
+    assert written["report"] == {k: v for k, v in plain.items() if k not in ("checkpoint", "precision", "nms")}
     assert written["about"].endswith(", fp32")
     layers = written["diagnosis"]["layers"]
     assert len(layers) == 2 and layers[-1]["ap"] == plain["ap"]
@@ -145,6 +145,7 @@ def test_tiles_and_suppression_are_those_of_prediction(
     words = ("--tile", 48, "--overlap", 0.4, "--nms", 0.1, "--results", results, "--device", "cpu")
     done = detrs("evaluate", checkpoint, "--data", data, *words)
     assert done.code == 0, done.err
+    assert "suppression: of detections with an IoU above 0.1 to a better one of their class" in done.out + done.err
     paths = sorted((data / "images").glob("val-*.png"))
     predictor, tiles = Predictor.load(checkpoint, "cpu"), {"threshold": 0.0, "tile": 48, "overlap": 0.4}
     found = predictor(paths, nms=0.1, **tiles)

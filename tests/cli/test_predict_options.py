@@ -38,6 +38,8 @@ def test_flags_are_the_arguments_of_the_predictor(
     words = ("--threshold", 0.001, "--device", "cpu", "--output", "out")
     done = detrs("predict", checkpoint, folder, *words, *flags)
     assert done.code == 0, done.err
+    nms = arguments.get("nms")
+    assert f"suppression: {f'of detections with an IoU above {nms} ' if nms else 'none'}" in done.out
     predictor = Predictor.load(checkpoint, "cpu")
     found = predictor(folder, threshold=0.001, **arguments)
     assert predictions("out") == [each.to_json() for each in found]

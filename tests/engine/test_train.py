@@ -435,10 +435,17 @@ def test_digits_are_not_mirrored(tiny: ModuleType) -> None:
     assert for_data(experiment, other, other).data.mirror
     disabled = tiny.experiment(data={"mirror": False})
     assert not for_data(disabled, other, other).data.mirror
-    flipped = tiny.experiment(data={"vertical_flip": True})
-    assert for_data(flipped, other, other).data.vertical_flip
-    with pytest.raises(UserError, match=r"mirrored object of this dataset.*leave out --data\.vertical-flip"):
-        for_data(flipped, digits, digits)
+
+
+@pytest.mark.parametrize(("setting", "flag"), [("vertical_flip", "vertical-flip"), ("rotate90", "rotate90")])
+def test_digits_are_not_turned(tiny: ModuleType, setting: str, flag: str) -> None:
+    """A 6 would be a 9."""
+    digits, other = Tiny("train"), Tiny("train")
+    other.can_be_mirrored = True
+    turned = tiny.experiment(data={setting: True})
+    assert getattr(for_data(turned, other, other).data, setting)
+    with pytest.raises(UserError, match=rf"data\.{setting} is True.*one orientation.*Leave out --data\.{flag}\."):
+        for_data(turned, digits, digits)
 
 
 def test_splits_of_other_classes_are_refused(tiny: ModuleType, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ class AccuracyArguments:
 
     Every run has the images, the image size, the minutes and the threads of all others, and the recipe of its preset.
     The table shows the mean over seeds, and below it the range, of the best and of the last evaluation, the number of
-    training images, the peak memory and the time. Finished runs in --output are not repeated, so that an interrupted
+    processed images, the peak memory and the time. Finished runs in --output are not repeated, so that an interrupted
     comparison continues with the same command. The trained weights are not kept.
     """
 

@@ -8,6 +8,7 @@ import tyro
 from detrs.cli.arguments import Flag, parse
 from detrs.cli.inputs import check_checkpoint
 from detrs.cli.report import console, print_json
+from detrs.config.detection import suppression_in_words
 from detrs.errors import UserError, did_you_mean, printable
 
 if TYPE_CHECKING:
@@ -95,11 +96,11 @@ def inspect(arguments: InspectArguments) -> None:
         "resize to": resizing(values["preprocessing"]["resize_to"], values["export"]),
         "mean": ", ".join(f"{value:g}" for value in values["preprocessing"]["mean"]),
         "std": ", ".join(f"{value:g}" for value in values["preprocessing"]["std"]),
-        "AP": None if ap is None else f"{100 * ap:.1f}",
+        "AP": None if ap is None else f"{ap:.3f}",
         "threshold": None
         if values["threshold"] is None
         else f"{values['threshold']} (best F1 on the validation split)",
-        "suppression": values["nms"] and f"of detections with an IoU above {values['nms']:g}",
+        "suppression": values["nms"] and suppression_in_words(values["nms"]),
         "written by": values["written_by"],
         "published at": values["url"],
         "SHA-256": values["sha256"],

@@ -12,7 +12,7 @@ from detrs.choices import Precision
 from detrs.cli.arguments import Flag, Size, as_pair, check_data, check_tile_flags, parse
 from detrs.cli.inputs import check_checkpoint, check_dataset
 from detrs.cli.report import console, counting, print_json
-from detrs.config.detection import check_nms
+from detrs.config.detection import check_nms, suppression_in_words
 from detrs.errors import UserError
 from detrs.files import is_present, os_errors
 from detrs.tiling import tiling_of
@@ -112,12 +112,19 @@ def run(argv: list[str]) -> None:
     screen = console(as_json=arguments.json)
     screen.print(scores.report.table())
     screen.print(f"precision: {scores.precision}")
+    suppression = scores.experiment.evaluation.suppression if scores.experiment else None
+    screen.print(f"suppression: {suppression_in_words(suppression)}", soft_wrap=True)
     if arguments.results:
         try:
             arguments.results.write_text(json.dumps(scores.results))
         except OSError as error:
             raise UserError(f"Cannot write --results '{arguments.results}': {error.strerror}.") from error
-    values = {"checkpoint": arguments.checkpoint, "precision": scores.precision, **scores.report.to_json()}
+    values = {
+        "checkpoint": arguments.checkpoint,
+        "precision": scores.precision,
+        "nms": suppression,
+        **scores.report.to_json(),
+    }
     if arguments.report:
         path = write_report(scores, arguments.report)  # checked above; --results may be in the same folder
         screen.print(f"Report: {path}", soft_wrap=True)

@@ -17,7 +17,7 @@ from detrs.cli.predict_sources import split_sources
 from detrs.cli.predict_streams import Damage, predict_stream, source_name
 from detrs.cli.prediction_files import FileChoice, PredictionFiles
 from detrs.cli.report import console, print_json
-from detrs.config.detection import PER_CLASS, check_nms, check_threshold
+from detrs.config.detection import PER_CLASS, check_nms, check_threshold, suppression_in_words
 from detrs.errors import UserError, counted
 from detrs.tiling import tiling_of
 
@@ -180,7 +180,7 @@ def run(argv: list[str]) -> None:
     raise_only_error([*results.images, *results.videos], errors)
 
     screen = console(as_json=arguments.json)
-    print_results(results, screen, origin(given, predictor.detector.threshold), predictor.precision)
+    print_results(results, screen, origin(given, predictor.detector.threshold), predictor)
     if arguments.json:
         summary = {
             "num_images": len(results.images),
@@ -238,8 +238,8 @@ def parse_threshold(text: str | None) -> "Threshold | None":
     return threshold
 
 
-def print_results(results: Results, screen: "Console", threshold_origin: str, precision: str) -> None:
-    """A table with a row per source, the threshold, the precision and the number of detections."""
+def print_results(results: Results, screen: "Console", threshold_origin: str, predictor: "Predictor") -> None:
+    """A table with a row per source, the threshold, the precision, the suppression and the number of detections."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -257,7 +257,8 @@ def print_results(results: Results, screen: "Console", threshold_origin: str, pr
         screen.print(table)
     per_class = isinstance(results.threshold, tuple)
     screen.print(f"threshold {'per class' if per_class else results.threshold}: {threshold_origin}")
-    screen.print(f"precision: {precision}")
+    screen.print(f"precision: {predictor.precision}")
+    screen.print(f"suppression: {suppression_in_words(predictor.nms)}", soft_wrap=True)
     found = f"{counted(objects, 'detection')} in {' and '.join(everything)}"
     screen.print(f"{found}: {results.output / 'predictions.json'}", soft_wrap=True)
     if results.rows and not objects:

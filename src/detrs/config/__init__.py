@@ -23,7 +23,7 @@ from detrs.config.conditional_detr import ConditionalDETRConfig
 from detrs.config.criterion import CriterionConfig
 from detrs.config.dab_deformable_detr import DABDeformableDETRConfig
 from detrs.config.dab_detr import DABDETRConfig
-from detrs.config.data import NO_SPLIT, DataConfig, check_official
+from detrs.config.data import NO_SPLIT, DataConfig, check_augmentation
 from detrs.config.deformable_detr import DeformableDETRConfig
 from detrs.config.detr import DETRConfig
 from detrs.config.dino import DINOConfig
@@ -242,7 +242,7 @@ def validate(experiment: Experiment) -> None:
     schema.check(experiment)
     check_model(experiment.model)
     check_options(experiment.criterion, experiment.model)
-    check_official(experiment.data)
+    check_augmentation(experiment.data)
     if experiment.data.val_split == NO_SPLIT:
         for name, value in (
             ("data.val_fraction", experiment.data.val_fraction),

@@ -48,8 +48,8 @@ class DataConfig:
     """Flip half of the training images horizontally. Ignored if ``augment`` is ``none``. False where left and right
     have a meaning (text, digits, arrows); the built-in digits are never mirrored."""
     vertical_flip: bool = False
-    """Flip half of the training images vertically. For images in which no direction is up, such as those of microscopes
-    and aerial photographs."""
+    """Flip half of the training images vertically, which mirrors objects, too. For images in which no direction is up,
+    such as those of microscopes and aerial photographs."""
     rotate90: bool = False
     """Rotate the training images by 0, 90, 180 or 270 degrees at random. For images in which no direction is up."""
     min_scale: Annotated[float, Ge(0.1), Le(1)] = OFFICIAL_MIN_SCALE
@@ -79,8 +79,8 @@ class DataConfig:
     """Train on images without objects, as negatives."""
 
 
-def check_official(config: DataConfig) -> None:
-    """Check that sizes and factors do not contradict the recipe or each other.
+def check_augmentation(config: DataConfig) -> None:
+    """Check that settings do not contradict the recipe or each other.
 
     Raises:
         UserError: naming the setting.
@@ -92,6 +92,11 @@ def check_official(config: DataConfig) -> None:
         raise UserError(
             f"data.large_scale_jitter is {config.large_scale_jitter}, but must be (smallest, largest) with smallest <= "
             "largest."
+        )
+    if config.vertical_flip and not config.mirror:
+        raise UserError(
+            "data.vertical_flip is True, which mirrors objects, but data.mirror False excludes that: leave out one of "
+            "them. data.rotate90 rotates without mirroring."
         )
     for setting, fixed in {"resize_to": OFFICIAL_SIZE, "min_scale": OFFICIAL_MIN_SCALE}.items():
         given = getattr(config, setting)

@@ -86,7 +86,7 @@ def plan(config: DataConfig, size: tuple[int, int], random: np.random.Generator)
 
 
 def draw_orientation(config: DataConfig, random: np.random.Generator) -> Orientation:
-    """Draw the orientation of a training image: flips, and a rotation after them."""
+    """Draw the orientation of a training image: a rotation and flips."""
     horizontal = config.augment != "none" and random.random() < 0.5 and config.mirror
     vertical = config.vertical_flip and random.random() < 0.5
     turns = int(random.integers(4)) if config.rotate90 else 0  # of 90 degrees, counterclockwise

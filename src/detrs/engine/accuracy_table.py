@@ -8,7 +8,17 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-COLUMNS = ("detector", "runs", "best AP", "best AP50", "last AP", "last AP50", "images", "peak MiB", "seconds")
+COLUMNS = (
+    "detector",
+    "runs",
+    "best AP",
+    "best AP50",
+    "last AP",
+    "last AP50",
+    "images processed",
+    "peak MiB",
+    "seconds",
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ class Row:
     """Of the last evaluation of each run."""
     last_ap50: Spread | None
     images: Spread | None
-    """Training images, each as often as it was used."""
+    """Training images that were processed, each as often as it was used."""
     peak_mib: Spread | None
     seconds: Spread | None
 
@@ -95,7 +105,7 @@ def _row(subject: str, lines: Sequence[dict[str, Any]]) -> Row:
 
 def table(summary: Sequence[Row]) -> Table:
     """The rows as a rich table for terminals of 80 columns, means above their ranges."""
-    columns = ("detector", "best\nAP", "\nAP50", "last\nAP", "\nAP50", "training\nimages", "peak\nMiB", "time\ns")
+    columns = ("detector", "best\nAP", "\nAP50", "last\nAP", "\nAP50", "images\nprocessed", "peak\nMiB", "time\ns")
     shown = Table(*columns, box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for column in shown.columns[1:]:
         column.justify = "right"

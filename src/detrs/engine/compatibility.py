@@ -52,14 +52,15 @@ def for_data(experiment: Experiment, train_set: Dataset, val_set: Dataset) -> Ex
 
     Raises:
         UserError: the two splits have different classes, an image has more objects than the model can detect, or
-            objects would be mirrored that must not be.
+            objects would be turned that must not be.
     """
     data, names = experiment.data, train_set.classes.names
-    if data.vertical_flip and not train_set.can_be_mirrored:
-        raise UserError(
-            "data.vertical_flip is True, but a mirrored object of this dataset belongs to another class or to none: "
-            "leave out --data.vertical-flip. (--data.rotate90 True rotates images without mirroring them.)"
-        )
+    for name in ("vertical_flip", "rotate90"):
+        if getattr(data, name) and not train_set.can_be_mirrored:
+            raise UserError(
+                f"data.{name} is True, but objects of this dataset have one orientation: mirrored or rotated, they "
+                f"belong to another class or to none. Leave out --data.{name.replace('_', '-')}."
+            )
     check_same_classes(names, val_set.classes.names, f"the split '{data.train_split}'", f"the split '{data.val_split}'")
     experiment.model.check_capacity(train_set.max_objects)
     assignment = experiment.criterion.assignment

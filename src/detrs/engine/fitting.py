@@ -130,7 +130,10 @@ def for_small_objects(
     at = max(sides[int(SMALL_SHARE * len(sides))], 1e-6)
 
     def reason() -> str:
-        return f"a tenth of the objects are smaller than {at:.1f} pixels, and cells have {2 ** min(stages)}"
+        stride = 2 ** min(stages)
+        return (
+            f"a tenth of the objects are smaller than {at:.1f} pixels, and the finest feature map has stride {stride}"
+        )
 
     if at < 2 ** min(stages) and min(stages) > FINEST and FINER not in given:
         finer = tuple(stage - 1 for stage in stages)
