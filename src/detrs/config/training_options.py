@@ -23,11 +23,8 @@ def check_options(config: CriterionConfig, model: ModelSettings) -> None:
     Raises:
         UserError: naming the option, and the detectors that have it.
     """
-    name, from_boxes, refines = (
-        type(model).__name__.removesuffix("Config"),
-        isinstance(model, BOXES),
-        isinstance(model, BOXES),
-    )
+    name = type(model).__name__.removesuffix("Config")
+    from_boxes = refines = isinstance(model, BOXES)
     if isinstance(model, DeformableDETRConfig):
         from_boxes, refines = model.queries == "proposals", model.reference == "refine"
     has_queries = hasattr(model, "num_queries")
