@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Lt, MultipleOf
+from annotated_types import Ge, Gt, Le, Lt
 
 from detrs.errors import UserError, did_you_mean
 
@@ -104,7 +104,18 @@ def check(config: Any, where: str = "") -> None:
     Raises:
         UserError: naming the setting, its value and its range.
     """
+    _check_tuples(config, where)
     _check_ranges(from_dict(type(config), to_dict(config), where), where)
+
+
+def _check_tuples(config: Any, where: str) -> None:
+    """Check that there are no lists, which would differ from equal tuples."""
+    for name in hints_of(type(config)):
+        value, setting = getattr(config, name), f"{where}.{name}".lstrip(".")
+        if is_dataclass(value):
+            _check_tuples(value, setting)
+        elif isinstance(value, list):
+            raise UserError(f"{setting}: expected a tuple, {tuple(value)!r:.80}, got the list {value!r:.80}.")
 
 
 def _check_ranges(config: Any, where: str) -> None:
@@ -125,7 +136,7 @@ def _limited(value: Any, hint: Any) -> Iterator[tuple[float, list[Any]]]:
     """Every number in ``value``, and the limits that annotate it."""
     limits: list[Any] = []
     if typing.get_origin(hint) is Annotated:
-        limits = [limit for limit in hint.__metadata__ if isinstance(limit, Ge | Gt | Le | Lt | MultipleOf)]
+        limits = [limit for limit in hint.__metadata__ if isinstance(limit, Ge | Gt | Le | Lt)]
         hint = hint.__origin__
     if _is_union(hint):  # Annotated[int, Ge(1)] | None
         if value is not None:
@@ -146,10 +157,8 @@ def _holds(number: float, limit: Any) -> bool:
             return number > limit.gt  # type: ignore[operator]
         case Le():
             return number <= limit.le  # type: ignore[operator]
-        case Lt():
-            return number < limit.lt  # type: ignore[operator]
         case _:
-            return number % limit.multiple_of == 0
+            return number < limit.lt
 
 
 def describe(limits: list[Any]) -> str:
@@ -162,14 +171,11 @@ def describe(limits: list[Any]) -> str:
     """
     low = next((limit for limit in limits if isinstance(limit, Ge | Gt)), None)
     high = next((limit for limit in limits if isinstance(limit, Le | Lt)), None)
-    multiple = next((f"a multiple of {limit.multiple_of}" for limit in limits if isinstance(limit, MultipleOf)), "")
     text = {Ge: "at least {}", Gt: "above {}", Le: "at most {}", Lt: "below {}"}
     if low is not None and high is not None:
         opening, closing = "[" if isinstance(low, Ge) else "(", "]" if isinstance(high, Le) else ")"
-        parts = [f"in {opening}{_number(low)}, {_number(high)}{closing}"]
-    else:
-        parts = [text[type(limit)].format(_number(limit)) for limit in (low, high) if limit is not None]
-    return " and ".join(filter(None, [*parts, multiple]))
+        return f"in {opening}{_number(low)}, {_number(high)}{closing}"
+    return " and ".join(text[type(limit)].format(_number(limit)) for limit in (low, high) if limit is not None)
 
 
 def _number(limit: Any) -> Any:

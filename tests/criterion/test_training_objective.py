@@ -179,6 +179,8 @@ def test_the_loss_of_a_layer_trains_the_refinement_before_it_and_no_earlier_one(
             CriterionConfig(denoising=GroupDenoising()),
             r"criterion\.denoising needs a detector",
         ),
+        ("faster-rcnn-tiny", CriterionConfig(auxiliary=False), r"box_coordinates and criterion\.auxiliary need a det"),
+        ("faster-rcnn-tiny", CriterionConfig(box_coordinates="xyxy"), r"box_coordinates and criterion\.auxiliary need"),
         ("faster-rcnn-tiny", CriterionConfig(quality="varifocal"), r"criterion\.quality 'varifocal' needs a detector"),
     ],
 )

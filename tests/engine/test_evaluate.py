@@ -20,11 +20,14 @@ from detrs.config import RuntimeConfig
 from detrs.data.sample import Sample
 from detrs.engine import trainer
 from detrs.engine.evaluate import Scores, evaluate, evaluate_checkpoint
+from detrs.engine.report import report_values
 from detrs.engine.runtime import Runtime
 from detrs.engine.trainer import Trainer
+from detrs.engine.validation import validating
 from detrs.errors import UserError
 from detrs.evaluation.coco import coco_report
 from detrs.models.detector import Model
+from detrs.presets import preset
 from detrs.structures import Boxes, Classes
 
 
@@ -120,6 +123,20 @@ def test_scores_do_not_keep_the_weights(
     assert (scores.diagnosis.threshold, scores.diagnosis.threshold_origin) == (0.25, "checkpoint")
 
 
+def test_a_report_does_not_name_the_training_images_for_data_in_python() -> None:
+    """The checkpoint has the path of its training images."""
+    experiment = preset("deformable-detr-tiny")
+    trained = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, path="train/cells"))
+    report = Scores(
+        coco_report(Tiny("val").ground_truth(), []), [], Tiny("val"), validating(trained, Tiny("val"), None)
+    )
+    values = report_values(report)
+    assert values["name"] == "DeformableDETR on data in Python"
+    assert values["about"].startswith("deformable-detr-tiny, data in Python, image size")
+    own, other = (validating(trained, data, None).data.path for data in (None, Path("other/cells")))
+    assert (own, other) == ("train/cells", "other/cells")
+
+
 def test_settings_can_be_overridden(run: tuple[Path, Scores]) -> None:
     path, in_training = run
     larger = evaluate_checkpoint(path, data=Tiny("val"), device="cpu", resize_to=(96, 160))
@@ -132,6 +149,18 @@ def test_a_precision_that_is_given_needs_no_environment_variable(
 ) -> None:
     monkeypatch.setenv("DETRS_PRECISION", "fp16")  # which a CPU does not have
     assert evaluate_checkpoint(run[0], data=Tiny("val"), device="cpu", precision="fp32").results
+
+
+def test_the_precision_of_a_file_needs_no_support_of_the_device(
+    run: tuple[Path, Scores], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exported files compute in their own precision, here fp16, which training on a CPU does not have."""
+    exported = dataclasses.replace(load_detector(run[0]), own_precision="fp16")
+    monkeypatch.setattr("detrs.engine.evaluate.open_detector", lambda path: exported)
+    given = evaluate_checkpoint(run[0], data=Tiny("val"), device="cpu", precision="fp16")
+    assert given.results == evaluate_checkpoint(run[0], data=Tiny("val"), device="cpu").results
+    with pytest.raises(UserError, match="an exported file has its own, fp16"):
+        evaluate_checkpoint(run[0], data=Tiny("val"), device="cpu", precision="bf16")
 
 
 def test_classes_are_matched_by_name_whatever_their_order_and_ids(

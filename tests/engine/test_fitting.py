@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from detrs.cli.train import as_saved, fitted_to_data, given_settings
 from detrs.config import Experiment, save, validate
 from detrs.data import open_dataset
+from detrs.data.opening import open_splits, open_training_part
 from detrs.engine.fitting import TrainingImages, fitted, training_images
 from detrs.errors import counted
 from detrs.presets import preset
@@ -56,6 +58,7 @@ def test_queries_and_detections_for_the_image_with_most_objects() -> None:
         (7.9, (2, 3, 4), (288, 384)),
         (4.0, (2, 3, 4), (288, 384)),
         (3.2, (2, 3, 4), (384, 480)),
+        (2.7, (2, 3, 4), (416, 576)),
         (0.5, (2, 3, 4), (416, 576)),
     ],
 )
@@ -100,8 +103,6 @@ def test_every_result_is_valid(name: str) -> None:
 
 
 def write(folder: Path, boxes: list[list[float]]) -> None:
-    from PIL import Image
-
     for split in ("train", "val"):
         (folder / "images" / split).mkdir(parents=True)
         Image.new("RGB", (40, 30)).save(folder / "images" / split / "a.png")
@@ -135,6 +136,35 @@ def test_the_command_prints_reasons_and_keeps_what_is_given(tmp_path: Path, caps
     assert "--fixed-settings" in text
     read(SMALL, quiet=True)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("fraction", [None, 0.5])
+def test_a_dataset_without_splits_and_without_a_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fraction: float | None
+) -> None:
+    """As it is trained: all images, or those that are not held out."""
+    write(tmp_path, [[1, 2, 8, 18]])
+    (tmp_path / "annotations" / "val.json").unlink()
+    found = json.loads((tmp_path / "annotations" / "train.json").read_text())
+    found["images"] = [{**found["images"][0], "id": id_, "file_name": f"{id_}.png"} for id_ in range(1, 5)]
+    found["annotations"] = [{**found["annotations"][0], "id": id_, "image_id": id_} for id_ in range(1, 5)]
+    (tmp_path / "annotations" / "train.json").unlink()
+    (tmp_path / "annotations.json").write_text(json.dumps(found))
+    for id_ in range(1, 5):
+        Image.new("RGB", (40, 30), (id_, 0, 0)).save(tmp_path / "images" / f"{id_}.png")
+    monkeypatch.setenv("DETRS_CACHE", str(tmp_path / "cache"))
+    experiment = replace(
+        SMALL,
+        data=replace(
+            SMALL.data, path=str(tmp_path), val_split="none" if fraction is None else "val", val_fraction=fraction
+        ),
+        runtime=replace(SMALL.runtime, cache_annotations=False),
+    )
+    fitted_to_data(experiment, (), quiet=True)
+    part = open_training_part(experiment.data, cache_annotations=False)
+    assert len(part) == (4 if fraction is None else 2)
+    assert part.fingerprint() == open_splits(experiment.data, cache_annotations=False)[0].fingerprint()
+    assert not (tmp_path / "cache").exists()
 
 
 def test_steps_are_those_of_the_training() -> None:

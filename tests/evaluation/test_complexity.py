@@ -51,6 +51,21 @@ def test_global_attention(name: str) -> None:
     assert rows[2].terms == {"N_q C^2": queries * C**2, "N_k C^2": C5 * C**2, "N_q N_k C": queries * C5 * C}
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "layers"),
+    [("dab-detr-r50", "global", 6), ("dab-deformable-detr-r50", "deformable", 6), ("dino-r50-4scale", "deformable", 6)],
+)
+def test_decoder_layers_with_box_queries(name: str, kind: str, layers: int) -> None:
+    """DAB-DETR and DINO wrap their layers."""
+    rows = of(name)
+    assert [(row.part, row.kind, row.layers) for row in rows[1:]] == [
+        ("decoder self-attention", "global", layers),
+        ("decoder cross-attention", kind, layers),
+    ]
+    queries = preset(name).model.num_queries  # type: ignore[union-attr]
+    assert rows[1].terms["N_q N_k C"] == queries**2 * C
+
+
 def test_row_column_attention() -> None:
     encoder, self_attention, cross_attention = of("anchor-detr-r50")
     assert (encoder.kind, self_attention.kind, cross_attention.kind) == ("row-column", "global", "row-column")

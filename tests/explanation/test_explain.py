@@ -35,6 +35,20 @@ def tensors(explanation: Explanation) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.parametrize("name", ["deformable-detr-tiny", "dino-tiny"])
+def test_autocast_of_the_program_around_it_changes_nothing(name: str) -> None:
+    """Views, gradients and detections are computed in float32."""
+    detector, image = shared_tiny(name), photograph()
+    (expected,) = explain(detector, [image], threshold=THRESHOLD, device="cpu", num_gradients=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = explain(detector, [image], threshold=THRESHOLD, device="cpu", num_gradients=1)
+        assert torch.is_autocast_enabled("cpu")
+    wanted, given = tensors(expected), tensors(found)
+    assert wanted.keys() == given.keys() and any(key.startswith("gradients") for key in wanted)
+    for key, value in wanted.items():
+        assert torch.equal(given[key], value), key
+
+
 @EVERY
 def test_detections_are_those_of_prediction_and_come_from_their_queries(name: str) -> None:
     predictor = Predictor(shared_tiny(name), "cpu")

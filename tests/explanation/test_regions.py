@@ -147,9 +147,11 @@ def test_duplicates_are_the_boxes_that_suppression_removes(
     proposed, classes = candidates.proposals[0], candidates.labels[0]
     assert len(proposed) == probabilities.size
     expected: dict[tuple[int, int], list[tuple[int, float]]] = {}
+    own_boxes = {}
     for label in range(probabilities.shape[1]):
         scores = probabilities[:, label]
         boxes = decoded(found.deltas[0, :, label + 1], found.proposals[0], (10, 10, 5, 5))
+        own_boxes[label] = boxes
         left = proposed[classes == label].tolist()  # best first; proposals of several levels can be equal
         assert (np.diff(scores[left]) < 1e-6).all()
         left = [i for i in left if scores[i] > module.config.min_score]
@@ -170,6 +172,11 @@ def test_duplicates_are_the_boxes_that_suppression_removes(
         scores = [probabilities[each.query, answer[1]] for each in removed]
         assert [each.score for each in removed] == pytest.approx(scores, abs=1e-6)
         assert all(each.label == answer[1] for each in removed)
+        for each in removed:  # the box of this class, not that of the best class of its proposal
+            x1, y1, x2, y2 = (float(side) for side in own_boxes[answer[1]][each.query])
+            corners = np.clip([x1 / 131, y1 / 97, x2 / 131, y2 / 97], 0, 1)
+            centers = [*(corners[:2] + corners[2:]) / 2, *corners[2:] - corners[:2]]
+            assert each.box == pytest.approx(centers, abs=1e-5)
         assert duplicates_of(explanation, index) == removed
         assert len(explanation.to_json()["detections"][index]["duplicates"]) == len(removed)
     assert sum(map(len, explanation.suppressed)) > 10

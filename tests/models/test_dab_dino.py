@@ -18,7 +18,7 @@ from detrs.presets import preset
         ("dab-deformable-detr-r50", 47_405_994, 47_183_594, None),
         ("dn-deformable-detr-r50", 47_429_154, 47_206_754, None),
         ("dino-r50-4scale", 46_893_182, 46_670_782, 277.5),
-        ("dino-r50-5scale", 47_255_806, 47_033_406, 824.0),
+        ("dino-r50-5scale", 47_255_806, 47_033_406, 824.0),  # calculated
         ("dino-swin-l-4scale", 217_230_066, 217_230_066, None),
         ("dino-swin-l-5scale", 217_576_690, 217_576_690, None),
     ],

@@ -53,6 +53,8 @@ def test_an_unknown_backend_is_an_error_with_the_nearest_name(monkeypatch) -> No
     monkeypatch.setattr(backend, "_forced", "nunba")  # as from DETRS_OPS=nunba
     with pytest.raises(UserError, match="DETRS_OPS"):
         backend.current("cpu", torch.float32)
+    with pytest.raises(UserError, match="DETRS_OPS"):  # also in detectors without deformable attention
+        backend.is_chosen("numba", "cpu", torch.float32)
     assert "Did you mean 'numba'" in ops.describe()
 
 

@@ -16,6 +16,7 @@ from detrs.visualization.curves import (
     ORANGE,
     PURPLE,
     _smooth,
+    _terms,
     curves_figure,
     read_lines,
     results_figure,
@@ -129,6 +130,18 @@ def test_names_are_those_of_papers() -> None:
     terms = {"class": 0.5, "giou": 0.25, "giou_0": 9.0, "giou_proposals": 0.125}
     plot = drawn([step(i, terms=terms) for i in (20, 40)])
     assert legend(plot, "loss terms") == ["classification  0.500", "GIoU  0.250", "GIoU, proposals  0.125"]
+
+
+def test_more_terms_than_colors_all_have_a_curve(tmp_path: Path) -> None:
+    """DINO with denoising and one-to-many matching has twelve; those beyond the colors are dashed."""
+    terms = {
+        f"{name}{part}": 0.1 * i
+        for i, part in enumerate(("", "_proposals", "_denoising", "_one_to_many"))
+        for name in ("class", "box", "giou")
+    }
+    curves = _terms([step(i) | {"terms": terms} for i in range(3)])
+    assert [curve.name for curve in curves] == [term_name(name) for name in terms] and len(curves) == 12
+    assert len({(curve.color, curve.dashed) for curve in curves}) == 12
 
 
 def test_epochs_stand_above_and_steps_below() -> None:

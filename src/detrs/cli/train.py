@@ -141,16 +141,11 @@ def as_saved(experiment: Experiment, output: Path, given: Collection[str]) -> Ex
 
 def fitted_to_data(experiment: Experiment, given: Collection[str], *, quiet: bool) -> Experiment:
     """The experiment with settings that follow from its data; prints what changes."""
-    from detrs.data import open_dataset
-    from detrs.data.opening import open_splits
+    from detrs.data.opening import open_training_part
     from detrs.engine.fitting import fitted, training_images
     from detrs.engine.runtime import is_main_process
 
-    data = experiment.data
-    if data.val_fraction is None:
-        train_set = open_dataset(data.path, data.train_split, keep_empty=data.keep_empty)
-    else:
-        train_set = open_splits(data)[0]
+    train_set = open_training_part(experiment.data, cache_annotations=experiment.runtime.cache_annotations)
     experiment, reasons = fitted(experiment, training_images(train_set), given)
     config.validate(experiment)
     if reasons and not quiet and is_main_process():

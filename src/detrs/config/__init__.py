@@ -1,6 +1,7 @@
 """An experiment as data: everything that decides a result, frozen and keyword-only.
 
-Only ``runtime`` never changes the result. Saved as ``experiment.json``; unknown keys are errors with a suggestion.
+``runtime`` changes a result only as described in ``RuntimeConfig``. Saved as ``experiment.json``; unknown keys are
+errors with a suggestion.
 This package imports neither PyTorch nor anything that does, so that the command line checks all settings before PyTorch
 is imported. The module of each part has the settings of that part and the checks that need nothing else; the code that
 computes with them imports it, and has its own name: ``models/detr.py`` builds what ``config/detr.py`` describes.
@@ -83,7 +84,7 @@ class OptimizerConfig:
     """Learning rate of the backbone, relative to ``lr``; 0 freezes it."""
     sampling_lr_factor: Annotated[float, Ge(0)] = 0.1
     """Learning rate of sampling offsets and reference points, relative to ``lr`` (Deformable DETR, A.4);
-    only Deformable DETR has these."""
+    detectors without deformable attention have none."""
     weight_decay: Annotated[float, Ge(0)] = 1e-4
     """Decoupled weight decay, applied to all parameters as in the official repositories."""
     clip_norm: Annotated[float, Gt(0)] | None = 0.1
@@ -149,7 +150,11 @@ Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """Device, data loading and precision. Results change only by rounding and the statistics of BatchNorm."""
+    """Device, data loading and precision.
+
+    They change results only by rounding. More processes or micro-batches also change statistics of BatchNorm and the
+    random numbers of dropout and denoising, which are drawn for each micro-batch.
+    """
 
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
@@ -171,7 +176,8 @@ class RuntimeConfig:
     checkpoint_activations: bool = False
     """Recompute encoder and decoder layers in the backward pass: less memory, about a third more time."""
     save_every_minutes: Annotated[float, Ge(0)] = 10.0
-    """Save ``last.safetensors`` every N minutes within an epoch, and after each epoch."""
+    """Save ``last.safetensors`` every N minutes within an epoch, and after each epoch if saving then takes at most a
+    twentieth of the time."""
     log_every: Annotated[int, Ge(1)] = 20
     """Log to ``metrics.jsonl`` every N steps."""
     track: tuple[Tracker, ...] = ()

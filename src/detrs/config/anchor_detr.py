@@ -45,7 +45,7 @@ class AnchorDETRConfig:
     ``global``: all cells."""
     neck_norm: NeckNorm = "group"
     """GroupNorm of the neck. ``group``: over the whole map, padding included, as in the authors' code.
-    ``group-masked``: without padding."""
+    ``group-masked``: over the cells of the image alone."""
     classification: Focal = field(default_factory=Focal)
     """One sigmoid per class."""
 

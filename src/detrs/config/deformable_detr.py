@@ -52,7 +52,7 @@ class DeformableDETRConfig:
     """Layers of BiFPN (``neck="bifpn"`` only); EfficientDet-D0 has 3."""
     neck_norm: NeckNorm = "group"
     """GroupNorm of the neck. ``group``: over the whole map, padding included, as in the authors' code.
-    ``group-masked``: without padding, so that the neck does not depend on it."""
+    ``group-masked``: over the cells of the image alone."""
     reference: Literal["keep", "refine"] = "keep"
     """``refine``: iterative box refinement between decoder layers, each with a separate head."""
     classification: Focal = field(default_factory=Focal)

@@ -48,7 +48,7 @@ class DINOConfig:
     """Of the sine features of tokens' positions; 10000 in Deformable DETR."""
     neck_norm: NeckNorm = "group"
     """GroupNorm of the neck. ``group``: over the whole map, padding included, as in the authors' code.
-    ``group-masked``: without padding, so that the neck does not depend on it."""
+    ``group-masked``: over the cells of the image alone."""
     classification: Focal = field(default_factory=lambda: Focal(weight=1.0, cost_weight=2.0))
     """One sigmoid per class."""
 

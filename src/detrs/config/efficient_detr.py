@@ -51,7 +51,7 @@ class EfficientDETRConfig:
     """Transform tokens by a linear layer and a normalization before the dense prediction."""
     neck_norm: NeckNorm = "group"
     """GroupNorm of the neck. ``group``: over the whole map, padding included, as in Deformable DETR's code.
-    ``group-masked``: without padding, so that the neck does not depend on it."""
+    ``group-masked``: over the cells of the image alone."""
     classification: Focal = field(default_factory=Focal)
     """One sigmoid per class."""
 

@@ -45,6 +45,11 @@ def check_options(config: CriterionConfig, model: ModelSettings) -> None:
             f"criterion.quality '{config.quality}' needs a detector with the focal loss (model.classification), got "
             f"{name}: set it to 'none'."
         )
+    if not has_queries and (config.box_coordinates != "cxcywh" or not config.auxiliary):
+        raise UserError(
+            "criterion.box_coordinates and criterion.auxiliary need a detector with object queries and decoder layers, "
+            f"got {name}: leave them at 'cxcywh' and True."
+        )
     can_be_added = has_queries and not isinstance(model, AnchorDETRConfig)
     if isinstance(config.assignment, OneToMany) and not can_be_added:
         raise UserError(

@@ -49,6 +49,26 @@ def open_splits(
     return train, None if val_split is None else FolderDataset(val_split, **options)
 
 
+def open_training_part(data: DataConfig, *, cache_annotations: bool = True) -> Dataset:
+    """Opens the training part that ``open_splits`` returns, without a search for the validation part.
+
+    Args:
+        data: The dataset and the name of the split, and the fraction to hold out.
+        cache_annotations: Use and keep checked annotations, as in ``open_dataset``.
+
+    Raises:
+        UserError: There is no such split, or its annotations have errors.
+    """
+    if data.path is None or data.path == "digits":
+        return open_dataset(data.path, data.train_split, keep_empty=data.keep_empty)
+    root = data_root(data.path)
+    split = _train_split(find_splits(root), root, data)
+    if data.val_fraction is None:
+        return FolderDataset(split, keep_empty=data.keep_empty, cache_annotations=cache_annotations)
+    dataset = FolderDataset(split, cache_annotations=cache_annotations)
+    return dataset.divide(data.val_fraction, keep_empty=data.keep_empty)[0]
+
+
 def open_validation_part(data: DataConfig, *, cache_annotations: bool = True) -> Dataset:
     """Opens the images on which a detector with these settings is evaluated, without the training part.
 

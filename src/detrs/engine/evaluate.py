@@ -256,7 +256,7 @@ def evaluate_checkpoint(
     """
     check_nms(nms)
     tiling = tiling_of(tile, overlap, whole_image)
-    runtime = Runtime(RuntimeConfig(device=device, precision=precision))
+    runtime = Runtime(RuntimeConfig(device=device, precision="fp32"))  # that of the detector follows below
     detector = open_detector(path).suppressing(nms).on(runtime.device, precision)
     detector = replace(detector, precision=runtime.from_main(detector.precision))
     trained, fixed = validating(detector.experiment, data, split), detector.preprocessing.fixed

@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import functional
 
 from detrs.boxes import cxcywh_to_xyxy
 from detrs.data.sample import Dataset
+from detrs.errors import counted
 from detrs.files import atomic_write
 from detrs.structures import Batch
 from detrs.visualization.curves import results_figure
@@ -89,11 +90,6 @@ def beside(left: Image.Image, right: Image.Image) -> Image.Image:
     both.paste(left, (0, 0))
     both.paste(right, (left.width + gap, 0))
     return both
-
-
-def counted(number: int, noun: str) -> str:
-    """``1 object``, ``2 objects``."""
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def save_curves(metrics: Path, path: Path, steps_per_epoch: int) -> None:

@@ -141,14 +141,10 @@ def for_small_objects(
         stages = finer
     factor = max(2 ** min(stages) / at, 1.0)
     if factor > 1:
-        too_large = factor > LARGEST_FACTOR
-        larger = tuple(multiple(side * min(factor, LARGEST_FACTOR), down=too_large) for side in size)
-        yield "data.resize_to", larger, reason() + f"; at most {LARGEST_FACTOR} times larger" * too_large
-
-
-def multiple(side: float, *, down: bool) -> int:
-    """The next multiple of ``STEP``."""
-    return (math.floor(side / STEP + 1e-9) if down else math.ceil(side / STEP - 1e-9)) * STEP
+        wanted = tuple(math.ceil(side * factor / STEP - 1e-9) * STEP for side in size)
+        largest = tuple(math.floor(side * LARGEST_FACTOR / STEP) * STEP for side in size)
+        larger = tuple(map(min, wanted, largest))
+        yield "data.resize_to", larger, reason() + f"; at most {LARGEST_FACTOR} times larger" * (larger != wanted)
 
 
 def shown(value: Any) -> str:

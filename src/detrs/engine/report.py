@@ -119,9 +119,9 @@ def report_values(scores: "Scores") -> dict[str, Any]:
     kind = type(experiment.model).__name__.removesuffix("Config")
     short, long = experiment.data.resize_to
     size = f"{short}" if short == long else f"{short}, {long}"
-    data = experiment.data.path or "data in Python"
-    name = os.path.basename(os.path.normpath(data))
-    split = f"split {experiment.data.val_split} of {data}"
+    path = experiment.data.path
+    name = "data in Python" if path is None else os.path.basename(os.path.normpath(path))
+    split = name if path is None else f"split {experiment.data.val_split} of {path}"
     return {
         "name": f"{kind} on {name}",
         "about": f"{experiment.name or kind}, {split}, image size {size}, {scores.precision}",

@@ -24,7 +24,7 @@ def validating(trained: Experiment, data: object, split: str | None) -> Experime
     own = trained.data
     changed = replace(
         own,
-        path=str(data) if isinstance(data, str | Path) else own.path,
+        path=own.path if data is None else str(data) if isinstance(data, str | Path) else None,
         val_split=split or ("val" if own.val_split == NO_SPLIT else own.val_split),
         val_fraction=None if split else own.val_fraction,
     )

@@ -92,7 +92,7 @@ def complexity(detector: Model, image_size: tuple[int, int]) -> list[Complexity]
 def attentions(detector: Detector) -> dict[str, list[nn.Module]]:
     """The attention modules of each part."""
     encoder: list[Any] = list(detector.encoder.layers)
-    decoder: list[Any] = list(detector.decoder.layers)
+    decoder: list[Any] = [getattr(layer, "layer", layer) for layer in detector.decoder.layers]  # of AnchoredLayer
     return {
         "encoder self-attention": [layer.attention for layer in encoder if hasattr(layer, "attention")],
         "decoder self-attention": [layer.self_attention for layer in decoder],

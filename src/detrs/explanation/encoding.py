@@ -85,7 +85,10 @@ def encode_detection(explanation: Explanation, index: int) -> Json:
         "score": float(found.scores[index]),
         "box_xyxy": found.boxes_xyxy[index].tolist(),
         "runners_up": [{"name": names[other], "score": score} for other, score in runners_up(last, query, label)],
-        "duplicates": [each._asdict() for each in duplicates_of(explanation, index)],
+        "duplicates": [
+            {"query": each.query, "label": each.label, "score": each.score, "iou": each.iou}
+            for each in duplicates_of(explanation, index)
+        ],
     }
 
 

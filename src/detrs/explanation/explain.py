@@ -18,6 +18,7 @@ from detrs.explanation.recording import Call, Selection, recording
 from detrs.explanation.trace import best_queries
 from detrs.explanation.tracing import Trace
 from detrs.explanation.views import Explanation
+from detrs.precision import full_precision
 from detrs.predictor import ImageDetections, Predictor
 from detrs.sources import OnError, Source
 from detrs.structures import Boxes
@@ -120,7 +121,9 @@ def _explanations(
                 item = next(items, None)
             if item is None:
                 return
-            yield explanation(predictor, item, calls, threshold, num_gradients, max_tokens)
+            with full_precision(predictor.device.type):  # as the detections
+                found = explanation(predictor, item, calls, threshold, num_gradients, max_tokens)
+            yield found
 
 
 def check_layers(model: nn.Module) -> None:

@@ -71,26 +71,29 @@ def faster_rcnn_trace(model: FasterRCNN, calls: Sequence[Call], max_detections: 
     proposals = torch.arange(len(scores), device=scores.device)
     boxes = model.boxes(found, proposals[None], scores.argmax(1)[None], limits)[0]
     layer = (proposed_boxes(call), xyxy_to_cxcywh(boxes / limits), scores)
+    relative = xyxy_to_cxcywh(candidates.boxes_xyxy / limits[:, None])[0].detach().float().cpu()
     return Trace(
         layers=(LayerTrace(*(each.detach().float().cpu() for each in layer)),),
         queries=candidates.proposals.gather(1, order)[0].cpu(),
         labels=candidates.labels.gather(1, order)[0].cpu(),
         scores=best[0].detach().cpu(),
-        boxes=xyxy_to_cxcywh(candidates.boxes_xyxy / limits[:, None])[0, order[0]].detach().float().cpu(),
-        suppressed=suppressed(candidates, order[0], model.config.nms_iou),
+        boxes=relative[order[0].cpu()],
+        suppressed=suppressed(candidates, relative, order[0], model.config.nms_iou),
     )
 
 
-def suppressed(candidates: Candidates, kept: Tensor, iou: float) -> tuple[tuple[Duplicate, ...], ...]:
+def suppressed(candidates: Candidates, relative: Tensor, kept: Tensor, iou: float) -> tuple[tuple[Duplicate, ...], ...]:
     """The candidates that suppression removed for each of those that it kept, best first.
 
     A candidate is removed for the best one of its class that overlaps it.
 
     Args:
         candidates: of one image.
+        relative: (n, 4) their boxes, cxcywh in [0, 1] of the image.
         kept: (N,) indices of candidates, best first.
         iou: smallest overlap of duplicates.
     """
+    places = relative.tolist()
     boxes, scores, labels, proposals = (each[0].detach().cpu() for each in candidates)
     kept = kept.cpu()
     overlap = box_iou(boxes[kept].double(), boxes.double())  # (N, n)
@@ -101,7 +104,7 @@ def suppressed(candidates: Candidates, kept: Tensor, iou: float) -> tuple[tuple[
     near[torch.arange(len(kept)), kept] = False
     return tuple(
         tuple(
-            Duplicate(int(proposals[i]), int(labels[i]), float(scores[i]), float(overlaps[i]))
+            Duplicate(int(proposals[i]), int(labels[i]), float(scores[i]), float(overlaps[i]), tuple(places[i]))
             for i in row.nonzero()[:, 0].tolist()
         )
         for row, overlaps in zip(near, overlap, strict=True)

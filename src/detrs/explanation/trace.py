@@ -37,7 +37,7 @@ def duplicates(last: LayerTrace, query: int, label: int) -> list[Duplicate]:
     same[query] = False
     found = same.nonzero()[:, 0]
     found = found[scores[found].argsort(descending=True, stable=True)]
-    return [Duplicate(i, label, float(scores[i]), float(iou[i])) for i in found.tolist()]
+    return [Duplicate(i, label, float(scores[i]), float(iou[i]), tuple(last.boxes[i].tolist())) for i in found.tolist()]
 
 
 def duplicates_of(explanation: Explanation, index: int) -> Sequence[Duplicate]:

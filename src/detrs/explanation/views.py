@@ -119,6 +119,8 @@ class Duplicate(NamedTuple):
     label: int
     score: float
     iou: float
+    box: tuple[float, ...]
+    """cxcywh in [0, 1] of the un-padded image."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

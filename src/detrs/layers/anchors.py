@@ -4,6 +4,7 @@ on their size (DAB-DETR, arXiv 2201.12329)."""
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detrs.boxes import SMALLEST_SIDE, offset_from_box
 from detrs.layers.conditional_attention import ConditionalLayer
 from detrs.layers.initialization import ExactLinear, xavier_linear
 from detrs.layers.position import sine_features
@@ -35,6 +37,12 @@ def in_image(boxes: Float[Tensor, "B Q 4"], memory: Pyramid) -> Float[Tensor, "B
 def on_finest_map(boxes: Float[Tensor, "B Q 4"], memory: Pyramid) -> Float[Tensor, "B Q 4"]:
     """In [0, 1] of the padded map of the finest level, as in the authors' code of the deformable detectors."""
     return boxes * memory.valid_ratio[:, :1].repeat(1, 1, 2)
+
+
+FRAMES: dict[str, Frame] = {"padded": on_finest_map, "image": in_image}
+"""``position_frame`` in the configuration."""
+offset_from_anchor = partial(offset_from_box, eps=SMALLEST_SIDE)
+"""The box coder of all detectors whose queries are boxes: sides that vanish keep a gradient."""
 
 
 class BoxPosition(nn.Module):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from detrs.boxes import scaled_from_box
 from detrs.classification import Classification, class_logits
 from detrs.layers.initialization import ExactLinear
 from detrs.structures import Prediction, Pyramid, Queries
@@ -38,6 +39,29 @@ class DetectionHead(nn.Module):
     def refined(self, queries: Queries) -> Float[Tensor, "B Q 4"]:
         """The reference of the next layer in DAB-DETR and DINO: from contents that are not normalized."""
         return self.box_coder(self.box(queries.content), queries.reference)
+
+
+class TowerHead(nn.Module):
+    """Class logits, and a box relative to the query's box, each after a tower of linear layers.
+
+    Args:
+        class_tower: contents of queries to those for the classes.
+        classes: these to logits; see ``class_layer``.
+        box_tower: contents of queries to those for the box.
+        box: these to four raw numbers, for ``scaled_from_box``.
+    """
+
+    def __init__(self, class_tower: nn.Module, classes: nn.Module, box_tower: nn.Module, box: nn.Module) -> None:
+        super().__init__()
+        self.class_tower = class_tower
+        self.classes = classes
+        self.box_tower = box_tower
+        self.box = box
+
+    def forward(self, queries: Queries, memory: Pyramid) -> Prediction:
+        """One class distribution and one box per query."""
+        raw = self.box(self.box_tower(queries.content))
+        return Prediction(self.classes(self.class_tower(queries.content)), scaled_from_box(raw, queries.reference))
 
 
 def class_layer(dim: int, num_classes: int, classification: Classification) -> ExactLinear:

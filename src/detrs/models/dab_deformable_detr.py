@@ -23,11 +23,13 @@ from detrs.backbones.timm import TimmBackbone
 from detrs.config.dab_deformable_detr import DABDeformableDETRConfig
 from detrs.criterion.training_objective import set_objective
 from detrs.layers.anchors import (
+    FRAMES,
     AnchoredLayer,
     AnchorQueries,
     BoxPosition,
     LearnedContent,
     ScaledBoxPosition,
+    offset_from_anchor,
     scale_mlp,
 )
 from detrs.layers.autocast import tokens_for_linear_layers
@@ -38,7 +40,6 @@ from detrs.layers.neck import APPLICATIONS, ChannelMapper, LevelEmbedding, Pyram
 from detrs.layers.position import SinePosition
 from detrs.models.deformable_layers import decoder_layer, encoder_layer
 from detrs.models.detector import Detector
-from detrs.models.dino import FRAMES, offset_from_anchor
 
 
 def build(config: DABDeformableDETRConfig, pretrained: bool = False) -> Detector:

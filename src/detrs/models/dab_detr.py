@@ -40,6 +40,7 @@ from detrs.layers.anchors import (
     RescaledSelfAttention,
     SizeModulatedLayer,
     ZeroContent,
+    offset_from_anchor,
     scale_mlp,
     size_mlp,
 )
@@ -58,7 +59,6 @@ from detrs.layers.initialization import XAVIER
 from detrs.layers.neck import ChannelMapper, PyramidNeck, plain_projection
 from detrs.layers.position import SinePosition
 from detrs.models.detector import Detector
-from detrs.models.dino import offset_from_anchor
 
 
 def build(config: DABDETRConfig, pretrained: bool = False) -> Detector:

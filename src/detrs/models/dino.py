@@ -21,8 +21,9 @@ from the code: with fewer tokens than queries, every token becomes a query inste
 50 are divided by the number of objects, too.
 
 Options that are not in the paper: positions of queries relative to the image (``position_frame="image"``),
-``proposals="usable"`` and ``neck_norm="group-masked"``, with which nothing depends on padding; the presets of our own
-design use them.
+``proposals="usable"`` and ``neck_norm="group-masked"``, with which nothing depends on padding if the sides of the
+batch are multiples of the largest stride (docs/models/deformable_detr.md, Padding); the presets of our own design use
+them.
 """
 
 from functools import partial
@@ -30,11 +31,10 @@ from functools import partial
 from torch import nn
 
 from detrs.backbones.timm import TimmBackbone
-from detrs.boxes import SMALLEST_SIDE, offset_from_box
 from detrs.classification import ProposalLabels
 from detrs.config.dino import DINOConfig
 from detrs.criterion.training_objective import set_objective
-from detrs.layers.anchors import AnchoredLayer, BoxPosition, Frame, in_image, on_finest_map
+from detrs.layers.anchors import FRAMES, AnchoredLayer, BoxPosition, offset_from_anchor
 from detrs.layers.autocast import tokens_for_linear_layers
 from detrs.layers.decoder import LookForwardTwice, refine
 from detrs.layers.encoder import Encoder
@@ -45,9 +45,7 @@ from detrs.layers.queries import CANDIDATES, MixedQueries, offset_from_logits
 from detrs.models.deformable_layers import decoder_layer, encoder_layer
 from detrs.models.detector import Detector
 
-FRAMES: dict[str, Frame] = {"padded": on_finest_map, "image": in_image}
 PROPOSALS: ProposalLabels = "classes"
-offset_from_anchor = partial(offset_from_box, eps=SMALLEST_SIDE)
 
 
 def build(config: DINOConfig, pretrained: bool = False) -> Detector:

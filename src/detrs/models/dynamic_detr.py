@@ -27,7 +27,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from detrs.backbones.timm import TimmBackbone
-from detrs.boxes import scaled_from_box
 from detrs.config.dynamic_detr import DynamicDETRConfig
 from detrs.criterion.training_objective import set_objective
 from detrs.layers.attention import SelfAttention
@@ -37,14 +36,14 @@ from detrs.layers.dynamic_interaction import DynamicInteraction
 from detrs.layers.encoder import Encoder
 from detrs.layers.feedforward import FeedForward
 from detrs.layers.fpn import FeaturePyramid
-from detrs.layers.heads import class_layer
+from detrs.layers.heads import TowerHead, class_layer, zero_box_layer
 from detrs.layers.initialization import XAVIER, ExactLinear, xavier_linear
 from detrs.layers.neck import PyramidNeck
 from detrs.layers.position import SinePosition
 from detrs.layers.queries import LearnedBoxes
 from detrs.layers.roi_align import RoIAlign, valid_levels
 from detrs.models.detector import Detector
-from detrs.structures import Prediction, Pyramid, Queries
+from detrs.structures import Pyramid, Queries
 
 
 class BoxEncoding(nn.Module):
@@ -113,21 +112,10 @@ class SharedFilter(nn.Module):
         return self.norm(features @ filters).relu()
 
 
-class TowerHead(nn.Module):
-    """Class logits, and a box relative to the query's box, each after a hidden layer."""
-
-    def __init__(self, config: DynamicDETRConfig) -> None:
-        super().__init__()
-        self.class_hidden = hidden(config.dim)
-        self.classes = class_layer(config.dim, config.num_classes, config.classification)
-        self.box_hidden = hidden(config.dim)
-        self.box = ExactLinear(config.dim, 4)
-        nn.init.zeros_(self.box.weight)
-        nn.init.zeros_(self.box.bias)
-
-    def forward(self, queries: Queries, memory: Pyramid) -> Prediction:
-        raw = self.box(self.box_hidden(queries.content))
-        return Prediction(self.classes(self.class_hidden(queries.content)), scaled_from_box(raw, queries.reference))
+def head(config: DynamicDETRConfig) -> TowerHead:
+    """The head of a decoder layer, with one hidden layer each for the classes and the box."""
+    class_tower, classes = hidden(config.dim), class_layer(config.dim, config.num_classes, config.classification)
+    return TowerHead(class_tower, classes, hidden(config.dim), zero_box_layer(config.dim))
 
 
 def hidden(dim: int) -> nn.Sequential:
@@ -154,7 +142,7 @@ def build(config: DynamicDETRConfig, pretrained: bool = False) -> Detector:
         neck=PyramidNeck(mapper, SinePosition(config.dim, shift=-0.5)),
         encoder=Encoder(encoder),
         queries=LearnedBoxes(config.num_queries, config.dim),
-        decoder=Decoder(layers, (TowerHead(config) for _ in range(count)), refine),
+        decoder=Decoder(layers, (head(config) for _ in range(count)), refine),
         classification=config.classification,
         objective=partial(set_objective, learned=partial(LearnedBoxes, dim=config.dim)),
     )

@@ -28,7 +28,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detrs.backbones.timm import TimmBackbone
-from detrs.boxes import scaled_from_box
 from detrs.config.backbone import BackboneConfig
 from detrs.config.sparse_rcnn import SparseRCNNConfig
 from detrs.criterion.training_objective import set_objective
@@ -38,13 +37,13 @@ from detrs.layers.dynamic_interaction import DynamicInteraction
 from detrs.layers.encoder import Encoder
 from detrs.layers.feedforward import FeedForward
 from detrs.layers.fpn import FPN, smoothing
-from detrs.layers.heads import class_layer
+from detrs.layers.heads import TowerHead, class_layer
 from detrs.layers.initialization import XAVIER, ExactLinear
 from detrs.layers.neck import PyramidNeck, valid_inputs, whole_map
 from detrs.layers.queries import LearnedBoxes
 from detrs.layers.roi_align import RoIAlign, valid_levels, whole_levels
 from detrs.models.detector import Detector
-from detrs.structures import Prediction, Pyramid, Queries
+from detrs.structures import Queries
 
 
 class NoPosition(nn.Module):
@@ -72,21 +71,6 @@ class ContentSelfAttention(nn.Module):
 
     def forward(self, queries: Queries) -> Float[Tensor, "B Q C"]:
         return self.attention(queries.content, queries.content, queries.content, queries.attention_mask)
-
-
-class TowerHead(nn.Module):
-    """Class logits, and a box relative to the query's box, each after a tower of linear layers."""
-
-    def __init__(self, class_tower: nn.Module, classes: nn.Module, box_tower: nn.Module, box: nn.Module) -> None:
-        super().__init__()
-        self.class_tower = class_tower
-        self.classes = classes
-        self.box_tower = box_tower
-        self.box = box
-
-    def forward(self, queries: Queries, memory: Pyramid) -> Prediction:
-        raw = self.box(self.box_tower(queries.content))
-        return Prediction(self.classes(self.class_tower(queries.content)), scaled_from_box(raw, queries.reference))
 
 
 def build(config: SparseRCNNConfig, pretrained: bool = False) -> Detector:

@@ -110,7 +110,7 @@ def tiny(model: Any, criterion: CriterionConfig) -> Experiment:
 
 
 def sized_like(small: Any) -> DINOConfig:
-    """DINO with backbone, levels, width and depth of a Deformable DETR; nothing depends on padding."""
+    """DINO with backbone, levels, width and depth of a Deformable DETR, and without the effects of padding."""
     names = ("backbone", "num_levels", "num_queries", "proposals", "neck_norm", *SIZES)
     taken: dict[str, Any] = {name: getattr(small, name) for name in names}
     return DINOConfig(position_frame="image", classification=Focal(), **taken)
@@ -125,7 +125,7 @@ def dino_small() -> Experiment:
 def dino_tiny() -> Experiment:
     """From scratch in minutes, on small images, no download: DINO of the size of deformable-detr-tiny; our own design.
 
-    Nothing depends on padding: neither queries, positions and normalization nor losses. Trained with twice the learning
+    Padding is excluded from queries, positions, normalization and losses. Trained with twice the learning
     rate of deformable-detr-tiny, with denoising, and with scores that are a power of the IoU.
     """
     experiment = deformable_detr_tiny()

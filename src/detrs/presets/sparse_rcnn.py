@@ -45,7 +45,7 @@ def sparse_rcnn_r101_300() -> Experiment:
 
 
 def sparse_rcnn_tiny() -> Experiment:
-    """From scratch on small images: Sparse R-CNN, otherwise as deformable-detr-tiny; our own design."""
+    """From scratch on small images: Sparse R-CNN of the size of deformable-detr-tiny; our own design."""
     experiment = deformable_detr_tiny()
     tiny = experiment.model
     model = SparseRCNNConfig(

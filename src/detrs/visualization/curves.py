@@ -44,6 +44,7 @@ class Curve(NamedTuple):
     color: str
     smooth: bool = False
     """Draw the moving average, over the values in a pale color."""
+    dashed: bool = False
 
 
 def results_figure(metrics_jsonl: Path, png: Path, *, steps_per_epoch: int | None = None) -> None:
@@ -130,8 +131,8 @@ def _terms(steps: list[dict[str, Any]]) -> list[Curve]:
     names = dict.fromkeys(name for terms in values for name in terms if not name.rpartition("_")[2].isdigit())
     x = _column(steps, "step")
     return [
-        Curve(term_name(name), x, _column(values, name), color, smooth=True)
-        for name, color in zip(names, COLORS, strict=False)
+        Curve(term_name(name), x, _column(values, name), COLORS[i % len(COLORS)], smooth=True, dashed=i >= len(COLORS))
+        for i, name in enumerate(names)
     ]
 
 
@@ -145,7 +146,8 @@ def _draw(axes: Axes, title: str, curves: Sequence[Curve]) -> None:
         if curve.smooth and len(curve.y) > len(COLORS) and len(curves) == 1:
             axes.plot(curve.x, curve.y, color=curve.color, alpha=0.25, linewidth=1)
         label = f"{label_of(curve.name)}  {_figure(_last(y))}"
-        axes.plot(curve.x, y, color=curve.color, marker=marker, markersize=4, label=label)
+        style = "--" if curve.dashed else "-"
+        axes.plot(curve.x, y, style, color=curve.color, marker=marker, markersize=4, label=label)
         shown.append(y)
     if shown and np.isfinite(np.concatenate(shown)).any():
         _crop(axes, np.concatenate(shown))

@@ -277,7 +277,7 @@ def draw_layer(axes: Axes, explanation: Explanation, answer: Answer, layer: int,
             title = f"objectness {float(view.objectness[row]):.2f}, score {answer.score:.2f}"
     if explanation.suppressed is not None:
         for other in duplicates_of(explanation, answer.number):
-            panels.show_box(axes, trace.boxes[other.query], image, answer.color, 0.8)
+            panels.show_box(axes, torch.tensor(other.box), image, answer.color, 0.8)
     panels.show_box(axes, trace.reference[answer.query], image, (1.0, 1.0, 1.0), 1.4, (0, (3, 2)))
     panels.show_box(axes, box_of(explanation, answer, layer), image, answer.color)
     axes.set_title(title, fontsize=TITLE - 2)

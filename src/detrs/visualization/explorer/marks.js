@@ -34,7 +34,7 @@ function addDetections(marks, explanation, state, mode) {
 
 /** The box of the selected query after the layer, and its reference before it. */
 function addQuery(marks, explanation, state, entry) {
-  if (entry.layer > explanation.last || state.stage === "encoder") return;
+  if (entry.layer > explanation.last) return;
   // A detection can be of another class than the best one of its query; with Faster R-CNN it then has another box, too.
   const own = entry.layer === explanation.last && state.detection !== null ? explanation.detections[state.detection] : null;
   const best = explanation.label(entry.layer, state.query);
