@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from detrs import models, presets
@@ -17,6 +18,7 @@ from detrs.checkpoints.detector import preprocessing_of
 from detrs.checkpoints.foreign.official_detr import official_state_dict
 from detrs.checkpoints.foreign.transformers import save_transformers
 from detrs.checkpoints.sources import FOLDER, OFFICIAL, OWN, open_detector, open_source
+from detrs.cli.convert import WEIGHT_SUFFIXES
 from detrs.engine.evaluate import evaluate_checkpoint
 from detrs.errors import UserError
 from detrs.predictor import load
@@ -188,6 +190,12 @@ def test_weights_of_other_models(tmp_path: Path, name: str, message: str) -> Non
         open_detector(tmp_path / "a.pth")
 
 
+def test_a_file_without_tensors(tmp_path: Path) -> None:
+    save_file({}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=r"a\.safetensors' has no tensors\. Expected the weights of a detector"):
+        open_detector(tmp_path / "a.safetensors")
+
+
 def test_hub_ids(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A local folder of that name comes first; a revision promises no scores."""
     monkeypatch.chdir(tmp_path)
@@ -297,8 +305,10 @@ def test_the_cache_is_used_without_network(folder: Path, tmp_path: Path, monkeyp
 
 def test_ids() -> None:
     assert hub.parse("a/b") == ("a/b", None) and hub.parse("a/b.c@v1/x") == ("a/b.c", "v1/x")
-    for source in ("a", "a/b/c", "/a/b", "../a", "./a/b", "a/b.pth", "a\\b", "https://a/b", "a/b@", "a /b", "-a/b"):
+    for source in ("a", "a/b/c", "/a/b", "../a", "./a/b", "a\\b", "https://a/b", "a/b@", "a /b", "-a/b"):
         assert hub.parse(source) is None, source
+    for suffix in (*WEIGHT_SUFFIXES, ".PT2", ".json"):
+        assert hub.parse(f"a/b{suffix}") is None, suffix
 
 
 def test_the_table_of_published_checkpoints() -> None:

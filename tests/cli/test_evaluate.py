@@ -105,18 +105,23 @@ def test_results_that_cannot_be_written_are_refused_at_once(
         for results, message in (
             ("folder", "must be a file, but 'folder' is a folder"),
             ("nowhere/a.json", "the folder 'nowhere' does not exist"),
+            ("/dev/null", "must be a regular file, but '/dev/null' is a pipe or a device"),
         ):
             done = detrs("evaluate", checkpoint, "--results", results)
             assert done.code == 2 and message in done.message
         patch.setattr("os.access", lambda path, mode: False)
         assert "is not writable: choose another" in detrs("evaluate", checkpoint, "--results", "a.json").message
 
-    def fail(path: Path, text: str) -> None:
+    def fail(path: Path, text: str, encoding: str | None = None) -> None:
+        path.write_bytes(text.encode()[:7])
         raise OSError(28, "No space left on device")
 
+    Path("a.json").write_bytes(b"earlier")
     monkeypatch.setattr(Path, "write_text", fail)
     done = detrs("evaluate", checkpoint, "--device", "cpu", "--results", "a.json")
-    assert done.code == 2 and "No space left" in done.message and "bright" in done.out  # the table is not lost
+    assert done.code == 2 and "a.json: No space left" in done.message and "bright" in done.out  # the table is not lost
+    assert Path("a.json").read_bytes() == b"earlier"
+    assert {path.name for path in Path().iterdir()} == {"a.json", "folder"}
 
 
 def test_a_data_set_that_has_moved(detrs: Callable, checkpoint: Path, data: Path, tmp_path: Path) -> None:

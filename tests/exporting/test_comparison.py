@@ -5,9 +5,10 @@ import pytest
 import torch
 from trained import experiment, trained
 
+from detrs.checkpoints.sources import FOLDER, Source
 from detrs.data.digits import DigitsDataset
 from detrs.errors import UserError
-from detrs.exporting.comparison import Opened, images_of, time_files, with_scores
+from detrs.exporting.comparison import Opened, images_of, open_file, time_files, with_scores
 from detrs.models.detector import Model
 from detrs.structures import Boxes
 
@@ -74,6 +75,22 @@ def test_images_are_those_of_the_dataset_or_made_in_the_size_of_the_detector() -
     assert len(images_of(digits, 100, detector)) == 7
     made = images_of(None, 40, detector)
     assert len(made) == 40 and {image.shape for image in made} == {(3, 128, 192)}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ({"pytorch_model.bin": 13}, 13),
+        ({"model.safetensors": 5, "pytorch_model.bin": 13}, 5),
+        ({"model-00001-of-00002.safetensors": 5, "model-00002-of-00002.safetensors": 7}, 12),
+    ],
+)
+def test_the_size_of_a_folder_is_that_of_its_weights(sizes: dict[str, int], expected: int, tmp_path, monkeypatch):
+    for name, size in {"config.json": 3, **sizes}.items():
+        (tmp_path / name).write_bytes(bytes(size))
+    source = Source(trained(SETTINGS), FOLDER, tmp_path, None)
+    monkeypatch.setattr("detrs.exporting.comparison.open_source", lambda path: source)
+    assert open_file(tmp_path, CPU).num_bytes == expected
 
 
 def test_nothing_to_time() -> None:

@@ -199,6 +199,9 @@ def test_where_a_file_is_written_by_default(tmp_path: Path) -> None:
     assert default_path(tmp_path, "onnx") == tmp_path / "best.onnx"
     assert default_path(tmp_path / "best.safetensors", "torch") == tmp_path / "best.pt2"
     assert default_path("facebook/detr-resnet-50@main", "onnx") == Path("detr-resnet-50.onnx")
+    folder = tmp_path / "det-v1.5"  # of transformers
+    folder.mkdir()
+    assert default_path(folder, "onnx") == folder / "det-v1.5.onnx"
 
 
 def test_errors_of_the_command_have_exit_code_2(files: Path, capsys: pytest.CaptureFixture[str]) -> None:

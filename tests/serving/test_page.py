@@ -7,10 +7,12 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import pytest
 from made_up import explanation
+from opened_page import DROP, Opened
 from PIL import Image
 
 from detrs.serving.page import PageSettings, page_files, page_headers
@@ -31,17 +33,6 @@ SETTINGS = PageSettings(
 )
 ORANGE = "#e69f00"
 """Of the first class."""
-DROP = """([files, how]) => {
-    const transfer = new DataTransfer();
-    for (const [name, data] of files) {
-        transfer.items.add(new File([Uint8Array.from(atob(data), (c) => c.charCodeAt(0))], name));
-    }
-    const options = { bubbles: true, cancelable: true };
-    const event = how === "drop" ? new DragEvent("drop", { dataTransfer: transfer, ...options })
-                                 : new ClipboardEvent("paste", { clipboardData: transfer, ...options });
-    document.body.dispatchEvent(event);
-}"""
-
 Answer = tuple[int, dict[str, str], bytes]
 
 
@@ -70,46 +61,6 @@ def error(status: int, sentence: str, **headers: str) -> Answer:
 CAT = ("cat", 0.9, [10.0, 5.0, 30.0, 25.0])
 DOG = ("dog", 0.5, [5.0, 2.0, 50.0, 38.0])
 FAINT = ("cat", 0.2, [40.0, 20.0, 58.0, 39.0])
-
-
-class Opened(NamedTuple):
-    """The page in the browser, and the requests that its server received."""
-
-    page: Any
-    requests: list[tuple[str, str]]
-    """(path with query, name of the file)."""
-
-    def give(self, *files: tuple[str, bytes], how: str = "drop") -> None:
-        known = self.page.locator("#image-list li").count()
-        encoded = [[name, base64.b64encode(content).decode()] for name, content in files]
-        self.page.evaluate(DROP, [encoded, how])
-        self.page.wait_for_selector(f"#image-list li:nth-child({known + len(files)})", state="attached")
-        self.page.wait_for_selector("#images[aria-busy=false]", state="attached", timeout=30_000)
-
-    def state(self, expression: str) -> Any:
-        return self.page.evaluate(f"detrs.{expression}")
-
-    def rows(self) -> list[list[str]]:
-        rows = self.page.locator("#rows tr").all()
-        return [[cell.strip() for cell in row.locator("td").all_inner_texts()] for row in rows]
-
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        """Where a pixel of the image is in the window."""
-        box = self.page.locator("#canvas").bounding_box()
-        frame = self.page.evaluate("(({x, y, scale}) => ({x, y, scale}))(detrs.frame())")
-        return box["x"] + frame["x"] + frame["scale"] * x, box["y"] + frame["y"] + frame["scale"] * y
-
-    def color(self, x: float, y: float) -> str:
-        """Color on the canvas at a pixel of the image."""
-        return self.page.evaluate(
-            """([x, y]) => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {
-                const f = detrs.frame();
-                const at = [Math.round(f.x + x * f.scale), Math.round(f.y + y * f.scale), 1, 1];
-                const rgb = document.getElementById("canvas").getContext("2d").getImageData(...at).data.slice(0, 3);
-                done("#" + [...rgb].map((value) => value.toString(16).padStart(2, "0")).join(""));
-            })))""",
-            [x, y],
-        )
 
 
 @pytest.fixture
@@ -205,6 +156,19 @@ def test_a_dropped_image_shows_its_detections(serve: Callable[..., Opened]) -> N
     assert opened.color(30, 15) == ORANGE  # the right side of the cat
     assert opened.color(20, 15) == "#203040"
     assert opened.color(58, 30) == "#203040"  # below the threshold
+
+
+def test_a_dropped_folder_gives_the_images_of_the_accepted_formats(
+    serve: Callable[..., Opened], tmp_path: Path
+) -> None:
+    names = ["a.bmp", "b.JPG", "sub/c.png", "sub/d.webp"]
+    (tmp_path / "images" / "sub").mkdir(parents=True)
+    for name in (*names, ".hidden.png", "e.gif", "notes.txt"):
+        (tmp_path / "images" / name).write_bytes(png())
+    answers = {name.rpartition("/")[2]: found(name, CAT) for name in names}
+    opened = serve(answers, settings=SETTINGS._replace(formats=("JPEG", "PNG", "WEBP", "BMP")))
+    opened.drop(tmp_path / "images", num_images=4)
+    assert opened.page.locator("#image-list .name").all_inner_texts() == list(answers)
 
 
 def test_several_images_and_one_that_the_server_does_not_accept(serve: Callable[..., Opened]) -> None:

@@ -14,7 +14,7 @@ from detrs.errors import UserError
 
 ID = re.compile(r"(?P<owner>\w[\w.-]*)/(?P<name>\w[\w.-]*?)(?:@(?P<revision>\w[\w./-]*))?")
 """``owner/name`` or ``owner/name@revision``."""
-FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".onnx", ".json", ".zip")
+FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl", ".onnx", ".pt2", ".json", ".zip")
 """Names with these suffixes are files, not repositories."""
 TIMEOUT_SECONDS = 5.0
 """Limit of the first request."""

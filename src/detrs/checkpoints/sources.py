@@ -145,6 +145,8 @@ def _open_official(path: Path, tensors: dict[str, Tensor], args: dict[str, Any],
             )
             known = None
         return Source(_promised(detector, known), OFFICIAL, path, known)
+    if not tensors:
+        raise UserError(f"'{path}' has no tensors. Expected the weights of a detector.")
     if any(name.startswith(OF_TRANSFORMERS) for name in tensors):
         raise UserError(
             f"'{path}' has no {CONFIG} beside it. Weights of transformers are read with the settings in the same "
@@ -167,7 +169,7 @@ def _open_official(path: Path, tensors: dict[str, Tensor], args: dict[str, Any],
 def without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """``tensors`` without the prefix that a wrapper of the model puts before all of their names."""
     for prefix in WRAPPERS:
-        if all(name.startswith(prefix) for name in tensors):
+        if tensors and all(name.startswith(prefix) for name in tensors):
             return without_wrapper({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
     return tensors
 

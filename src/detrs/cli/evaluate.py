@@ -14,7 +14,7 @@ from detrs.cli.inputs import check_checkpoint, check_dataset
 from detrs.cli.report import console, counting, print_json
 from detrs.config.detection import check_nms, suppression_in_words
 from detrs.errors import UserError
-from detrs.files import is_present, os_errors
+from detrs.files import is_present, os_errors, write_text
 from detrs.tiling import tiling_of
 
 
@@ -115,10 +115,7 @@ def run(argv: list[str]) -> None:
     suppression = scores.experiment.evaluation.suppression if scores.experiment else None
     screen.print(f"suppression: {suppression_in_words(suppression)}", soft_wrap=True)
     if arguments.results:
-        try:
-            arguments.results.write_text(json.dumps(scores.results))
-        except OSError as error:
-            raise UserError(f"Cannot write --results '{arguments.results}': {error.strerror}.") from error
+        write_text(arguments.results, json.dumps(scores.results))
     values = {
         "checkpoint": arguments.checkpoint,
         "precision": scores.precision,
@@ -137,7 +134,7 @@ def check_writable(path: Path) -> None:
     """Check before the evaluation that its results can be written.
 
     Raises:
-        UserError: ``path`` is a folder, its parent folder does not exist, or it is not writable.
+        UserError: ``path`` is no regular file, its folder does not exist, or one of them is not writable.
     """
     with os_errors(f"--results: cannot write '{path}'"):
         is_present(path)
@@ -145,5 +142,7 @@ def check_writable(path: Path) -> None:
         raise UserError(f"--results: the folder '{path.parent}' does not exist.")
     if os.path.isdir(path):
         raise UserError(f"--results must be a file, but '{path}' is a folder.")
-    if not os.access(path if os.path.exists(path) else path.parent, os.W_OK):
+    if os.path.exists(path) and not path.is_file():
+        raise UserError(f"--results must be a regular file, but '{path}' is a pipe or a device.")
+    if not all(os.access(each, os.W_OK) for each in (path.parent, path) if os.path.exists(each)):
         raise UserError(f"--results '{path}' is not writable: choose another file.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from detrs.errors import UserError
-from detrs.files import os_errors
+from detrs.files import os_errors, write_text
 
 if TYPE_CHECKING:
     from detrs.structures import Detections
@@ -34,10 +34,7 @@ def counts(found: "Detections") -> str:
 
 def write(path: Path, values: dict[str, Any]) -> None:
     """Write ``values`` as JSON. Raises ``UserError`` if the file cannot be written."""
-    try:
-        path.write_text(json.dumps(values, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"Cannot write '{path}': {error.strerror}.") from error
+    write_text(path, json.dumps(values, indent=1) + "\n")
 
 
 def create_output_folder(path: Path) -> Path:

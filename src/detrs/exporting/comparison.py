@@ -16,6 +16,7 @@ from torch import Tensor
 
 from detrs.checkpoints.detector import TrainedDetector
 from detrs.checkpoints.exported import ExportedModel
+from detrs.checkpoints.file_names import OLD_WEIGHTS
 from detrs.checkpoints.sources import Source, open_source
 from detrs.choices import Precision
 from detrs.data.sample import Dataset
@@ -131,7 +132,9 @@ def _kind(source: Source, precision: str) -> str:
 
 
 def _num_bytes(path: Path) -> int:
-    files = path.glob("*.safetensors") if path.is_dir() else [path]
+    if not path.is_dir():
+        return path.stat().st_size
+    files = [*path.glob("*.safetensors")] or [path / OLD_WEIGHTS]
     return sum(file.stat().st_size for file in files)
 
 

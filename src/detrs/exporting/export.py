@@ -223,8 +223,8 @@ def default_path(checkpoint: str | Path, format: Format) -> Path:
     """Where the file of a checkpoint is written: beside it; in the working directory if it is from the Hub."""
     path = user_path(checkpoint)
     if os.path.isdir(path):
-        own = path / "best.safetensors"
-        return (own if os.path.exists(own) else path / path.resolve().name).with_suffix(SUFFIXES[format])
+        stem = "best" if os.path.exists(path / "best.safetensors") else path.resolve().name
+        return path / (stem + SUFFIXES[format])
     if os.path.exists(path):
         return path.with_suffix(SUFFIXES[format])
     return Path(path.name.partition("@")[0] + SUFFIXES[format])

@@ -44,7 +44,7 @@ function connectDrop(add) {
   });
 }
 
-/** Image files in a dropped folder and its subfolders, sorted by path; other and hidden files are left out. */
+/** Files of the accepted types in a dropped folder and its subfolders, sorted by path, without hidden files. */
 async function filesIn(folder) {
   const reader = folder.createReader();
   const entries = [];
@@ -54,9 +54,10 @@ async function filesIn(folder) {
     entries.push(...some);
   }
   entries.sort((one, other) => one.name.localeCompare(other.name));
-  const wanted = entries.filter((entry) => !entry.name.startsWith(".") && (entry.isDirectory || /\.(jpe?g|png|webp)$/i.test(entry.name)));
-  const files = await Promise.all(wanted.map((entry) => (entry.isDirectory ? filesIn(entry) : [fileOf(entry)])));
-  return Promise.all(files.flat());
+  const accepted = byId("files").accept.split(",");
+  const visible = entries.filter((entry) => !entry.name.startsWith("."));
+  const groups = await Promise.all(visible.map((entry) => (entry.isDirectory ? filesIn(entry) : fileOf(entry))));
+  return groups.flat().filter((file) => accepted.includes(file?.type));
 }
 
 function fileOf(entry) {
