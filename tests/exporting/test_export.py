@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from detrs import cli
 from detrs.checkpoints.detector import TrainedDetector, preprocessing_of, save_detector
 from detrs.checkpoints.exported import ExportInfo
 from detrs.checkpoints.sources import open_detector
+from detrs.data.preprocessing import resized_size
 from detrs.errors import UserError
 from detrs.exporting import program
 from detrs.exporting.export import compared, default_path, export
@@ -111,10 +113,24 @@ def test_a_file_has_no_paths_of_the_machine(files: Path) -> None:
     assert [entry.name for entry in files.iterdir() if entry.name.startswith(".")] == []
 
 
-def test_the_script_of_the_documentation_runs_without_detrs(files: Path) -> None:
-    [script] = [
-        block for block in re.findall(r"```py\n(.*?)```", DOCS.read_text(), re.DOTALL) if "onnxruntime" in block
-    ]
+@pytest.fixture(scope="module")
+def script() -> str:
+    """The script of the documentation that uses ONNX Runtime without detrs."""
+    blocks = re.findall(r"```py\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    [script] = [block for block in blocks if "onnxruntime" in block]
+    return script
+
+
+@pytest.mark.parametrize("width", [*range(500, 1301, 13), 640])
+def test_the_script_of_the_documentation_resizes_as_detrs(width: int, script: str) -> None:
+    [lines] = re.findall(r"^small, large = .*?^size = .*?$", script, re.DOTALL | re.MULTILINE)
+    for size in ((width, 640), (640, width), (width, 480)):
+        values = {"image": SimpleNamespace(size=size), "short": 800, "long": 1333}
+        exec(lines, values)
+        assert tuple(values["size"][::-1]) == resized_size(size[::-1], (800, 1333)), size
+
+
+def test_the_script_of_the_documentation_runs_without_detrs(files: Path, script: str) -> None:
     script = script.replace("image.jpg", "image.png") + "\nimport sys\nassert 'torch' not in sys.modules\n"
     done = subprocess.run([sys.executable, "-c", script], cwd=files, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
