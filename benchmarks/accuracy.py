@@ -224,8 +224,7 @@ def publish(results: Path, readme: Path, figures: Path) -> None:
         figure = figures / f"accuracy_{name}{f'_{others + 1}' if others else ''}.svg"
         accuracy_figure([line for line in group if "failed" not in line], title(setting), figure)
         texts.append(section(group, Path(os.path.relpath(figure, readme.parent)).as_posix()))
-    if texts:
-        page.put("accuracy", "\n\n".join(texts), readme)
+    page.put("accuracy", "\n\n".join(texts), readme)
 
 
 def check(arguments: BenchmarkArguments) -> None:

@@ -132,8 +132,7 @@ def publish(results: Path, readme: Path, figures: Path) -> None:
     def order(run: Line) -> int:
         return place.get(run["preset"], len(place))
 
-    if text := training.sections(results, readme, figures, "convergence", section, order):
-        page.put("convergence", text, readme)
+    page.put("convergence", training.sections(results, readme, figures, "convergence", section, order), readme)
 
 
 def main(argv: list[str]) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
+from detrs.files import write_text
 from detrs.visualization.curves import read_lines
 
 HERE = Path(__file__).parent
@@ -48,9 +49,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def put(name: str, text: str, readme: Path) -> None:
-    """Replaces the text between the markers ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``."""
+    """Replaces the text between the markers ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``; none: no change."""
+    if not text:
+        return
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     before, found, rest = readme.read_text().partition(begin)
     _, closed, after = rest.partition(end)
     assert found and closed, f"{readme} has no markers for {name}"
-    readme.write_text(f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}")
+    write_text(readme, f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}")

@@ -34,7 +34,7 @@ from detrs.devices import pick_device
 from detrs.engine.evaluate import evaluate_checkpoint
 from detrs.engine.run import RunFolder
 from detrs.engine.train import train
-from detrs.errors import UserError
+from detrs.errors import UserError, counted
 from detrs.exporting.comparison import dataset_of, images_of, open_file, time_files
 from detrs.presets import preset
 from detrs.visualization.curves import read_lines
@@ -133,8 +133,13 @@ def measure_checkpoint(path: str, arguments: PrecisionArguments) -> Line:
     for name, file in zip(BOTH, timed.files, strict=True):
         line[name]["latency_ms"] = file.total.median_ms
     data = scores.experiment.data.path or "data in Python"
-    line |= {"preset": scores.experiment.name, "data": Path(data).name, "num_images": scores.report.num_images}
-    return line | machine(arguments.device)
+    return line | {
+        "checkpoint": "/".join(Path(path).parts[-2:]),
+        "preset": scores.experiment.name,
+        "data": Path(data).name,
+        "num_images": scores.report.num_images,
+        **machine(arguments.device),
+    }
 
 
 def experiment_of(arguments: PrecisionArguments, seed: int, name: Resolved) -> Experiment:
@@ -200,7 +205,7 @@ def checkpoint_table(lines: Sequence[Line]) -> str:
         change = bf16["ap"] - fp32["ap"]
         rows.append(
             [
-                f"{line['preset']}, {line['data']}",
+                ", ".join(line[key] for key in ("checkpoint", "preset", "data") if line.get(key)),
                 f"{line['num_images']:,}",
                 *(f"{each['ap']:.4f}" for each in (fp32, bf16)),
                 f"{change:+.4f}{'' if abs(change) < MAX_DIFFERENCE else ' (!)'}",
@@ -209,11 +214,11 @@ def checkpoint_table(lines: Sequence[Line]) -> str:
             ]
         )
     head = ("checkpoint", "images", "AP fp32", "AP bf16", "difference", "per image fp32", "bf16", "ratio")
-    return page.table(head, rows)
+    return page.table(head, rows) if rows else ""
 
 
 def training_table(lines: Sequence[Line]) -> str:
-    """Mean and standard deviation over seeds, of runs that differ in precision and seed only."""
+    """Mean and standard deviation over seeds, of runs on one machine that differ in precision and seed only."""
     groups: dict[tuple[str, ...], list[Line]] = {}
     for line in lines:
         key = (str(line["preset"]), str(line["data"]), str(line["image_size"]), str(line["steps"]))
@@ -242,20 +247,23 @@ def training_table(lines: Sequence[Line]) -> str:
 
 
 def section(lines: Sequence[Line]) -> str:
-    """Both tables, of the newest results."""
-    trained = [line for line in lines if line["kind"] == "training"]
-    found = [line for line in lines if line["kind"] == "checkpoint"]
-    texts = [checkpoint_table(found)] if found else []
-    if trained and (runs := training_table(trained)):
-        texts.append(runs)
-    names = sorted({f"{line['device']}, {line['threads']} thread{'s' * (line['threads'] > 1)}" for line in lines})
-    return "\n\n".join([*texts, f"Measured on: {'; '.join(names)}."])
+    """Both tables of each machine, of the newest results."""
+    machines: dict[str, list[Line]] = {}
+    for line in lines:
+        machines.setdefault(f"{line['device']}, {counted(line['threads'], 'thread')}", []).append(line)
+    texts = []
+    for name, here in machines.items():
+        checkpoints = checkpoint_table([line for line in here if line["kind"] == "checkpoint"])
+        runs = training_table([line for line in here if line["kind"] == "training"])
+        if tables := [each for each in (checkpoints, runs) if each]:
+            texts += [f"**{name}**", *tables]
+    return "\n\n".join(texts)
 
 
 def newest(results: Path) -> list[Line]:
     """The last result of each checkpoint and each run."""
-    keys = ("kind", "preset", "data", "num_images", "image_size", "steps", "seed", "precision", "device", "threads")
-    return page.newest(results, lambda line: tuple(str(line.get(key)) for key in keys))
+    what = ("kind", "checkpoint", "preset", "data", "num_images", "image_size", "steps", "seed", "precision")
+    return page.newest(results, lambda line: tuple(str(line.get(key)) for key in (*what, "device", "threads")))
 
 
 def main(argv: list[str]) -> int:

@@ -336,7 +336,7 @@ def sections(
 
 
 def publish(results: Path, readme: Path, figures: Path) -> None:
-    """Draw the figures and write the tables."""
+    """Draw the figures and write the tables; without results the page stays as it is."""
     page.put("training", sections(results, readme, figures, "training", section), readme)
 
 

@@ -1,3 +1,5 @@
+import importlib
+import re
 from pathlib import Path
 
 import page
@@ -28,8 +30,38 @@ def test_only_text_between_the_markers_is_replaced(tmp_path: Path) -> None:
     assert readme.read_text() == (
         "one\n<!-- a: begin -->\n\nnewer\n\n<!-- a: end -->\ntwo\n<!-- b: begin --><!-- b: end -->\n"
     )
+    page.put("a", "", readme)  # without results
+    assert "newer" in readme.read_text()
     with pytest.raises(AssertionError, match="no markers for c"):
         page.put("c", "new", readme)
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_a_run_of_operators_that_fails_writes_no_table(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "LINES", tmp_path / "results" / "ops.jsonl")
+    monkeypatch.setattr(ops, "main", lambda argv: code)
+    monkeypatch.setattr(ops, "text", lambda reports: "table")
+    monkeypatch.setattr(page, "README", tmp_path / "README.md")
+    page.README.write_text("<!-- ops: begin -->old<!-- ops: end -->")
+    assert ops.run([]) == code
+    assert ("table" in page.README.read_text()) == (code == 0)
+
+
+@pytest.mark.parametrize("name", ["training", "convergence", "accuracy"])
+def test_without_results_a_page_stays_as_it_is(name: str, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(text := f"<!-- {name}: begin -->old<!-- {name}: end -->")
+    importlib.import_module(name).publish(tmp_path / "none.jsonl", readme, tmp_path)
+    assert readme.read_text() == text
+
+
+def test_the_readme_names_the_scripts_that_append_their_results() -> None:
+    intro = page.README.read_text().partition("\n## ")[0].partition("append theirs")[0]
+    scripts = {path.name: path.read_text() for path in page.HERE.glob("*.py")}
+    appending = {name for name, text in scripts.items() if re.search(r"RESULTS = |LINES = ", text)}
+    assert set(re.findall(r"`(\w+\.py)`", intro)) == appending
 
 
 def test_table_of_operators() -> None:

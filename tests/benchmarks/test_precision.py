@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,25 @@ def test_the_table_of_training_pairs_seeds_and_marks_what_is_no_noise() -> None:
     assert row == "| detr-tiny, digits | 70 | 3 | 0.5200 ± 0.0100 | 0.5250 ± 0.0100 | +0.0050 ± 0.0082 | 2.00x |"
     runs[3:] = [run("bf16", seed, 0.4 + seed / 100) for seed in (1, 2, 3)]
     assert "-0.1000 ± 0.0082 (!)" in benchmark.training_table(runs)
+
+
+def test_machines_have_their_own_tables() -> None:
+    runs = [run(name, seed, 0.5) for name in benchmark.BOTH for seed in (1, 2)]
+    others = [run(name, seed, 0.3, threads=2) for name in benchmark.BOTH for seed in (1, 2)]
+    first, second = re.split(r"\*\*CPU \(amx_bf16\), 2 threads\*\*", benchmark.section([*runs, *others]))
+    assert first.startswith("**CPU (amx_bf16), 1 thread**") and "0.3000" not in first and "0.5000" in first
+    assert "| detr-tiny, digits | 70 | 2 | 0.3000 ± 0.0000 |" in second and benchmark.section([]) == ""
+
+
+def test_checkpoints_of_a_preset_have_a_row_each(home: Path) -> None:
+    half = {"ap": 0.5, "latency_ms": 30.0}
+    line = {"kind": "checkpoint", "preset": "detr-tiny", "data": "digits", "num_images": 7, "device": "x", "threads": 2}
+    for name in ("runs/first", "runs/second", "runs/first"):
+        page.append(benchmark.RESULTS, {**line, "checkpoint": name, "fp32": half, "bf16": half})
+    rows = benchmark.section(benchmark.newest(benchmark.RESULTS)).splitlines()[4:]
+    assert [row.split(" | ")[0] for row in rows] == [
+        f"| runs/{each}, detr-tiny, digits" for each in ("first", "second")
+    ]
 
 
 @pytest.mark.parametrize(("change", "code"), [(0.0019, 0), (-0.0021, 1)])
