@@ -175,3 +175,9 @@ def test_names_in_the_pages_of_detectors_exist(page: Path) -> None:
             assert (REPOSITORY / "src" / "detrs" / name).exists(), name
         else:
             assert all(re.search(rf"\b{part}\b", source) for part in re.split(r"[.=]", name)), name
+
+
+def test_releases_have_each_heading_once() -> None:
+    for release in re.split(r"^## ", (REPOSITORY / "CHANGELOG.md").read_text(), flags=re.MULTILINE)[1:]:
+        headings = re.findall(r"^### (.+)$", release, flags=re.MULTILINE)
+        assert len(headings) == len(set(headings)) and "Numerics" in headings
