@@ -1,16 +1,17 @@
 """The number of threads beside other programs."""
 
 import logging
+from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
 import torch
 
-from detrs.cli import cores
+from detrs.cli import cores, demo, train
 from detrs.cli.cores import threads_beside_others
-from detrs.config import RuntimeConfig
+from detrs.config import Experiment, RuntimeConfig
 
 CPU = RuntimeConfig(device="cpu")
 
@@ -80,3 +81,27 @@ def test_settings_are_kept(machine: Machine, variable: str) -> None:
     machine.loads = [[Core(0)] * 4]
     assert threads_beside_others(RuntimeConfig(device="cpu", threads=4), {}) == 4
     assert threads_beside_others(CPU, {variable: "4"}) is None
+
+
+@pytest.mark.parametrize("given", [(), ("--threads", "2")])
+@pytest.mark.parametrize(("command", "words"), [(train, ("deformable-detr-tiny", "--data", "digits")), (demo, ())])
+def test_the_measured_number_is_not_saved(
+    command: Any, words: tuple[str, ...], given: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A resumed run measures again, unless --threads was given."""
+
+    class Stop(Exception):
+        """Instead of a training."""
+
+    def stop(experiment: Experiment, *arguments: object, **options: object) -> None:
+        found.append((experiment.runtime.threads, torch.get_num_threads()))
+        raise Stop
+
+    found: list[tuple[int | None, int]] = []
+    monkeypatch.setattr("detrs.engine.train.train", stop)
+    monkeypatch.setattr(cores, "threads_beside_others", lambda config: config.threads or 3)
+    before = torch.get_num_threads()
+    with pytest.raises(Stop):
+        command.run([*words, *given, "--output", str(tmp_path / "run")])
+    assert found == [(2, 2) if given else (None, 3)]
+    assert torch.get_num_threads() == before

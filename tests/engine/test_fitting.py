@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from detrs.cli import train
 from detrs.cli.train import as_saved, fitted_to_data, given_settings
 from detrs.config import Experiment, save, validate
 from detrs.data import open_dataset
@@ -194,3 +195,35 @@ def test_a_repeated_command_resumes_with_the_settings_of_the_run(tmp_path: Path)
     save(before, tmp_path / "run" / "experiment.json")
     found = as_saved(longer, tmp_path / "run", given_settings(["--epochs", "500"]))
     assert found.schedule.epochs == 500 and found.model == before.model
+
+
+def trained(monkeypatch: pytest.MonkeyPatch, *words: str) -> Experiment:
+    """The experiment that ``detrs train`` passes to the engine."""
+
+    class Stop(Exception):
+        """Instead of a training."""
+
+    def stop(experiment: Experiment, *arguments: object, **options: object) -> None:
+        found.append(experiment)
+        raise Stop
+
+    found: list[Experiment] = []
+    monkeypatch.setattr("detrs.engine.train.train", stop)
+    monkeypatch.setattr("detrs.cli.cores.threads_beside_others", lambda runtime: None)
+    with pytest.raises(Stop):
+        train.run([*words, "--quiet"])
+    return found[0]
+
+
+def test_the_model_and_the_size_of_initial_weights_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "data", [[i / 2, 2, 0.4, 0.4] for i in range(70)])
+    words = ("--data", str(tmp_path / "data"))
+    start = trained(monkeypatch, "dino-small", *words)
+    assert start.model.backbone.stages == (2, 3, 4) and start.data.resize_to != SMALL.data.resize_to
+    named = trained(monkeypatch, "dino-small", *words, "--weights", "best.safetensors")
+    assert (named.model.backbone, named.schedule.epochs) == (SMALL.model.backbone, 300)
+    assert named.model.num_queries == 150  # type: ignore[union-attr]
+    of_weights = replace(SMALL, initial="best.safetensors")
+    monkeypatch.setattr(train, "of_weights", lambda source, argv: of_weights)
+    found = trained(monkeypatch, "--weights", "best.safetensors", *words)
+    assert found == replace(of_weights, data=replace(SMALL.data, path=str(tmp_path / "data")))

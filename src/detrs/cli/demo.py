@@ -59,9 +59,7 @@ def run(argv: list[str]) -> None:
         seed=arguments.seed,
     )
     config.validate(experiment)
-    threads = threads_beside_others(experiment.runtime)
-    experiment = dataclasses.replace(experiment, runtime=dataclasses.replace(experiment.runtime, threads=threads))
-    with num_threads(threads):
+    with num_threads(threads_beside_others(experiment.runtime)):
         result = train(experiment, arguments.output or new_folder("demo"), quiet=arguments.quiet)
         # from the file, to check the file itself
         report = evaluate_checkpoint(result.checkpoint, device=arguments.device).report

@@ -105,16 +105,16 @@ def run(argv: list[str]) -> None:
     from detrs.cli.cores import threads_beside_others
     from detrs.engine.runtime import is_main_process
     from detrs.engine.train import train
+    from detrs.ops.threads import num_threads
 
     if experiment.name in FITTED and not arguments.fixed_settings:
         given = given_settings(argv)
         if arguments.resume:
             experiment = as_saved(experiment, output, given)
-        else:
+        elif not argv[0].startswith("-"):  # --weights without a preset keeps the settings
             experiment = fitted_to_data(experiment, given, quiet=arguments.quiet)
-    threads = threads_beside_others(experiment.runtime)
-    experiment = dataclasses.replace(experiment, runtime=dataclasses.replace(experiment.runtime, threads=threads))
-    result = train(experiment, output, resume=arguments.resume, quiet=arguments.quiet)
+    with num_threads(threads_beside_others(experiment.runtime)):  # not a setting: a resumed run measures again
+        result = train(experiment, output, resume=arguments.resume, quiet=arguments.quiet)
     if not is_main_process():
         return
     console(as_json=arguments.json).print(summary(result), soft_wrap=True)
@@ -142,9 +142,11 @@ def as_saved(experiment: Experiment, output: Path, given: Collection[str]) -> Ex
 def fitted_to_data(experiment: Experiment, given: Collection[str], *, quiet: bool) -> Experiment:
     """The experiment with settings that follow from its data; prints what changes."""
     from detrs.data.opening import open_training_part
-    from detrs.engine.fitting import fitted, training_images
+    from detrs.engine.fitting import FINER, fitted, training_images
     from detrs.engine.runtime import is_main_process
 
+    if experiment.initial is not None:
+        given = {*given, FINER}  # the model is that of the weights
     train_set = open_training_part(experiment.data, cache_annotations=experiment.runtime.cache_annotations)
     experiment, reasons = fitted(experiment, training_images(train_set), given)
     config.validate(experiment)
