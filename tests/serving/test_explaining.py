@@ -4,11 +4,15 @@ import base64
 import io
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
+import torch
 from explained import shared_tiny
 from hostile import file, images_json, post, post_form
 from PIL import Image
@@ -16,6 +20,7 @@ from raw_client import Address, exchange
 from running import running
 from test_page import DROP
 
+from detrs.errors import UserError
 from detrs.explanation.explain import explain
 from detrs.predictor import Predictor
 from detrs.serving import ServerSettings, create_app
@@ -76,6 +81,33 @@ def test_a_model_without_layers_gets_one_sentence(predictor: Predictor) -> None:
     assert unexplainable(predictor.detector.module) is None
 
 
+@pytest.mark.parametrize("place", ["detect", "explanation"])
+@pytest.mark.parametrize(
+    ("problem", "status", "sentence"),
+    [
+        (torch.OutOfMemoryError("GPU"), 503, "The model ran out of memory. Send a smaller image, or retry later."),
+        (UserError("The image must have 64 x 64 pixels."), 422, "The image must have 64 x 64 pixels."),
+    ],
+)
+def test_failures_of_the_model(
+    server: Address, predictor: Predictor, monkeypatch: pytest.MonkeyPatch,
+    place: str, problem: Exception, status: int, sentence: str,
+) -> None:  # fmt: skip
+    def fail(*arguments: object) -> None:
+        raise problem
+
+    target: Any = predictor.detector.module if place == "detect" else sys.modules[explain.__module__]
+    monkeypatch.setattr(target, place, fail)
+    reply = exchange(server, [post_form(file(image()), path="/explain")], timeout=120)
+    assert (reply.status, reply.sentence) == (status, sentence)
+    assert ("retry-after" in reply.headers) == (status == 503)
+
+
+def test_a_damaged_image_is_that_of_the_client(server: Address) -> None:
+    reply = exchange(server, [post_form(file(image()[:90]), path="/explain")], timeout=120)
+    assert reply.status == 400 and "may be damaged" in reply.sentence
+
+
 def test_the_page_with_a_real_detector(server: Address, browser: Any) -> None:
     with browser.new_context(viewport={"width": 1200, "height": 800}) as context:
         page = context.new_page()
@@ -101,6 +133,29 @@ def test_the_page_with_a_real_detector(server: Address, browser: Any) -> None:
         page.click("#explanation-close")
         page.click("#image-list button:has-text('no.png')")
         assert page.inner_text("#failure") == "The image is a GIF image. Expected a JPEG, PNG, WEBP or BMP image."
+
+
+def test_a_detection_is_selected_by_its_class_and_box(predictor: Predictor, browser: Any, tmp_path: Path) -> None:
+    """Its index may be another one in the precision of the server."""
+    (found,) = explain(predictor, image(), threshold=0.2)
+    path = tmp_path / "page.html"
+    path.write_text(explorer_page(found.to_json()), encoding="utf-8")
+    detections = found.to_json()["detections"]
+    with browser.new_context() as context:
+        page = context.new_page()
+
+        def selected(name: str, box: list[float]) -> Any:
+            wanted = urlencode({"name": name, "box": ",".join(map(str, box))})
+            page.goto("about:blank")
+            page.goto(f"{path.as_uri()}#{wanted}")
+            return page.evaluate("explorer.state.detection")
+
+        for index, each in enumerate(detections[:5]):
+            assert selected(each["name"], [value + 0.01 for value in each["box_xyxy"]]) == index
+        first = detections[0]
+        assert selected("another class", first["box_xyxy"]) is None
+        assert selected(first["name"], [-300, -300, -200, -200]) is None
+        assert selected(first["name"], [1, 2]) is None
 
 
 def test_the_page_asks_for_the_token(predictor: Predictor, browser: Any) -> None:

@@ -6,6 +6,7 @@ from fastapi import FastAPI, Query, Request
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from detrs.data.images import decode_image
 from detrs.errors import UserError
 from detrs.explanation.builders import TRACERS
 from detrs.explanation.explain import explain
@@ -72,11 +73,13 @@ def explanation_page(predictor: Predictor, upload: Upload, threshold: float) -> 
 
     Raises:
         RequestProblem: the image cannot be decoded.
+        UserError: the model does not accept it, or memory is missing.
     """
     try:
-        (explanation,) = explain(predictor, upload.content, threshold=threshold)
+        image = decode_image(upload.content)
     except UserError as error:
-        raise RequestProblem(400, str(error)) from None
+        raise RequestProblem(400, f"The image: {error}") from None
+    (explanation,) = explain(predictor, image, threshold=threshold)
     return explorer_page({**explanation.to_json(), "source": upload.name})
 
 

@@ -282,8 +282,10 @@ class Service:
 
 def _of_model(error: Exception) -> RequestProblem | None:
     """The answer to an image that the model does not accept, or for which memory is missing; ``None``: other errors."""
-    out_of_memory = isinstance(error, MemoryError) or isinstance(error.__context__, torch.OutOfMemoryError)
-    if out_of_memory or "allocate memory" in str(error):  # of the CPU: a plain RuntimeError
+    memory = (MemoryError, torch.OutOfMemoryError)
+    if (
+        isinstance(error, memory) or isinstance(error.__context__, memory) or "allocate memory" in str(error)
+    ):  # of the CPU: a plain RuntimeError
         return RequestProblem(503, "The model ran out of memory. Send a smaller image, or retry later.", 5)
     return RequestProblem(422, str(error)) if isinstance(error, UserError) else None
 

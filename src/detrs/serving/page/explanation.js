@@ -3,7 +3,7 @@
 import { byId, stem } from "./elements.js";
 import { explain } from "./requests.js";
 
-const ROUNDING = 1e-6; // of scores in JSON: the explanation must not leave out the detection itself
+const MARGIN = 0.9; // of the score: explanations are in float32, where the detection may have a lower one
 
 /** Returns `open(image, detection, threshold)`. */
 export function connectExplanation(settings) {
@@ -26,9 +26,9 @@ export function connectExplanation(settings) {
     if (!dialog.open) dialog.showModal();
     if (settings.explain !== null) return;
     try {
-      const html = await explain(image.file, settings.limits, Math.max(Math.min(threshold, detection.score) - ROUNDING, 0), own.abort.signal);
+      const html = await explain(image.file, settings.limits, Math.min(threshold, MARGIN * detection.score), own.abort.signal);
       own.url = URL.createObjectURL(new Blob([html], { type: "text/html" }));
-      showPage(own.url, image, image.detections.indexOf(detection));
+      showPage(own.url, image, detection);
     } catch (error) {
       if (error.name !== "AbortError" && opened === own) show(error.message);
     }
@@ -40,11 +40,12 @@ export function connectExplanation(settings) {
   }
 
   /** The explorer in a frame of its own origin: it can neither read this page nor send requests. */
-  function showPage(url, image, index) {
+  function showPage(url, image, detection) {
+    const wanted = new URLSearchParams({ name: detection.name, box: detection.box_xyxy.join(",") }); // other precisions have other indices
     const frame = document.createElement("iframe");
     frame.setAttribute("sandbox", "allow-scripts allow-forms allow-downloads");
     frame.title = `Explanation of ${image.file.name}`;
-    frame.src = `${url}#detection=${index}`; // detections are sorted by score: the index is that of the explanation
+    frame.src = `${url}#${wanted}`;
     byId("explanation-status").hidden = true;
     frame.addEventListener("load", () => frame.focus()); // the keys of the explorer
     dialog.append(frame);

@@ -1,5 +1,6 @@
 /* The payload with the questions that the page asks: boxes and scores of queries, and the views by mode. */
 
+const SAME_OBJECT = 0.5; // smallest IoU
 const QUANTITIES = { score: "score", x: "center x", y: "center y", w: "width", h: "height" };
 
 class Explanation {
@@ -55,6 +56,13 @@ class Explanation {
   /** Indices of the detections that a query gave. */
   detectionsOf(query) {
     return this.detections.flatMap((each, index) => (each.query === query ? [index] : []));
+  }
+
+  /** Index of the detection of a class with the largest IoU with a box; null if none has `SAME_OBJECT`. */
+  detectionAt(name, corners) {
+    const ious = this.detections.map((each) => (each.name === name ? iou(each.box_xyxy, corners) : 0));
+    const best = Math.max(0, ...ious);
+    return best >= SAME_OBJECT ? ious.indexOf(best) : null;
   }
 
   /** What a query found, as text. */

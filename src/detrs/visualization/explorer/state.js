@@ -37,10 +37,15 @@ function toHash(state) {
   return parameters.toString();
 }
 
-/** The state of a fragment; unknown fields and values that are out of range are ignored. */
+/**
+ * The state of a fragment; unknown fields and values that are out of range are ignored. `name` and `box` (corners in
+ * pixels) select the detection of this class that is nearest to the box.
+ */
 function fromHash(hash, explanation) {
   const state = { ...INITIAL };
-  for (const [name, text] of new URLSearchParams(hash.replace(/^#/, ""))) {
+  const parameters = new URLSearchParams(hash.replace(/^#/, ""));
+  if (parameters.has("box")) state.detection = explanation.detectionAt(parameters.get("name"), parameters.get("box").split(",").map(Number));
+  for (const [name, text] of parameters) {
     if (!(name in INITIAL)) continue;
     if (POINT_FIELDS.includes(name)) {
       const [x, y] = text.split(",").map(Number);
