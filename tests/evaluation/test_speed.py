@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from detrs import ops
+from detrs.choices import Resolved
 from detrs.errors import UserError
 from detrs.evaluation.speed import UNLISTED_ATTENTION, SpeedReport, count_flops, profile
 from detrs.layers.deformable_attention import DeformableAttention
@@ -143,6 +144,19 @@ def test_report() -> None:
     console.print(report.table())
     text = console.export_text()
     assert f"{report.parameters:,}" in text and f"{H} x {W}" in text and "GPU" not in text
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_precision_is_that_of_the_forward_passes(precision: Resolved) -> None:
+    class Cast(Tiny):
+        def forward(self, images: Tensor, padding: Tensor) -> Tensor:
+            dtypes.add(self.linear(torch.zeros(10)).dtype)
+            return images
+
+    dtypes: set[torch.dtype] = set()
+    report = profile(Cast(), (H, W), repeats=1, precision=precision)
+    assert report.precision == report.to_json()["precision"] == precision
+    assert dtypes == {torch.bfloat16 if precision == "bf16" else torch.float32}
 
 
 @pytest.mark.parametrize("bad", [{"image_size": (0, 5)}, {"batch_size": 0}, {"repeats": 0}])

@@ -59,7 +59,7 @@ class SpeedReport:
     batch_size: int
     device: str
     """Name of the GPU, or the number of CPU threads."""
-    precision: Resolved = "fp32"
+    precision: Resolved
     """Of the forward passes that are timed."""
 
     def to_json(self) -> dict[str, Any]:
@@ -136,6 +136,7 @@ def profile(
         image_size=image_size,
         batch_size=batch_size,
         device=_device_name(device),
+        precision=precision,
     )
 
 
