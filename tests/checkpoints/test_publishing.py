@@ -120,6 +120,30 @@ def test_no_path_of_the_machine_is_published(run: Path, tmp_path: Path) -> None:
     assert experiment.model.backbone.weights == "resnet.safetensors"
 
 
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        (None, None),
+        ("digits", "digits"),
+        ("hf:keremberke/blood-cell", "hf:keremberke/blood-cell"),
+        ("owner/name@v1.0", "owner/name@v1.0"),
+        ("owner/name@refs/pr/7", "owner/name@refs/pr/7"),
+        ("runs/best.safetensors", "best.safetensors"),
+        ("data/my/images", "images"),
+        ("folder/with@sign", "with@sign"),
+        ("hf:a/b", "b"),
+        ("~/data", "data"),
+    ],
+)
+def test_names_on_the_hub_are_no_paths(
+    value: str | None, kept: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for existing in ("folder/with@sign", "hf:a/b"):
+        Path(existing).mkdir(parents=True)
+    assert local_name(value) == kept
+
+
 def test_a_repository_named_like_a_folder_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")

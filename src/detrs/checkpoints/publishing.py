@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from detrs.checkpoints import hub
 from detrs.checkpoints.card import CURVES, Contents, last_per_class, model_card
 from detrs.checkpoints.detector import TrainedDetector, save_detector
 from detrs.checkpoints.foreign.transformers import check_new, save_transformers
 from detrs.checkpoints.sources import open_weights
 from detrs.config import Experiment
+from detrs.config.data import is_hub_name
 from detrs.errors import UserError
 from detrs.files import user_path
 
@@ -139,9 +141,9 @@ def without_paths(detector: TrainedDetector) -> TrainedDetector:
 
 
 def local_name(value: str | None) -> Any:
-    """The last part of a path to an existing file or folder or of an absolute one; other values are kept."""
-    if value is None or (REPOSITORY.fullmatch(value) and not os.path.exists(value)):
-        return value  # of a repository
+    """The last part of a path; names of models and datasets on the Hub are kept, unless there is such a path."""
+    if value is None or is_hub_name(value) or (hub.parse(value) is not None and not os.path.exists(value)):
+        return value
     return os.path.basename(os.path.normpath(os.path.expanduser(value)))
 
 
