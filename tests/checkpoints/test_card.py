@@ -13,10 +13,12 @@ import yaml
 from detrs import models
 from detrs.checkpoints.card import Contents, command, last_per_class, model_card
 from detrs.checkpoints.detector import TrainedDetector, preprocessing_of
-from detrs.classification import Focal
+from detrs.classification import Focal, Softmax
 from detrs.cli import train
 from detrs.config import Experiment
+from detrs.config.criterion import ContrastiveDenoising, GroupDenoising, NoDenoising, OneToMany
 from detrs.presets import preset
+from detrs.presets.fitted import FITTED
 from detrs.structures import Classes
 
 NAMES = ("red_cell", "N/A 1", "a|b: <c>")
@@ -107,6 +109,15 @@ def test_what_is_unknown_is_omitted() -> None:
     assert "No scores are stored" in text and "No license was given" in text
 
 
+def test_weights_of_another_program_were_not_trained() -> None:
+    published = experiment("detr-r50")
+    text = card(detector(experiment=replace(published, data=replace(published.data, path=None)), step=0))
+    assert "DETR (detr-r50) for 2 classes, converted, not trained, with [detrs]" in text
+    assert "trained with" not in text and "detrs train" not in text and "## Training" not in text
+    assert "| 0.512 |" in text and "model-index" not in text and "data in Python" not in text
+    assert "2 classes, trained with [detrs]" in card(detector())
+
+
 @pytest.mark.parametrize("name", ["deformable-detr-tiny", "detr-r50", "faster-rcnn-tiny", "sparse-rcnn-tiny"])
 def test_the_command_trains_the_same_experiment(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
@@ -123,11 +134,51 @@ def test_the_command_trains_the_same_experiment(name: str, monkeypatch: pytest.M
         optimizer=replace(start.optimizer, ema_decay=None),
         seed=3,
     )
-    words = shlex.split(command(changed))
+    assert parsed(changed) == changed
+
+
+def parsed(trained: Experiment) -> Experiment:
+    """The experiment of the command on the card of another, with its number of classes."""
+    words = shlex.split(command(trained))
     assert words[:2] == ["detrs", "train"]
-    found = train.read(words[2:])[0]
-    counted: Any = replace(found.model, num_classes=3)  # type: ignore[type-var]
-    assert replace(found, model=counted, runtime=changed.runtime) == changed
+    found, _, arguments = train.read(words[2:])
+    assert arguments.fixed_settings == (trained.name in FITTED)
+    model: Any = replace(found.model, num_classes=3)  # type: ignore[type-var]
+    return replace(found, model=model, runtime=trained.runtime)
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        {"denoising": NoDenoising()},
+        {"denoising": GroupDenoising(groups=7, max_objects=9)},
+        {"denoising": GroupDenoising()},
+        {"denoising": ContrastiveDenoising(pairs=31), "assignment": OneToMany(queries=50, repeats=2)},
+    ],
+)
+@pytest.mark.parametrize("name", ["deformable-detr-small", "dino-small", "dn-detr-tiny"])
+def test_the_command_has_the_kinds_of_settings(
+    name: str, criterion: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    start = experiment(name)
+    assert parsed(start) == start
+    changed = replace(
+        start,
+        criterion=replace(start.criterion, **criterion),
+        schedule=replace(start.schedule, kind="step", drop_at=()),
+        data=replace(start.data, large_scale_jitter=(0.5, 1.5), batch_size=3),
+    )
+    assert parsed(changed) == changed
+    other = replace(start, schedule=replace(start.schedule, kind="cosine"), data=replace(start.data, val_fraction=0.1))
+    assert parsed(other) == other
+
+
+def test_the_command_has_another_classification(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, kind in (("detr-r50", Focal(gamma=3.0)), ("detr-r50-dc5-plus", Softmax(no_object_weight=0.2))):
+        changed = experiment(name, classification=kind)
+        assert parsed(changed) == changed
 
 
 def test_settings_of_no_preset_have_no_command() -> None:

@@ -12,7 +12,8 @@ from detrs.checkpoints.classes import is_unused
 from detrs.checkpoints.detector import TrainedDetector
 from detrs.config import Experiment
 from detrs.presets import PRESETS, preset
-from detrs.schema import to_dict
+from detrs.presets.fitted import FITTED
+from detrs.schema import hints_of, is_dataclass, variants
 
 METRICS = {
     "ap": "AP",
@@ -59,10 +60,12 @@ def model_card(
     used = [name for name in detector.classes.names if not is_unused(name)]
     architecture = type(experiment.model).__name__.removesuffix("Config")
     data = experiment.data.path or "data in Python"
+    is_trained = detector.step > 0
+    origin = "trained with" if is_trained else "converted, not trained, with"
     parts = [
         front_matter(detector, repository, license, contents),
         f"# {repository.partition('/')[2]}",
-        f"{architecture} ({experiment.name or 'own settings'}) for {len(used)} classes, trained with "
+        f"{architecture} ({experiment.name or 'own settings'}) for {len(used)} classes, {origin} "
         f"[detrs](https://pypi.org/project/detrs) {importlib.metadata.version('detrs')}.",
         "## Usage",
         block("python", f'import detrs\n\ndetections = detrs.load("{repository}")("image.jpg")'),
@@ -78,10 +81,11 @@ def model_card(
     parts += ["## Results", *results(detector, per_class)]
     if contents.has_curves:
         parts.append(f"![Loss, loss terms, AP and learning rate over the steps of the training]({CURVES})")
-    parts += ["## Classes", ", ".join(map(text, used)) + ".", "## Training"]
-    parts.append(table(("setting", "value"), training_rows(detector, text(data))))
-    if line := command(experiment):
-        parts += ["Command:", block("bash", line)]
+    parts += ["## Classes", ", ".join(map(text, used)) + "."]
+    if is_trained:
+        parts += ["## Training", table(("setting", "value"), training_rows(detector, text(data)))]
+        if line := command(experiment):
+            parts += ["Command:", block("bash", line)]
     parts += ["## License", license or "No license was given."]
     return "\n\n".join(parts) + "\n"
 
@@ -113,7 +117,7 @@ def front_matter(detector: TrainedDetector, repository: str, license: str | None
             metric_value=round(detector.scores[key], 4),
         )
         for key, name in METRICS.items()
-        if isinstance(detector.scores.get(key), float)
+        if detector.step and isinstance(detector.scores.get(key), float)  # else of data that are not known
     ]
     kind = re.sub(r"config$", "", type(experiment.model).__name__.lower())
     tags = ["object-detection", "detrs", kind, *(["transformers"] if contents.has_transformers else [])]
@@ -161,8 +165,7 @@ def training_rows(detector: TrainedDetector, data: str) -> list[tuple[str, str]]
     ]
     if experiment.initial:
         rows.insert(1, ("initial weights", text(experiment.initial)))
-    if detector.step:
-        rows.append(("best weights", f"step {detector.step:,}, epoch {detector.epoch}"))
+    rows.append(("best weights", f"step {detector.step:,}, epoch {detector.epoch}"))
     return rows
 
 
@@ -176,21 +179,26 @@ def command(experiment: Experiment) -> str:
     words = ["detrs", "train", experiment.name, "--data", experiment.data.path or "FOLDER"]
     if experiment.initial:
         words += ["--weights", experiment.initial]
-    before = dict(settings(to_dict(start)))
-    for name, value in settings(to_dict(experiment)):
-        if value != before.get(name) and not name.startswith(NOT_IN_COMMANDS):
-            values = value if isinstance(value, list) else [value]
+    if experiment.name in FITTED:
+        words.append("--fixed-settings")
+    for name, value in differences(start, experiment):
+        if not name.startswith(NOT_IN_COMMANDS):
+            values = value if isinstance(value, tuple) else (value,)
             words += [f"--{name}".replace("_", "-"), *(str(each) for each in values)]
     return shlex.join(words)
 
 
-def settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """``section.name`` and value of every setting."""
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from settings(value, f"{prefix}{name}.")
-        elif name != "kind":
-            yield prefix + name, value
+def differences(before: Any, after: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """``section.name`` and value of every setting of ``after`` that differs; of another kind, from its defaults."""
+    for name, hint in hints_of(type(after)).items():
+        old, new, place = getattr(before, name), getattr(after, name), prefix + name
+        if is_dataclass(new):
+            if variants(hint) and type(old) is not type(new):
+                yield f"{place}.kind", type(new).__name__
+                old = type(new)()
+            yield from differences(old, new, f"{place}.")
+        elif new != old:
+            yield place, new
 
 
 def transformers_usage(repository: str) -> str:
