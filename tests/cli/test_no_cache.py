@@ -43,7 +43,7 @@ def test_evaluate(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_the_setting_reaches_the_dataset(cached: bool, is_exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[bool] = []
 
-    def record(*_: Any, cache_annotations: bool) -> None:
+    def record(*_: Any, cache_annotations: bool, **options: Any) -> None:
         given.append(cache_annotations)
 
     for name in ("open_dataset", "open_validation_part"):

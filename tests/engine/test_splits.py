@@ -133,14 +133,23 @@ def test_a_detector_trained_without_validation_is_evaluated_on_other_data(
         evaluate_checkpoint(best)
 
 
-def test_held_out_images_are_evaluated_again_and_resumed(tiny: ModuleType, dataset: Path, tmp_path: Path) -> None:
+def test_held_out_images_are_evaluated_again_and_resumed(
+    tiny: ModuleType, dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     experiment = settings(tiny, dataset, val_fraction=0.2)
     result = train(experiment, tmp_path / "finished", quiet=True)
     assert 4 <= result.scores["num_images"] <= 8
     again = evaluate_checkpoint(result.checkpoint).report
     assert again.num_images == result.scores["num_images"] and again.ap == pytest.approx(result.scores["ap"], abs=1e-6)
-    moved = evaluate_checkpoint(result.checkpoint, data=str(shutil.copytree(dataset, tmp_path / "moved"))).report
-    assert moved.ap == again.ap
+    caplog.clear()
+    assert evaluate_checkpoint(result.checkpoint, data=str(dataset)).report.ap == again.ap and not caplog.messages
+    moved = shutil.copytree(dataset, tmp_path / "moved")
+    assert evaluate_checkpoint(result.checkpoint, data=str(moved)).report.ap == again.ap
+    assert caplog.messages == [
+        f"only {again.num_images} of the 30 images of '{moved}' are used, those that data.val_fraction 0.2 holds out, "
+        "as in training; to use all, give the split: train"
+    ]
+    assert evaluate_checkpoint(result.checkpoint, data=str(moved), split="train").report.num_images == 30
     assert evaluate_checkpoint(result.checkpoint, split="train").report.num_images == 30
 
     steps = training(experiment, tmp_path / "run")

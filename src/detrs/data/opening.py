@@ -1,5 +1,6 @@
 """Opens the training and the validation part of a dataset, from its splits or by holding out a part of one split."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from detrs.data.detect import NoSplitError, choose_split, find_splits
 from detrs.data.folder_dataset import FolderDataset
 from detrs.data.sample import Dataset
 from detrs.errors import UserError
+
+logger = logging.getLogger("detrs")
 
 SUGGESTED_FRACTION = 0.2
 """In messages."""
@@ -69,7 +72,7 @@ def open_training_part(data: DataConfig, *, cache_annotations: bool = True) -> D
     return dataset.divide(data.val_fraction, keep_empty=data.keep_empty)[0]
 
 
-def open_validation_part(data: DataConfig, *, cache_annotations: bool = True) -> Dataset:
+def open_validation_part(data: DataConfig, *, cache_annotations: bool = True, warns: bool = False) -> Dataset:
     """Opens the images on which a detector with these settings is evaluated, without the training part.
 
     A dataset that is not divided into splits is used completely, unless ``data.val_fraction`` is set.
@@ -77,6 +80,7 @@ def open_validation_part(data: DataConfig, *, cache_annotations: bool = True) ->
     Args:
         data: The dataset and the name of the split, or the fraction that is held out.
         cache_annotations: Use and keep checked annotations, as in ``open_dataset``.
+        warns: Log a warning if images are held out.
 
     Raises:
         UserError: There is no such split, or its annotations have errors.
@@ -90,7 +94,15 @@ def open_validation_part(data: DataConfig, *, cache_annotations: bool = True) ->
     except NoSplitError:
         if data.val_fraction is not None:
             train_split = _train_split(found, root, data)
-            return FolderDataset(train_split, cache_annotations=cache_annotations).divide(data.val_fraction)[1]
+            whole = FolderDataset(train_split, cache_annotations=cache_annotations)
+            part = whole.divide(data.val_fraction)[1]
+            if warns:
+                logger.warning(
+                    "only %d of the %d images of '%s' are used, those that data.val_fraction %s holds out, as in "
+                    "training; to use all, give the split: %s",
+                    *(len(part), len(whole), data.path, data.val_fraction, train_split.name or train_split.path.stem),
+                )
+            return part
         if not is_undivided(found):
             raise
         return FolderDataset(choose_split(found, root, ""), cache_annotations=cache_annotations)

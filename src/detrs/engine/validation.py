@@ -54,7 +54,8 @@ def dataset_to_score(
         UserError: there is no such dataset or split, or classes are missing.
     """
     if data is None or isinstance(data, str | Path):
-        dataset = open_validation(experiment, is_given=data is not None, is_exact=split is not None)
+        is_other = warns and is_other_path(data, detector)
+        dataset = open_validation(experiment, is_given=data is not None, is_exact=split is not None, is_other=is_other)
         name = f"the dataset '{experiment.data.path}'"
     else:
         dataset, name = data, "the dataset"
@@ -67,19 +68,26 @@ def dataset_to_score(
     return dataset
 
 
-def open_validation(experiment: Experiment, *, is_given: bool, is_exact: bool) -> Dataset:
+def is_other_path(data: str | Path | None, detector: TrainedDetector) -> bool:
+    """Whether a dataset has another path than that of training: it may be another one, or have moved."""
+    own = detector.experiment.data.path
+    return data is not None and (own is None or _absolute(data) != _absolute(own))
+
+
+def open_validation(experiment: Experiment, *, is_given: bool, is_exact: bool, is_other: bool = False) -> Dataset:
     """The validation split, without a cache since every image is used once.
 
     Args:
         experiment: settings.
         is_given: the caller gave the folder, not the checkpoint.
         is_exact: the caller gave the name of the split, not the checkpoint.
+        is_other: log a warning if a part of the dataset is held out, since it may not be that of training.
     """
     folder, cache_annotations = experiment.data.path, experiment.runtime.cache_annotations
     try:
         if is_exact:
             return open_dataset(folder, experiment.data.val_split, cache_annotations=cache_annotations)
-        return open_validation_part(experiment.data, cache_annotations=cache_annotations)
+        return open_validation_part(experiment.data, cache_annotations=cache_annotations, warns=is_other)
     except UserError as error:
         if folder is None:
             raise UserError(
@@ -89,3 +97,7 @@ def open_validation(experiment: Experiment, *, is_given: bool, is_exact: bool) -
         if is_given or (folder is not None and os.path.isdir(os.path.expanduser(folder))):
             raise
         raise UserError(f"{error} This is the dataset of training: if it has moved, give --data.") from None
+
+
+def _absolute(path: str | Path) -> str:
+    return os.path.abspath(os.path.expanduser(path))

@@ -20,7 +20,7 @@ from detrs.checkpoints.file_names import OLD_WEIGHTS
 from detrs.checkpoints.sources import Source, open_source
 from detrs.choices import Precision
 from detrs.data.sample import Dataset
-from detrs.engine.validation import open_validation, validating
+from detrs.engine.validation import is_other_path, open_validation, validating
 from detrs.errors import UserError
 from detrs.exporting.inputs import InputShapes, gate_inputs
 from detrs.structures import Batch
@@ -222,7 +222,9 @@ def dataset_of(detector: TrainedDetector, data: str | None, split: str | None, *
     if data is None and not is_required:
         return None
     experiment = validating(detector.experiment, data, split)
-    return open_validation(experiment, is_given=data is not None, is_exact=split is not None)
+    return open_validation(
+        experiment, is_given=data is not None, is_exact=split is not None, is_other=is_other_path(data, detector)
+    )
 
 
 def images_of(dataset: Dataset | None, count: int, detector: TrainedDetector) -> list[Tensor]:

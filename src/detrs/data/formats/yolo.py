@@ -36,6 +36,7 @@ HEAD_BYTES = 65536
 NUM_SNIFFED = 100
 """Images of a folder that are tested for a label file beside them."""
 UNLABELED = "image without a label file, used as an image without objects"
+NO_FOLDER = "image without a label folder, used as an image without objects"
 ORPHAN = "label file without an image"
 
 
@@ -63,7 +64,7 @@ class YoloSplit(Split):
         labels = Labels(names, keypoints, errors)
         rows: list[ImageRow | None] = []
         digest = hashlib.sha256(repr(("YOLO", keypoints, sorted(names.items()))).encode(errors="surrogatepass"))
-        files = _LabelFiles(root, [image.path for image in images], self.path)
+        files = _LabelFiles(root, [image.path for image in images], self.path, notes)
         for id_, image in enumerate(images, 1):
             rows.append(ImageRow(id_, image.name, path=Path(image.path), place=image.name))
             content = files.read(image.path, image.name, errors)
@@ -229,11 +230,14 @@ def _distinct_images(root: Path, sources: Iterable[Path], errors: Findings, note
 
 def _replaced(folder: str | Path) -> Path | None:
     """The folder in which the last part ``images`` is replaced by ``labels``; ``None`` if there is no such part."""
-    parts = os.path.abspath(folder).split(os.sep)
-    if "images" not in parts:
-        return None
-    last = len(parts) - 1 - parts[::-1].index("images")
-    return Path(os.sep.join((*parts[:last], "labels", *parts[last + 1 :])))
+    above = _above_images(folder)
+    return above and above / "labels" / os.path.relpath(folder, above / "images")
+
+
+def _above_images(folder: str | Path) -> Path | None:
+    """The folder that contains the last part ``images`` of a path; ``None`` if there is no such part."""
+    head, _, tail = (os.path.abspath(folder) + os.sep).rpartition(f"{os.sep}images{os.sep}")
+    return Path(head or os.sep) if tail != os.path.abspath(folder) + os.sep else None
 
 
 class _LabelFiles:
@@ -243,12 +247,13 @@ class _LabelFiles:
         root: Folder of the dataset; files are relative to it in messages.
         images: Absolute paths.
         path: The dataset in messages.
+        notes: Receives images whose folder has no counterpart in ``labels``.
 
     Raises:
-        UserError: No image has a label file.
+        UserError: No image has a label file, or none of those beside which there is no folder ``labels``.
     """
 
-    def __init__(self, root: Path, images: list[str], path: Path) -> None:
+    def __init__(self, root: Path, images: list[str], path: Path, notes: Findings) -> None:
         self.missing: list[str] = []
         """Names of the images without a label file."""
         self._root = os.path.abspath(root)
@@ -261,6 +266,7 @@ class _LabelFiles:
             self._listings[self._folders[folder]] = _text_files(self._folders[folder])
         if images and not any(self.path_of(image) for image in images):
             raise UserError(self._without_labels(images[0], path))
+        self._check_folders(images, path, notes)
 
     def path_of(self, image: str) -> str | None:
         """The label file of an image; ``None`` if it does not exist."""
@@ -313,6 +319,21 @@ class _LabelFiles:
             if (path := os.path.join(folder, file)) not in self._users
             and (folder not in beside or _first_line_is_label(Path(path)))
         )
+
+    def _check_folders(self, images: list[str], path: Path, notes: Findings) -> None:
+        """Checks the images whose label folder does not exist: those beside a folder ``labels`` have no objects."""
+        parents = {folder: _above_images(folder) for folder, labels in self._folders.items() if labels == folder}
+        without: dict[Path, list[str]] = {}
+        for image in images:
+            if above := parents.get(os.path.dirname(image)):
+                without.setdefault(above, []).append(image)
+        for above, those in without.items():
+            missing = [image for image in those if self.path_of(image) is None]
+            if (above / "labels").is_dir():
+                notes.add_many(NO_FOLDER, len(missing), map(self._name, missing))
+            elif len(missing) == len(those):
+                empty = f"If these images have no objects, create the empty folder {above / 'labels'}."
+                raise UserError(f"{self._without_labels(those[0], path)} {empty}")
 
     def _without_labels(self, image: str, path: Path) -> str:
         folder = os.path.dirname(image)
