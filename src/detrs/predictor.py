@@ -3,7 +3,6 @@
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -18,6 +17,7 @@ from detrs.data.images import decode_image
 from detrs.detection_settings import DetectionSettings, default_threshold, settings_of
 from detrs.devices import pick_device
 from detrs.errors import UserError
+from detrs.lists import in_lists
 from detrs.sources import OnError, Source, decoded, handler
 from detrs.structures import Detections
 from detrs.tiling import Tiling
@@ -312,7 +312,7 @@ class Predictor:
     def _batches(
         self, readable: Iterator[tuple[str | None, Tensor]], settings: DetectionSettings
     ) -> Iterator[ImageDetections]:
-        while items := list(islice(readable, settings.batch_size)):
+        for items in in_lists(readable, settings.batch_size):
             images = [image for _, image in items]
             found = self.detect(images, settings, [name for name, _ in items])
             yield from map(ImageDetections, images, found)

@@ -20,6 +20,7 @@ from PIL import Image
 from detrs.checkpoints.detector import load_detector
 from detrs.cli.predict_sources import split_sources
 from detrs.predictor import Predictor
+from detrs.video.connection import BrokenOffError, Connection
 from detrs.visualization import draw
 
 SIZE = (54, 86)
@@ -128,6 +129,13 @@ def test_videos_without_a_known_suffix_are_recognized(media: Path) -> None:
 )
 def test_what_is_a_video(source: str, images: list[str], videos: list[str]) -> None:
     assert split_sources([source], False) == (images, videos)
+
+
+@pytest.mark.parametrize("url", ["http://camera:abc/stream", "http://camera/my stream"])
+def test_a_url_that_is_not_valid(detrs: Callable, checkpoint: Path, url: str) -> None:
+    assert split_sources([url], True) == ([url], [])
+    done = detrs("predict", checkpoint, url, "--allow-urls", *WORDS)
+    assert done.code == 2 and f"{url} could not be downloaded" in done.message and "Traceback" not in done.err
 
 
 def test_every_source_that_names_nothing_usable_gets_one_sentence(detrs: Callable, checkpoint: Path) -> None:
@@ -242,6 +250,26 @@ with use("reference"):
     expected = [line["time_seconds"] - found[0]["time_seconds"] for line in found]
     assert times == pytest.approx(expected[: len(times)], abs=1e-3)
     assert len(found) - 1 <= len(times) <= len(found)
+
+
+def test_a_video_on_a_server_that_breaks_off(
+    detrs: Callable, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its frames are kept, and the next video is predicted."""
+    frames = Connection.frames
+
+    def broken(connection: Connection, *arguments: Any) -> Any:
+        for frame in frames(connection, *arguments):
+            if connection.source.name == "media/a.mp4" and frame.frame_index == 3:
+                raise BrokenOffError("media/a.mp4 broke off: no data for 10 seconds.")
+            yield frame
+
+    monkeypatch.setattr(Connection, "frames", broken)
+    done = detrs("predict", checkpoint, "media/a.mp4", "media/deeper/b.avi", "--no-video", *WORDS)
+    assert done.code == 2 and "media/a.mp4 broke off: no data for 10 seconds." in done.err
+    assert [line["frame"] for line in lines("a.jsonl")] == [0, 1, 2]
+    videos = json.loads(Path("out/predictions.json").read_text())["videos"]
+    assert [(each["num_frames"], each["complete"]) for each in videos] == [(3, False), (10, True)]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux only")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from detrs.data import DigitsDataset, Sample
-from detrs.data.loader import evaluation_batches, training_batches
+from detrs.data.loader import check_skipped, evaluation_batches, training_batches
 from detrs.data.transforms import DataConfig
 from detrs.errors import UserError
 from detrs.structures import Batch
@@ -64,6 +64,16 @@ def test_more_than_one_percent_is_an_error() -> None:
         UserError, match=r"\.png may be damaged\. With it, more than 1% of the 200 images cannot be read"
     ):
         epoch(Damaged(17, 90, 130))
+
+
+def test_one_percent_is_that_of_all_processes() -> None:
+    dataset, skipped = Damaged(17, 90, 130), (set[int](), set[int]())
+    for rank in (0, 1):
+        epoch(dataset, rank=rank, world_size=2, skipped=skipped[rank])
+    assert skipped[0] | skipped[1] == {17, 90, 130} and max(map(len, skipped)) == 2
+    check_skipped({17, 90}, dataset)
+    with pytest.raises(UserError, match=r"3 images of this epoch .* more than 1% of the 200 images cannot be read"):
+        check_skipped(skipped[0] | skipped[1], dataset)
 
 
 def test_many_unreadable_images_in_a_row_are_an_error() -> None:

@@ -1,5 +1,6 @@
 """Which sources of ``detrs predict`` are images, and which are videos."""
 
+import http.client
 import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -36,7 +37,8 @@ def split_sources(sources: Iterable[str], allow_urls: bool) -> Sources:
     for source in sources:
         try:
             images, videos = _split(source, allow_urls)
-        except (OSError, RuntimeError, ValueError, NotImplementedError):  # no permission, unknown ~user, "**.jpg"
+        except (OSError, http.client.HTTPException, RuntimeError, ValueError, NotImplementedError):
+            # no permission, an invalid port, unknown ~user, "**.jpg"
             images, videos = True, []
         found.images.extend([source] if images else [])
         found.videos.extend(videos)

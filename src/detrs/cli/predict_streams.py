@@ -156,6 +156,8 @@ def predict_stream(
     Raises:
         UserError: the lines cannot be written; or a frame cannot be predicted, for example for lack of memory.
     """
+    from detrs.video.connection import BrokenOffError
+
     name = source_name(source)
     with closing(frames):  # type: ignore[type-var]  # a generator
         try:
@@ -171,12 +173,17 @@ def predict_stream(
         with closing(VideoFiles(name, path, annotate, results)) as files:
             entry = files.entry
             results.videos.append(entry)
-            for frame in chain([first], frames):
-                files.add(frame, results.at_threshold(frame.detections))
-                entry["damaged_frames"] = damage.count
-                entry["dropped_frames"] = max(frame.frame_index // stride + 1 - entry["num_frames"] - damage.count, 0)
-                show(f"{name}: frame {frame.frame_index} ({frame.time_seconds:.1f} s)")
-            entry["damaged_frames"], entry["complete"] = damage.count, True
+            try:
+                for frame in chain([first], frames):
+                    files.add(frame, results.at_threshold(frame.detections))
+                    entry["damaged_frames"] = damage.count
+                    lacking = frame.frame_index // stride + 1 - entry["num_frames"] - damage.count
+                    entry["dropped_frames"] = max(lacking, 0)
+                    show(f"{name}: frame {frame.frame_index} ({frame.time_seconds:.1f} s)")
+                entry["complete"] = True
+            except BrokenOffError as error:
+                results.errors.setdefault(name, error)
+            entry["damaged_frames"] = damage.count
     if damage.count:
         results.errors.setdefault(name, damage.error())
     classes = ", ".join(f"{label}: {count:,}" for label, count in files.classes.most_common()) or "-"

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from detrs.data.content import ImageRow, Split
+from detrs.data import unreadable
+from detrs.data.content import Content, ImageRow, Split
 from detrs.data.findings import Finding, Findings, add_items
 from detrs.data.image_files import scan_files
 from detrs.data.image_table import Images, image_table
@@ -75,7 +76,7 @@ def examine(split: Split, *, decode: bool = False, visited: Visited | None = Non
     errors, notes = Findings(), Findings()
     failure, annotations = None, None
     try:
-        content = split.read(errors, notes)
+        content = _content(split, errors, notes)
         rows, columns, digest = content.images, content.objects, content.digest
         classes = _classes(content.categories, errors, notes)
         images = _images(rows, content.folders, decode, errors, notes, visited)
@@ -96,6 +97,14 @@ def examine(split: Split, *, decode: bool = False, visited: Visited | None = Non
     if failure is not None and not found:
         found = [Finding(str(failure), 1, [])]
     return Examination(annotations, found, notes.listed(), failure)
+
+
+def _content(split: Split, errors: Findings, notes: Findings) -> Content:
+    try:
+        return split.read(errors, notes)
+    except OSError as error:  # a folder that may not be read
+        named = error.filename if isinstance(error.filename, str) else split.path
+        raise unreadable(Path(named), error) from error
 
 
 def _check_classes(

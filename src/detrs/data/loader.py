@@ -7,7 +7,7 @@ padding, as in prediction.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -23,7 +23,7 @@ from detrs.data.preprocessing import FixedSize, resized_size
 from detrs.data.protocol import check_sample
 from detrs.data.sample import Dataset, Sample
 from detrs.data.shared_batch import PREFETCHED, Buffers, SharedBatch
-from detrs.errors import UserError, printable
+from detrs.errors import UserError, counted, printable
 from detrs.structures import Batch
 
 logger = logging.getLogger("detrs")
@@ -58,6 +58,7 @@ def training_batches(
     pin_memory: bool = False,
     is_strong: bool = True,
     max_objects: int | None = None,
+    skipped: set[int] | None = None,
 ) -> Iterator[tuple[Batch, ...]]:
     """One epoch: for each optimizer step the ``accumulate`` micro-batches of process ``rank``.
 
@@ -74,17 +75,34 @@ def training_batches(
         pin_memory: use page-locked memory, for copies to a GPU.
         is_strong: whether this epoch has the augmentations that end at ``config.strong_until``.
         max_objects: limit of the objects of a mosaic or mixup, of which those with the largest boxes are kept.
+        skipped: receives the positions of the images that this process could not read.
 
     Raises:
-        UserError: while iterating: more than 1 % of the images cannot be read. Up to 1 % are replaced by other images,
-            with a warning.
+        UserError: while iterating: this process cannot read more than 1 % of the images; see ``check_skipped`` for all
+            processes. Up to 1 % are replaced by other images, with a warning.
     """
     assert config.keep_empty or not dataset.num_empty, "images without objects are dropped by open_dataset"
     assert config.batch_size % (world_size * accumulate) == 0, "checked by engine.compatibility.check_divisible"
     config = config if is_strong else without_strong_augmentation(config)
     plans = _TrainingPlans(dataset, config, seed, epoch, first_step, rank, world_size, accumulate, max_objects)
-    batches = _load(plans, workers, pin_memory)
+    batches = _load(plans, workers, pin_memory, skipped)
     return zip(*[batches] * accumulate, strict=True)
+
+
+def check_skipped(skipped: Collection[int], dataset: Dataset, problem: str | None = None) -> None:
+    """Check the number of images that could not be read in an epoch.
+
+    Args:
+        skipped: their positions, of all processes.
+        dataset: all images.
+        problem: a sentence about the last of them.
+
+    Raises:
+        UserError: they are more than 1 %.
+    """
+    if len(skipped) > MAX_DEFECTS * len(dataset):
+        problem = problem or f"{counted(len(skipped), 'image')} of this epoch had to be skipped, see the warnings."
+        raise UserError(f"{problem} With it, more than {MAX_DEFECTS:.0%} of the {len(dataset)} images cannot be read.")
 
 
 def evaluation_batches(
@@ -305,7 +323,7 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _load(plans: _Plans, workers: int, pin_memory: bool) -> Iterator[Batch]:
+def _load(plans: _Plans, workers: int, pin_memory: bool, skipped: set[int] | None = None) -> Iterator[Batch]:
     loader: DataLoader[Any] = DataLoader(
         _Loading(plans),
         batch_size=None,
@@ -318,7 +336,7 @@ def _load(plans: _Plans, workers: int, pin_memory: bool) -> Iterator[Batch]:
         generator=torch.Generator(),  # else torch draws a seed from the global generator, and a resumed run differs
     )
     batches = iter(loader)
-    skipped: set[int] = set()
+    skipped = set() if skipped is None else skipped
     try:
         for number in range(len(plans)):
             try:
@@ -338,9 +356,7 @@ def _load(plans: _Plans, workers: int, pin_memory: bool) -> Iterator[Batch]:
             for index, problem in failed.items():
                 skipped.add(index)
                 logger.warning("skipped in training (%d images of this epoch): %s", len(skipped), problem)
-                if len(skipped) > MAX_DEFECTS * len(plans.dataset):
-                    limit = f"more than {MAX_DEFECTS:.0%} of the {len(plans.dataset)} images cannot be read"
-                    raise UserError(f"{problem} With it, {limit}.")
+                check_skipped(skipped, plans.dataset, problem)
             yield batch
     finally:
         del batches  # ... and workers whose iterator is left to the garbage collector take 5 s each to end

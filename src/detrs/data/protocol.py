@@ -3,10 +3,9 @@
 from typing import Any
 
 import torch
-from torchvision import tv_tensors
 
 from detrs.data.folder_dataset import FolderDataset
-from detrs.data.sample import Dataset, Sample
+from detrs.data.sample import Dataset, Sample, check_boxes
 from detrs.errors import UserError
 from detrs.structures import Classes
 
@@ -76,11 +75,7 @@ def check_sample(sample: Any, dataset: Dataset, index: int) -> None:
     name = f"sample {index} of the dataset"
     if not isinstance(sample, Sample):
         raise UserError(f"{name}: expected a detrs.data.Sample (see make_sample), got {type(sample).__name__}.")
-    if not isinstance(sample.boxes, tv_tensors.BoundingBoxes) or sample.boxes.shape != (len(sample.labels), 4):
-        raise UserError(
-            f"{name}.boxes: expected one torchvision.tv_tensors.BoundingBoxes row per label, got "
-            f"{type(sample.boxes).__name__} {tuple(sample.boxes.shape)} for {len(sample.labels)} labels."
-        )
+    check_boxes(sample, name)
     if not isinstance(sample.image, torch.Tensor) or sample.image.dtype != torch.uint8 or sample.image.ndim != 3:
         raise UserError(f"{name}.image: expected a uint8 tensor (3, H, W); make_sample makes one from any image.")
     labels, num_classes = sample.labels.tolist(), len(dataset.classes.names)

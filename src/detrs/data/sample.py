@@ -2,10 +2,12 @@
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 from torchvision import tv_tensors
 
+from detrs.errors import UserError
 from detrs.structures import Classes
 
 
@@ -24,6 +26,29 @@ class Sample(NamedTuple):
     """(height, width) in pixels of the image as stored, after EXIF orientation."""
     path: str
     """File of the image, for messages."""
+
+
+def check_boxes(sample: Sample, name: str) -> None:
+    """Check the type, shape, format and dtype of the boxes of a sample.
+
+    Args:
+        sample: the sample.
+        name: what messages call it.
+
+    Raises:
+        UserError: naming what is wrong.
+    """
+    boxes = sample.boxes
+    if not isinstance(boxes, tv_tensors.BoundingBoxes) or boxes.shape != (len(sample.labels), 4):
+        raise UserError(
+            f"{name}.boxes: expected one torchvision.tv_tensors.BoundingBoxes row per label, got "
+            f"{type(boxes).__name__} {tuple(boxes.shape)} for {len(sample.labels)} labels."
+        )
+    if boxes.format != tv_tensors.BoundingBoxFormat.XYXY or boxes.dtype != torch.float32:
+        raise UserError(
+            f"{name}.boxes: expected float32 boxes of the format XYXY, got {boxes.dtype} and {boxes.format.name}; "
+            "make_sample makes a sample from any numbers in this order."
+        )
 
 
 @runtime_checkable

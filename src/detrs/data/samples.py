@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torchvision import tv_tensors
 
 from detrs.data.images import decode_image
-from detrs.data.sample import Sample
+from detrs.data.sample import Sample, check_boxes
 from detrs.errors import UserError
 from detrs.structures import Classes
 
@@ -42,6 +42,11 @@ def make_sample(
     pixels = decode_image(image)  # (3, H, W)
     height, width = pixels.shape[-2], pixels.shape[-1]
     name = f"image {image_id}"
+    if isinstance(boxes_xyxy, tv_tensors.BoundingBoxes) and boxes_xyxy.format != tv_tensors.BoundingBoxFormat.XYXY:
+        raise UserError(
+            f"boxes_xyxy of {name}: expected the format XYXY, got {boxes_xyxy.format.name}: convert them with "
+            "torchvision.transforms.v2.ConvertBoundingBoxFormat('XYXY')."
+        )
     boxes, classes = _array(boxes_xyxy, f"boxes_xyxy of {name}"), _array(labels, f"labels of {name}")
     boxes = boxes.reshape(0, 4) if boxes.size == 0 else boxes
     if boxes.ndim != 2 or boxes.shape[1] != 4:
@@ -76,6 +81,9 @@ def _array(values: Any, what: str) -> NDArray[Any]:
         array = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values)
     except ValueError:
         raise UserError(f"{what}: expected an array of numbers, got rows of different lengths.") from None
+    except (TypeError, RuntimeError):  # a type that NumPy does not have, such as bfloat16, or a sparse tensor
+        kind = getattr(values, "dtype", type(values).__name__)
+        raise UserError(f"{what}: expected an array of numbers, got {kind}. Convert it to float32 or int64.") from None
     if array.size and not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
         raise UserError(f"{what}: expected numbers, got {array.dtype}.")
     return array
@@ -133,6 +141,7 @@ class SampleDataset:
                 f"Image {sample.image_id} has the labels {sorted(set(labels))}: expected 0 to "
                 f"{len(self.classes.names) - 1}, the classes {', '.join(self.classes.names)}."
             )
+        check_boxes(sample, f"image {sample.image_id}")
         size = (sample.image.shape[-2], sample.image.shape[-1])
         if sample.original_size != size:
             raise UserError(f"Image {sample.image_id} has original_size {sample.original_size}: expected {size}.")

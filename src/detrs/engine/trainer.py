@@ -8,7 +8,7 @@ from detrs import models
 from detrs.checkpoints.detector import DEFAULT_THRESHOLD, TrainedDetector, preprocessing_of, save_detector
 from detrs.config import Experiment
 from detrs.config.data import most_objects, without_strong_augmentation
-from detrs.data.loader import steps_per_epoch, training_batches
+from detrs.data.loader import check_skipped, steps_per_epoch, training_batches
 from detrs.data.overlap import overlap
 from detrs.data.protocol import checked_ground_truth
 from detrs.data.sample import Dataset
@@ -149,13 +149,18 @@ class Trainer:
             logger.warning("BatchNorm uses the statistics of each micro-batch, so runtime.accumulate changes results")
 
     def batches(self) -> Iterator[tuple[Batch, ...]]:
-        """The rest of the current epoch: for each step the micro-batches of this process."""
+        """The rest of the current epoch: for each step the micro-batches of this process.
+
+        Raises:
+            UserError: more than 1 % of the images cannot be read, over all processes.
+        """
         epoch, first_step = divmod(self.state.step, self.clock.steps_per_epoch)
         data, before = self.experiment.data, self.clock.epoch_began
         self.clock.begin_epoch(self.state.step)
         is_strong = self.clock.epoch_began < data.strong_until
         if before < data.strong_until and not is_strong and without_strong_augmentation(data) != data:
             logger.info("epoch %d begins without large-scale jitter, mosaic and mixup", epoch + 1)
+        skipped: set[int] = set()
         yield from training_batches(
             self.train_set,
             data,
@@ -169,7 +174,9 @@ class Trainer:
             pin_memory=self.runtime.device.type == "cuda",
             is_strong=is_strong,
             max_objects=self.max_objects,
+            skipped=skipped,
         )
+        check_skipped({*self.runtime.gather([*skipped])}, self.train_set)
 
     def step(self, batches: tuple[Batch, ...]) -> StepReport:
         """One optimizer step.

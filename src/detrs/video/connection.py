@@ -46,6 +46,10 @@ USUAL_RATE = 25
 """Frames per second of a video that contains neither times nor a rate."""
 
 
+class BrokenOffError(UserError):
+    """The rest of a video from a server cannot be read."""
+
+
 class Frame(NamedTuple):
     """A decoded frame."""
 
@@ -106,7 +110,8 @@ class Connection:
             damaged: called with the index of each of these frames that cannot be decoded, and an error that names it.
 
         Raises:
-            UserError: there is no frame that can be decoded; or the connection broke.
+            UserError: there is no frame that can be decoded.
+            BrokenOffError: the connection broke.
         """
         clock, index, num_decoded = Clock(self._start(), self._period()), 0, 0
         for decoded in self._decoded():
@@ -133,7 +138,7 @@ class Connection:
                 if self.source.kind == "file":
                     yield None
                     return
-                raise UserError(f"{self.source.name} broke off: {self._reason(error)}.") from error
+                raise BrokenOffError(f"{self.source.name} broke off: {self._reason(error)}.") from error
             if packet is None:
                 return
             is_last = packet.size == 0  # which returns the frames that the decoder still holds

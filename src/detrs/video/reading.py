@@ -5,6 +5,7 @@ from contextlib import closing
 from itertools import islice
 
 from detrs.errors import UserError
+from detrs.lists import in_lists
 from detrs.video.connection import Connection, Frame
 from detrs.video.live import LiveReader
 from detrs.video.sources import StreamSource
@@ -53,8 +54,7 @@ def frame_batches(
         return
     with closing(connection):
         frames = islice(connection.frames(stride, lambda _, error: damaged(source.name, error)), max_frames)
-        while batch := list(islice(frames, batch_size)):
-            yield batch
+        yield from in_lists(frames, batch_size)
 
 
 def _live(

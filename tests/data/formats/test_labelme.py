@@ -116,6 +116,12 @@ def test_shapes_without_box_and_other_files(labelme: Path) -> None:
     ]
 
 
+def test_labels_of_shapes_without_box_in_another_split_are_no_classes(labelme: Path) -> None:
+    point = {"label": "nose", "shape_type": "point", "points": [[3, 2]]}
+    edit(lambda data: data["shapes"].append(point), "val/val 0.json")(labelme)
+    assert read(labelme).classes.names == read(labelme, "val").classes.names == ("cat", "dog")
+
+
 @pytest.mark.parametrize("kind", [None, 3, ["rectangle"], {"rectangle": 1}])
 def test_a_type_that_is_not_a_string(labelme: Path, kind: Any) -> None:
     shape(shape_type=kind)(labelme)

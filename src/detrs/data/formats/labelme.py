@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 from detrs.data.content import Content, ImageRow, Split
 from detrs.data.findings import Findings
@@ -123,11 +123,11 @@ class _Reader:
         if not isinstance(shape, dict):
             self.errors.add("shape that is not an object", place)
             return
-        label, kind = shape.get("label"), shape.get("shape_type", "polygon")
-        if not isinstance(label, str) or not label.strip():
+        label, kind = _label_and_kind(shape)
+        if not _is_label(label):
             self.errors.add("shape without label", f"{place}: {label!r:.40}")
             return
-        if not isinstance(kind, str) or kind not in TYPES:
+        if not _has_box(kind):
             self.notes.add(f"shape of the type {kind!r:.40}, which has no box, ignored", place)
             return
         points = _points(shape.get("points"))
@@ -158,8 +158,8 @@ class _Reader:
                 continue
             shapes = data.get("shapes") if isinstance(data, dict) else None
             for shape in shapes if isinstance(shapes, list) else ():
-                label = shape.get("label") if isinstance(shape, dict) else None
-                if isinstance(label, str) and label.strip():
+                label, kind = _label_and_kind(shape) if isinstance(shape, dict) else (None, None)
+                if _is_label(label) and _has_box(kind):
                     self.classes.add(label)
 
 
@@ -174,6 +174,18 @@ def _is_labelme(folder: Path) -> bool:
     """Whether one of the first JSON files in a folder is of this format."""
     keys = (top_level_keys(folder / name) or () for name in files(folder, ".json")[:NUM_SNIFFED])
     return any(KEYS.intersection(each) for each in keys)
+
+
+def _label_and_kind(shape: dict[str, Any]) -> tuple[Any, Any]:
+    return shape.get("label"), shape.get("shape_type", "polygon")
+
+
+def _is_label(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _has_box(kind: Any) -> bool:
+    return isinstance(kind, str) and kind in TYPES
 
 
 def _points(value: Any) -> list[list[float]] | None:
