@@ -111,6 +111,15 @@ def test_missing_validation() -> None:
     assert "or evaluate on another split with data.val_split test" in topics(balanced(), balanced("test"))["validation"]
 
 
+def test_splits_with_training_images_are_not_advised_for_validation() -> None:
+    """``trainval`` of Pascal VOC, and names with years."""
+    for names in (["train2017"], ["training2014"], ["train", "trainval"], ["trainval2012"]):
+        found = topics(*map(balanced, names))["validation"]
+        assert found.endswith("with data.val_fraction 0.2."), names
+    found = topics(balanced("train2017"), balanced("test2017"))["validation"]
+    assert found.endswith("with data.val_split test2017.")
+
+
 def test_copies() -> None:
     places = [Place(name, Path(f"{name}.jpg")) for name in ("train", "val", "train")]
     pair = balanced(), balanced("val")

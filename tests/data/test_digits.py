@@ -158,3 +158,10 @@ def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(UserError, match=r"pip install 'detrs\[demo\]'"):
         open_dataset("digits", "train")
+
+
+def test_synonyms_of_the_splits() -> None:
+    assert open_dataset("digits", "valid").fingerprint() == open_dataset("digits", "val").fingerprint()
+    assert len(open_dataset("digits", "training")) == len(open_dataset("digits", "train"))
+    with pytest.raises(UserError, match="The demo set has no split 'test'"):
+        open_dataset("digits", "test")

@@ -1,6 +1,7 @@
 """Facts about datasets against numpy and the annotation file."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from detrs.data.check import examine, read_annotations
 from detrs.data.detect import find_split
@@ -92,6 +94,47 @@ def test_copies_and_classes_over_splits(folder: Any) -> None:
     (error,) = examine_dataset(folder.root).errors
     assert "other classes" in error.kind and "train has no 'lion'" in str(error)
     assert [split.name for split in examine_dataset(folder.root, split="valid").splits] == ["val"]
+
+
+def test_other_classes_of_the_test_split_are_a_note(folder: Any) -> None:
+    """Training compares the classes of ``train`` and ``val``."""
+    path = folder.write()
+    shutil.copy(path, path.with_name("val.json"))
+    folder.data["annotations"] = [entry for entry in folder.data["annotations"] if entry["category_id"] == 3]
+    folder.data["categories"] = folder.data["categories"][1:]
+    path.with_name("test.json").write_text(json.dumps(folder.data))
+    facts = examine_dataset(folder.root)
+    assert facts.num_errors == 0 and facts.errors == []
+    assert [str(note) for note in facts.notes] == ["1 x split with other classes than the others: test has no 'cat'"]
+    assert facts.notes[0] in [each for kind, _, each in facts.findings if kind == "note"]
+    assert facts.to_json()["notes"] == [
+        {"kind": "split with other classes than the others", "count": 1, "places": ["test has no 'cat'"]}
+    ]
+    shutil.copy(path.with_name("test.json"), path.with_name("val.json"))
+    facts = examine_dataset(folder.root)
+    assert facts.num_errors == 1 and "val has no 'cat'" in str(facts.errors[0]) and facts.notes == []
+
+
+def test_a_folder_that_may_not_be_read_is_an_error_of_its_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "val"):
+        for folder in ("images", "labels"):
+            (tmp_path / folder / split).mkdir(parents=True)
+        Image.new("RGB", (30, 20)).save(tmp_path / "images" / split / "a.png")
+        (tmp_path / "labels" / split / "a.txt").write_text("0 .5 .5 .5 .5\n")
+    (tmp_path / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [cat]\n")
+    listdir, locked = os.listdir, str(tmp_path / "labels" / "train")
+
+    def checked(path: Any = ".") -> list[str]:
+        if str(path) == locked:
+            raise PermissionError(13, "Permission denied", locked)
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", checked)
+    train, val = examine_dataset(tmp_path).splits
+    assert [str(error) for error in train.errors] == [f"The data folder '{locked}' cannot be read: Permission denied."]
+    assert val.errors == [] and len(val.objects) == 1
 
 
 def test_files_that_are_not_splits_are_ignored(folder: Any) -> None:

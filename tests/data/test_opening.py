@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detrs.data import opening
+from detrs.data import open_dataset, opening
 from detrs.data.content import Split
 from detrs.data.detect import find_splits
 from detrs.data.folder_dataset import FolderDataset
@@ -178,6 +178,26 @@ def test_a_dataset_that_is_not_divided_into_splits(undivided: DataConfig) -> Non
     assert len(train) + len(val) == NUM_IMAGES == len(open_splits(replace(undivided, val_split="none"))[0])
     assert open_validation_part(replace(undivided, val_fraction=0.2)).image_ids == val.image_ids
     assert len(open_validation_part(undivided)) == NUM_IMAGES  # evaluated as a whole
+
+
+def test_a_dataset_that_is_called_val_is_not_its_own_validation_split(tmp_path: Path) -> None:
+    data = write(tmp_path, "val")
+    data = replace(data, path=str(tmp_path / "annotations" / "val.json"))
+    (tmp_path / "images").mkdir()
+    with pytest.raises(UserError, match=r"val\.json is not divided into splits, so it has no split 'val'\. Set"):
+        open_splits(data)
+    train, val = parts(replace(data, val_fraction=0.2))
+    assert len(train) + len(val) == NUM_IMAGES
+    assert open_validation_part(replace(data, val_fraction=0.2)).image_ids == val.image_ids
+    assert len(open_validation_part(data)) == len(open_dataset(data.path, "val")) == NUM_IMAGES
+
+
+def test_a_split_by_the_name_of_its_file(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "annotations" / "train.json").rename(tmp_path / "annotations.json")
+    (tmp_path / "train").rename(tmp_path / "images")
+    data = DataConfig(path=str(tmp_path), train_split="annotations", val_split="none")
+    assert len(open_splits(data)[0]) == len(open_dataset(data.path, "annotations")) == NUM_IMAGES
 
 
 def test_real_data(shared: Path) -> None:

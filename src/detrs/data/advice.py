@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from detrs.data.content import synonyms
+from detrs.data.content import has_training_images, split_of
 from detrs.data.doctor import DatasetFacts, SplitFacts
 from detrs.data.opening import SUGGESTED_FRACTION
 from detrs.data.preprocessing import resized_size
@@ -66,19 +66,16 @@ def advise(facts: DatasetFacts, plan: Plan) -> list[Advice]:
 
 def training_split(facts: DatasetFacts) -> SplitFacts | None:
     """The split ``train``, or the only one."""
-    for name in (*synonyms("train"), ""):
-        for split in facts.splits:
-            if split.name == name or re.fullmatch(rf"{name}(19|20)\d\d", split.name):
-                return split
-    return facts.splits[0] if len(facts.splits) == 1 else None
+    found = [split for name in ("train", "") for split in facts.splits if split_of(split.name) == name]
+    return found[0] if found else facts.splits[0] if len(facts.splits) == 1 else None
 
 
 def _splits(facts: DatasetFacts) -> Iterator[Advice]:
     names = facts.available
-    if any(re.fullmatch(rf"{name}((19|20)\d\d)?", split) for name in synonyms("val") for split in names):
+    if any(split_of(name) == "val" for name in names):
         return
     text = "There is no validation split: hold out"
-    others = [name for name in names if name and name not in synonyms("train")]
+    others = [name for name in names if name and not has_training_images(name)]
     other = f", or evaluate on another split with data.val_split {others[0]}" if others else ""
     yield Advice("validation", f"{text} training images with data.val_fraction {SUGGESTED_FRACTION}{other}.")
 

@@ -3,6 +3,7 @@
 Every format has a module in ``detrs.data.formats``. All of them share the checks in ``detrs.data.check``.
 """
 
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +14,35 @@ from detrs.data.objects import Columns
 
 SYNONYMS = (("train", "training"), ("val", "valid", "validation"), ("test", "testing"))
 """Equivalent names of each split."""
+UNION = "trainval"
+"""The union of ``train`` and ``val`` in Pascal VOC."""
 
 
 def synonyms(split: str) -> tuple[str, ...]:
     """``split``, then its other names."""
     others = (name for names in SYNONYMS if split in names for name in names if name != split)
     return (split, *others)
+
+
+def without_year(name: str) -> str:
+    """``train`` for ``train2017``."""
+    return re.sub(r"(?<=\D)(19|20)\d\d$", "", name)
+
+
+def split_of(name: str) -> str:
+    """``train``, ``val`` or ``test`` for a name such as ``valid2017``; other names as they are."""
+    base = without_year(name)
+    return next((names[0] for names in SYNONYMS if base in names), name)
+
+
+def is_usual(name: str) -> bool:
+    """Whether a name is that of a split."""
+    return any(split_of(name) == names[0] for names in SYNONYMS)
+
+
+def has_training_images(name: str) -> bool:
+    """Whether the split with this name is, or contains, the training images."""
+    return split_of(name) == "train" or without_year(name) == UNION
 
 
 class ImageRow(NamedTuple):

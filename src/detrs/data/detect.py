@@ -1,13 +1,12 @@
 """Finds a split of a dataset on disk, in any of the annotation formats."""
 
 import os
-import re
 from collections import Counter
 from pathlib import Path
 
 from detrs.config.data import is_hub_name
 from detrs.data import unreadable
-from detrs.data.content import SYNONYMS, Split, synonyms
+from detrs.data.content import Split, is_usual, synonyms, without_year
 from detrs.data.formats import FORMATS
 from detrs.data.formats.huggingface_datasets import hub_splits
 from detrs.errors import UserError, did_you_mean
@@ -36,26 +35,28 @@ def find_split(root: Path, split: str) -> Split:
     return choose_split(find_splits(root), root, split)
 
 
-def choose_split(found: list[Split], root: Path, split: str) -> Split:
+def choose_split(found: list[Split], root: Path, split: str, *, is_second: bool = False) -> Split:
     """The split with a name or one of its synonyms among all splits of a dataset.
 
     Args:
         found: All splits.
         root: The dataset, for messages.
         split: See ``find_split``; an empty string is a dataset that is not divided into splits.
+        is_second: The split is used beside the training split, so it is not a dataset that is not divided into splits
+            and whose file or folder has this name.
 
     Raises:
         UserError: See ``find_split``; ``NoSplitError`` if the dataset has other splits only.
     """
     for name in synonyms(split):
-        for pattern in (re.escape(name), re.escape(name) + r"(19|20)\d\d"):
-            matches = [each for each in found if re.fullmatch(pattern, each.name)]
+        exact = [each for each in found if each.name == name]
+        for matches in (exact, [each for each in found if without_year(each.name) == name]):
             if len(matches) > 1:
                 listed = ", ".join(str(_relative(each.path, root)) for each in matches)
                 raise UserError(f"{root} has several annotation files for the split '{split}': {listed}. Keep one.")
             if matches:
                 return matches[0]
-    stems = [each for each in found if each.path.stem == split]
+    stems = [each for each in found if each.path.stem == split and (each.name or not is_second)]
     if len(stems) == 1:  # --data.train-split annotations, for annotations.json
         return stems[0]
     if not found:
@@ -108,8 +109,7 @@ def _around(root: Path) -> Path | None:
             found = _first(parent)
         except (UserError, OSError):
             found = []
-        known = {name for names in SYNONYMS for name in names}
-        if any(re.sub(r"(19|20)\d\d$", "", each.name) in known for each in found):
+        if any(is_usual(each.name) for each in found):
             return parent
     return None
 

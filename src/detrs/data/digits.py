@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision import tv_tensors
 
+from detrs.data.content import synonyms
 from detrs.data.sample import Sample
 from detrs.errors import UserError
 from detrs.structures import Classes
@@ -71,12 +72,13 @@ class DigitsDataset:
         """Prepares the split without generating images.
 
         Args:
-            split: ``train`` or ``val``.
+            split: ``train``, ``val`` or a synonym.
             num_images: Number of images. Default: 2000 for ``train``, 200 for ``val``.
 
         Raises:
             UserError: The split does not exist, or scikit-learn is not installed.
         """
+        split = next((name for name in synonyms(split) if name in NUM_IMAGES), split)
         if split not in NUM_IMAGES:
             raise UserError(f"The demo set has no split '{split}'. Available splits: train, val.")
         self.split = split

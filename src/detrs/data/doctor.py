@@ -1,6 +1,5 @@
 """Facts about a dataset: everything that ``detrs check`` reports."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detrs.data.check import Examination, examine
-from detrs.data.content import SYNONYMS, Split
+from detrs.data.content import SYNONYMS, UNION, Split, split_of
 from detrs.data.copies import exact_copies, similar_images
 from detrs.data.detect import choose_split, find_splits
 from detrs.data.findings import Finding
@@ -22,6 +21,8 @@ from detrs.data.objects import Objects
 QUANTILES = {"min": 0.0, "5%": 0.05, "25%": 0.25, "50%": 0.5, "75%": 0.75, "95%": 0.95, "max": 1.0}
 SMALL, LARGE = 32**2, 96**2
 """Limits of the area of medium objects in square pixels, as in COCO."""
+
+DIFFERENT = "split with other classes than the others"
 
 
 class Place(NamedTuple):
@@ -155,21 +156,23 @@ class DatasetFacts:
 
     @property
     def errors(self) -> list[Finding]:
-        """Errors that concern several splits."""
-        names = {split.name: set(split.classes) for split in self.splits if split.classes}
-        every = set().union(*names.values())
-        different = [
-            f"{name} has no {', '.join(map(repr, sorted(every - own)[:3]))}"
-            for name, own in names.items()
-            if every - own
-        ]
-        return [Finding("split with other classes than the others", len(different), different)] if different else []
+        """Errors that concern several splits: training compares the classes of ``train`` and ``val``."""
+        found = _different_classes([split for split in self.splits if split_of(split.name) in ("train", "val")])
+        return [Finding(DIFFERENT, len(found), found)] if found else []
+
+    @property
+    def notes(self) -> list[Finding]:
+        """Notes that concern several splits, or files beside them."""
+        found = _different_classes(self.splits)
+        return (
+            self.other_files if self.errors or not found else [*self.other_files, Finding(DIFFERENT, len(found), found)]
+        )
 
     @property
     def findings(self) -> list[tuple[str, str, Finding]]:
         """(``error`` or ``note``, names of its splits, finding), errors first; equal ones of several splits once."""
         found: dict[tuple[str, str], tuple[list[str], Finding]] = {}
-        for kind, own in (("error", self.errors), ("note", self.other_files)):
+        for kind, own in (("error", self.errors), ("note", self.notes)):
             found |= {(kind, str(each)): ([], each) for each in own}
         for split in self.splits:
             for kind, each in [*(("error", each) for each in split.errors), *(("note", each) for each in split.notes)]:
@@ -207,7 +210,7 @@ class DatasetFacts:
             "format": self.format,
             "num_errors": self.num_errors,
             "errors": [asdict(finding) for finding in self.errors],
-            "notes": [asdict(finding) for finding in self.other_files],
+            "notes": [asdict(finding) for finding in self.notes],
             "splits": [split.to_json() for split in self.splits],
             "missing_classes": self.missing_classes,
             "copies": [[_named(place) for place in group] for group in self.copies],
@@ -252,14 +255,21 @@ def examine_dataset(root: Path, *, split: str | None = None, near_duplicates: bo
 
 def order(split: str) -> int:
     """Position of a split among train, val and test; other names are the last."""
-    names = (rf"({'|'.join(synonyms)})((19|20)\d\d)?" for synonyms in SYNONYMS)
-    return next((number for number, name in enumerate(names) if re.fullmatch(name, split)), len(SYNONYMS))
+    return next((number for number, names in enumerate(SYNONYMS) if split_of(split) == names[0]), len(SYNONYMS))
 
 
 def without_union(found: list[Split]) -> list[Split]:
     """The splits without ``trainval`` of Pascal VOC, the union of ``train`` and ``val``, if all three exist."""
     has_parts = {"train", "val"} <= {each.name for each in found}
-    return [each for each in found if not (has_parts and each.name == "trainval")]
+    return [each for each in found if not (has_parts and each.name == UNION)]
+
+
+def _different_classes(splits: list[SplitFacts]) -> list[str]:
+    """What the classes of some splits lack; empty if all of them have the same classes."""
+    names = {split.name: set(split.classes) for split in splits if split.classes}
+    every = set().union(*names.values())
+    lacking = {name: sorted(every - own) for name, own in names.items() if every - own}
+    return [f"{name} has no {', '.join(map(repr, missing[:3]))}" for name, missing in lacking.items()]
 
 
 def quantiles(values: NDArray[Any]) -> dict[str, float] | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from detrs.config.data import NO_SPLIT, DataConfig
 from detrs.data import data_root, open_dataset
-from detrs.data.content import Split
+from detrs.data.content import Split, has_training_images
 from detrs.data.detect import NoSplitError, choose_split, find_splits
 from detrs.data.folder_dataset import FolderDataset
 from detrs.data.sample import Dataset
@@ -90,7 +90,9 @@ def open_validation_part(data: DataConfig, *, cache_annotations: bool = True, wa
     root = data_root(data.path)
     found = find_splits(root)
     try:
-        return FolderDataset(choose_split(found, root, data.val_split), cache_annotations=cache_annotations)
+        return FolderDataset(
+            choose_split(found, root, data.val_split, is_second=True), cache_annotations=cache_annotations
+        )
     except NoSplitError:
         if data.val_fraction is not None:
             train_split = _train_split(found, root, data)
@@ -120,7 +122,7 @@ def check_unused(found: list[Split], root: Path, data: DataConfig) -> None:
         UserError: It has one.
     """
     try:
-        choose_split(found, root, data.val_split)
+        choose_split(found, root, data.val_split, is_second=True)
     except NoSplitError:
         return
     raise UserError(both_message(str(root), data.val_split))
@@ -145,9 +147,10 @@ def _train_split(found: list[Split], root: Path, data: DataConfig) -> Split:
 
 def _val_split(found: list[Split], root: Path, data: DataConfig) -> Split:
     try:
-        return choose_split(found, root, data.val_split)
+        return choose_split(found, root, data.val_split, is_second=True)
     except NoSplitError as error:
-        others = {split.name for split in found} - {"", _train_split(found, root, data).name}
+        used = _train_split(found, root, data)
+        others = [each for each in found if each.name and each is not used and not has_training_images(each.name)]
         named = "evaluate on another split with data.val_split NAME, " if others else ""
         raise NoSplitError(
             f"{error} Set data.val_fraction {SUGGESTED_FRACTION} to hold out training images for validation, {named}"

@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from detrs.data.content import SYNONYMS, synonyms
+from detrs.data.content import is_usual, split_of, synonyms
 from detrs.data.formats.json_head import HEAD_BYTES, top_level_keys
 from detrs.data.formats.label_studio_files import is_export
 from detrs.errors import UserError
@@ -76,17 +76,6 @@ def find_file(path: Path) -> list[Found]:
                     return [each._replace(name="")]
                 return [each, *(other for other in found if split_of(other.name) != "train")]
     return [Found("", path, _folders(roots[0], path.stem))]
-
-
-def split_of(name: str) -> str:
-    """``train``, ``val`` or ``test`` for a name such as ``valid2017``; other names as they are."""
-    base = re.sub(r"(?:19|20)\d\d$", "", name)
-    return next((names[0] for names in SYNONYMS if base in names), name)
-
-
-def is_usual(name: str) -> bool:
-    """Whether a name is that of a split."""
-    return any(split_of(name) == names[0] for names in SYNONYMS)
 
 
 def _annotation_files(folder: Path, *, strict: bool) -> Iterator[Path]:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from detrs.data.cache_folder import cache_folder
-from detrs.data.content import Content, Split
+from detrs.data.content import Content, Split, is_usual
 from detrs.data.findings import Findings
-from detrs.data.formats.coco_layouts import is_usual
 from detrs.data.formats.huggingface_arrow import extract, extracted, key, library, quiet
 from detrs.errors import UserError
 from detrs.files import open_regular, write_text
