@@ -15,6 +15,9 @@ from run_tiny import Tiny, training
 
 from detrs.checkpoints import format
 from detrs.engine.evaluate import evaluate_checkpoint
+from detrs.engine.runtime import Runtime
+from detrs.engine.train import training as detrs_training
+from detrs.errors import UserError
 
 SETTINGS: dict[str, Any] = {
     "model": {"dropout": 0.0},
@@ -45,6 +48,17 @@ def test_two_processes_give_the_curve_of_one(
     steps = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
     assert [line["kind"] for line in steps] == ["step", "step", "evaluation", "step", "step", "evaluation"]
     assert (tmp_path / "two" / "best.safetensors").exists() and not (tmp_path / "two" / "run.lock").exists()
+
+
+def test_unreadable_images_of_all_processes_count(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One percent is that of all of them, also in the last epoch of a run."""
+    experiment = tiny.experiment(schedule={"epochs": 1}, data={"val_split": "none"})
+    monkeypatch.setattr(Runtime, "gather", lambda self, items: [*items, 3])  # of another process
+    steps = detrs_training(experiment, tmp_path / "run", train_set=Tiny("train"))
+    with pytest.raises(UserError, match=r"1 image of this epoch .* more than 1% of the 14 images cannot be read"):
+        list(steps)
 
 
 def test_best_promises_what_it_keeps_although_each_process_has_its_own_statistics(

@@ -161,7 +161,7 @@ class Trainer:
         if before < data.strong_until and not is_strong and without_strong_augmentation(data) != data:
             logger.info("epoch %d begins without large-scale jitter, mosaic and mixup", epoch + 1)
         skipped: set[int] = set()
-        yield from training_batches(
+        steps = training_batches(
             self.train_set,
             data,
             seed=self.experiment.seed,
@@ -176,7 +176,10 @@ class Trainer:
             max_objects=self.max_objects,
             skipped=skipped,
         )
-        check_skipped({*self.runtime.gather([*skipped])}, self.train_set)
+        for step, batches in enumerate(steps, first_step + 1):
+            if step == self.clock.steps_per_epoch:
+                check_skipped({*self.runtime.gather([*skipped])}, self.train_set)
+            yield batches
 
     def step(self, batches: tuple[Batch, ...]) -> StepReport:
         """One optimizer step.
