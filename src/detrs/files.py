@@ -8,6 +8,7 @@ import shutil
 import stat
 import uuid
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
@@ -194,3 +195,42 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+class UniqueStems:
+    """Stems of image files that differ without regard to case, and that are neither hidden nor reserved.
+
+    In the layout of YOLO, ``classes`` is reserved: the label file of this image would be taken for the class names.
+    """
+
+    def __init__(self) -> None:
+        self._taken = {"classes"}
+        self._counts = Counter[str]()  # of each stem, so that a stem of many images is not counted anew for each
+
+    def unique(self, stem: str) -> str:
+        """``stem``, or ``stem-2`` and so on if it is taken."""
+        stem = stem.lstrip(".") or "image"
+        unique = stem
+        while unique.casefold() in self._taken:
+            self._counts[stem.casefold()] += 1
+            unique = f"{stem}-{self._counts[stem.casefold()] + 1}"
+        return unique
+
+    def take(self, stem: str) -> str:
+        """As ``unique``; the stem is taken from then on."""
+        unique = self.unique(stem)
+        self._taken.add(unique.casefold())
+        return unique
+
+
+def link(source: Path, target: Path) -> None:
+    """A hard link, or a copy where that is not possible, such as on another file system."""
+    try:
+        os.link(os.path.realpath(source), target)  # of the file itself, if the source is a symbolic link
+    except OSError:
+        copy(source, target)
+
+
+def copy(source: Path, target: Path) -> None:
+    """A copy of the content of a file."""
+    shutil.copyfile(source, target)

@@ -100,7 +100,7 @@ def test_a_file_that_cannot_be_written_is_reported(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("detrs.cli.prediction_files._link", full)
+    monkeypatch.setattr("detrs.cli.prediction_files.link", full)
     done = detrs("predict", checkpoint, folder, "--save-yolo", "--device", "cpu", "--output", "out")
     assert done.code == 2 and "No space left on device. 2 more failed: see out/predictions.json" in done.err
     assert len(predictions("out")) == 3  # nothing else is lost

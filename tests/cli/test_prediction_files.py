@@ -164,6 +164,18 @@ def test_names_do_not_overwrite_each_other(tmp_path: Path) -> None:
     assert sorted(path.stem for path in (tmp_path / "crops").rglob("*.jpg")) == sorted(f"{stem}-1" for stem in stems)
 
 
+def test_names_that_a_dataset_cannot_have(tmp_path: Path) -> None:
+    """``classes.txt`` would be the class names, and hidden images are not read."""
+    files = PredictionFiles(tmp_path, CLASSES, FileChoice(yolo=True))
+    image = torch.zeros(3, *SIZE, dtype=torch.uint8)
+    for name in ("classes", ".hidden", "Classes"):
+        files.add(image, detections([[1, 2, 30, 40]]), name)
+    stems = [path.stem for path in (tmp_path / "yolo" / "labels").rglob("*.txt")]
+    assert sorted(stems) == ["Classes-3", "classes-2", "hidden"]
+    dataset = open_dataset(str(tmp_path / "yolo"), "train")
+    assert [len(dataset[index].boxes) for index in range(len(dataset))] == [1, 1, 1]
+
+
 def test_names_of_classes_are_no_paths(tmp_path: Path) -> None:
     names = ("../../evil", "/etc", "..", "", "a\\b", "con\x00", "x" * 300, "é" * 300, "naïve", "A", "a")
     folders = folder_names(names)

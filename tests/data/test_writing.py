@@ -14,6 +14,7 @@ from convert import assert_equal_targets, targets
 from PIL import Image
 from small import write_coco
 
+from detrs import files
 from detrs.data import FolderDataset, writing
 from detrs.data.detect import find_split, find_splits
 from detrs.data.image_table import ImageEntry
@@ -229,7 +230,7 @@ def test_nothing_is_written_after_an_error(coco: Path, tmp_path: Path, monkeypat
         if existing:
             output.mkdir()
         with monkeypatch.context() as patch:
-            patch.setattr(writing, "_copy", fail)
+            patch.setattr(files, "copy", fail)
             message = r"Cannot write the dataset to '.*out': No space left on device \(a.png\)\."
             with pytest.raises(UserError, match=message):
                 convert_dataset(coco, "yolo", output, names=["train"], copy=True)

@@ -4,7 +4,6 @@ import csv
 import io
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detrs.errors import UserError, printable
+from detrs.files import UniqueStems, link
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +59,7 @@ class PredictionFiles:
     def __init__(self, folder: Path, classes: "Classes", choice: FileChoice) -> None:
         self.folder, self.choice = folder, choice
         self._class_folders = folder_names(classes.names)
-        self._names: set[str] = set()
+        self._stems = UniqueStems()
         with _writing(folder):
             if choice.csv:
                 self._table = folder / "detections.csv"
@@ -90,9 +90,8 @@ class PredictionFiles:
         Raises:
             UserError: a file cannot be written. The others of this image may be missing, too.
         """
-        stem = self._unique(name if frame_index is None else f"{name}-{frame_index:06}")
-        if frame_index is None:  # those of frames differ already, and a camera may run for weeks
-            self._names.add(stem.casefold())
+        is_frame = frame_index is not None  # their stems are not kept: they differ, and a camera may run for weeks
+        stem = self._stems.unique(f"{name}-{frame_index:06}") if is_frame else self._stems.take(name)
         with _writing(self.folder):
             if self.choice.csv:
                 self._append(_csv_rows(found, frame_index, time_seconds))
@@ -100,13 +99,6 @@ class PredictionFiles:
                 self._add_labels(image, found, stem, is_file=frame_index is None)
             if self.choice.crops:
                 self._add_crops(image, found, stem)
-
-    def _unique(self, name: str) -> str:
-        """``name``, or ``name-2`` and so on if an image has this name, also on file systems that ignore case."""
-        unique, number = name, 2
-        while unique.casefold() in self._names:
-            unique, number = f"{name}-{number}", number + 1
-        return unique
 
     def _append(self, text: str) -> None:
         """Add rows to the table, or none of them if the disk is full."""
@@ -126,7 +118,7 @@ class PredictionFiles:
         images = folder / "images" / "train"
         source = Path(found.source) if is_file and found.source else None
         if source is not None and source.suffix.lower() in IMAGE_SUFFIXES and source.is_file():
-            _link(source, images / f"{stem}{source.suffix.lower()}")
+            link(source, images / f"{stem}{source.suffix.lower()}")
         else:
             _save(image, images / f"{stem}.jpg")
         lines = yolo_lines(found, confidence=self.choice.confidence)
@@ -218,14 +210,6 @@ def _save(image: "Tensor", path: Path) -> None:
     except OSError:
         path.unlink(missing_ok=True)
         raise
-
-
-def _link(source: Path, target: Path) -> None:
-    """A hard link, or a copy where that is not possible, such as on another file system."""
-    try:
-        os.link(os.path.realpath(source), target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ class FolderDataset:
 
     Samples contain no crowd regions, no boxes without area or outside their image, and no duplicates; boxes are clipped
     to their image. ``ground_truth`` returns all annotations as they are in the file, so that scores equal those of
-    other evaluators on the same file.
+    other evaluators on the same file; an area that is missing or not positive is that of the box.
 
     Annotations are arrays, which processes that open the same split share if they are cached on disk. Parts of a split
     (``select``) share them, too.

@@ -21,8 +21,9 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from detrs import files
 from detrs.data.check import Annotations, read_annotations
-from detrs.data.content import SYNONYMS, Split
+from detrs.data.content import Split, split_of
 from detrs.data.detect import find_split, find_splits
 from detrs.data.folders import IMAGE_SUFFIXES
 from detrs.data.image_table import ImageEntry
@@ -38,8 +39,6 @@ SUFFIXES = {
     b"MM\0*": ".tif",
 }
 """First bytes of a file -> suffix of its format, for images without one."""
-RESERVED = "classes"
-"""Stem of an image whose label file would be taken for the class names."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def convert_dataset(
     read = {name: _read(split, len(found) > 1) for name, split in zip(_names(found), found, strict=True)}
     write = _write_coco if to == "coco" else _write_yolo
     with _new_folder(output) as folder:
-        return write(folder, read, _copy if copy else _link)
+        return write(folder, read, files.copy if copy else files.link)
 
 
 def _check_output(output: Path) -> None:
@@ -103,10 +102,7 @@ def _names(splits: Sequence[Split]) -> list[str]:
     A dataset that is not divided becomes ``train``.
     """
     names = [re.sub(r"[^\w.-]+", "-", split.name) or "train" for split in splits]
-    plain = []
-    for name in names:
-        base = re.sub(r"(?<=\D)(19|20)\d\d$", "", name)
-        plain.append(next((first for first, *others in SYNONYMS if base in (first, *others)), name))
+    plain = [*map(split_of, names)]
     counts = Counter(plain)
     names = [new if counts[new] == 1 else name for new, name in zip(plain, names, strict=True)]
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
@@ -136,35 +132,15 @@ def _new_folder(output: Path) -> Iterator[Path]:
         raise
 
 
-def _link(source: Path, target: Path) -> None:
-    """A hard link, or a copy where that is not possible, such as on another file system."""
-    try:
-        os.link(os.path.realpath(source), target)  # of the file itself, if the source is a symbolic link
-    except OSError:
-        _copy(source, target)
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
-
-
 def _write_images(folder: Path, images: Sequence[ImageEntry], place: Callable[[Path, Path], None]) -> list[str]:
     """Writes image files and returns their names, whose stems differ also without regard to case."""
     folder.mkdir(parents=True)
-    taken = {RESERVED}
-    counts = Counter[str]()  # of each stem, so that a stem of many images is not counted anew for each
-    names = []
+    stems, names = files.UniqueStems(), []
     for image in images:
         stem, suffix = os.path.splitext(image.path.name)
         if suffix.lower() not in IMAGE_SUFFIXES:
             stem, suffix = image.path.name, _suffix(image.path)
-        stem = stem.lstrip(".") or "image"
-        unique = stem
-        while unique.casefold() in taken:
-            counts[stem.casefold()] += 1
-            unique = f"{stem}-{counts[stem.casefold()] + 1}"
-        taken.add(unique.casefold())
-        names.append(unique + suffix)
+        names.append(stems.take(stem) + suffix)
         place(image.path, folder / names[-1])
     return names
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from detrs.data.check import Annotations, read_annotations
 from detrs.data.detect import find_split, find_splits
 from detrs.data.formats import huggingface_arrow, huggingface_datasets
 from detrs.errors import UserError
+from detrs.files import PARTIAL
 
 datasets = pytest.importorskip("datasets")
 
@@ -87,6 +89,20 @@ def test_images_are_extracted_once_byte_for_byte(tmp_path: Path, cache: Path, mo
     assert not [path for path in cache.iterdir() if path.suffix == ".tmp"]
     monkeypatch.setattr(huggingface_arrow, "_extract_to", None)  # raises if it is called
     assert read(folder).images[:] == first.images[:]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save(dataset(), tmp_path / "set")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(os, "rename", lambda *_: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            read(folder)
+    (partial,) = [path for path in cache.iterdir() if path.is_dir()]
+    assert PARTIAL.fullmatch(partial.name)
+    read(folder)
+    (extracted,) = [path for path in cache.iterdir() if path.is_dir()]
+    assert not PARTIAL.fullmatch(extracted.name)
 
 
 def test_changed_data_are_extracted_again(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from test_yolo import file, fill, image, opened, write
 
+from detrs.data.detect import find_splits
 from detrs.errors import UserError
 
 
@@ -53,3 +54,21 @@ def test_a_subfolder_without_label_folder(root: Path) -> None:
     assert expected + "a/images/cam3/x.png, a/images/cam3/y.png" in opened(root).notes
     file("a/labels/cam3/x.txt", "0 .5 .5 .2 .2\n")(root)
     assert not [note for note in opened(root).notes if "label folder" in note]
+
+
+def test_an_image_whose_label_file_is_named_like_that_of_the_class_names(tmp_path: Path) -> None:
+    fill(tmp_path / "images" / "train", tmp_path / "labels" / "train")
+    image(tmp_path / "images" / "train" / "classes.png", (41, 67))
+    write(tmp_path / "labels" / "train" / "classes.txt", "1 .5 .5 .2 .2\n")
+    write(tmp_path / "data.yaml", "train: images/train\nnames: [cat, dog]\n")
+    assert [len(each.boxes) for each in opened(tmp_path)] == [2, 3, 0, 1]
+    (tmp_path / "images" / "train" / "classes.png").unlink()
+    assert [len(each.boxes) for each in opened(tmp_path)] == [2, 3, 0] and opened(tmp_path).notes == []
+
+
+def test_text_files_that_are_not_lists_of_images(tmp_path: Path) -> None:
+    fill(tmp_path / "images" / "train", tmp_path / "labels" / "train")
+    write(tmp_path / "LICENSE.txt", "Copyright\n")
+    write(tmp_path / "more.txt", "\n./images/train/a.png\n")
+    write(tmp_path / "data.yaml", "train: images/train\nlicense: LICENSE.txt\nextra: more.txt\nnames: [cat, dog]\n")
+    assert [split.name for split in find_splits(tmp_path)] == ["train", "extra"]

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detrs.data.content import Content, ImageRow, Split
+from detrs.data.content import Content, ImageRow, Split, is_usual
 from detrs.data.findings import Findings
 from detrs.data.formats.coco_columns import annotation_fault
-from detrs.data.formats.coco_layouts import is_usual
 from detrs.data.formats.huggingface_names import LIST, class_list
 from detrs.data.formats.json_head import HEAD_BYTES
-from detrs.data.objects import CROWD, IGNORED, MAX_COORDINATE, REGULAR, PlacedColumns, integer
+from detrs.data.objects import CROWD, IGNORED, REGULAR, PlacedColumns, integer
 from detrs.errors import UserError
 from detrs.files import open_regular
 
@@ -270,10 +269,9 @@ def _add(
         errors.add("unknown category", f"{place}:{line}: {entry['category']!r:.40}")
     else:
         x, y, width, height = map(float, entry["bbox"])
-        area = entry.get("area")
-        area = float(area) if isinstance(area, int | float) and 0 < area < MAX_COORDINATE**2 else None
-        kind = CROWD if entry.get("iscrowd") else IGNORED if entry.get("ignore") else REGULAR
         box = (x, y, width, height)
+        area = columns.area_of(entry.get("area"), box)
+        kind = CROWD if entry.get("iscrowd") else IGNORED if entry.get("ignore") else REGULAR
         columns.add_at(place, line, image_id, category_id, box, area=area, kind=kind)
 
 

@@ -95,6 +95,8 @@ def extract(dataset: Any, others: Iterable[Any], source: object) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{folder}.lock"):
+            for partial in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a process that was killed
+                shutil.rmtree(partial, ignore_errors=True)
             if not folder.is_dir():
                 _extract_to(folder, dataset, layout, others, source)
     except OSError as error:
@@ -160,7 +162,7 @@ def _class_label(feature: Any) -> Any:
 
 def _extract_to(folder: Path, dataset: Any, layout: Layout, others: Iterable[Any], source: object) -> None:
     """Writes all files beside ``folder``, and renames the result to ``folder`` when it is complete."""
-    temporary = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.tmp")
     temporary.mkdir()
     try:
         values = () if layout.names else _values(others, layout)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from detrs.data.content import Content, ImageRow, Split
 from detrs.data.findings import Findings, add_items
 from detrs.data.folders import IMAGE_SUFFIXES
-from detrs.data.formats.yolo_files import find_images, read_lines
+from detrs.data.formats.yolo_files import HEAD_BYTES, find_images, is_list, read_lines
 from detrs.data.formats.yolo_labels import MAX_BYTES, Labels, is_label
 from detrs.data.formats.yolo_yaml import SPLITS, DataFile, read_data_file
 from detrs.errors import UserError, did_you_mean
@@ -32,7 +32,6 @@ DATA_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 """Preferred if a folder has several YAML files."""
 UNDIVIDED = ("images", "data", "obj")
 """Folders of images whose names are not splits."""
-HEAD_BYTES = 65536
 NUM_SNIFFED = 100
 """Images of a folder that are tested for a label file beside them."""
 UNLABELED = "image without a label file, used as an image without objects"
@@ -156,7 +155,7 @@ def _undeclared(root: Path) -> list[YoloSplit]:
         if (folder / "images").is_dir() and _has_text_files(folder / "labels"):
             found[folder.name] = folder / "images"
     for name in SPLITS:
-        if _is_list(root / f"{name}.txt") and any(map(_has_labels, (root, *_subfolders(root)))):
+        if is_list(root / f"{name}.txt") and any(map(_has_labels, (root, *_subfolders(root)))):
             found.setdefault(name, root / f"{name}.txt")
     if not found:
         found = {folder.name: folder for folder in _subfolders(root) if _has_labels(folder)}
@@ -199,15 +198,6 @@ def _first_line_is_label(path: Path) -> bool:
             return is_label(file.read(HEAD_BYTES).decode(errors="replace").lstrip().partition("\n")[0])
     except (OSError, UserError):
         return False
-
-
-def _is_list(path: Path) -> bool:
-    """Whether a text file starts with the path of an image."""
-    if not path.is_file():
-        return False
-    with open_regular(path) as file:
-        line = file.read(HEAD_BYTES).decode(errors="replace").lstrip().partition("\n")[0]
-    return line.strip().lower().endswith(IMAGE_SUFFIXES)
 
 
 class _Image(NamedTuple):
@@ -258,12 +248,15 @@ class _LabelFiles:
         """Names of the images without a label file."""
         self._root = os.path.abspath(root)
         self._users: dict[str, str] = {}
-        self._listings: dict[str, dict[str, str]] = {}
         self._folders: dict[str, str] = {}
         for folder in dict.fromkeys(map(os.path.dirname, images)):
             replaced = _replaced(folder)
             self._folders[folder] = str(replaced) if replaced and replaced.is_dir() else folder
-            self._listings[self._folders[folder]] = _text_files(self._folders[folder])
+        stems: dict[str, set[str]] = {}
+        for image in images:
+            folder, name = os.path.split(image)
+            stems.setdefault(self._folders[folder], set()).add(os.path.splitext(name)[0])
+        self._listings = {folder: _text_files(folder, own) for folder, own in stems.items()}
         if images and not any(self.path_of(image) for image in images):
             raise UserError(self._without_labels(images[0], path))
         self._check_folders(images, path, notes)
@@ -355,7 +348,13 @@ class _LabelFiles:
         return (path[len(self._root) :].lstrip(os.sep) if inside else path).replace(os.sep, "/")
 
 
-def _text_files(folder: str) -> dict[str, str]:
-    """The names of the text files of a folder by their normalized stem, without those that are not labels."""
-    names = (name for name in os.listdir(folder) if name.endswith(".txt") and name not in CLASS_FILES)
+def _text_files(folder: str, stems: set[str]) -> dict[str, str]:
+    """The names of the text files of a folder by their normalized stem, without those that are not labels.
+
+    Args:
+        folder: The folder.
+        stems: Of the images; a file with class names, such as ``classes.txt``, belongs to none of them.
+    """
+    others = {name for name in CLASS_FILES if os.path.splitext(name)[0] not in stems}
+    names = (name for name in os.listdir(folder) if name.endswith(".txt") and name not in others)
     return {unicodedata.normalize("NFC", name[:-4]): name for name in names if not name.startswith(".")}

@@ -11,6 +11,7 @@ from detrs.files import open_regular
 
 MAX_BYTES = 2**28
 """Of a list of image files, with up to a few million lines."""
+HEAD_BYTES = 65536
 UNSUPPORTED = "image in an unsupported format"
 
 
@@ -28,6 +29,15 @@ def find_images(source: Path, root: Path, errors: Findings, notes: Findings) -> 
     if source.suffix.lower() != ".txt":
         raise UserError(f"{source} is neither a folder of images nor a list of image files (.txt).")
     return _in_list(source, root, errors, notes)
+
+
+def is_list(path: Path) -> bool:
+    """Whether a text file starts with the path of an image."""
+    if not path.is_file():
+        return False
+    with open_regular(path) as file:
+        line = file.read(HEAD_BYTES).decode(errors="replace").lstrip().partition("\n")[0]
+    return line.strip().lower().endswith(IMAGE_SUFFIXES)
 
 
 def read_lines(path: Path) -> list[str]:

@@ -13,6 +13,7 @@ import yaml
 
 from detrs.data.content import SYNONYMS
 from detrs.data.findings import Findings
+from detrs.data.formats.yolo_files import is_list
 from detrs.errors import UserError, did_you_mean
 from detrs.files import open_regular
 
@@ -68,7 +69,7 @@ class DataFile:
             found = next(iter(_find(text, root, self.path.parent)), None) if text is not None else None
             if key == UNUSED and text is not None and found is None:
                 continue
-            if key in SPLITS or (found is not None and (found.is_dir() or found.suffix == ".txt")):
+            if key in SPLITS or (found is not None and (found.is_dir() or (found.suffix == ".txt" and is_list(found)))):
                 names.append(key)
         return names
 
