@@ -16,6 +16,7 @@ from detrs.cli.image_results import (
     raise_errors,
     raise_only_error,
     stem,
+    unique_name,
     write_summary,
 )
 from detrs.cli.inputs import check_checkpoint, check_only_source
@@ -191,7 +192,6 @@ def write_files(folder: Path, explanation: "Explanation", formats: list[str]) ->
 
 def free_stem(folder: Path, stem: str, formats: list[str]) -> str:
     """``STEM``, or ``STEM-2`` and so on, such that no file of this name exists in ``folder`` in any of ``formats``."""
-    name, number = stem, 2
-    while name.lower() == SUMMARY or any((folder / f"{name}.{each}").exists() for each in formats):
-        name, number = f"{stem}-{number}", number + 1
-    return name
+    return unique_name(
+        stem, lambda name: name.lower() == SUMMARY or any((folder / f"{name}.{each}").exists() for each in formats)
+    )

@@ -3,7 +3,8 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -59,6 +60,16 @@ def stem(source: str) -> str:
     path = urlsplit(source).path if "://" in source else source
     name = os.fsencode(Path(path).stem)[:MAX_STEM_BYTES]
     return name.decode(errors="ignore") or "image"
+
+
+def unique_name(name: str, is_taken: Callable[[str], bool]) -> str:
+    """``name``, or the first of ``name-2``, ``name-3``, ... that is not taken.
+
+    >>> unique_name("a", {"a", "a-2"}.__contains__)
+    'a-3'
+    """
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    return next(each for each in names if not is_taken(each))
 
 
 def write_summary(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detrs.cli.image_results import counts, stem
+from detrs.cli.image_results import counts, stem, unique_name
 from detrs.errors import UserError, counted, printable
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ def predict_images(predicted: Iterable["ImageDetections"], results: Results, sho
         found = results.at_threshold(everything)
         source = found.source or ""
         drawn = draw_detections(image, found, results.threshold, style=results.style)
-        path = free_name(results.output, stem(source))
+        own = unique_name(stem(source), lambda stem: (results.output / f"{stem}.jpg").exists())
+        path = results.output / f"{own}.jpg"
         try:
             drawn.save(path, quality=95)
             name = path.name
@@ -92,15 +93,7 @@ def predict_images(predicted: Iterable["ImageDetections"], results: Results, sho
             path.unlink(missing_ok=True)
             results.errors[source] = UserError(f"Cannot write '{path}': {error.strerror or error}.")
             name = None
-        results.write_files(image, found, path.stem)
+        results.write_files(image, found, own)
         results.images.append({**found.to_json(), "annotated_image": name})
         results.rows.append((printable(source), counts(found)))
         show(counted(len(results.images), "image"))
-
-
-def free_name(folder: Path, stem: str) -> Path:
-    """``STEM.jpg`` in ``folder``, or ``STEM-2.jpg`` and so on if the name is taken."""
-    path, number = folder / f"{stem}.jpg", 2
-    while path.exists():
-        path, number = folder / f"{stem}-{number}.jpg", number + 1
-    return path

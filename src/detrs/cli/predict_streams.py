@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detrs.cli.image_results import stem
+from detrs.cli.image_results import stem, unique_name
 from detrs.cli.predict_images import Results
 from detrs.errors import UserError, counted, printable
 from detrs.video.sources import is_camera, redacted, scheme
@@ -197,7 +197,6 @@ def source_name(source: str) -> str:
 
 def free_stem(folder: Path, stem: str) -> Path:
     """``STEM`` in ``folder``, or ``STEM-2`` and so on if a video has this name."""
-    path, number = folder / stem, 2
-    while any(path.with_name(f"{path.name}{suffix}").exists() for suffix in (".mp4", ".jsonl")):
-        path, number = folder / f"{stem}-{number}", number + 1
-    return path
+    return folder / unique_name(
+        stem, lambda name: any((folder / f"{name}{suffix}").exists() for suffix in (".mp4", ".jsonl"))
+    )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detrs.cli.image_results import unique_name
 from detrs.errors import UserError, printable
 from detrs.files import UniqueStems, link
 
@@ -174,9 +175,7 @@ def folder_names(names: tuple[str, ...]) -> list[str]:
     for label, name in enumerate(names):
         short = os.fsencode(FORBIDDEN.sub("_", printable(name)))[:MAX_NAME_BYTES].decode(errors="ignore")
         plain = short.strip(" .") or f"class {label}"
-        unique, number = plain, 2
-        while unique.casefold() in taken:
-            unique, number = f"{plain}-{number}", number + 1
+        unique = unique_name(plain, lambda name: name.casefold() in taken)
         taken.add(unique.casefold())
         found.append(unique)
     return found
