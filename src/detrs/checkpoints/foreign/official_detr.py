@@ -16,7 +16,7 @@ from detrs.checkpoints.classes import coco_classes
 from detrs.checkpoints.detector import TrainedDetector
 from detrs.checkpoints.foreign.loading import check_settings, trained
 from detrs.checkpoints.foreign.renaming import Pack, Rename, Renaming, Rule, qkv
-from detrs.checkpoints.foreign.transformers_backbone import HF_RESNETS, KNOWN
+from detrs.checkpoints.foreign.structure import RESNETS
 from detrs.checkpoints.foreign.transformers_names import (
     CROSS,
     PROPOSALS,
@@ -195,10 +195,9 @@ def backbone_name(tensors: Mapping[str, Tensor]) -> str:
     body = "backbone.0.body"
     layer_type = "bottleneck" if f"{body}.layer1.0.conv3.weight" in tensors else "basic"
     blocks = tuple(count(tensors, f"{body}.layer{stage}") for stage in range(1, 5))
-    for (kind, depths, _), name in HF_RESNETS.items():
-        if (kind, depths) == (layer_type, blocks):
-            return KNOWN.get(name, name)
-    raise ValueError(f"no ResNet has {blocks} {layer_type} blocks")
+    if (layer_type, blocks) not in RESNETS:
+        raise ValueError(f"no ResNet has {blocks} {layer_type} blocks")
+    return RESNETS[layer_type, blocks]
 
 
 def renaming(model: ModelConfig) -> Renaming:

@@ -11,6 +11,7 @@ from detrs.presets.recipes import R50, R101
 RESNETS: dict[tuple[str, tuple[int, ...]], str] = {
     ("basic", (2, 2, 2, 2)): "resnet18.tv_in1k",
     ("basic", (3, 4, 6, 3)): "resnet34.tv_in1k",
+    ("bottleneck", (2, 2, 2, 2)): "resnet26.bt_in1k",
     ("bottleneck", (3, 4, 6, 3)): R50.name,
     ("bottleneck", (3, 4, 23, 3)): R101.name,
     ("bottleneck", (3, 8, 36, 3)): "resnet152.tv_in1k",
@@ -70,6 +71,6 @@ class Structure:
         if (kind, blocks) not in RESNETS:
             raise UserError(
                 f"'{self.source}' has a backbone with {', '.join(map(str, blocks))} {kind} blocks under '{prefix}'. "
-                "Expected ResNet-18, 34, 50, 101 or 152."
+                "Expected ResNet-18, 26, 34, 50, 101 or 152."
             )
         return RESNETS[kind, blocks]

@@ -9,21 +9,14 @@ from torch import nn
 
 from detrs.backbones.frozen_norm import FrozenBatchNorm
 from detrs.backbones.timm import TimmBackbone
+from detrs.checkpoints.foreign.structure import RESNETS
 from detrs.config.backbone import BackboneConfig
 from detrs.errors import UserError
-from detrs.presets.recipes import R50, R101
 
-KNOWN = {backbone.name.split(".")[0]: backbone.name for backbone in (R50, R101)}
-"""Their names of timm models -> ours, which have the weights of the presets."""
-HF_RESNETS = {
-    ("basic", (2, 2, 2, 2), (64, 128, 256, 512)): "resnet18",
-    ("basic", (3, 4, 6, 3), (64, 128, 256, 512)): "resnet34",
-    ("bottleneck", (2, 2, 2, 2), (256, 512, 1024, 2048)): "resnet26",
-    ("bottleneck", (3, 4, 6, 3), (256, 512, 1024, 2048)): "resnet50",
-    ("bottleneck", (3, 4, 23, 3), (256, 512, 1024, 2048)): "resnet101",
-    ("bottleneck", (3, 8, 36, 3), (256, 512, 1024, 2048)): "resnet152",
-}
-"""Block, blocks and channels per stage of their ResNet -> timm model."""
+KNOWN = {name.partition(".")[0]: name for name in RESNETS.values()}
+"""Their names of timm models -> ours, with the weights that detectors start from."""
+WIDTHS = {"basic": [64, 128, 256, 512], "bottleneck": [256, 512, 1024, 2048]}
+"""Channels of the stages of a ResNet, by its block."""
 HF_RESNET = {
     "layer_type": "bottleneck", "depths": [3, 4, 6, 3], "hidden_sizes": [256, 512, 1024, 2048], "embedding_size": 64,
     "hidden_act": "relu", "downsample_in_first_stage": False, "downsample_in_bottleneck": False, "num_channels": 3,
@@ -88,9 +81,9 @@ def from_flat_settings(config: Mapping[str, Any], default_stages: tuple[int, ...
         }
     if name is None:
         return {"model_type": "resnet", "out_features": ["stage4"]}
-    for (layer_type, depths, widths), known in HF_RESNETS.items():
-        if name == f"microsoft/{known[:6]}-{known[6:]}":
-            shape = {"layer_type": layer_type, "depths": list(depths), "hidden_sizes": list(widths)}
+    for (layer_type, depths), known in RESNETS.items():
+        if name == f"microsoft/resnet-{known.partition('.')[0].removeprefix('resnet')}":
+            shape = {"layer_type": layer_type, "depths": list(depths), "hidden_sizes": WIDTHS[layer_type]}
             return {"model_type": "resnet", **shape, **more}
     raise unsupported("backbone", name, "a ResNet")
 
@@ -114,11 +107,11 @@ def hf_resnet_name(settings: Mapping[str, Any]) -> str:
     ):
         if values[key] != HF_RESNET[key]:
             raise unsupported(f"backbone_config.{key}", values[key], repr(HF_RESNET[key]))
-    for (layer_type, depths, widths), name in HF_RESNETS.items():
-        if [layer_type, list(depths), list(widths)] == [
+    for (layer_type, depths), name in RESNETS.items():
+        if [layer_type, list(depths), WIDTHS[layer_type]] == [
             values[key] for key in ("layer_type", "depths", "hidden_sizes")
         ]:
-            return KNOWN.get(name, name)
+            return name
     raise unsupported(
         "backbone_config.depths and hidden_sizes",
         f"{values['depths']} and {values['hidden_sizes']}",

@@ -68,9 +68,8 @@ def hf_resnet_rules() -> Iterable[Rule]:
     def both(theirs: str, ours: str) -> Rename:
         return Rename(f"{BODY}.{theirs}", f"backbone.body.{ours}", (f"{BODY_IN_MEMORY}.{theirs}",))
 
-    for kind, conv, norm in (("embedder.embedder", "conv1", "bn1"),):
-        yield both(f"{kind}.convolution.{{rest}}", f"{conv}.{{rest}}")
-        yield both(f"{kind}.normalization.{{rest}}", f"{norm}.{{rest}}")
+    yield both("embedder.embedder.convolution.{rest}", "conv1.{rest}")
+    yield both("embedder.embedder.normalization.{rest}", "bn1.{rest}")
     for stage in range(4):
         theirs, ours = f"encoder.stages.{stage}.layers.{{i}}", f"layer{stage + 1}.{{i}}"
         for k in range(3):
