@@ -134,7 +134,7 @@ def check_writable(path: Path) -> None:
     """Check before the evaluation that its results can be written.
 
     Raises:
-        UserError: ``path`` is no regular file, its folder does not exist, or one of them is not writable.
+        UserError: ``path`` is not a regular file, its folder does not exist, or one of them is not writable.
     """
     with os_errors(f"--results: cannot write '{path}'"):
         is_present(path)
