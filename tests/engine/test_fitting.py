@@ -4,14 +4,16 @@ import json
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from detrs.checkpoints import sources
 from detrs.cli import train
 from detrs.cli.train import as_saved, fitted_to_data, given_settings
-from detrs.config import Experiment, save, validate
+from detrs.config import Experiment, save, validate, with_setting
 from detrs.data import open_dataset
 from detrs.data.opening import open_splits, open_training_part
 from detrs.engine.fitting import TrainingImages, fitted, training_images
@@ -220,10 +222,27 @@ def test_the_model_and_the_size_of_initial_weights_stay(tmp_path: Path, monkeypa
     words = ("--data", str(tmp_path / "data"))
     start = trained(monkeypatch, "dino-small", *words)
     assert start.model.backbone.stages == (2, 3, 4) and start.data.resize_to != SMALL.data.resize_to
-    named = trained(monkeypatch, "dino-small", *words, "--weights", "best.safetensors")
-    assert (named.model.backbone, named.schedule.epochs) == (SMALL.model.backbone, 300)
-    assert named.model.num_queries == 150  # type: ignore[union-attr]
     of_weights = replace(SMALL, initial="best.safetensors")
     monkeypatch.setattr(train, "of_weights", lambda source, argv: of_weights)
     found = trained(monkeypatch, "--weights", "best.safetensors", *words)
     assert found == replace(of_weights, data=replace(SMALL.data, path=str(tmp_path / "data")))
+
+
+@pytest.mark.parametrize("stages", [(3, 4, 5), (2, 3, 4)])
+@pytest.mark.parametrize("small", [False, True])
+def test_the_feature_maps_of_initial_weights_stay(
+    stages: tuple[int, ...], small: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """With a preset; its other settings follow from the data."""
+    write(tmp_path, [[i / 2, 2, *((0.4, 0.4) if small else (9, 9))] for i in range(70)])
+    weights = with_setting(SMALL, "model.backbone.stages", stages)
+    monkeypatch.setattr(sources, "open_weights", lambda source: SimpleNamespace(experiment=weights))
+    given = replace(SMALL, initial="best.safetensors", data=replace(SMALL.data, path=str(tmp_path)))
+    found = fitted_to_data(given, (), quiet=False)
+    assert found.model.backbone == weights.model.backbone and found.schedule.epochs == 300
+    assert found.model.num_queries == 150  # type: ignore[union-attr]
+    reason = "--model.backbone.stages 2 3 4 instead of 3 4 5: those of the initial weights"
+    assert (reason in capsys.readouterr().err) == (stages == (2, 3, 4))
+    stays = fitted_to_data(given, ("model.backbone.stages",), quiet=True)
+    assert stays.model.backbone == SMALL.model.backbone

@@ -145,16 +145,32 @@ def fitted_to_data(experiment: Experiment, given: Collection[str], *, quiet: boo
     from detrs.engine.fitting import FINER, fitted, training_images
     from detrs.engine.runtime import is_main_process
 
-    if experiment.initial is not None:
-        given = {*given, FINER}  # the model is that of the weights
+    first: tuple[str, ...] = ()
+    if experiment.initial is not None and FINER not in given:
+        experiment, first = with_feature_maps(experiment, experiment.initial)
+        given = {*given, FINER}
     train_set = open_training_part(experiment.data, cache_annotations=experiment.runtime.cache_annotations)
     experiment, reasons = fitted(experiment, training_images(train_set), given)
+    reasons = first + reasons
     config.validate(experiment)
     if reasons and not quiet and is_main_process():
         lines = [flags.with_flags(reason, "train") for reason in reasons]
         print("Settings that follow from the data (--fixed-settings keeps those of the preset):", file=sys.stderr)
         print(*(f"  {line}" for line in lines), sep="\n", file=sys.stderr)
     return experiment
+
+
+def with_feature_maps(experiment: Experiment, weights: str) -> tuple[Experiment, tuple[str, ...]]:
+    """The experiment with the feature maps of its initial weights, which followed from other data, and the reason."""
+    from detrs.checkpoints.sources import open_weights
+    from detrs.engine.fitting import FINER, shown
+
+    trained, before = open_weights(weights).experiment.model, experiment.model.backbone.stages
+    stages = trained.backbone.stages
+    if type(trained) is not type(experiment.model) or stages == before:  # other models are rejected later
+        return experiment, ()
+    reason = f"{FINER} {shown(stages)} instead of {shown(before)}: those of the initial weights"
+    return config.with_setting(experiment, FINER, stages), (reason,)
 
 
 def summary(result: "TrainResult") -> str:
