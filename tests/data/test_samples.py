@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms.v2.functional import convert_bounding_box_format
-from torchvision.tv_tensors import BoundingBoxes, wrap
+from torchvision.tv_tensors import wrap
 
 from detrs.data import Dataset, DigitsDataset, Sample, SampleDataset, make_sample
 from detrs.data.loader import evaluation_batches, training_batches
@@ -298,14 +297,6 @@ def test_members_with_wrong_values(member: str, value: Any, message: str) -> Non
         (lambda sample: sample._replace(labels=torch.tensor([3])), r"labels: expected 0 to 2, got \[3\]"),
         (lambda sample: sample._replace(labels=torch.tensor([1, 1])), "BoundingBoxes row per label"),
         (lambda sample: sample._replace(boxes=sample.boxes.as_subclass(torch.Tensor)), "got Tensor"),
-        (
-            lambda sample: sample._replace(boxes=boxes_as(sample, "XYWH")),
-            r"of the format XYXY, got torch.float32 and XYWH",
-        ),
-        (
-            lambda sample: sample._replace(boxes=boxes_as(sample, dtype=torch.int64)),
-            r"boxes: .* got torch.int64 and XYXY",
-        ),
         (lambda sample: sample._replace(image=sample.image.float()), "expected a uint8 tensor"),
         (lambda sample: sample._replace(original_size=(47, 83)), r"one \(height, width\), got \(83, 47\)"),
     ],
@@ -317,33 +308,6 @@ def test_samples_with_wrong_values(changed: Callable[[Sample], Any], message: st
     dataset.samples = [good[0], changed(good[1]), good[2]]
     with pytest.raises(UserError, match=message):
         list(evaluation_batches(dataset, (32, 48), 2))
-
-
-def boxes_as(sample: Sample, format: str = "XYXY", dtype: torch.dtype = torch.float32) -> BoundingBoxes:
-    """The boxes of a sample in another format or of another type."""
-    converted = convert_bounding_box_format(sample.boxes, new_format=format).to(dtype)
-    return BoundingBoxes(converted, format=format, canvas_size=sample.original_size)
-
-
-@pytest.mark.parametrize("options", [{"format": "CXCYWH"}, {"dtype": torch.float64}])
-def test_samples_with_boxes_of_another_kind(options: dict[str, Any]) -> None:
-    """Found at the start: their ground truth would be wrong."""
-    changed = samples(boxes=boxes_as(samples()[1], **options))
-    with pytest.raises(UserError, match=r"image 11\.boxes: expected float32 boxes of the format XYXY"):
-        SampleDataset(changed, NAMES)
-
-
-def test_boxes_with_a_format() -> None:
-    sample = samples()[0]
-    made = make_sample(pixels(0), sample.boxes, LABELS[0], 7)
-    assert torch.equal(made.boxes, sample.boxes)
-    with pytest.raises(UserError, match=r"boxes_xyxy of image 7: expected the format XYXY, got XYWH: convert them"):
-        make_sample(pixels(0), boxes_as(sample, "XYWH"), LABELS[0], 7)
-
-
-def test_numbers_that_numpy_does_not_have() -> None:
-    with pytest.raises(UserError, match=r"boxes_xyxy of image 7: expected an array of numbers, got torch.bfloat16"):
-        make_sample(pixels(0), torch.tensor(BOXES[0], dtype=torch.bfloat16), LABELS[0], 7)
 
 
 @pytest.mark.parametrize("truth", [{}, None, {"images": []}])
