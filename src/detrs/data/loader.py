@@ -102,7 +102,7 @@ def check_skipped(skipped: Collection[int], dataset: Dataset, problem: str | Non
     """
     if len(skipped) > MAX_DEFECTS * len(dataset):
         problem = problem or f"{counted(len(skipped), 'image')} of this epoch had to be skipped, see the warnings."
-        raise UserError(f"{problem} With it, more than {MAX_DEFECTS:.0%} of the {len(dataset)} images cannot be read.")
+        raise UserError(f"{problem} So more than {MAX_DEFECTS:.0%} of the {len(dataset)} images cannot be read.")
 
 
 def evaluation_batches(
