@@ -49,8 +49,36 @@ def test_json(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     found = json.loads(captured.out)
     assert found["num_errors"] == 0 and found["preset"] == "deformable-detr-small" and found["similar"] == []
     assert [split["num_objects"] for split in found["splits"]] == [150, 1]
-    assert {each["topic"] for each in found["advice"]} >= {"image size", "detections"}
+    # boxes of 3 x 4 pixels are smaller than a cell of stride 4, too; the size was given
+    assert {each["topic"] for each in found["advice"]} >= {"image size"}
+    starts = (
+        "--model.num-queries 300 instead",
+        "--evaluation.max-detections 200 instead",
+        "--model.backbone.stages 2 3 4",
+    )
+    assert all(setting.startswith(start) for setting, start in zip(found["settings"], starts, strict=True))
     assert "--image-size 96" in captured.err and page.read_text().startswith("<!doctype html>")
+
+
+def test_advice_follows_the_settings_that_follow_from_the_data(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in ``detrs train``: nothing is advised that the training does by itself."""
+    write(root, "train", [[10 * n, 2, 4, 4] for n in range(9)])
+    words = ["check", str(root), "--json", "--preset"]
+    assert main([*words, "deformable-detr-tiny"]) == 0  # 4 pixels at 128 x 192 are 7.9
+    found = json.loads(capsys.readouterr().out)
+    assert found["settings"] == [] and "image size" in {each["topic"] for each in found["advice"]}
+    for name in ("deformable-detr-small", "dino-small"):  # 15.8 at 288 x 384
+        assert main([*words, name]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["settings"] == [] and "image size" not in {each["topic"] for each in found["advice"]}
+    write(root, "train", [[10 * n, 2, 1.5, 1.5] for n in range(9)])  # 5.9
+    assert main([*words, "dino-small"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (stages,) = found["settings"]
+    assert stages.startswith(
+        "--model.backbone.stages 2 3 4 instead of 3 4 5: a tenth of the objects are smaller than 5.9"
+    )
+    assert "image size" not in {each["topic"] for each in found["advice"]}
 
 
 def test_errors_are_all_reported_with_exit_code_2(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,9 +60,7 @@ def test_replacements_do_not_depend_on_micro_batches() -> None:
 
 
 def test_more_than_one_percent_is_an_error() -> None:
-    with pytest.raises(
-        UserError, match=r"\.png may be damaged\. So more than 1% of the 200 images cannot be read"
-    ):
+    with pytest.raises(UserError, match=r"\.png may be damaged\. So more than 1% of the 200 images cannot be read"):
         epoch(Damaged(17, 90, 130))
 
 

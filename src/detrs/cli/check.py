@@ -1,7 +1,7 @@
 """``detrs check``: errors, numbers and advice for a dataset."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +17,7 @@ from detrs.data import data_root
 from detrs.errors import UserError, printable
 from detrs.files import is_present, os_errors
 from detrs.presets import preset
+from detrs.presets.fitted import FITTED
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from detrs.data.doctor import DatasetFacts
 
 PRESET = "deformable-detr-small"
+COMPARED = ("model.backbone.stages", "data.resize_to", "model.num_queries", "evaluation.max_detections")
+"""Settings that advice concerns."""
 MAX_LISTED = 5
 """Copies and similar images that are printed."""
 
@@ -41,7 +44,8 @@ class CheckArguments:
     data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
     """Folder or file of a dataset (COCO, YOLO, Pascal VOC, ...), or hf:OWNER/NAME."""
     preset: str = PRESET
-    """Preset whose image size, strides and queries the dataset is compared with."""
+    """Preset whose image size, strides and queries the dataset is compared with. Those of presets ending in -small
+    follow from the data first, as in detrs train."""
     image_size: Size | None = None
     """Short and long side in pixels, or one number for both. Default: the image size of the preset."""
     split: str | None = None
@@ -72,10 +76,12 @@ def run(argv: list[str]) -> None:
     from detrs.data.doctor import examine_dataset
 
     facts = examine_dataset(root, split=arguments.split, near_duplicates=arguments.near_duplicates)
+    experiment, reasons = fitted_to(experiment, facts, {"data.resize_to"} if arguments.image_size else set())
     plan = plan_of(experiment, facts)
+    fitted = [with_flags(each, "train") for each in reasons]
     advice = [each._replace(text=with_flags(each.text, "train")) for each in advise(facts, plan)]
     screen = console(as_json=arguments.json)
-    for part in report(facts, advice, plan):
+    for part in report(facts, fitted, advice, plan):
         screen.print(part, soft_wrap=isinstance(part, str))
     if arguments.output:
         from detrs import files
@@ -85,7 +91,7 @@ def run(argv: list[str]) -> None:
         screen.print(f"Page: {arguments.output}", soft_wrap=True)
     if arguments.json:
         as_json = [each._asdict() for each in advice]
-        print_json({**facts.to_json(), "preset": arguments.preset, "advice": as_json})
+        print_json({**facts.to_json(), "preset": arguments.preset, "settings": fitted, "advice": as_json})
     if facts.num_errors:
         listed = sum(kind == "error" for kind, *_ in facts.findings)
         kinds = "1 kind of error" if listed == 1 else f"{listed} kinds of errors"
@@ -106,6 +112,23 @@ def check_page_path(path: Path) -> None:
         raise UserError(f"--output: the folder '{path.parent}' does not exist or is not writable.")
 
 
+def fitted_to(
+    experiment: "Experiment", facts: "DatasetFacts", given: Collection[str]
+) -> tuple["Experiment", list[str]]:
+    """The settings with which ``detrs train`` trains on the data, and the reasons of those that advice concerns."""
+    from detrs.data.advice import training_split
+    from detrs.engine.fitting import TrainingImages, fitted
+
+    train = training_split(facts)
+    if experiment.name not in FITTED or train is None or not len(train.images):
+        return experiment, []
+    sizes = train.image_sizes[train.objects.image].tolist()
+    boxes = tuple((height, width, side) for (height, width), side in zip(sizes, train.sides.tolist(), strict=True))
+    images = TrainingImages(images=len(train.images), most_objects=int(train.per_image.max()), boxes=boxes)
+    experiment, reasons = fitted(experiment, images, given)
+    return experiment, [each for each in reasons if each.startswith(COMPARED)]
+
+
 def plan_of(experiment: "Experiment", facts: "DatasetFacts") -> "Plan":
     """The settings of a preset that the dataset is compared with."""
     from detrs.data.advice import Plan, training_split
@@ -124,7 +147,9 @@ def plan_of(experiment: "Experiment", facts: "DatasetFacts") -> "Plan":
     )
 
 
-def report(facts: "DatasetFacts", advice: Sequence["Advice"], plan: "Plan") -> list["RenderableType"]:
+def report(
+    facts: "DatasetFacts", fitted: Sequence[str], advice: Sequence["Advice"], plan: "Plan"
+) -> list["RenderableType"]:
     """The report as tables and lines of text."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -160,6 +185,11 @@ def report(facts: "DatasetFacts", advice: Sequence["Advice"], plan: "Plan") -> l
     if (rest := len(similar) - MAX_LISTED) > 0:
         lines.append(f"similar: {rest:,} more {'pair' if rest == 1 else 'pairs'} (--json lists all)")
     size = " ".join(map(str, dict.fromkeys(plan.resize_to)))
+    if fitted:
+        lines += [
+            f"\nSettings of {plan.preset} that follow from the data in detrs train:",
+            *(f"  {each}" for each in fitted),
+        ]
     lines.append(f"\nAdvice for {plan.preset} at --image-size {size}:")
     none = "fix the errors first" if facts.num_errors else "nothing to change"
     lines += [f"  {each.topic}: {each.text}" for each in advice] or [f"  {none}"]
