@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -53,9 +56,15 @@ def test_an_unknown_backend_is_an_error_with_the_nearest_name(monkeypatch) -> No
     monkeypatch.setattr(backend, "_forced", "nunba")  # as from DETRS_OPS=nunba
     with pytest.raises(UserError, match="DETRS_OPS"):
         backend.current("cpu", torch.float32)
-    with pytest.raises(UserError, match="DETRS_OPS"):  # also in detectors without deformable attention
-        backend.is_chosen("numba", "cpu", torch.float32)
     assert "Did you mean 'numba'" in ops.describe()
+
+
+def test_an_unknown_name_in_the_environment_is_an_error_for_every_detector(monkeypatch) -> None:
+    monkeypatch.setenv("DETRS_OPS", "nunba")
+    words = [sys.executable, "-m", "detrs", "profile", "detr-tiny", "--image-size", "32", "--repeats", "1"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("error: Expected one of the backends") and "Did you mean 'numba'?" in done.stderr
 
 
 def test_use_lasts_for_the_block_or_for_good(monkeypatch) -> None:

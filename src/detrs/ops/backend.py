@@ -77,6 +77,10 @@ def _check(name: str) -> None:
         )
 
 
+if _forced is not None:
+    _check(_forced)  # now: detectors without deformable attention never ask for it
+
+
 class use:
     """Forces a backend in the whole process, permanently or in a ``with`` block. ``None`` restores the default.
 
@@ -129,15 +133,8 @@ def current(device_type: str, dtype: torch.dtype) -> str:
 
 def is_chosen(name: str, device_type: str, dtype: torch.dtype) -> bool:
     """Whether the backend is ``name``, for operators that have kernels of no other one: these use the reference if
-    another one is forced.
-
-    Raises:
-        UserError: The forced backend does not exist.
-    """
-    if _forced is not None and _forced != name:
-        _check(_forced)
-        return False
-    return current(device_type, dtype) == name
+    another one is forced."""
+    return _forced in (None, name) and current(device_type, dtype) == name
 
 
 def is_transformed(*, by_vmap: bool = True) -> bool:
