@@ -212,10 +212,8 @@ def test_nothing_given() -> None:
             open_dataset(path, "train")
 
 
-def test_an_area_of_zero_is_that_of_the_box_with_a_note(folder: Any) -> None:
+def test_an_area_of_zero_is_that_of_the_box(folder: Any) -> None:
     for annotation in folder.data["annotations"]:
         annotation["area"] = 0
     data = folder.open()
     assert data.ground_truth()["annotations"][0]["area"] == 31 * 23
-    (note,) = [note for note in data.notes if "area" in note]
-    assert note.startswith("6 x area that is not a positive number, replaced by that of the box: annotation 100, ")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from detrs.data.findings import Findings, add_items
 from detrs.data.image_table import Images
-from detrs.data.objects import AREA, CROWD, IGNORED, NO_ID, Columns, Objects
+from detrs.data.objects import CROWD, IGNORED, NO_ID, Columns, Objects
 
 ROUNDING_TOLERANCE = 2.0
 """Pixels by which a box may exceed its image without a note."""
@@ -64,7 +64,6 @@ def check_objects(
     errors.add_many("unknown category_id", len(rows), places)
     if columns.id:
         _check_ids(columns, boxes, errors)
-    notes.add_many(AREA, columns.num_replaced, map(columns.place, columns.replaced))
 
     rows = np.flatnonzero((image >= 0) & (label >= 0))
     area = _values(columns.area)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, SupportsIndex, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from detrs.data.findings import NUM_PLACES
 from detrs.data.id_column import IdColumn
 
 MAX_COORDINATE = 1e9
@@ -24,8 +23,6 @@ ROTATED = (
 )
 
 ENCLOSED = "polygon or other shape, of which the enclosing upright box is used"
-
-AREA = "area that is not a positive number, replaced by that of the box"
 
 REGULAR, CROWD, IGNORED = range(3)
 
@@ -113,10 +110,6 @@ class Columns(ABC):
         """In the square of the unit of the boxes."""
         self.kind = array("b")
         """``REGULAR``, ``CROWD`` or ``IGNORED``."""
-        self.num_replaced = 0
-        """Areas in the files that are not positive numbers, and that were replaced by those of the boxes."""
-        self.replaced: list[int] = []
-        """The rows of the first of them."""
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -148,19 +141,6 @@ class Columns(ABC):
         self.boxes.extend(box)
         self.area.append(box[2] * box[3] if area is None else area)
         self.kind.append(kind)
-
-    def area_of(self, area: Any, box: tuple[float, float, float, float]) -> float:
-        """The area of the next object: ``area`` as in the file, or that of its box if it is not a positive number."""
-        if isinstance(area, int | float) and 0 < area < MAX_COORDINATE**2:
-            return float(area)
-        if area is not None and box[2] * box[3] > 0:
-            self.replace_areas([len(self)])
-        return box[2] * box[3]
-
-    def replace_areas(self, rows: Sequence[int]) -> None:
-        """Counts areas that were replaced by those of the boxes."""
-        self.num_replaced += len(rows)
-        self.replaced.extend(rows[: NUM_PLACES - len(self.replaced)])
 
     def add_many(
         self,

@@ -42,7 +42,7 @@ def entries(numbers: random.Random, count: int, share: float) -> list[Any]:
 def stored(columns: CocoColumns) -> Any:
     ids = [[*column] for column in (columns.image_id, columns.category_id)]
     values = [each.tolist() for each in (columns.id, columns.number, columns.boxes, columns.area, columns.kind)]
-    return columns.num_items, ids, repr(values), columns.num_replaced, [*map(columns.place, columns.replaced)]
+    return columns.num_items, ids, repr(values)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.003, 0.3, 1.0])
@@ -72,17 +72,6 @@ def test_each_unusual_value(monkeypatch: pytest.MonkeyPatch, change: Any) -> Non
     single.extend(part)
     assert stored(together) == stored(single)
     assert errors[0].lines() == errors[1].lines()
-
-
-@pytest.mark.parametrize(("area", "noted"), [(0, 2), (-1.5, 2), (None, 0), (3.5, 0), ("5", 2)])
-def test_areas_that_are_replaced(area: Any, noted: int) -> None:
-    part = [{"id": 7 + n, "image_id": 1, "category_id": 1, "bbox": [1, 2, n, 4], "area": area} for n in range(3)]
-    columns = CocoColumns(Findings())
-    columns.extend([{"id": 6, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "area": 5}])
-    columns.extend(part)
-    assert columns.area.tolist() == [5, *([3.5] * 3 if area == 3.5 else [0, 4, 8])]
-    assert columns.num_replaced == noted  # not that of the box without area
-    assert [*map(columns.place, columns.replaced)] == ["annotation 8", "annotation 9"][:noted]
 
 
 def test_usual_annotations_are_checked_together() -> None:

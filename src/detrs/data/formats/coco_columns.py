@@ -59,7 +59,6 @@ class CocoColumns(Columns):
         if values is not None:
             self.number.extend(range(self.num_items, self.num_items + len(entries)))
             self.num_items += len(entries)
-            self.replace_areas((values.replaced + len(self)).tolist())
             self.id.extend(values.ids)
             self.add_many(values.image_ids, values.category_ids, values.boxes, values.areas, values.kinds)
         elif len(entries) > MAX_SINGLE:
@@ -88,15 +87,16 @@ class CocoColumns(Columns):
         elif fault:
             self.errors.add(fault, f"{place}: {value!r:.80}")
         else:
+            area = entry.get("area")
             x, y, width, height = map(float, entry["bbox"])
-            area = self.area_of(entry.get("area"), (x, y, width, height))
+            is_known = isinstance(area, int | float) and 0 < area < MAX_COORDINATE**2
             self.number.append(number)
             self.id.append(id_ if id_ is not None and NO_ID < id_ < 2**63 else NO_ID)
             self.add(
                 image_id,
                 category_id,
                 (x, y, width, height),
-                area=area,
+                area=float(area) if is_known else None,  # type: ignore[arg-type]
                 kind=CROWD if entry.get("iscrowd") else IGNORED if entry.get("ignore") else REGULAR,
             )
 
@@ -113,8 +113,6 @@ class Values(NamedTuple):
     """(N,) float64."""
     kinds: NDArray[Any]
     """(N,) int8."""
-    replaced: NDArray[Any]
-    """Those whose area in the file was replaced."""
 
 
 def regular_values(entries: list[dict[str, Any]]) -> Values | None:
@@ -147,13 +145,10 @@ def regular_values(entries: list[dict[str, Any]]) -> Values | None:
     areas = np.array(given_areas, dtype=np.float64)  # None becomes NaN
     if not ((np.abs(boxes) < MAX_COORDINATE).all() and boxes[:, 2:].min() >= 0) or (areas > MAX_EXACT).any():
         return None
-    of_boxes = boxes[:, 2] * boxes[:, 3]
-    replaced = np.flatnonzero(~(areas > 0) & (of_boxes > 0))
-    areas = np.where(areas > 0, areas, of_boxes)
+    areas = np.where(areas > 0, areas, boxes[:, 2] * boxes[:, 3])
     is_crowd, is_ignored = (np.array([*map(bool, flags)]) for flags in (crowd, ignored))
     kinds = np.where(is_crowd, CROWD, np.where(is_ignored, IGNORED, REGULAR))
-    replaced = replaced[[given_areas[row] is not None for row in replaced]]
-    return Values(ids, image_ids, category_ids, boxes, areas, kinds, replaced)
+    return Values(ids, image_ids, category_ids, boxes, areas, kinds)
 
 
 def annotation_fault(entry: dict[str, Any]) -> tuple[str, Any]:

@@ -17,7 +17,7 @@ from detrs.data.findings import Findings
 from detrs.data.formats.coco_columns import annotation_fault
 from detrs.data.formats.huggingface_names import LIST, class_list
 from detrs.data.formats.json_head import HEAD_BYTES
-from detrs.data.objects import CROWD, IGNORED, REGULAR, PlacedColumns, integer
+from detrs.data.objects import CROWD, IGNORED, MAX_COORDINATE, REGULAR, PlacedColumns, integer
 from detrs.errors import UserError
 from detrs.files import open_regular
 
@@ -270,7 +270,8 @@ def _add(
     else:
         x, y, width, height = map(float, entry["bbox"])
         box = (x, y, width, height)
-        area = columns.area_of(entry.get("area"), box)
+        area = entry.get("area")
+        area = float(area) if isinstance(area, int | float) and 0 < area < MAX_COORDINATE**2 else None
         kind = CROWD if entry.get("iscrowd") else IGNORED if entry.get("ignore") else REGULAR
         columns.add_at(place, line, image_id, category_id, box, area=area, kind=kind)
 
