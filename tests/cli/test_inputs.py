@@ -36,6 +36,14 @@ def test_cameras_are_not_images(source: str) -> None:
         check_only_source([source], videos=False)
 
 
+@pytest.mark.parametrize("url", ["http://cam:abc/stream", "http://localhost/my image"])
+def test_an_invalid_url_has_the_message_of_its_reader(url: str) -> None:
+    """Nothing is sent; ``http.client.InvalidURL`` is neither an ``OSError`` nor a ``ValueError``."""
+    assert split_sources([url], True) == ([url], [])
+    with pytest.raises(UserError, match=r"could not be downloaded: "):
+        list(sources.decoded([url], True, sources.handler("raise")))
+
+
 @pytest.mark.parametrize(
     "given",
     [
